@@ -1,0 +1,1 @@
+"""Features from raw utterance videos: operators without Ray, and the Ray Data pipeline over them."""

@@ -1,0 +1,1 @@
+"""The Ray shells around the core."""

@@ -1,0 +1,1 @@
+"""The model (LFMIM) and its layers; one file per model."""

@@ -1,0 +1,169 @@
+"""The contract between the rooms: modalities, heads, emotions, column names, FeatureSpec.
+
+Everything that reads or writes a manifest, a feature store, a checkpoint or a registered model takes its names
+from here, so no label list or column name exists twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong. The message names file, row and field and says what to do.
+
+    The jobs print it without a traceback and exit with code 2.
+    """
+
+
+class Modality(StrEnum):
+    """An input stream of an utterance."""
+
+    TEXT = "text"
+    AUDIO = "audio"
+    VISION = "vision"
+
+
+MODALITIES: tuple[Modality, ...] = tuple(Modality)
+MULTIMODAL = "multimodal"
+HEADS: tuple[str, ...] = (*(m.value for m in MODALITIES), MULTIMODAL)
+"""Prediction heads: one per modality, each with its own label, and the multimodal one."""
+
+EMOTIONS: tuple[str, ...] = ("anger", "disgust", "fear", "happiness", "neutrality", "sadness", "surprise")
+"""Class index order: that of the published data."""
+
+REPORT_ORDER: tuple[str, ...] = ("happiness", "sadness", "fear", "anger", "surprise", "disgust", "neutrality")
+"""Column order of the paper's tables."""
+
+EMOTIONS_ZH: dict[str, str] = {
+    "愤怒": "anger",
+    "厌恶": "disgust",
+    "恐惧": "fear",
+    "高兴": "happiness",
+    "平静": "neutrality",
+    "悲伤": "sadness",
+    "惊奇": "surprise",
+}
+"""The published data's label words -> emotion names."""
+
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
+IGNORE_LABEL = -100
+"""Class index of a missing label; `torch.nn.functional.cross_entropy` skips it by default."""
+
+ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
+LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
+FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
+FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
+
+SPEC_FILE = "feature_spec.json"
+ERRORS_FOLDER = "errors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One encoder, identified well enough that two equal specs mean interchangeable features."""
+
+    name: str
+    """Hub id, preset name or file name as the user gave it (informative)."""
+    revision: str
+    """Hub revision, or "" for local weights."""
+    weights_sha256: str
+    dim: int
+    max_length: int
+    """Longest stored sequence; 0 means the true length is kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What the numbers in a feature store mean.
+
+    `encoders` is keyed by modality name. `sampling` holds every setting that changes features (segments, frames,
+    seed, crop size, sample rate, ...). `library_versions` is for tracing and does not take part in comparison.
+    """
+
+    encoders: dict[str, EncoderSpec]
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    library_versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.encoders) - {m.value for m in MODALITIES}
+        if unknown:
+            raise InputError(f"FeatureSpec: unknown modality {sorted(unknown)}; known: {[m.value for m in MODALITIES]}")
+
+    @property
+    def dims(self) -> dict[Modality, int]:
+        """Feature width per modality present."""
+        return {m: self.encoders[m].dim for m in MODALITIES if m in self.encoders}
+
+    def differences(self, other: FeatureSpec) -> list[str]:
+        """Human-readable list of what makes features of `other` unusable where `self` is expected; [] if nothing."""
+        found = []
+        for m in MODALITIES:
+            mine, theirs = self.encoders.get(m), other.encoders.get(m)
+            if mine is None or theirs is None:
+                if mine is not theirs:
+                    found.append(f"{m}: {'no encoder' if mine is None else mine.name} vs "
+                                 f"{'no encoder' if theirs is None else theirs.name}")
+                continue
+            for field in ("weights_sha256", "dim", "max_length"):
+                a, b = getattr(mine, field), getattr(theirs, field)
+                if a != b:
+                    found.append(f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})")
+        for key in sorted(set(self.sampling) | set(other.sampling)):
+            if self.sampling.get(key) != other.sampling.get(key):
+                found.append(f"sampling.{key}: {self.sampling.get(key)} vs {other.sampling.get(key)}")
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over everything `differences` compares."""
+        parts = {
+            "encoders": {m: [e.weights_sha256, e.dim, e.max_length] for m, e in self.encoders.items()},
+            "sampling": self.sampling,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "FeatureSpec") -> FeatureSpec:
+        """Parse `to_json` output. Raises InputError naming `source` if it is malformed."""
+        try:
+            raw = json.loads(text)
+            encoders = {name: EncoderSpec(**fields) for name, fields in raw.pop("encoders").items()}
+            return cls(encoders=encoders, **raw)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{source}: not a valid feature spec ({error!r}); extract the features again") from error
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureSpec:
+        """Read `feature_spec.json` of the feature store in `folder`."""
+        path = folder / SPEC_FILE
+        if not path.is_file():
+            raise InputError(f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
+                             "make one with jobs/extract_features.py")
+        return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) > 16 else text
+
+
+def parse_emotion(value: object, *, where: str) -> str | None:
+    """Emotion name (English or the published Chinese word) -> English name; missing -> None.
+
+    Raises InputError naming `where` for anything else.
+    """
+    if value is None or value != value or value == "":  # None, NaN or empty: no label
+        return None
+    name = EMOTIONS_ZH.get(str(value), str(value).strip().lower())
+    if name not in EMOTIONS:
+        raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
+    return name

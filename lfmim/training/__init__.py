@@ -1,0 +1,1 @@
+"""Losses, the loop and checkpoints: plain torch, one device or torch.distributed, no Ray."""
