@@ -1,0 +1,260 @@
+"""Frozen configuration dataclasses, validated on construction; YAML in and out.
+
+The command line is generated from them (jsonargparse), so a field's docstring is its help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, Literal
+
+from lfmim.schema import HEADS, InputError, Modality
+
+
+def _check(ok: bool, field: str, message: str) -> None:
+    if not ok:
+        raise InputError(f"{field}: {message}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """LFMIM's sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
+
+    name: Literal["lfmim"] = "lfmim"
+    width: int = 128
+    """Width d of every stream."""
+    heads: int = 8
+    layers: int = 4
+    ffn_multiple: int = 4
+    """Feed-forward width as a multiple of `width`."""
+    fex_tokens: int = 1
+    """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
+    pooling: Literal["mean", "fex", "attention"] = "mean"
+    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling."""
+    dropout_attention: float = 0.1
+    dropout_ffn: float = 0.1
+    dropout_embedding: float = 0.1
+    max_text: int = 80
+    """Longest text sequence, tokens with CLS and SEP."""
+    max_audio: int = 100
+    """Longer audio is sampled uniformly down to this many vectors."""
+    max_vision: int = 64
+
+    def __post_init__(self) -> None:
+        for field in ("width", "heads", "layers", "ffn_multiple", "fex_tokens", "max_text", "max_audio", "max_vision"):
+            _check(getattr(self, field) >= 1, f"model.{field}", f"{getattr(self, field)} must be at least 1")
+        _check(self.width % self.heads == 0, "model.heads", f"{self.heads} does not divide model.width {self.width}")
+        _check(self.width % 2 == 0, "model.width", f"{self.width} must be even")
+        for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
+            _check(0.0 <= getattr(self, field) < 1.0, f"model.{field}", f"{getattr(self, field)} is not in [0, 1)")
+
+    @property
+    def max_lengths(self) -> dict[Modality, int]:
+        """Longest sequence per modality that reaches the model."""
+        return {Modality.TEXT: self.max_text, Modality.AUDIO: self.max_audio, Modality.VISION: self.max_vision}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BetaConfig:
+    """Loss weights β per head (paper eq. 3)."""
+
+    text: float = 1.0
+    audio: float = 1.0
+    vision: float = 1.0
+    multimodal: float = 1.0
+
+    def __post_init__(self) -> None:
+        for head in HEADS:
+            _check(getattr(self, head) >= 0.0, f"train.beta.{head}", f"{getattr(self, head)} must not be negative")
+        _check(any(getattr(self, h) > 0 for h in HEADS), "train.beta", "at least one β must be positive")
+
+    def as_dict(self) -> dict[str, float]:
+        return {head: getattr(self, head) for head in HEADS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation; the defaults follow the paper (§5.1.2)."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.005
+    momentum: float = 0.0
+    """SGD only."""
+    weight_decay: float = 0.0
+    schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
+    """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or lr."""
+    epochs: int = 20
+    batch_size: int = 96
+    """Global batch size: over all workers together."""
+    beta: BetaConfig = dataclasses.field(default_factory=BetaConfig)
+    grad_clip: float = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation score; 0 never stops early."""
+    selection: Literal["multimodal", "text", "audio", "vision"] = "multimodal"
+    """Head whose validation accuracy chooses the checkpoint."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "train.lr", f"{self.lr} must be positive")
+        _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
+        _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
+        for field in ("momentum", "weight_decay", "grad_clip", "patience"):
+            _check(getattr(self, field) >= 0, f"train.{field}", f"{getattr(self, field)} must not be negative")
+        _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a training run lives and what it may use."""
+
+    name: str = ""
+    """Run name; empty: derived from config and data, so that the same command continues the same run."""
+    storage: str = "runs"
+    """Folder of checkpoints and run state; shared storage on a cluster of several nodes."""
+    workers: int = 1
+    """DDP workers."""
+    gpus_per_worker: float = 0.0
+    """GPUs per worker; 0 trains on CPU."""
+    cpus_per_worker: float = 1.0
+    max_failures: int = 3
+    """Worker failures survived before the run is given up."""
+    keep_checkpoints: int = 2
+    """Best checkpoints kept, by validation score (the latest is kept as well)."""
+
+    def __post_init__(self) -> None:
+        _check(self.workers >= 1, "run.workers", f"{self.workers} must be at least 1")
+        _check(self.gpus_per_worker >= 0, "run.gpus_per_worker", f"{self.gpus_per_worker} must not be negative")
+        _check(self.cpus_per_worker > 0, "run.cpus_per_worker", f"{self.cpus_per_worker} must be positive")
+        _check(self.max_failures >= 0, "run.max_failures", f"{self.max_failures} must not be negative")
+        _check(self.keep_checkpoints >= 1, "run.keep_checkpoints", f"{self.keep_checkpoints} must be at least 1")
+        _check("/" not in self.name and ".." not in self.name, "run.name", f"{self.name!r} must be a plain name")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """MLflow."""
+
+    uri: str = ""
+    """Tracking server; empty: $MLFLOW_TRACKING_URI, else sqlite:///<run.storage>/mlflow.db."""
+    experiment: str = "lfmim"
+    model_name: str = "lfmim"
+    """Registered model; `champion` is its alias."""
+
+    def __post_init__(self) -> None:
+        for field in ("experiment", "model_name"):
+            _check(bool(getattr(self, field)), f"tracking.{field}", "must not be empty")
+        _check(not set("/:") & set(self.model_name), "tracking.model_name", "must contain neither '/' nor ':'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Everything `jobs/train.py` needs."""
+
+    store: str
+    """Feature store made by jobs/extract_features.py."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.store), "store", "must not be empty")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which encoders turn media into features. Empty sources come from the preset."""
+
+    preset: Literal["tiny", "paper"] = "tiny"
+    """tiny: small seeded random encoders, no download. paper: Chinese BERT-base, wav2vec2-base, RAF-DB ResNet-18."""
+    text: str = ""
+    """Folder or hub id of a BERT."""
+    audio: str = ""
+    """Folder or hub id of a wav2vec2."""
+    vision: str = ""
+    """Folder or hub id of a ResNet, or a .pth file of a torchvision ResNet-18 (the paper's: trained on RAF-DB)."""
+    text_revision: str = ""
+    audio_revision: str = ""
+    vision_revision: str = ""
+
+    def __post_init__(self) -> None:
+        if self.preset == "paper":
+            _check(bool(self.vision), "encoders.vision", "the paper preset needs the path of a ResNet-18 trained on "
+                   "RAF-DB (a .pth file or a folder): --encoders.vision PATH")
+
+    @property
+    def sources(self) -> dict[Modality, str]:
+        """Source per modality with the preset's defaults filled in; "" stands for a tiny encoder."""
+        defaults = {"text": "hfl/chinese-bert-wwm-ext", "audio": "TencentGameMate/chinese-wav2vec2-base"}
+        return {m: getattr(self, m) or (defaults.get(m, "") if self.preset == "paper" else "") for m in Modality}
+
+    @property
+    def revisions(self) -> dict[Modality, str | None]:
+        return {m: getattr(self, f"{m}_revision") or None for m in Modality}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractConfig:
+    """Everything `jobs/extract_features.py` needs."""
+
+    manifest: str
+    """CSV, JSONL or Parquet file."""
+    store: str
+    """Folder of the feature store to make or to complete."""
+    encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    segments: int = 8
+    frames_per_segment: int = 8
+    seed: int = 0
+    """Seeds the frame sampling, together with the utterance id."""
+    decode_workers: int = 0
+    """CPU tasks decoding at once; 0: one per CPU, less one for each model stage."""
+    face_workers: int = 1
+    encoder_workers: int = 1
+    """Actors per encoder stage."""
+    gpus_per_worker: float = 0.0
+    """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
+    rows_per_part: int = 256
+    """Rows gathered per Parquet part."""
+
+    def __post_init__(self) -> None:
+        for field in ("manifest", "store"):
+            _check(bool(getattr(self, field)), field, "must not be empty")
+        for field in ("segments", "frames_per_segment", "face_workers", "encoder_workers", "rows_per_part"):
+            _check(getattr(self, field) >= 1, field, f"{getattr(self, field)} must be at least 1")
+        _check(self.decode_workers >= 0, "decode_workers", "must not be negative")
+        _check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Dataclass -> plain nested dict (YAML- and JSON-ready)."""
+    return dataclasses.asdict(config)
+
+
+def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
+    """Inverse of `to_dict` for ExperimentConfig. Raises InputError on unknown or invalid fields."""
+    try:
+        raw = dict(raw)
+        train = dict(raw.pop("train", {}))
+        beta = BetaConfig(**train.pop("beta", {}))
+        return ExperimentConfig(
+            model=ModelConfig(**raw.pop("model", {})), train=TrainConfig(beta=beta, **train),
+            run=RunConfig(**raw.pop("run", {})), tracking=TrackingConfig(**raw.pop("tracking", {})), **raw,
+        )
+    except TypeError as error:
+        raise InputError(f"config: {error}") from error
+
+
+def config_hash(*parts: Any) -> str:
+    """Ten hex digits over JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
+
+
+__all__ = [
+    "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig", "RunConfig",
+    "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict", "to_dict",
+]

@@ -1,0 +1,149 @@
+"""Feature store -> padded tensors once, then batches by index: no per-sample Python in the epoch.
+
+The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each global batch, so one
+worker and many see the same samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from lfmim.data.store import read_table, sequences
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    ID,
+    IGNORE_LABEL,
+    LABEL_COLUMNS,
+    MODALITIES,
+    MULTIMODAL,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64."""
+
+    features: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    labels: Tensor
+    weight: Tensor
+    """[B] float32: 1, or 0 for a row that only fills up a worker's share and must not count."""
+    counts: Tensor
+    """[heads] float32: labelled samples in the *global* batch, the divisor of the loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UtteranceTensors:
+    """A split in memory: padded float16 features [N, T, D_u], masks [N, T], labels [N, heads], ids."""
+
+    ids: list[str]
+    features: dict[Modality, Tensor]
+    lengths: dict[Modality, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> UtteranceTensors:
+        return UtteranceTensors(
+            self.ids, {m: x.to(device) for m, x in self.features.items()},
+            {m: x.to(device) for m, x in self.lengths.items()}, self.labels.to(device),
+        )
+
+    def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
+        """Rows `index` as a batch, padded to the longest sequence among them."""
+        features: dict[str, Tensor] = {}
+        masks: dict[str, Tensor] = {}
+        for m, x in self.features.items():
+            length = self.lengths[m][index]
+            longest = max(int(length.max()), 1)
+            features[m] = x[index, :longest].float()
+            masks[m] = torch.arange(longest, device=x.device)[None, :] < length[:, None]
+        labels = torch.where(weight[:, None] > 0, self.labels[index], IGNORE_LABEL)
+        return Batch(features, masks, labels, weight, counts)
+
+    def batches(
+        self, batch_size: int, *, rank: int = 0, world: int = 1, shuffle_seed: tuple[int, int] | None = None
+    ) -> Iterator[Batch]:
+        """One epoch's share of worker `rank`: every worker yields equally many batches.
+
+        `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order.
+        """
+        n, device = len(self), self.labels.device
+        order = torch.arange(n)
+        if shuffle_seed is not None:
+            seed, epoch = shuffle_seed
+            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+        for start in range(0, n, batch_size):
+            whole = order[start : start + batch_size].to(device)
+            counts = (self.labels[whole] != IGNORE_LABEL).sum(dim=0).float()
+            mine = whole[rank::world]
+            weight = torch.ones(len(mine), device=device)
+            share = -(-len(whole) // world)
+            if len(mine) < share:  # fill up with a row of weight 0, so that every worker runs every collective
+                mine = torch.cat([mine, whole[:1]])
+                weight = torch.cat([weight, torch.zeros(1, device=device)])
+            yield self.gather(mine, weight, counts)
+
+
+def fit_length(sequence: np.ndarray, modality: Modality, max_length: int) -> np.ndarray:
+    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), text cut."""
+    if len(sequence) <= max_length:
+        return sequence
+    if modality is Modality.TEXT:
+        return sequence[:max_length]
+    return sequence[np.linspace(0, len(sequence) - 1, max_length).round().astype(int)]
+
+
+def pad_sequences(
+    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int
+) -> tuple[Tensor, Tensor]:
+    """Sequences (None: absent, length 0) -> zero-padded float16 [N, T, dim] and int64 lengths [N]."""
+    fitted = [None if x is None else fit_length(x, modality, max_length) for x in rows]
+    lengths = np.array([0 if x is None else len(x) for x in fitted], dtype=np.int64)
+    out = np.zeros((len(fitted), max(int(lengths.max(initial=0)), 1), dim), dtype=np.float16)
+    for i, x in enumerate(fitted):
+        if x is not None:
+            out[i, : len(x)] = x
+    return torch.from_numpy(out), torch.from_numpy(lengths)
+
+
+def encode_labels(table: pa.Table) -> Tensor:
+    """Label columns -> int64 [N, heads]; missing labels, and uni-modal labels of absent modalities, are IGNORE_LABEL."""
+    index = {name: i for i, name in enumerate(EMOTIONS)}
+    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.int64)
+    for h, head in enumerate(HEADS):
+        absent = [False] * table.num_rows
+        if head != MULTIMODAL:
+            absent = table[FEATURE_COLUMNS[Modality(head)]].is_null().to_pylist()
+        for i, (name, gone) in enumerate(zip(table[LABEL_COLUMNS[head]].to_pylist(), absent, strict=True)):
+            if name is not None and not gone:
+                labels[i, h] = index[name]
+    return torch.from_numpy(labels)
+
+
+def load_split(store: Path, split: str, max_lengths: Mapping[Modality, int]) -> UtteranceTensors:
+    """A split of a feature store in memory, in id order. Raises InputError if it is empty or without labels."""
+    spec = FeatureSpec.load(store)
+    table = read_table(store, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()], split)
+    if not table.num_rows:
+        raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
+    labels = encode_labels(table)
+    if bool((labels == IGNORE_LABEL).all()):
+        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(LABEL_COLUMNS.values())}")
+    padded = {m: pad_sequences(sequences(table, m), m, spec.dims[m], max_lengths[m]) for m in MODALITIES}
+    return UtteranceTensors(
+        table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
+    )

@@ -1,0 +1,101 @@
+"""Manifests: CSV, JSONL or Parquet tables of utterances, checked as a whole before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+import pandas as pd
+
+from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, SPLITS, TEXT, VIDEO, InputError, parse_emotion
+
+READERS: dict[str, Callable[..., pd.DataFrame]] = {
+    ".csv": lambda f: pd.read_csv(f, dtype=str, keep_default_na=False),
+    ".jsonl": lambda f: pd.read_json(f, lines=True, dtype=False, convert_dates=False),
+    ".parquet": pd.read_parquet,
+}
+KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
+
+
+def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
+    """Read and validate a manifest; local path or any fsspec URL.
+
+    Returns a frame with `id` (str, unique), `video` (absolute path or URL, "" if absent), `text` ("" if absent),
+    `split` ("" if absent), `speaker`, the four `label_*` columns (English name or None) and the other columns as they
+    are. Relative videos are resolved against the manifest and may not leave its folder. Raises InputError naming file,
+    row (1-based, header not counted) and field. `need_media=False` skips the check that local videos exist.
+    """
+    suffix = "." + path.rsplit(".", 1)[-1].lower()
+    if suffix not in READERS:
+        raise InputError(f"{path}: unknown manifest format; use one of {', '.join(READERS)}")
+    try:
+        with fsspec.open(path, "rb") as f:
+            frame = READERS[suffix](f)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the manifest is empty; it needs a header line and at least one row") from error
+    except (ValueError, OSError) as error:  # what pandas and pyarrow raise for malformed files
+        raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
+    for column in (ID, VIDEO):
+        if column not in frame.columns:
+            raise InputError(f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise InputError(f"{path}: the manifest has no rows")
+    frame = frame.rename(columns=str).reset_index(drop=True)
+
+    frame[ID] = [_text(v) for v in frame[ID]]
+    for row, value in enumerate(frame[ID], start=1):
+        if not value:
+            raise InputError(f"{path}: row {row}, field 'id': empty")
+    repeated = frame[ID].duplicated()
+    if repeated.any():
+        row = int(repeated.idxmax())
+        first = int((frame[ID] == frame[ID][row]).idxmax())
+        raise InputError(f"{path}: row {row + 1}, field 'id': duplicate id {frame[ID][row]!r} (first in row {first + 1})")
+    for column in (TEXT, SPLIT, SPEAKER):
+        frame[column] = [_text(v) for v in frame[column]] if column in frame else ""
+    for row, value in enumerate(frame[SPLIT], start=1):
+        if value and value not in SPLITS:
+            raise InputError(f"{path}: row {row}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
+    for column in LABEL_COLUMNS.values():
+        values = frame[column] if column in frame else [None] * len(frame)
+        frame[column] = pd.Series(
+            [parse_emotion(v, where=f"{path}: row {r}, field '{column}'") for r, v in enumerate(values, start=1)],
+            dtype=object,
+        )
+    frame[VIDEO] = [
+        _resolve_video(path, row, _text(value), need_media) for row, value in enumerate(frame[VIDEO], start=1)
+    ]
+    return frame
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or value != value else str(value).strip()
+
+
+def _resolve_video(manifest: str, row: int, video: str, need_media: bool) -> str:
+    where = f"{manifest}: row {row}, field 'video'"
+    if not video or "://" in video:
+        return video
+    fs, manifest_path = fsspec.core.url_to_fs(manifest)
+    if video.startswith("/"):
+        resolved = video
+    else:
+        if ".." in video.split("/"):
+            raise InputError(f"{where}: {video!r} leaves the manifest's folder; use an absolute path if that is meant")
+        folder = manifest_path.rsplit("/", 1)[0] if "/" in manifest_path else "."
+        resolved = f"{folder}/{video}"
+    if "://" in manifest and not video.startswith("/"):
+        return str(fs.unstrip_protocol(resolved))
+    if need_media:
+        local = fsspec.filesystem("file")
+        if not local.isfile(resolved):
+            raise InputError(f"{where}: no such file: {resolved}")
+    return resolved
+
+
+def passthrough_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns this project does not know; they are carried into the feature store as text."""
+    return [c for c in frame.columns if c not in KNOWN_COLUMNS]

@@ -1,0 +1,150 @@
+"""The feature store: a folder of Parquet parts, `feature_spec.json` and `errors/` (quarantined rows).
+
+Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the true lengths:
+`column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pad
+import pyarrow.parquet as pq
+
+from lfmim.schema import (
+    DURATION,
+    ERRORS_FOLDER,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    FRAME_INDICES,
+    ID,
+    LABEL_COLUMNS,
+    SPEAKER,
+    SPEC_FILE,
+    SPLIT,
+    TEXT,
+    VIDEO,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
+
+ERROR_SCHEMA = pa.schema([(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())])
+
+
+def feature_type(dim: int) -> pa.DataType:
+    """`list<fixed_size_list<float16, dim>>`: one sequence of true length."""
+    return pa.list_(pa.list_(pa.float16(), dim))
+
+
+def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
+    """Arrow schema of the store's parts; `passthrough` columns are text."""
+    return pa.schema([
+        *((name, pa.string()) for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())),
+        *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
+        (FACE_FOUND, pa.list_(pa.bool_())),
+        (FRAME_INDICES, pa.list_(pa.int32())),
+        (DURATION, pa.float64()),
+        *((name, pa.string()) for name in passthrough),
+    ])
+
+
+def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
+    """Sequences [T_i, dim] (None: absent) -> one Arrow column of `feature_type(dim)`."""
+    kept: list[np.ndarray] = []
+    offsets: list[int | None] = []
+    total = 0
+    for x in sequences:
+        offsets.append(None if x is None else total)
+        if x is not None:
+            kept.append(np.ascontiguousarray(x, dtype=np.float16).reshape(-1, dim))
+            total += len(kept[-1])
+    flat = np.concatenate(kept).reshape(-1) if kept else np.empty(0, np.float16)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), dim)
+    return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
+
+
+def write_part(folder: Path, table: pa.Table) -> None:
+    """Write one part under a temporary name, then rename: a killed writer leaves no half part behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"part-{uuid.uuid4().hex}.parquet"
+    temporary = folder / f".{name}.tmp"
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_spec(folder: Path, spec: FeatureSpec) -> None:
+    """Write `feature_spec.json`; InputError if the store was begun with other encoders or sampling."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / SPEC_FILE).exists():
+        check_spec(FeatureSpec.load(folder), spec, have=f"the store {folder}", want="this configuration")
+        return
+    temporary = folder / f".{SPEC_FILE}.tmp"
+    temporary.write_text(spec.to_json(), encoding="utf-8")
+    os.replace(temporary, folder / SPEC_FILE)
+
+
+def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, want: str) -> None:
+    """Raise InputError listing every difference between two FeatureSpecs."""
+    differences = have_spec.differences(want_spec)
+    if differences:
+        raise InputError(f"{have} was made with other encoders or sampling than {want}: " + "; ".join(differences)
+                         + ". Use another store or the same encoders.")
+
+
+def _parts(folder: Path) -> list[str]:
+    return sorted(str(p) for p in folder.glob("part-*.parquet"))
+
+
+def stored_ids(folder: Path) -> set[str]:
+    """Ids that are in the store already."""
+    return set(read_table(folder, [ID])[ID].to_pylist()) if _parts(folder) else set()
+
+
+def quarantined(folder: Path) -> pa.Table:
+    """The quarantined rows: id, video, stage, error."""
+    parts = _parts(folder / ERRORS_FOLDER)
+    return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
+
+
+def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
+    """Columns of the store in id order, optionally of one split. Raises InputError if there is no part."""
+    parts = _parts(folder)
+    if not parts:
+        raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
+    wanted = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    where = None if split is None else pad.field(SPLIT) == split
+    return pad.dataset(parts, format="parquet").to_table(columns=wanted, filter=where).sort_by(ID)
+
+
+def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:
+    """The modality's sequences [T_i, D] float16 in row order; None where absent."""
+    column = table[FEATURE_COLUMNS[modality]].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    dim = column.type.value_type.list_size
+    # `.values` ignores the list array's own offset, and `.offsets` are relative to it: they fit each other.
+    flat = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+    offsets = column.offsets.to_numpy()
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    return [flat[offsets[i] : offsets[i + 1]] if valid[i] else None for i in range(len(column))]
+
+
+def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, dims: Mapping[Modality, int]) -> pa.Table:
+    """Row mappings -> a table of `schema`; feature values are arrays [T, D] or None."""
+    features = {FEATURE_COLUMNS[m]: dim for m, dim in dims.items()}
+    columns = [
+        feature_array((r.get(f.name) for r in rows), features[f.name]) if f.name in features
+        else pa.array([r.get(f.name) for r in rows], f.type)
+        for f in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,124 @@
+"""Layers shared by the models.
+
+Shape suffixes: B batch, T time, D width, H heads, C classes. Masks are True where a position is valid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform matrices, zero biases; embeddings and norms keep torch's defaults."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def sinusoidal_positions(length: int, width: int) -> Tensor:
+    """Fixed sinusoidal table [length, width] float32 (Vaswani et al. 2017)."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    table = torch.zeros(length, width)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)
+    return table
+
+
+class InputProjection(nn.Module):
+    """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks)."""
+
+    positions: Tensor
+
+    def __init__(self, in_dim: int, width: int, max_length: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(in_dim, width, kernel_size=1)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("positions", sinusoidal_positions(max_length, width), persistent=False)
+
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
+        z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
+        return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention through scaled_dot_product_attention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
+        b, t, d = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        y_BHTd = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=attend_B11T, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+
+
+class TransformerLayer(nn.Module):
+    """Pre-LN transformer layer with a ReLU feed-forward of `ffn_multiple` times the width."""
+
+    def __init__(self, width: int, heads: int, ffn_multiple: int, dropout_attention: float, dropout_ffn: float) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout_attention)
+        self.norm_ffn = nn.LayerNorm(width)
+        self.ffn = nn.Sequential(
+            nn.Linear(width, ffn_multiple * width), nn.ReLU(), nn.Dropout(dropout_ffn),
+            nn.Linear(ffn_multiple * width, width),
+        )
+        self.dropout = nn.Dropout(dropout_ffn)
+
+    def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T))
+        return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
+
+
+def attention_mask(valid_BT: Tensor) -> Tensor:
+    """Key mask [B, 1, 1, T] for scaled_dot_product_attention.
+
+    A row without any valid position attends everywhere instead: softmax over nothing is NaN, and such a row's output is
+    dropped by every consumer (pooling gives zeros, the multimodal stack masks it).
+    """
+    empty_B1 = ~valid_BT.any(dim=1, keepdim=True)
+    return (valid_BT | empty_B1)[:, None, None, :]
+
+
+class Pooling(nn.Module):
+    """Sequence -> vector over the valid positions; a row without any gives zeros.
+
+    `mean` averages, `attention` weighs by a learned query, `first` takes the leading token (FEX).
+    """
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.score = nn.Linear(width, 1)
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        if self.kind == "first":
+            return x_BTD[:, 0]
+        if self.kind == "attention":
+            logit_BT = self.score(x_BTD)[..., 0].masked_fill(~valid_BT, torch.finfo(x_BTD.dtype).min)
+            weight_BT = logit_BT.softmax(dim=1) * valid_BT
+        else:
+            weight_BT = valid_BT / valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.einsum("bt,btd->bd", weight_BT.to(x_BTD.dtype), x_BTD)
+
+
+class ClassifierHead(nn.Sequential):
+    """MLP d -> d/2 -> classes with ReLU; returns logits (the softmax lives in the loss)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, classes))

@@ -1,0 +1,91 @@
+"""LFMIM: layer-wise fusion with modality independence modelling (paper §4).
+
+One transformer stack per modality, which never sees another modality, and a multimodal stack that reads the l-th
+uni-modal states at its own l-th layer. Shape suffixes as in layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import ClassifierHead, InputProjection, Pooling, TransformerLayer, attention_mask, init_weights
+from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+
+
+class ModelOutput(NamedTuple):
+    """Logits [B, C] and pooled representations [B, D] per head name."""
+
+    logits: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+
+
+class LFMIM(nn.Module):
+    """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0, 0.02²); α = ᾱ = 1."""
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        missing = [m for m in MODALITIES if m not in dims]
+        if missing:
+            raise ValueError(f"LFMIM needs the feature width of every modality; missing: {missing}")
+        c = config
+        self.config = config
+        self.dims = {m: int(dims[m]) for m in MODALITIES}
+
+        def stack() -> nn.ModuleList:
+            return nn.ModuleList(
+                TransformerLayer(c.width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn)
+                for _ in range(c.layers)
+            )
+
+        self.inputs = nn.ModuleDict({
+            m: InputProjection(self.dims[m], c.width, c.max_lengths[m], c.dropout_embedding) for m in MODALITIES
+        })
+        names = [*MODALITIES, MULTIMODAL]
+        self.stacks = nn.ModuleDict({name: stack() for name in names})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(c.width) for name in names})
+        uni_pooling = "mean" if c.pooling == "fex" else c.pooling
+        self.pools = nn.ModuleDict({
+            name: Pooling("first" if (name, c.pooling) == (MULTIMODAL, "fex") else uni_pooling, c.width)
+            for name in names
+        })
+        self.heads = nn.ModuleDict({name: ClassifierHead(c.width, len(EMOTIONS)) for name in names})
+        self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.width))
+        # ᾱ has one row less than α: Z̄¹ = 0, so a first ᾱ would be a dead weight.
+        self.alpha = nn.Parameter(torch.ones(c.layers, len(MODALITIES)))
+        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(MODALITIES)))
+        self.apply(init_weights)
+        nn.init.normal_(self.fex, std=0.02)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """`features[u]` [B, T_u, dims[u]] float; `masks[u]` [B, T_u] bool, True where valid.
+
+        A sample without a modality has a mask of all False there: the multimodal stack then ignores it, and its
+        uni-modal logits are those of a zero vector (meaningless; the caller drops them).
+        """
+        z = {m: self.inputs[m](features[m]) for m in MODALITIES}
+        uni_mask = {m: attention_mask(masks[m]) for m in MODALITIES}
+        batch = z[Modality.TEXT].shape[0]
+        fex_BKD = self.fex.expand(batch, -1, -1).to(z[Modality.TEXT].dtype)
+        fex_valid = torch.ones(batch, self.config.fex_tokens, dtype=torch.bool, device=fex_BKD.device)
+        valid_m = torch.cat([fex_valid, *(masks[m] for m in MODALITIES)], dim=1)
+        mask_m = attention_mask(valid_m)
+        lengths = [self.config.fex_tokens, *(z[m].shape[1] for m in MODALITIES)]
+
+        z_bar: list[Tensor] = []
+        for layer in range(self.config.layers):
+            fused = [self.alpha[layer, i] * z[m] for i, m in enumerate(MODALITIES)]
+            if layer:
+                fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]
+            out = self.stacks[MULTIMODAL][layer](torch.cat([fex_BKD, *fused], dim=1), mask_m)
+            fex_BKD, *z_bar = out.split(lengths, dim=1)
+            for m in MODALITIES:
+                z[m] = self.stacks[m][layer](z[m], uni_mask[m])
+
+        states = {**{m.value: (z[m], masks[m]) for m in MODALITIES}, MULTIMODAL: (out, valid_m)}
+        pooled = {h: self.pools[h](self.norms[h](x), valid) for h, (x, valid) in states.items()}
+        return ModelOutput(logits={h: self.heads[h](p) for h, p in pooled.items()}, pooled=pooled)

@@ -1,0 +1,79 @@
+"""Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec, epoch, history) and
+`state.pt` (optimizer, scaler, RNG; read with `weights_only=True`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.models import LFMIM, build_model
+from lfmim.schema import FeatureSpec, InputError
+
+WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointMeta:
+    """What `checkpoint.json` holds."""
+
+    config: ExperimentConfig
+    spec: FeatureSpec
+    epoch: int
+    """Epochs finished."""
+    history: list[dict[str, Any]]
+    """One entry per finished epoch (loop.EpochReport as a dict)."""
+    best_epoch: int
+    best_score: float
+
+
+def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]) -> None:
+    """Write a checkpoint into the existing or new folder; `checkpoint.json` comes last and marks it complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    torch.save(state, folder / STATE)
+    raw = {"config": to_dict(meta.config), "spec": json.loads(meta.spec.to_json()), "epoch": meta.epoch,
+           "history": meta.history, "best_epoch": meta.best_epoch, "best_score": meta.best_score}
+    (folder / META).write_text(json.dumps(raw, indent=1), encoding="utf-8")
+
+
+def load_meta(folder: Path) -> CheckpointMeta:
+    """Read `checkpoint.json`. Raises InputError if the folder is no checkpoint."""
+    path = folder / META
+    if not path.is_file():
+        raise InputError(f"{folder}: no {META} there, so it is not a checkpoint")
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return CheckpointMeta(
+        config=experiment_from_dict(raw["config"]), spec=FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path)),
+        epoch=raw["epoch"], history=raw["history"], best_epoch=raw["best_epoch"], best_score=raw["best_score"],
+    )
+
+
+def load_model(folder: Path) -> tuple[LFMIM, CheckpointMeta]:
+    """The checkpoint's model in eval mode on the CPU. Loads strictly."""
+    meta = load_meta(folder)
+    model = build_model(meta.config.model, meta.spec.dims)
+    load_weights(folder, model)
+    return model.eval(), meta
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Fill `model` from the checkpoint, strictly."""
+    model.load_state_dict(load_file(folder / WEIGHTS))
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Optimizer, scaler and RNG state."""
+    return dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+
+
+def is_better(score: float, best: float) -> bool:
+    """Strictly better; NaN never is."""
+    return not math.isnan(score) and score > best

@@ -1,0 +1,195 @@
+"""The training loop: single-device code that also runs under torch.distributed when a process group exists."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lfmim.config import ExperimentConfig, TrainConfig
+from lfmim.data.batches import UtteranceTensors
+from lfmim.metrics import HeadMetrics, HeadSums
+from lfmim.models import build_model
+from lfmim.schema import HEADS, FeatureSpec
+from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
+from lfmim.training.losses import head_losses, weighted_loss
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; training on would only destroy the weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochReport:
+    """One finished epoch. Metrics are keyed by head name."""
+
+    epoch: int
+    lr: float
+    train: dict[str, HeadMetrics]
+    valid: dict[str, HeadMetrics]
+    score: float
+    """Validation accuracy of the selection head."""
+    best: bool
+    seconds: float
+    samples_per_second: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+OnEpoch = Callable[[EpochReport, Callable[[Path], None]], None]
+"""Called on every worker after every epoch with the report and a function that saves a checkpoint into a folder."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """auto -> bf16 on GPUs with native bf16, fp16 on other GPUs, fp32 on CPU (where autocast is ~10x slower)."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def learning_rate(config: TrainConfig, epoch: int) -> float:
+    """Learning rate of epoch `epoch` (from 0)."""
+    if config.schedule == "inverse_epoch":
+        return config.lr / (epoch + 1)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    return config.lr
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+
+def train_step(
+    model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int, sums: HeadSums,
+) -> Tensor:
+    """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached)."""
+    with autocast:
+        output = model(batch.features, batch.masks)
+    losses_BH = head_losses(output.logits, batch.labels)
+    loss = weighted_loss(losses_BH, batch.counts, beta_H)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(loss * world).backward()  # DDP averages gradients over the workers: undo the division
+    if grad_clip:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    scaler.step(optimizer)
+    scaler.update()
+    sums.update(output.logits, batch.labels, losses_BH.detach())
+    return loss.detach()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: UtteranceTensors, *, batch_size: int, autocast: torch.autocast | None = None
+) -> dict[str, HeadMetrics]:
+    """Exact global metrics per head: sums over this worker's share, added up over the workers."""
+    rank, world = rank_and_world()
+    device = data.labels.device
+    sums = HeadSums(device)
+    was_training = model.training
+    model.eval()
+    for batch in data.batches(batch_size, rank=rank, world=world):
+        with autocast or torch.autocast(device.type, enabled=False):
+            logits = model(batch.features, batch.masks).logits
+        sums.update(logits, batch.labels, head_losses(logits, batch.labels))
+    model.train(was_training)
+    return sums.all_reduce().compute()
+
+
+def train(
+    config: ExperimentConfig, spec: FeatureSpec, train_data: UtteranceTensors, valid_data: UtteranceTensors, *,
+    device: torch.device | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
+    on_epoch: OnEpoch = lambda report, save: None, resume: Path | None = None,
+) -> CheckpointMeta:
+    """Train until the epochs or the patience run out; returns the final state's meta.
+
+    `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same config. Raises
+    NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything of it is saved.
+    """
+    c = config.train
+    device = device or torch.device("cpu")
+    rank, world = rank_and_world()
+    torch.manual_seed(c.seed)
+    model = build_model(config.model, spec.dims).to(device)
+    optimizer = build_optimizer(c, model)
+    precision = resolve_precision(c.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    autocast = torch.autocast(
+        device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"
+    )
+    beta_H = torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device)
+    meta = CheckpointMeta(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
+    if resume is not None:
+        meta = dataclasses.replace(load_meta(resume), config=config)
+        load_weights(resume, model)
+        state = load_state(resume)
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    train_data, valid_data = train_data.to(device), valid_data.to(device)
+    parallel = wrap(model)
+
+    while meta.epoch < c.epochs and not (c.patience and meta.epoch - 1 - meta.best_epoch >= c.patience):
+        epoch, started = meta.epoch, time.perf_counter()
+        lr = learning_rate(c, epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
+        torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
+        parallel.train()
+        sums = HeadSums(device)
+        bad = torch.zeros((), device=device)
+        for batch in train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch)):
+            loss = train_step(parallel, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta_H,
+                              grad_clip=c.grad_clip, world=world, sums=sums)
+            bad += ~loss.isfinite()
+        if world > 1:
+            dist.all_reduce(bad)
+        if bad.item():
+            raise NonFiniteLossError(
+                f"epoch {epoch}: the loss is not finite in {int(bad.item())} steps (lr {lr:g}, precision {precision}); "
+                "lower train.lr, set train.grad_clip, or use train.precision fp32"
+            )
+        train_metrics = sums.all_reduce().compute()
+        seconds = time.perf_counter() - started
+        valid_metrics = evaluate(parallel, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
+        score = valid_metrics[c.selection].accuracy
+        better = is_better(score, meta.best_score)
+        report = EpochReport(
+            epoch=epoch, lr=lr, train=train_metrics, valid=valid_metrics, score=score, best=better,
+            seconds=seconds, samples_per_second=len(train_data) / seconds,
+        )
+        meta = dataclasses.replace(
+            meta, epoch=epoch + 1, history=[*meta.history, report.as_dict()],
+            best_epoch=epoch if better else meta.best_epoch, best_score=score if better else meta.best_score,
+        )
+
+        def save(folder: Path, meta: CheckpointMeta = meta) -> None:
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+            save_checkpoint(folder, model, meta, state)
+
+        on_epoch(report, save)
+    return meta
