@@ -1,7 +1,7 @@
 """Feature store -> padded tensors once, then batches by index: no per-sample Python in the epoch.
 
-The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each global batch, so one
-worker and many see the same samples.
+The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each global batch, so
+one worker and many see the same samples.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def fit_length(sequence: np.ndarray, modality: Modality, max_length: int) -> np.
         return sequence
     if modality is Modality.TEXT:
         return sequence[:max_length]
-    return sequence[np.linspace(0, len(sequence) - 1, max_length).round().astype(int)]
+    index = np.linspace(0, len(sequence) - 1, max_length).round().astype(np.int64)
+    return np.take(sequence, index, axis=0)
 
 
 def pad_sequences(
@@ -121,7 +122,7 @@ def pad_sequences(
 
 
 def encode_labels(table: pa.Table) -> Tensor:
-    """Label columns -> int64 [N, heads]; missing labels, and uni-modal labels of absent modalities, are IGNORE_LABEL."""
+    """Label columns -> int64 [N, heads]; IGNORE_LABEL where missing or the modality is absent."""
     index = {name: i for i, name in enumerate(EMOTIONS)}
     labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.int64)
     for h, head in enumerate(HEADS):

@@ -51,9 +51,11 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             raise InputError(f"{path}: row {row}, field 'id': empty")
     repeated = frame[ID].duplicated()
     if repeated.any():
-        row = int(repeated.idxmax())
-        first = int((frame[ID] == frame[ID][row]).idxmax())
-        raise InputError(f"{path}: row {row + 1}, field 'id': duplicate id {frame[ID][row]!r} (first in row {first + 1})")
+        ids = frame[ID].tolist()
+        row = repeated.tolist().index(True)
+        raise InputError(
+            f"{path}: row {row + 1}, field 'id': duplicate id {ids[row]!r} (first in row {ids.index(ids[row]) + 1})"
+        )
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [_text(v) for v in frame[column]] if column in frame else ""
     for row, value in enumerate(frame[SPLIT], start=1):

@@ -81,10 +81,11 @@ class LFMIM(nn.Module):
             fused = [self.alpha[layer, i] * z[m] for i, m in enumerate(MODALITIES)]
             if layer:
                 fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]
-            out = self.stacks[MULTIMODAL][layer](torch.cat([fex_BKD, *fused], dim=1), mask_m)
+            out = self.stacks[MULTIMODAL][layer](  # type: ignore[index]
+                torch.cat([fex_BKD, *fused], dim=1), mask_m)
             fex_BKD, *z_bar = out.split(lengths, dim=1)
             for m in MODALITIES:
-                z[m] = self.stacks[m][layer](z[m], uni_mask[m])
+                z[m] = self.stacks[m][layer](z[m], uni_mask[m])  # type: ignore[index]
 
         states = {**{m.value: (z[m], masks[m]) for m in MODALITIES}, MULTIMODAL: (out, valid_m)}
         pooled = {h: self.pools[h](self.norms[h](x), valid) for h, (x, valid) in states.items()}

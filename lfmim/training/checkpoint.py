@@ -50,8 +50,9 @@ def load_meta(folder: Path) -> CheckpointMeta:
     if not path.is_file():
         raise InputError(f"{folder}: no {META} there, so it is not a checkpoint")
     raw = json.loads(path.read_text(encoding="utf-8"))
+    spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
     return CheckpointMeta(
-        config=experiment_from_dict(raw["config"]), spec=FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path)),
+        config=experiment_from_dict(raw["config"]), spec=spec,
         epoch=raw["epoch"], history=raw["history"], best_epoch=raw["best_epoch"], best_score=raw["best_score"],
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from lfmim.config import ExperimentConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
@@ -83,7 +84,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def train_step(
-    model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+    model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
     autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int, sums: HeadSums,
 ) -> Tensor:
     """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached)."""
@@ -137,7 +138,7 @@ def train(
     model = build_model(config.model, spec.dims).to(device)
     optimizer = build_optimizer(c, model)
     precision = resolve_precision(c.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    scaler = GradScaler(device.type, enabled=precision == "fp16")
     autocast = torch.autocast(
         device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"
     )
