@@ -1,0 +1,128 @@
+"""The operators as stages over row dicts: what the Ray Data pipeline, single-clip prediction and serving share.
+
+Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and `error` ("" otherwise)
+and passes through the later stages untouched. Seconds spent are added to the row per stage.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from feature_service.operators.audio import AudioEncoder
+from feature_service.operators.decode import SAMPLE_RATE, ClipError, decode_clip
+from feature_service.operators.encoders import build_tiny_encoders, cache_folder
+from feature_service.operators.face import FaceCropper
+from feature_service.operators.text import TextEncoder
+from feature_service.operators.vision import VisionEncoder
+from lfmim.config import EncoderConfig, ExtractConfig
+from lfmim.schema import (
+    DURATION,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    FRAME_INDICES,
+    ID,
+    TEXT,
+    VIDEO,
+    FeatureSpec,
+    Modality,
+)
+
+Row = dict[str, Any]
+STAGES = ("decode", "face", "vision", "text", "audio")
+ERROR, STAGE = "error", "stage"
+FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
+TINY_SEED = 0
+
+
+def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
+    """Source per modality; tiny encoders are built into the cache of this machine on first use."""
+    sources = config.sources
+    if not all(sources.values()):
+        tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
+        sources = {m: s or str(tiny[m]) for m, s in sources.items()}
+    return sources
+
+
+def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callable[[list[Row]], list[Row]]:
+    """The stage `name` (one of STAGES), its model loaded on `device`."""
+    if device == "cpu":
+        torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
+    if name == "decode":
+        work: Callable[[Row], None] = lambda row: _decode(row, config)  # noqa: E731
+    elif name == "face":
+        cropper = FaceCropper(device=device)
+        work = lambda row: _face(row, cropper)  # noqa: E731
+    else:
+        encoder = build_encoder(Modality(name), config.encoders, device)
+        raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[Modality(name)]
+        work = lambda row: _encode(row, Modality(name), raw, encoder)  # noqa: E731
+    return lambda rows: [_guarded(name, work, row) for row in rows]
+
+
+def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Any:
+    """The modality's encoder. Raises InputError if its source cannot be loaded."""
+    source, revision = encoder_sources(config)[modality], config.revisions[modality]
+    kinds = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
+    return kinds[modality](source, revision=revision, device=device)  # type: ignore[operator]
+
+
+def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
+    """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
+    libraries = ("torch", "torchaudio", "transformers", "decord", "facenet-pytorch", "pillow")
+    return FeatureSpec(
+        encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
+        sampling={
+            "segments": config.segments, "frames_per_segment": config.frames_per_segment, "seed": config.seed,
+            "crop_size": 224, "sample_rate": SAMPLE_RATE,
+        },
+        library_versions={name: importlib.metadata.version(name) for name in libraries},
+    )
+
+
+def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
+    if row[ERROR]:
+        return row
+    started = time.perf_counter()
+    try:
+        work(row)
+    except ClipError as error:
+        row.update({STAGE: error.stage, ERROR: str(error)})
+    except Exception as error:  # one clip must not end the job; the reason is kept with the row
+        row.update({STAGE: name, ERROR: f"{type(error).__name__}: {error}"[:500]})
+    row[f"seconds_{name}"] = time.perf_counter() - started
+    return row
+
+
+def _decode(row: Row, config: ExtractConfig) -> None:
+    if row[VIDEO]:
+        clip = decode_clip(
+            row[VIDEO], key=row[ID], segments=config.segments, frames_per_segment=config.frames_per_segment,
+            seed=config.seed,
+        )
+        row.update({
+            FRAMES: clip.frames, WAVEFORM: clip.waveform, DURATION: clip.duration_s, FRAME_INDICES: clip.frame_indices
+        })
+    elif not row[TEXT]:
+        raise ClipError("decode", "the row has neither a video nor a text")
+
+
+def _face(row: Row, cropper: FaceCropper) -> None:
+    frames = row.pop(FRAMES, None)
+    if frames is not None:
+        found = cropper(frames)
+        row.update({CROPS: found.crops, FACE_FOUND: found.face_found})
+
+
+def _encode(row: Row, modality: Modality, raw: str, encoder: Any) -> None:
+    value = row.get(raw) if modality is Modality.TEXT else row.pop(raw, None)
+    if value is None or len(value) == 0:
+        return  # absent, not zero
+    (features,) = encoder([value])
+    if not bool(torch.from_numpy(features).isfinite().all()):
+        raise ClipError(modality.value, "the encoder returned non-finite features")
+    row[FEATURE_COLUMNS[modality]] = features
