@@ -1,0 +1,220 @@
+"""A small corpus of real, decodable utterance videos with known labels, made on the spot.
+
+A real face photograph moved and warped by the vision label, a voiced signal shaped by the audio label, a Mandarin
+sentence for the text label; H.264 + AAC in MP4. The multimodal label is the majority of the three (audio decides when
+all differ), so that no modality, nor any pair, determines it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from skimage import data as photographs
+
+from lfmim.schema import EMOTIONS, HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
+
+SIZE, FPS, SECONDS, AUDIO_RATE = 256, 12, 2.0, 24_000
+SPEAKERS = 5
+SPLIT_CYCLE = ("train", "train", "train", "valid", "test")
+# Shares of the label patterns: who differs from the other two. Chosen so that every pair of heads differs in more than
+# 0.3 of the samples, as the paper's Figure 1(b) says.
+PATTERNS = {"text": 0.26, "audio": 0.32, "vision": 0.27, "all_differ": 0.12, "none": 0.03}
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionStyle:
+    """A warp that similarity alignment cannot undo, its tempo, and the light it is seen in."""
+
+    stretch: float
+    """Horizontal over vertical scale."""
+    shear: float
+    smile: float
+    """Mouth corners up (+) or down (-), in half frame heights."""
+    eyes: float
+    """Bulge (+) or pinch (-) of the eye region."""
+    hertz: float
+    light: tuple[float, float, float]
+    """RGB gain."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioStyle:
+    """A voice: mean pitch (Hz), its excursion (octaves) and slope (octaves/s), syllables/s, dynamics, brightness."""
+
+    pitch: float
+    excursion: float
+    slope: float
+    syllables: float
+    dynamics: float
+    """0: even loudness, 1: silence between syllables."""
+    brightness: float
+    """Exponent of the harmonics' decay; smaller is harsher."""
+
+
+VISION_STYLES = {
+    "anger": VisionStyle(1.20, 0.00, -0.10, -0.30, 2.0, (1.20, 0.85, 0.80)),
+    "disgust": VisionStyle(1.00, 0.30, -0.06, -0.15, 0.5, (0.90, 1.12, 0.75)),
+    "fear": VisionStyle(0.80, 0.00, -0.05, 0.30, 3.0, (0.75, 0.85, 1.15)),
+    "happiness": VisionStyle(1.12, 0.00, 0.14, 0.00, 1.0, (1.20, 1.12, 0.90)),
+    "neutrality": VisionStyle(1.00, 0.00, 0.00, 0.00, 0.0, (1.00, 1.00, 1.00)),
+    "sadness": VisionStyle(0.88, -0.18, -0.12, -0.20, 0.3, (0.60, 0.62, 0.70)),
+    "surprise": VisionStyle(0.72, 0.00, 0.05, 0.45, 1.5, (1.25, 1.25, 1.30)),
+}
+AUDIO_STYLES = {
+    "anger": AudioStyle(240, 0.25, -0.10, 6.0, 0.9, 0.4),
+    "disgust": AudioStyle(105, 0.10, -0.30, 2.5, 0.7, 0.8),
+    "fear": AudioStyle(330, 0.08, 0.25, 8.0, 0.4, 1.2),
+    "happiness": AudioStyle(290, 0.50, 0.15, 4.5, 0.8, 0.9),
+    "neutrality": AudioStyle(150, 0.05, 0.00, 4.0, 0.3, 1.4),
+    "sadness": AudioStyle(125, 0.05, -0.20, 1.5, 0.5, 2.4),
+    "surprise": AudioStyle(210, 0.80, 0.60, 3.0, 1.0, 0.6),
+}
+SUBJECTS = ("我", "他们", "小王", "妈妈", "老师", "你", "那个人", "我们")
+OCCASIONS = ("今天早上", "刚才在路上", "听到这个消息后", "昨天晚上", "回到家里", "看完这封信", "开会的时候", "在医院门口")
+PHRASES = {
+    "anger": ("气得直拍桌子", "非常愤怒地吼了起来", "恼火得说不出话", "真是忍无可忍", "火冒三丈", "生气地摔门走了"),
+    "disgust": ("恶心得想吐", "觉得这实在太肮脏了", "厌恶地转过头去", "嫌弃得不愿意碰", "反感到了极点", "觉得令人作呕"),
+    "fear": ("吓得浑身发抖", "害怕得不敢出声", "恐惧地躲进角落", "心惊胆战", "怕得要命", "惊恐地往后退"),
+    "happiness": ("高兴得跳了起来", "开心地笑个不停", "快乐极了", "乐得合不拢嘴", "满心欢喜", "幸福地唱起歌来"),
+    "neutrality": ("照常去上班了", "把文件放在桌上", "说三点钟开会", "坐公交车回来", "按时吃了午饭", "看了一下日程表"),
+    "sadness": ("难过得哭了", "伤心地流下眼泪", "心里十分悲痛", "失望地低下了头", "忍不住哭泣", "沮丧得吃不下饭"),
+    "surprise": ("惊讶得张大了嘴", "完全没想到会这样", "大吃一惊", "简直不敢相信", "诧异地愣住了", "意外得说不出话来"),
+}
+
+
+def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Four label columns for `clips` utterances, with the patterns' shares met to rounding."""
+    edges = np.round(np.cumsum([0.0, *PATTERNS.values()]) * clips).astype(int)
+    patterns = np.repeat(list(PATTERNS), np.diff(edges))
+    rng.shuffle(patterns)
+    rows = []
+    for i, pattern in enumerate(patterns):
+        label = EMOTIONS[i % len(EMOTIONS)]
+        others = rng.permutation([e for e in EMOTIONS if e != label])
+        row = dict.fromkeys(HEADS, label)
+        if pattern == "all_differ":
+            row["text"], row["vision"] = str(others[0]), str(others[1])
+        elif pattern != "none":
+            row[str(pattern)] = str(others[0])
+        rows.append(row)
+    return pd.DataFrame(rows)[list(HEADS)]
+
+
+def generate_demo_corpus(folder: Path, *, clips: int = 300, seed: int = 0, workers: int = 2) -> Path:
+    """Write `clips` videos and `manifest.csv` (6:2:2, stratified by multimodal label); returns the manifest's path.
+
+    Deterministic by (clips, seed). A finished corpus of the same parameters is reused.
+    """
+    manifest, done = folder / "manifest.csv", folder / "corpus.json"
+    parameters = {"clips": clips, "seed": seed, "version": 1}
+    if done.is_file() and json.loads(done.read_text()) == parameters:
+        return manifest
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    labels = draw_labels(clips, np.random.default_rng([seed, 0]))
+    ids = [f"clip{i:04d}" for i in range(clips)]
+    jobs = [(folder / "videos" / f"{name}.mp4", dict(row), name, seed)
+            for name, row in zip(ids, labels.to_dict("records"), strict=True)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        texts = list(pool.map(_make, jobs, chunksize=8))
+    table = labels.rename(columns=LABEL_COLUMNS)
+    table.insert(0, ID, ids)
+    table.insert(1, VIDEO, [f"videos/{name}.mp4" for name in ids])
+    table.insert(2, TEXT, texts)
+    nth = table.groupby(LABEL_COLUMNS[MULTIMODAL]).cumcount()
+    table.insert(3, SPLIT, [SPLIT_CYCLE[k % len(SPLIT_CYCLE)] for k in nth])
+    table.insert(4, SPEAKER, [f"speaker{_rng(seed, name).integers(SPEAKERS)}" for name in ids])
+    table.to_csv(manifest, index=False)
+    done.write_text(json.dumps(parameters))
+    return manifest
+
+
+def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0) -> str:
+    """Render one utterance video for the text, audio and vision labels; returns its text. `key` seeds the rest."""
+    rng = _rng(seed, key)
+    speaker = int(rng.integers(SPEAKERS))  # the first draw, as generate_demo_corpus expects
+    sentence = f"{rng.choice(OCCASIONS)}{rng.choice(SUBJECTS)}{rng.choice(PHRASES[labels['text']])}。"
+    frames = render_frames(VISION_STYLES[labels["vision"]], speaker, rng)
+    wave = render_voice(AUDIO_STYLES[labels["audio"]], speaker, rng)
+    temporary = path.with_name(f".{path.stem}.tmp.mp4")
+    with av.open(str(temporary), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video.width = video.height = SIZE
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+        for start in range(0, len(wave), 1024):
+            chunk = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+            chunk.sample_rate, chunk.pts = AUDIO_RATE, start
+            container.mux(audio.encode(chunk))
+        container.mux(audio.encode())
+    os.replace(temporary, path)
+    return sentence
+
+
+def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [F, SIZE, SIZE, 3]: the photograph under the style's warp, with nuisance motion, light and noise."""
+    photo = torch.from_numpy(photographs.astronaut()[0:240, 103:343].copy()).permute(2, 0, 1).float()[None] / 255
+    if speaker % 2:
+        photo = photo.flip(3)
+    count = int(FPS * SECONDS)
+    t = torch.arange(count) / FPS
+    phase = float(rng.uniform(0, 2 * np.pi))
+    pulse = (1 + 0.3 * torch.sin(2 * np.pi * style.hertz * t + phase))[:, None, None]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
+    angle, zoom = float(rng.normal(0, 0.05)), float(rng.uniform(0.92, 1.08))
+    dx, dy = (float(v) for v in rng.normal(0, 0.05, 2))
+    drift = 0.04 * torch.sin(2 * np.pi * 0.5 * t + phase)[:, None, None]
+    u = (x * np.cos(angle) - y * np.sin(angle)) * zoom + dx + drift
+    v = (x * np.sin(angle) + y * np.cos(angle)) * zoom + dy
+    face_y = v + 0.05
+    # Local terms in source coordinates: the mouth lies about 0.2 below the face's centre, the eyes 0.15 above it.
+    mouth = torch.exp(-((face_y - 0.22) ** 2) / 0.02 - u**2 / 0.12)
+    eyes = torch.exp(-((face_y + 0.12) ** 2) / 0.03 - u**2 / 0.15)
+    stretch = style.stretch**0.5
+    source_x = u / stretch + style.shear * v * pulse - style.eyes * pulse * eyes * u
+    source_y = v * stretch + style.smile * pulse * mouth * (u**2 * 20 - 0.5) - style.eyes * pulse * eyes * (face_y + 0.12)
+    grid = torch.stack([source_x, source_y], dim=-1)
+    frames = F.grid_sample(photo.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    light = torch.tensor(style.light) * float(rng.uniform(0.9, 1.1))
+    frames = frames * light.view(1, 3, 1, 1) + torch.from_numpy(rng.normal(0, 0.02, frames.shape)).float()
+    return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:
+    """float32 [S] at AUDIO_RATE: harmonics of a moving pitch under a syllable envelope, with breath noise."""
+    t = np.arange(int(SECONDS * AUDIO_RATE)) / AUDIO_RATE
+    register = 0.94 + 0.03 * speaker
+    phase = rng.uniform(0, 2 * np.pi, 3)
+    octaves = style.slope * (t - SECONDS / 2) + style.excursion * np.sin(2 * np.pi * 0.8 * t + phase[0])
+    pitch = style.pitch * register * float(rng.uniform(0.96, 1.04)) * 2**octaves
+    cycles = 2 * np.pi * np.cumsum(pitch) / AUDIO_RATE
+    voice = np.zeros_like(t)
+    for k in range(1, 25):
+        voice += np.where(pitch * k < AUDIO_RATE / 2.2, np.sin(k * cycles + phase[1]) / k**style.brightness, 0)
+    envelope = 1 - style.dynamics * (0.5 + 0.5 * np.cos(2 * np.pi * style.syllables * t + phase[2]))
+    wave = voice / np.abs(voice).max() * envelope + rng.normal(0, 0.01, t.shape)
+    return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+
+
+def _rng(seed: int, key: str) -> np.random.Generator:
+    return np.random.default_rng(np.frombuffer(hashlib.sha256(f"{seed}\0{key}".encode()).digest(), np.uint32))
+
+
+def _make(job: tuple[Path, dict[str, str], str, int]) -> str:
+    torch.set_num_threads(1)
+    path, labels, key, seed = job
+    return make_clip(path, labels, key=key, seed=seed)
