@@ -38,7 +38,8 @@ class FaceCropper:
         min_probability: float = 0.95,
     ) -> None:
         self.crop_size, self.detect_side, self.min_probability = crop_size, detect_side, min_probability
-        self.mtcnn = MTCNN(keep_all=True, min_face_size=max(20, int(detect_side * min_face)), device=device)
+        self.min_face = min_face
+        self.mtcnn = MTCNN(keep_all=True, device=device)
 
     def __call__(self, frames: np.ndarray) -> FaceCrops:
         """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame that has one."""
@@ -58,6 +59,7 @@ class FaceCropper:
             return FaceCrops(None, found_F, boxes, landmarks)
         with_face = np.flatnonzero(found_F)
         nearest = with_face[np.abs(np.arange(count)[:, None] - with_face[None, :]).argmin(axis=1)]
+        nearest = owner[nearest]
         cut = {int(i): self._crop(frames[i], landmarks[i]) for i in np.unique(nearest)}
         return FaceCrops(np.stack([cut[int(i)] for i in nearest]), found_F, boxes, landmarks)
 
@@ -66,6 +68,7 @@ class FaceCropper:
         scale = min(1.0, self.detect_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)) for f in frames]
+        self.mtcnn.min_face_size = max(20, int(max(size) * self.min_face))
         with torch.inference_mode():
             boxes, probabilities, points = self.mtcnn.detect(small, landmarks=True)
         out: list[tuple[np.ndarray, np.ndarray] | None] = []

@@ -33,6 +33,9 @@ class VisionEncoder:
         if not crops:
             return []
         frames = np.concatenate(crops)
+        # Short clips and faceless frames repeat crops; each run of equal ones is encoded once.
+        new = np.array([i == 0 or not np.array_equal(frames[i], frames[i - 1]) for i in range(len(frames))])
+        owner, frames = np.cumsum(new) - 1, frames[new]
         parts = []
         for start in range(0, len(frames), self.batch_size):
             x = torch.from_numpy(frames[start : start + self.batch_size]).to(self.device)
@@ -40,4 +43,4 @@ class VisionEncoder:
             with torch.inference_mode():
                 pooled = self.model(x.contiguous(memory_format=torch.channels_last)).pooler_output.flatten(1)
             parts.append(pooled.to(torch.float16).cpu().numpy())
-        return list(np.split(np.concatenate(parts), np.cumsum([len(c) for c in crops])[:-1]))
+        return list(np.split(np.concatenate(parts)[owner], np.cumsum([len(c) for c in crops])[:-1]))

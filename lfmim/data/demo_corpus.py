@@ -25,7 +25,7 @@ from skimage import data as photographs
 
 from lfmim.schema import EMOTIONS, HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
 
-SIZE, FPS, SECONDS, AUDIO_RATE = 256, 12, 2.0, 24_000
+SIZE, FPS, SECONDS, AUDIO_RATE = 256, 8, 2.0, 24_000
 SPEAKERS = 5
 SPLIT_CYCLE = ("train", "train", "train", "valid", "test")
 # Shares of the label patterns: who differs from the other two. Chosen so that every pair of heads differs in more than

@@ -1,0 +1,36 @@
+"""Feature store -> trained, tracked and registered model. The same command again continues where it stopped.
+
+python jobs/train.py --config jobs/configs/demo.yaml [--train.lr 0.005 ...]
+"""
+
+from __future__ import annotations
+
+import cli
+from jsonargparse import auto_cli
+
+from lfmim.config import ExperimentConfig
+
+
+def main() -> int:
+    config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
+    from pathlib import Path
+
+    from lfmim.data.batches import load_split
+
+    for split in ("train", "valid"):  # bad input is told before a cluster is started
+        load_split(Path(config.store), split, config.model.max_lengths)
+    with cli.ray_session():
+        from lfmim.distributed.trainer import train_distributed
+
+        result = train_distributed(config)
+    best = result.meta.history[result.meta.best_epoch]["valid"]
+    print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation accuracy "
+          + ", ".join(f"{head} {m['accuracy']:.4f}" for head, m in best.items() if m["count"]))
+    r = result.registered
+    print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
+    print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

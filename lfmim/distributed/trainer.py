@@ -1,0 +1,169 @@
+"""Training on Ray Train: the plain loop under DDP, with checkpoints, failures and tracking."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+
+from lfmim import tracking
+from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.data.batches import load_split
+from lfmim.data.store import read_table, sequences
+from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
+from lfmim.tracking import RegisteredVersion
+from lfmim.training.checkpoint import CheckpointMeta, load_meta
+from lfmim.training.loop import EpochReport, train
+
+RUN_FILE = "run.json"
+SCORE = "score"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its name, MLflow ids, best checkpoint and the registered version."""
+
+    name: str
+    tracking_uri: str
+    run_id: str
+    checkpoint: Path
+    meta: CheckpointMeta
+    registered: RegisteredVersion
+
+
+def data_fingerprint(store: Path) -> str:
+    """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
+    table = read_table(store, [SPLIT, *LABEL_COLUMNS.values()])
+    return config_hash(table.to_pydict(), FeatureSpec.load(store).fingerprint)
+
+
+def run_name(config: ExperimentConfig, fingerprint: str) -> str:
+    """config.run.name, or a name that depends on what is trained and on what data: the same command, the same run."""
+    if config.run.name:
+        return config.run.name
+    return f"{config.model.name}-{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}"
+
+
+def train_distributed(config: ExperimentConfig) -> TrainResult:
+    """Train, track and register. A rerun of the same command continues from the last checkpoint.
+
+    Raises InputError for a store without the splits it needs, before any worker starts.
+    """
+    store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
+    spec = FeatureSpec.load(store)
+    for split in ("train", "valid"):
+        load_split(store, split, config.model.max_lengths)
+    fingerprint = data_fingerprint(store)
+    name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
+    folder = storage / name
+    folder.mkdir(parents=True, exist_ok=True)
+    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, fingerprint)
+
+    c = config.run
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": to_dict(config), "store": str(store), "uri": uri, "run_id": run_id},
+        scaling_config=ScalingConfig(
+            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0,
+            resources_per_worker={"CPU": c.cpus_per_worker, **({"GPU": c.gpus_per_worker} if c.gpus_per_worker else {})},
+        ),
+        run_config=RayRunConfig(
+            name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=c.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except BaseException:
+        tracking.finish_run(uri, run_id, None)
+        raise
+    scored = [(float(metrics[SCORE]), checkpoint) for checkpoint, metrics in result.best_checkpoints]
+    best = Path(max(scored, key=lambda pair: pair[0])[1].path)
+    last = load_meta(Path(result.checkpoint.path))
+    tracking.finish_run(uri, run_id, last)
+    registered = tracking.register(
+        uri, run_id, best, model_name=config.tracking.model_name, example=_example(store), data_fingerprint=fingerprint
+    )
+    return TrainResult(name, uri, run_id, best, last, registered)
+
+
+def _run_id(path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, fingerprint: str) -> str:
+    """The MLflow run of this training run: made once, found again by a rerun."""
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["uri"] == uri:
+            return str(known["run_id"])
+    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags={"data": fingerprint})
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"uri": uri, "run_id": run_id}), encoding="utf-8")
+    os.replace(temporary, path)
+    return run_id
+
+
+def _example(store: Path) -> Any:
+    import pandas as pd
+
+    table = read_table(store, [ID, *FEATURE_COLUMNS.values()], "valid").slice(0, 2)
+    return pd.DataFrame({
+        FEATURE_COLUMNS[m]: [None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)]
+        for m in MODALITIES
+    })
+
+
+def _train_worker(args: dict[str, Any]) -> None:
+    """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
+    config = experiment_from_dict(args["config"])
+    store, lead = Path(args["store"]), ray.train.get_context().get_world_rank() == 0
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    lengths = config.model.max_lengths
+
+    def on_epoch(report: EpochReport, save: Any) -> None:
+        metrics = {SCORE: report.score, "epoch": report.epoch}
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if lead:
+                save(Path(folder))
+                tracking.log_epoch(args["uri"], args["run_id"], report)
+                checkpoint = Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{report.epoch:04d}"
+                             if lead else None)
+
+    def run(resume: Path | None) -> None:
+        train(
+            config, FeatureSpec.load(store), load_split(store, "train", lengths), load_split(store, "valid", lengths),
+            device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume,
+        )
+
+    def run_tracked(resume: Path | None) -> None:
+        if lead:
+            with tracking.system_metrics(args["uri"], args["run_id"]):
+                run(resume)
+        else:
+            run(resume)
+
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        run_tracked(None)
+    else:
+        with latest.as_directory() as folder:
+            run_tracked(Path(folder))
+
+
+def _wrap(model: torch.nn.Module) -> torch.nn.Module:
+    if ray.train.get_context().get_world_size() == 1:
+        return model
+    return ray.train.torch.prepare_model(model)  # type: ignore[no-any-return]

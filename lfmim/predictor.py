@@ -1,0 +1,111 @@
+"""The packaged predictor: a trained model behind plain arrays, and behind MLflow's pyfunc interface.
+
+This file is also the registered model's entry point (models-from-code), so it imports only what the registered
+model's requirements list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+
+from lfmim.data.batches import pad_sequences
+from lfmim.data.store import check_spec
+from lfmim.models import LFMIM
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, MULTIMODAL, FeatureSpec, InputError, Modality
+from lfmim.training.checkpoint import CheckpointMeta, load_model
+
+
+class Predictor:
+    """Probabilities per head from feature sequences; fp32 on the CPU."""
+
+    def __init__(self, model: LFMIM, meta: CheckpointMeta) -> None:
+        self.model, self.meta = model.eval(), meta
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> Predictor:
+        return cls(*load_model(folder))
+
+    def check_spec(self, spec: FeatureSpec, *, have: str) -> None:
+        """Raise InputError if features of `spec` are not what the model was trained on."""
+        check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
+
+    @torch.inference_mode()
+    def predict(
+        self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
+    ) -> dict[str, np.ndarray]:
+        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order.
+
+        Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN. Raises
+        InputError for sequences of another width.
+        """
+        spec = self.meta.spec
+        count = max((len(x) for x in sequences.values()), default=0)
+        rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
+        for m, column in rows.items():
+            for i, x in enumerate(column):
+                if x is not None and (x.ndim != 2 or x.shape[1] != spec.dims[m] or not len(x)):
+                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: shape {x.shape}, the model takes "
+                                     f"[T, {spec.dims[m]}] with T of at least 1")
+        out: dict[str, list[np.ndarray]] = {h: [np.empty((0, len(EMOTIONS)), np.float32)] for h in HEADS}
+        for start in range(0, count, batch_size):
+            features, masks = {}, {}
+            for m in MODALITIES:
+                part = rows[m][start : start + batch_size]
+                x, length = pad_sequences(part, m, spec.dims[m], self.meta.config.model.max_lengths[m])
+                features[m.value] = x.float()
+                masks[m.value] = torch.arange(x.shape[1])[None, :] < length[:, None]
+            logits = self.model(features, masks).logits
+            present = {m.value: masks[m].any(dim=1) for m in MODALITIES}
+            present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
+            for h in HEADS:
+                p = logits[h].softmax(dim=1)
+                out[h].append(torch.where(present[h][:, None], p, torch.nan).numpy())
+        return {h: np.concatenate(parts) for h, parts in out.items()}
+
+
+def to_frame(probabilities: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS order, or None)."""
+    columns: dict[str, list[Any]] = {}
+    for head, p in probabilities.items():
+        known = ~np.isnan(p).any(axis=1)
+        columns[f"label_{head}"] = [EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)]
+        columns[f"probabilities_{head}"] = [
+            [float(v) for v in r] if k else None for r, k in zip(p, known, strict=True)
+        ]
+    return pd.DataFrame(columns, dtype=object)
+
+
+class EmotionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
+    """Columns `text_features`, `audio_features`, `vision_features` (nested lists [T, D]; a column may be left out, a
+    cell may be None) -> the columns of `to_frame`. `params={"feature_spec": json}` has the features' origin checked."""
+
+    def load_context(self, context: Any) -> None:
+        self.predictor = Predictor.from_checkpoint(Path(context.artifacts["checkpoint"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        given = (params or {}).get("feature_spec", "")
+        if given:
+            self.predictor.check_spec(FeatureSpec.from_json(given), have="this input")
+        sequences = {
+            m: [_to_array(v) for v in model_input[FEATURE_COLUMNS[m]]]
+            for m in MODALITIES if FEATURE_COLUMNS[m] in model_input
+        }
+        if not sequences:
+            raise InputError(f"give at least one of the columns {', '.join(FEATURE_COLUMNS.values())}")
+        return to_frame(self.predictor.predict(sequences))
+
+
+def _to_array(value: Any) -> np.ndarray | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return np.stack([np.asarray(v, dtype=np.float32) for v in value])
+
+
+mlflow.models.set_model(EmotionModel())
