@@ -75,7 +75,7 @@ class HeadMetrics:
         f1 = 2 * hit / np.maximum(support + predicted, 1)
         occurs = (support + predicted) > 0
         return cls(
-            count=int(count), loss=loss_sum / count, accuracy=float(hit.sum() / count),
+            count=int(count), loss=float(loss_sum / count), accuracy=float(hit.sum() / count),
             majority=float(support.max() / count), weighted_f1=float((f1 * support).sum() / count),
             macro_f1=float(f1[occurs].mean()), f1=dict(zip(EMOTIONS, f1.tolist(), strict=True)),
             confusion=confusion.astype(int).tolist(),

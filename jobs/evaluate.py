@@ -1,0 +1,50 @@
+"""Registered model + feature store -> figures on a held-out split, report.json and an HTML page.
+
+python jobs/evaluate.py --store features --model models:/lfmim@champion [--split test] [--report report]
+"""
+
+from __future__ import annotations
+
+import cli
+from jsonargparse import auto_cli
+
+from lfmim.config import TrackingConfig
+
+
+def evaluate(
+    *, store: str, model: str = "models:/lfmim@champion", split: str = "test", report: str = "report",
+    storage: str = "runs", uri: str = "",
+) -> int:
+    """Evaluate a registered model.
+
+    Args:
+        store: feature store.
+        model: models:/<name>@champion or models:/<name>/<version>.
+        split: train, valid or test.
+        report: folder of the report.
+        storage: run.storage of the training run, for the embedded registry.
+        uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
+    """
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lfmim import tracking
+    from lfmim.evaluation.report import evaluate_store, write_report
+
+    predictor = tracking.load_predictor(tracking.tracking_uri(TrackingConfig(uri=uri), storage), model)
+    figures = evaluate_store(predictor, Path(store), split)
+    page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
+    table = Table("head", "n", "accuracy", "majority", "weighted F1", "against multimodal label",
+                  title=f"{model}, split {split}")
+    for head, m in figures["heads"].items():
+        table.add_row(head, str(m["count"]), f"{m['accuracy']:.3f}", f"{m['majority']:.3f}",
+                      f"{m['weighted_f1']:.3f}", f"{figures['against_multimodal_label'][head]:.3f}")
+    Console().print(table)
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(lambda: auto_cli(evaluate, as_positional=False))
