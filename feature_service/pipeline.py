@@ -7,6 +7,7 @@ writer: Ray may run a stage again after a failure, but every row is yielded, and
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -111,10 +112,12 @@ def extract_features(config: ExtractConfig, *, need_media: bool = True) -> Extra
 def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.issue_detectors_config.detectors = []
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     schema = _wire_schema(spec, extra)
     source = rows_to_wire([_new_row(r) for r in todo.to_dict("records")], schema)
     blocks = [source.slice(i, ROWS_PER_BLOCK) for i in range(0, len(source), ROWS_PER_BLOCK)]
-    cpus = int(ray.cluster_resources().get("CPU", 1))
+    cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     # Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all
     # stages must fit side by side; each stage runs one thread.
     ds = ray.data.from_arrow(blocks).map_batches(

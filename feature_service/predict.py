@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from feature_service.pipeline import ExtractSummary, extract_features
-from feature_service.stages import DURATION, ERROR, STAGE, STAGES, build_feature_spec, build_stage
+from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage
 from lfmim.config import ExtractConfig
 from lfmim.data.store import quarantined, read_table, sequences, stored_ids
 from lfmim.predictor import Predictor, to_frame
-from lfmim.schema import FEATURE_COLUMNS, ID, MODALITIES, TEXT, VIDEO, InputError
+from lfmim.schema import DURATION, FEATURE_COLUMNS, ID, MODALITIES, TEXT, VIDEO, InputError
 
 
 def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, text: str) -> pd.Series:
@@ -20,7 +20,7 @@ def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, tex
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
-    row = {ID: Path(video).name or "text", VIDEO: video, TEXT: text, ERROR: "", STAGE: "", DURATION: 0.0}
+    row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: text, ERROR: "", STAGE: "", DURATION: 0.0}
     for stage in STAGES:
         (row,) = build_stage(stage, config)([row])
     if row[ERROR]:

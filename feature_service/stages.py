@@ -68,7 +68,7 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
     """The modality's encoder. Raises InputError if its source cannot be loaded."""
     source, revision = encoder_sources(config)[modality], config.revisions[modality]
     kinds = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
-    return kinds[modality](source, revision=revision, device=device)  # type: ignore[operator]
+    return kinds[modality](source, revision=revision, device=device)
 
 
 def build_feature_spec(config: ExtractConfig) -> FeatureSpec:

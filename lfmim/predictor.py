@@ -58,9 +58,9 @@ class Predictor:
             features, masks = {}, {}
             for m in MODALITIES:
                 part = rows[m][start : start + batch_size]
-                x, length = pad_sequences(part, m, spec.dims[m], self.meta.config.model.max_lengths[m])
-                features[m.value] = x.float()
-                masks[m.value] = torch.arange(x.shape[1])[None, :] < length[:, None]
+                padded, length = pad_sequences(part, m, spec.dims[m], self.meta.config.model.max_lengths[m])
+                features[m.value] = padded.float()
+                masks[m.value] = torch.arange(padded.shape[1])[None, :] < length[:, None]
             logits = self.model(features, masks).logits
             present = {m.value: masks[m].any(dim=1) for m in MODALITIES}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)

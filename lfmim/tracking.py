@@ -72,7 +72,7 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
 def system_metrics(uri: str, run_id: str) -> Iterator[None]:
     """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs."""
     mlflow.set_tracking_uri(uri)
-    mlflow.set_system_metrics_sampling_interval(2)
+    mlflow.set_system_metrics_sampling_interval(2)  # type: ignore[no-untyped-call]
     with mlflow.start_run(run_id=run_id, log_system_metrics=True):
         yield
 
@@ -174,8 +174,8 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=model_ref, tracking_uri=uri)
     except MlflowException as error:
-        raise InputError(f"{model_ref}: not in the registry at {uri}: {str(error).splitlines()[0]}. Train and register a "
-                         "model with jobs/train.py, or set --tracking.uri or MLFLOW_TRACKING_URI") from error
+        raise InputError(f"{model_ref}: not in the registry at {uri}: {str(error).splitlines()[0]}. Train and "
+                         "register a model with jobs/train.py, or set --tracking.uri or MLFLOW_TRACKING_URI") from error
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 

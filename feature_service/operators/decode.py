@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 
 import decord
@@ -47,7 +48,7 @@ def sample_frame_indices(
     rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
     edges = np.linspace(0, num_frames, segments + 1)
     picks = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         first = min(int(low), num_frames - 1)
         last = max(int(np.ceil(high)) if high - int(low) < 1 else int(high), first + 1)
         pool = np.arange(first, last)
@@ -55,7 +56,9 @@ def sample_frame_indices(
     return np.sort(np.concatenate(picks)).astype(np.int32)
 
 
-def decode_clip(path: str | Path, *, key: str, segments: int = 8, frames_per_segment: int = 8, seed: int = 0) -> DecodedClip:
+def decode_clip(
+    path: str | Path, *, key: str, segments: int = 8, frames_per_segment: int = 8, seed: int = 0
+) -> DecodedClip:
     """Decode the sampled frames and the whole audio of the file's first streams.
 
     Raises ClipError if the file is empty, is no media, breaks midway, or has neither video nor audio.

@@ -126,7 +126,8 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
         raw = raw.get(key, raw) if isinstance(raw, dict) else raw
     if not isinstance(raw, dict) or not all(isinstance(v, torch.Tensor) for v in raw.values()):
         raise InputError(f"{source}: holds no state dict of tensors")
-    state = {_hf_name(k.removeprefix("module.")): v for k, v in raw.items() if not k.removeprefix("module.").startswith("fc.")}
+    plain = {k.removeprefix("module."): v for k, v in raw.items()}
+    state = {_hf_name(k): v for k, v in plain.items() if not k.startswith("fc.")}
     model = ResNetModel(ResNetConfig(
         embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
     ))

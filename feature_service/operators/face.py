@@ -10,15 +10,15 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
-# Eyes, nose and mouth corners in a unit square: the usual five-point template with the margin of RAF-DB's aligned faces.
+# Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in RAF-DB.
 TEMPLATE = np.array([[0.345, 0.40], [0.655, 0.40], [0.5, 0.575], [0.37, 0.745], [0.63, 0.745]])
 DETECT_BATCH = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FaceCrops:
-    """`crops` uint8 [F, S, S, 3] or None if no frame has a face; `face_found` bool [F]; `boxes` float32 [F, 4] (x1 y1 x2
-    y2) and `landmarks` float32 [F, 5, 2] in native pixels, NaN where no face was found."""
+    """`crops` uint8 [F, S, S, 3] or None if no frame has a face; `face_found` bool [F]; `boxes` float32 [F, 4]
+    (x1 y1 x2 y2) and `landmarks` float32 [F, 5, 2] in native pixels, NaN where no face was found."""
 
     crops: np.ndarray | None
     face_found: np.ndarray
@@ -67,7 +67,8 @@ class FaceCropper:
         height, width = frames.shape[1:3]
         scale = min(1.0, self.detect_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        small = [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)) for f in frames]
+        bilinear = Image.Resampling.BILINEAR
+        small = [np.asarray(Image.fromarray(f).resize(size, bilinear, reducing_gap=2.0)) for f in frames]
         self.mtcnn.min_face_size = max(20, int(max(size) * self.min_face))
         with torch.inference_mode():
             boxes, probabilities, points = self.mtcnn.detect(small, landmarks=True)

@@ -186,12 +186,14 @@ def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) ->
     eyes = torch.exp(-((face_y + 0.12) ** 2) / 0.03 - u**2 / 0.15)
     stretch = style.stretch**0.5
     source_x = u / stretch + style.shear * v * pulse - style.eyes * pulse * eyes * u
-    source_y = v * stretch + style.smile * pulse * mouth * (u**2 * 20 - 0.5) - style.eyes * pulse * eyes * (face_y + 0.12)
+    source_y = v * stretch + style.smile * pulse * mouth * (u**2 * 20 - 0.5)
+    source_y = source_y - style.eyes * pulse * eyes * (face_y + 0.12)
     grid = torch.stack([source_x, source_y], dim=-1)
     frames = F.grid_sample(photo.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
     light = torch.tensor(style.light) * float(rng.uniform(0.9, 1.1))
     frames = frames * light.view(1, 3, 1, 1) + torch.from_numpy(rng.normal(0, 0.02, frames.shape)).float()
-    return (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels.numpy())
 
 
 def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:

@@ -12,7 +12,7 @@ from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, SPLITS, TEXT, VIDEO,
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
     ".csv": lambda f: pd.read_csv(f, dtype=str, keep_default_na=False),
-    ".jsonl": lambda f: pd.read_json(f, lines=True, dtype=False, convert_dates=False),
+    ".jsonl": lambda f: pd.read_json(f, lines=True, dtype=False),
     ".parquet": pd.read_parquet,
 }
 KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())

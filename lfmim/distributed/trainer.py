@@ -70,12 +70,14 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, fingerprint)
 
     c = config.run
+    resources = {"CPU": c.cpus_per_worker}
+    if c.gpus_per_worker:
+        resources["GPU"] = c.gpus_per_worker
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"config": to_dict(config), "store": str(store), "uri": uri, "run_id": run_id},
         scaling_config=ScalingConfig(
-            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0,
-            resources_per_worker={"CPU": c.cpus_per_worker, **({"GPU": c.gpus_per_worker} if c.gpus_per_worker else {})},
+            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RayRunConfig(
             name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=c.max_failures),
@@ -89,6 +91,8 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     except BaseException:
         tracking.finish_run(uri, run_id, None)
         raise
+    if not result.best_checkpoints or result.checkpoint is None:
+        raise RuntimeError(f"run {name} ended without a checkpoint; see {folder}")
     scored = [(float(metrics[SCORE]), checkpoint) for checkpoint, metrics in result.best_checkpoints]
     best = Path(max(scored, key=lambda pair: pair[0])[1].path)
     last = load_meta(Path(result.checkpoint.path))
@@ -166,4 +170,4 @@ def _train_worker(args: dict[str, Any]) -> None:
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:
     if ray.train.get_context().get_world_size() == 1:
         return model
-    return ray.train.torch.prepare_model(model)  # type: ignore[no-any-return]
+    return ray.train.torch.prepare_model(model)

@@ -93,7 +93,8 @@ def train_step(
     losses_BH = head_losses(output.logits, batch.labels)
     loss = weighted_loss(losses_BH, batch.counts, beta_H)
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(loss * world).backward()  # DDP averages gradients over the workers: undo the division
+    # DDP averages gradients over the workers: undo the division.
+    scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
     if grad_clip:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)

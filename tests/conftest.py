@@ -1,0 +1,68 @@
+"""Shared fixtures. One Ray cluster per session; real media from a `shared` folder beside the checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before ray is imported anywhere
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, EncoderSpec, FeatureSpec, Modality
+
+ROOT = Path(__file__).resolve().parents[1]
+MEDIA = ROOT.parent / "shared" / "media"
+DIMS = {Modality.TEXT: 12, Modality.AUDIO: 10, Modality.VISION: 8}
+SPEC = FeatureSpec(encoders={
+    m.value: EncoderSpec(name=f"toy-{m}", revision="", weights_sha256=m.value * 4, dim=d, max_length=0)
+    for m, d in DIMS.items()
+})
+torch.set_num_threads(1)
+sys.path.insert(0, str(ROOT / "jobs"))
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    if not MEDIA.is_dir():
+        pytest.skip("the real test clips (../shared/media) are not here")
+    return MEDIA
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    import ray
+
+    ray.init(num_cpus=2, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    yield
+    ray.shutdown()
+
+
+def toy_rows(count: int, seed: int = 0, *, split: str = "train", absent: float = 0.0) -> list[dict]:
+    """Rows with learnable features: each label shifts its modality's sequence along a direction of its own."""
+    rng = np.random.default_rng(seed)
+    directions = {m: np.random.default_rng(7).normal(size=(len(EMOTIONS), d)) for m, d in DIMS.items()}
+    rows = []
+    for i in range(count):
+        label = dict(zip(HEADS, rng.integers(len(EMOTIONS), size=len(HEADS)), strict=True))
+        row = {"id": f"{split}{i:04d}", "split": split, "text": "x", "speaker": "s"}
+        row |= {LABEL_COLUMNS[h]: EMOTIONS[k] for h, k in label.items()}
+        for m, d in DIMS.items():
+            x = rng.normal(0, 0.3, (int(rng.integers(2, 9)), d)) + directions[m][label[m]]
+            row[FEATURE_COLUMNS[m]] = None if rng.random() < absent else x.astype(np.float16)
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def toy_store(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    write_spec(folder, SPEC)
+    for k, (split, count) in enumerate((("train", 61), ("valid", 23), ("test", 20))):
+        write_part(folder, rows_to_table(toy_rows(count, k, split=split), store_schema(DIMS), DIMS))
+    return folder
