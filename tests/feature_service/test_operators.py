@@ -1,0 +1,123 @@
+"""Operators on clips made here; the real clips are in test_media.py."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feature_service.operators.audio import CHUNK, AudioEncoder
+from feature_service.operators.decode import ClipError, decode_clip, sample_frame_indices
+from feature_service.operators.encoders import build_tiny_encoders, load_resnet
+from feature_service.operators.text import TextEncoder
+from feature_service.operators.vision import VisionEncoder
+from lfmim.data.demo_corpus import make_clip
+from lfmim.schema import InputError
+
+LABELS = {"text": "sadness", "audio": "anger", "vision": "surprise"}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return build_tiny_encoders(tmp_path_factory.mktemp("cache") / "tiny")
+
+
+@given(st.integers(1, 500), st.integers(1, 9), st.integers(1, 9))
+def test_frame_sampling(frames, segments, per_segment):
+    index = sample_frame_indices(frames, segments=segments, frames_per_segment=per_segment, key="k")
+    assert len(index) == segments * per_segment
+    assert (np.diff(index) >= 0).all()
+    assert 0 <= index[0] <= index[-1] < frames
+    if frames >= segments * (per_segment + 1):  # enough frames in every segment: none twice
+        assert len(set(index.tolist())) == len(index)
+        counts = np.histogram(index, np.linspace(0, frames, segments + 1).astype(int))[0]
+        assert (counts == per_segment).all()
+
+
+def test_frame_sampling_depends_on_the_id_alone():
+    assert (sample_frame_indices(300, key="a") == sample_frame_indices(300, key="a")).all()
+    assert (sample_frame_indices(300, key="a") != sample_frame_indices(300, key="b")).any()
+
+
+def test_demo_clip_is_h264_and_aac_and_decodes(tmp_path):
+    path = tmp_path / "c.mp4"
+    text = make_clip(path, LABELS, key="k")
+    with av.open(str(path)) as container:
+        assert [s.codec_context.name for s in container.streams] == ["h264", "aac"]
+    clip = decode_clip(path, key="k")
+    assert clip.frames.shape == (64, 256, 256, 3)
+    assert abs(len(clip.waveform) / 16_000 - 2.0) < 0.06
+    assert text.endswith("。")
+    again = tmp_path / "d.mp4"
+    make_clip(again, LABELS, key="k")
+    assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video at all" * 100])
+def test_files_that_are_no_media(tmp_path, content):
+    path = tmp_path / "x.mp4"
+    path.write_bytes(content)
+    with pytest.raises(ClipError):
+        decode_clip(path, key="k")
+
+
+def test_truncated_clip(tmp_path):
+    make_clip(tmp_path / "c.mp4", LABELS, key="k")
+    whole = (tmp_path / "c.mp4").read_bytes()
+    (tmp_path / "t.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ClipError):
+        decode_clip(tmp_path / "t.mp4", key="k")
+
+
+def test_text_features_have_their_true_length(tiny):
+    encode = TextEncoder(str(tiny["text"]))
+    short, long = encode(["今天真高兴", "好" * 200])
+    assert short.shape == (7, 64)
+    assert long.shape == (80, 64)
+    assert short.dtype == np.float16
+    assert encode.tokenizer.unk_token_id not in encode.tokenizer("今天真高兴，abc")["input_ids"]
+    np.testing.assert_array_equal(encode(["x", "今天真高兴"])[1], short)
+
+
+def test_audio_features_follow_the_20_ms_grid_also_when_chunked(tiny):
+    encode = AudioEncoder(str(tiny["audio"]))
+    rng = np.random.default_rng(0)
+    for samples in (10, 400, 719, 720, 16_000, CHUNK + 5000):
+        (x,) = encode([rng.normal(size=samples).astype(np.float32)])
+        assert x.shape == ((max(samples, 400) - 400) // 320 + 1, 64)
+        assert np.isfinite(x).all()
+
+
+def test_vision_features_do_not_depend_on_the_batch(tiny):
+    rng = np.random.default_rng(0)
+    crops = [rng.integers(0, 255, (n, 64, 64, 3), dtype=np.uint8) for n in (3, 5)]
+    crops[1][2] = crops[1][1]
+    together = VisionEncoder(str(tiny["vision"]), batch_size=3)(crops)
+    for x, crop in zip(together, crops, strict=True):
+        np.testing.assert_allclose(x, VisionEncoder(str(tiny["vision"]))([crop])[0], rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(together[1][1], together[1][2])
+
+
+@pytest.mark.parametrize(("prefix", "nest", "classes"), [("", None, 1000), ("module.", "state_dict", 7)])
+def test_torchvision_resnet18_checkpoints_give_the_same_features(tmp_path, prefix, nest, classes):
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=classes).eval()
+    state = {prefix + k: v for k, v in theirs.state_dict().items()}
+    torch.save({nest: state} if nest else state, tmp_path / "r.pth")
+    theirs.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        ours = load_resnet(str(tmp_path / "r.pth"), None).eval()(x).pooler_output.flatten(1)
+        torch.testing.assert_close(ours, theirs(x), atol=1e-5, rtol=1e-5)
+
+
+def test_wrong_encoders_are_named(tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(InputError, match=r"r34\.pth: not a ResNet-18"):
+        load_resnet(str(tmp_path / "r34.pth"), None)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        TextEncoder(str(tmp_path))
