@@ -1,6 +1,6 @@
 """The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs no network.
 
-python jobs/demo.py [--folder demo] [--clips 300] [--seed 0]
+python jobs/demo.py [--folder demo] [--clips 240] [--seed 0]
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import cli
 import yaml
 from jsonargparse import auto_cli
 
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL
+from lfmim.schema import HEADS, MULTIMODAL
 
 
-def demo(*, folder: str = "demo", clips: int = 300, seed: int = 0) -> int:
+def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     """Run the demo.
 
     Args:
@@ -27,7 +27,7 @@ def demo(*, folder: str = "demo", clips: int = 300, seed: int = 0) -> int:
     import numpy as np
 
     from lfmim.config import ExtractConfig, experiment_from_dict
-    from lfmim.data.demo_corpus import generate_demo_corpus, make_clip
+    from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
 
     started, root = time.perf_counter(), Path(folder)
 
@@ -55,7 +55,7 @@ def demo(*, folder: str = "demo", clips: int = 300, seed: int = 0) -> int:
     predictor = tracking.load_predictor(result.tracking_uri, result.registered.uri)
     report = evaluate_store(predictor, Path(config.store), "test")
     page = write_report(root / "report", report, predictor, title="LFMIM on the demo corpus")
-    labels = dict(zip(HEADS, np.random.default_rng(seed + 1).choice(EMOTIONS, len(HEADS)), strict=True))
+    labels = draw_labels(1, np.random.default_rng(seed + 1)).to_dict("records")[0]
     clip = root / "new_clip.mp4"
     text = make_clip(clip, labels, key="new", seed=seed + 1)
     row = predict_clip(predictor, extract, video=str(clip), text=text)
@@ -74,8 +74,7 @@ def demo(*, folder: str = "demo", clips: int = 300, seed: int = 0) -> int:
         if p is None:
             print(f"  {head:<12}absent")
             continue
-        made = f"made as {labels[head]}" if head in MODALITIES else ""
-        print(f"  {head:<12}{row[f'label_{head}']:<12}p = {max(p):.2f}  {made}")
+        print(f"  {head:<12}{row[f'label_{head}']:<12}p = {max(p):.2f}  (made as {labels[head]})")
     print(f"\nreport:    {page}")
     print(f"mlflow ui: .venv/bin/mlflow ui --backend-store-uri {result.tracking_uri}")
     return 0

@@ -180,7 +180,7 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
 
 
 def _signature() -> ModelSignature:
-    sequence = Array(Array(DataType.float))
+    sequence = Array(Array(DataType.double))
     inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
     outputs = Schema([
         spec for h in HEADS for spec in (

@@ -23,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from skimage import data as photographs
 
-from lfmim.schema import EMOTIONS, HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
+from lfmim.schema import HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
 
 SIZE, FPS, SECONDS, AUDIO_RATE = 256, 8, 2.0, 24_000
 SPEAKERS = 5
+DEMO_EMOTIONS = ("anger", "happiness", "neutrality", "sadness")
+"""Four of the seven: enough clips of each in a corpus that two cores extract within minutes."""
 SPLIT_CYCLE = ("train", "train", "train", "valid", "test")
 # Shares of the label patterns: who differs from the other two. Chosen so that every pair of heads differs in more than
 # 0.3 of the samples, as the paper's Figure 1(b) says.
@@ -65,32 +67,23 @@ class AudioStyle:
 
 VISION_STYLES = {
     "anger": VisionStyle(1.20, 0.00, -0.10, -0.30, 2.0, (1.20, 0.85, 0.80)),
-    "disgust": VisionStyle(1.00, 0.30, -0.06, -0.15, 0.5, (0.90, 1.12, 0.75)),
-    "fear": VisionStyle(0.80, 0.00, -0.05, 0.30, 3.0, (0.75, 0.85, 1.15)),
     "happiness": VisionStyle(1.12, 0.00, 0.14, 0.00, 1.0, (1.20, 1.12, 0.90)),
     "neutrality": VisionStyle(1.00, 0.00, 0.00, 0.00, 0.0, (1.00, 1.00, 1.00)),
     "sadness": VisionStyle(0.88, -0.18, -0.12, -0.20, 0.3, (0.60, 0.62, 0.70)),
-    "surprise": VisionStyle(0.72, 0.00, 0.05, 0.45, 1.5, (1.25, 1.25, 1.30)),
 }
 AUDIO_STYLES = {
     "anger": AudioStyle(240, 0.25, -0.10, 6.0, 0.9, 0.4),
-    "disgust": AudioStyle(100, 0.10, -0.30, 2.5, 0.9, 0.2),
-    "fear": AudioStyle(330, 0.08, 0.25, 8.0, 0.4, 1.2),
     "happiness": AudioStyle(290, 0.50, 0.15, 4.5, 0.8, 0.9),
     "neutrality": AudioStyle(150, 0.05, 0.00, 4.0, 0.3, 1.4),
     "sadness": AudioStyle(130, 0.03, -0.20, 1.2, 0.6, 3.0),
-    "surprise": AudioStyle(220, 0.90, 0.80, 3.0, 1.0, 1.0),
 }
 SUBJECTS = ("我", "他们", "小王", "妈妈")
 OCCASIONS = ("今天早上", "听到这个消息后", "昨天晚上", "回到家里")
 PHRASES = {
     "anger": ("气得直拍桌子", "非常愤怒地吼了起来", "恼火得说不出话", "火冒三丈"),
-    "disgust": ("觉得这实在太肮脏了", "厌恶地转过头去", "嫌弃得不愿意碰", "反感到了极点"),
-    "fear": ("吓得浑身发抖", "害怕得不敢出声", "恐惧地躲进角落", "怕得要命"),
     "happiness": ("高兴得跳了起来", "开心地笑个不停", "快乐极了", "乐得合不拢嘴"),
     "neutrality": ("照常去上班了", "把文件放在桌上", "说三点钟开会", "坐公交车回来"),
     "sadness": ("难过得哭了", "伤心地流下眼泪", "心里十分悲痛", "忍不住哭泣"),
-    "surprise": ("惊讶得张大了嘴", "完全没想到会这样", "大吃一惊", "简直不敢相信"),
 }
 
 
@@ -101,8 +94,8 @@ def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
     rng.shuffle(patterns)
     rows = []
     for i, pattern in enumerate(patterns):
-        label = EMOTIONS[i % len(EMOTIONS)]
-        others = rng.permutation([e for e in EMOTIONS if e != label])
+        label = DEMO_EMOTIONS[i % len(DEMO_EMOTIONS)]
+        others = rng.permutation([e for e in DEMO_EMOTIONS if e != label])
         row = dict.fromkeys(HEADS, label)
         if pattern == "all_differ":
             row["text"], row["vision"] = str(others[0]), str(others[1])
@@ -112,13 +105,13 @@ def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows)[list(HEADS)]
 
 
-def generate_demo_corpus(folder: Path, *, clips: int = 300, seed: int = 0, workers: int = 2) -> Path:
+def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, workers: int = 2) -> Path:
     """Write `clips` videos and `manifest.csv` (6:2:2, stratified by multimodal label); returns the manifest's path.
 
     Deterministic by (clips, seed). A finished corpus of the same parameters is reused.
     """
     manifest, done = folder / "manifest.csv", folder / "corpus.json"
-    parameters = {"clips": clips, "seed": seed, "version": 2}
+    parameters = {"clips": clips, "seed": seed, "version": 3}
     if done.is_file() and json.loads(done.read_text()) == parameters:
         return manifest
     (folder / "videos").mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from feature_service.operators.vision import VisionEncoder
 from lfmim.data.demo_corpus import make_clip
 from lfmim.schema import InputError
 
-LABELS = {"text": "sadness", "audio": "anger", "vision": "surprise"}
+LABELS = {"text": "sadness", "audio": "anger", "vision": "happiness"}
 
 
 @pytest.fixture(scope="session")
