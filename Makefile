@@ -21,6 +21,7 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -q
 
+# No Ray, no subprocesses of half a minute.
 unit: setup
 	$(BIN)/python -m pytest -q -m "not ray and not slow"
 

@@ -13,10 +13,11 @@ from lfmim.config import ExtractConfig
 
 def main() -> int:
     config = auto_cli(ExtractConfig, as_positional=False, description=__doc__)
-    from feature_service.pipeline import extract_features
     from lfmim.data.manifest import read_manifest
 
     read_manifest(config.manifest)  # bad input is told before a cluster is started
+    from feature_service.pipeline import extract_features
+
     with cli.ray_session():
         print(extract_features(config))
     print(f"feature store: {config.store}")

@@ -202,7 +202,8 @@ def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> n
         voice += np.where(pitch * k < AUDIO_RATE / 2.2, np.sin(k * cycles + phase[1]) / k**style.brightness, 0)
     envelope = 1 - style.dynamics * (0.5 + 0.5 * np.cos(2 * np.pi * style.syllables * t + phase[2]))
     wave = voice / np.abs(voice).max() * envelope + rng.normal(0, 0.01, t.shape)
-    return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+    loudest = float(np.abs(wave).max())
+    return np.asarray(0.5 * wave / loudest, dtype=np.float32)
 
 
 def _rng(seed: int, key: str) -> np.random.Generator:

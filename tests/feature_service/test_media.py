@@ -51,7 +51,7 @@ def test_shapes_and_values(stored):
 
 def test_faces(stored):
     table = read_table(stored[2], ["face_found"])
-    found = {name: np.array(f) for name, f in zip(*table.select(["id", "face_found"]).to_pydict().values(), strict=True)}
+    found = dict(zip(table["id"].to_pylist(), map(np.array, table["face_found"].to_pylist()), strict=True))
     assert found["talking_head.mp4"].all()
     assert found["single_face.mp4"].all()
     assert not found["no_face.mp4"].any()

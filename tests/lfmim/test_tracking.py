@@ -55,7 +55,7 @@ def frame(store: Path, rows: int = 3) -> pd.DataFrame:
 
 
 def register(trained, data="d1", run_id=None, checkpoint=None):
-    config, uri, run, ckpt, _, store = trained
+    _, uri, run, ckpt, _, store = trained
     return tracking.register(uri, run_id or run, checkpoint or ckpt, model_name="lfmim", example=frame(store),
                              data_fingerprint=data)
 
@@ -123,7 +123,8 @@ def test_report_and_missing_models(trained, tmp_path):
     data = load_split(store, "test", SMALL.max_lengths)
     p = predictor.predict({m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
                            for m in Modality})
-    assert report["heads"]["audio"]["accuracy"] == pytest.approx((p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean())
+    accuracy = (p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean()
+    assert report["heads"]["audio"]["accuracy"] == pytest.approx(accuracy)
     page = write_report(tmp_path / "report", report, predictor, title="t<est")
     assert page.read_text().count("data:image/png;base64,") == 2
     with pytest.raises(InputError, match="not in the registry"):
