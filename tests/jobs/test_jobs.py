@@ -93,11 +93,13 @@ def test_submitted_training_survives_a_killed_worker(head, toy_store, tmp_path):
                "--run.name", "killed", "--run.workers", "2", "--run.cpus_per_worker", "0.5", "--train.epochs", "40"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 150
-    while not list((runs / "killed").glob("epoch_*")):
+    while not any(int(p.name[-4:]) >= 3 for p in (runs / "killed").glob("epoch_*")):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.2)
-    workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    home = f"/tmp/rt{address.rsplit(':', 1)[1]}/"  # this cluster's workers only, whatever else runs on the machine
+    workers = [p for p in psutil.process_iter(["cmdline", "cwd"])
+               if "RayTrainWorker" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith(home)]
     assert workers
     workers[0].kill()
     output, _ = process.communicate(timeout=250)
