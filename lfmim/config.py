@@ -33,6 +33,8 @@ class ModelConfig:
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
     """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling."""
+    standardize: bool = False
+    """Standardise each feature by the training split's mean and deviation (stored with the weights)."""
     dropout_attention: float = 0.1
     dropout_ffn: float = 0.1
     dropout_embedding: float = 0.1

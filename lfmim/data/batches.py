@@ -62,6 +62,17 @@ class UtteranceTensors:
             {m: x.to(device) for m, x in self.lengths.items()}, self.labels.to(device),
         )
 
+    def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
+        """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all samples."""
+        out = {}
+        for m, x in self.features.items():
+            valid = torch.arange(x.shape[1], device=x.device)[None, :] < self.lengths[m][:, None]
+            if not bool(valid.any()):
+                continue
+            deviation, mean = torch.std_mean(x[valid].float(), dim=0, correction=0)
+            out[m] = mean, 1 / deviation.clamp(min=1e-3)
+        return out
+
     def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
         """Rows `index` as a batch, padded to the longest sequence among them."""
         features: dict[str, Tensor] = {}

@@ -34,15 +34,20 @@ class InputProjection(nn.Module):
     """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks)."""
 
     positions: Tensor
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, in_dim: int, width: int, max_length: int, dropout: float) -> None:
         super().__init__()
         self.conv = nn.Conv1d(in_dim, width, kernel_size=1)
         self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mean", torch.zeros(in_dim))
+        self.register_buffer("scale", torch.ones(in_dim))
         self.register_buffer("positions", sinusoidal_positions(max_length, width), persistent=False)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
+        x_BTF = (x_BTF - self.mean) * self.scale  # identity unless the model standardises its input
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
 

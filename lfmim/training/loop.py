@@ -136,7 +136,11 @@ def train(
     device = device or torch.device("cpu")
     rank, world = rank_and_world()
     torch.manual_seed(c.seed)
-    model = build_model(config.model, spec.dims).to(device)
+    model = build_model(config.model, spec.dims)
+    if config.model.standardize:
+        for m, (mean, scale) in train_data.feature_statistics().items():
+            model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
+    model = model.to(device)
     optimizer = build_optimizer(c, model)
     precision = resolve_precision(c.precision, device)
     scaler = GradScaler(device.type, enabled=precision == "fp16")

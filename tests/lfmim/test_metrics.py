@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_any_shards_add_up_to_the_whole(seed, n, cuts):
     logits, labels = sample(seed, n)
     edges = [0, *sorted(min(c, n) for c in cuts), n]
     whole, merged, one_by_one = summed(logits, labels), HeadSums(), HeadSums()
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         part = {h: v[a:b] for h, v in logits.items()}, labels[a:b]
         shard = summed(*part)
         merged.confusion += shard.confusion
