@@ -149,6 +149,9 @@ def encode_labels(table: pa.Table) -> Tensor:
 def load_split(store: Path, split: str, max_lengths: Mapping[Modality, int]) -> UtteranceTensors:
     """A split of a feature store in memory, in id order. Raises InputError if it is empty or without labels."""
     spec = FeatureSpec.load(store)
+    missing = [m.value for m in MODALITIES if m not in spec.dims]
+    if missing:
+        raise InputError(f"{store}: the store has no encoder for {', '.join(missing)}; extract it with all three")
     table = read_table(store, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()], split)
     if not table.num_rows:
         raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
