@@ -142,9 +142,9 @@ def closure(requirements: list[str]) -> set[str]:
             found = importlib.metadata.distribution(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             continue  # a marker of another platform
-        if (name, requirement.extras and True) in seen:
+        if (name, bool(requirement.extras)) in seen:
             continue
-        seen.add((name, requirement.extras and True))
+        seen.add((name, bool(requirement.extras)))
         for line in found.requires or []:
             needed = Requirement(line)
             if needed.marker is None or any(needed.marker.evaluate(e) for e in extras):
