@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import Any, Literal
+import math
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lfmim.schema import HEADS, InputError, Modality
 
@@ -16,6 +17,14 @@ from lfmim.schema import HEADS, InputError, Modality
 def _check(ok: bool, field: str, message: str) -> None:
     if not ok:
         raise InputError(f"{field}: {message}")
+
+
+def _check_choices(config: Any, prefix: str) -> None:
+    """Fields of a Literal type hold one of its values: configs also come from checkpoints, not only from the CLI."""
+    for field, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            value, choices = getattr(config, field), get_args(hint)
+            _check(value in choices, f"{prefix}.{field}", f"{value!r} is not one of {', '.join(choices)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class ModelConfig:
     max_vision: int = 64
 
     def __post_init__(self) -> None:
+        _check_choices(self, "model")
         for field in ("width", "heads", "layers", "ffn_multiple", "fex_tokens", "max_text", "max_audio", "max_vision"):
             _check(getattr(self, field) >= 1, f"model.{field}", f"{getattr(self, field)} must be at least 1")
         _check(self.width % self.heads == 0, "model.heads", f"{self.heads} does not divide model.width {self.width}")
@@ -102,7 +112,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, "train.lr", f"{self.lr} must be positive")
+        _check_choices(self, "train")
+        _check(0 < self.lr < math.inf, "train.lr", f"{self.lr} must be positive and finite")
+        _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
         for field in ("momentum", "weight_decay", "grad_clip", "patience"):
@@ -185,6 +197,7 @@ class EncoderConfig:
     vision_revision: str = ""
 
     def __post_init__(self) -> None:
+        _check_choices(self, "encoders")
         if self.preset == "paper":
             _check(bool(self.vision), "encoders.vision", "the paper preset needs the path of a ResNet-18 trained on "
                    "RAF-DB (a .pth file or a folder): --encoders.vision PATH")
@@ -247,7 +260,9 @@ def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
             model=ModelConfig(**raw.pop("model", {})), train=TrainConfig(beta=beta, **train),
             run=RunConfig(**raw.pop("run", {})), tracking=TrackingConfig(**raw.pop("tracking", {})), **raw,
         )
-    except TypeError as error:
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InputError(f"config: {error}") from error
 
 

@@ -161,9 +161,10 @@ def parse_emotion(value: object, *, where: str) -> str | None:
 
     Raises InputError naming `where` for anything else.
     """
-    if value is None or value != value or value == "":  # None, NaN or empty: no label
+    text = "" if value is None or value != value else str(value).strip()  # None, NaN or blank: no label
+    if not text:
         return None
-    name = EMOTIONS_ZH.get(str(value), str(value).strip().lower())
+    name = EMOTIONS_ZH.get(text, text.lower())
     if name not in EMOTIONS:
         raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
     return name

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import fsspec
 import pandas as pd
 
-from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, SPLITS, TEXT, VIDEO, InputError, parse_emotion
+from lfmim.schema import (
+    DURATION,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    FRAME_INDICES,
+    ID,
+    LABEL_COLUMNS,
+    SPEAKER,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    VIDEO,
+    InputError,
+    parse_emotion,
+)
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
     ".csv": lambda f: pd.read_csv(f, dtype=str, keep_default_na=False),
-    ".jsonl": lambda f: pd.read_json(f, lines=True, dtype=False),
+    ".jsonl": lambda f: pd.DataFrame([dict(json.loads(line)) for line in f if line.strip()], dtype=object),
     ".parquet": pd.read_parquet,
 }
 KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
+RESERVED_COLUMNS = {
+    *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION,
+    "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
+}
+"""The store's own columns and those a row carries through the pipeline."""
 
 
 def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
@@ -36,14 +56,20 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         raise InputError(f"{path}: no such file") from error
     except pd.errors.EmptyDataError as error:
         raise InputError(f"{path}: the manifest is empty; it needs a header line and at least one row") from error
-    except (ValueError, OSError) as error:  # what pandas and pyarrow raise for malformed files
+    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
         raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
     for column in (ID, VIDEO):
         if column not in frame.columns:
             raise InputError(f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}")
+    if suffix == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
+        raise InputError(f"{path}: rows have more cells than the header; quote cells that contain a comma")
     if frame.empty:
         raise InputError(f"{path}: the manifest has no rows")
-    frame = frame.rename(columns=str).reset_index(drop=True)
+    frame = frame.rename(columns=str).reset_index(drop=True).astype(object)
+    frame = frame.where(frame.notna(), None)
+    for column in passthrough_columns(frame):
+        if column in RESERVED_COLUMNS or column.startswith("seconds_"):
+            raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
 
     frame[ID] = [_text(v) for v in frame[ID]]
     for row, value in enumerate(frame[ID], start=1):

@@ -63,7 +63,9 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
     for x in sequences:
         offsets.append(None if x is None else total)
         if x is not None:
-            kept.append(np.ascontiguousarray(x, dtype=np.float16).reshape(-1, dim))
+            if x.ndim != 2 or x.shape[1] != dim:
+                raise ValueError(f"a sequence of shape {x.shape} where [T, {dim}] is expected")
+            kept.append(np.ascontiguousarray(x, dtype=np.float16))
             total += len(kept[-1])
     flat = np.concatenate(kept).reshape(-1) if kept else np.empty(0, np.float16)
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), dim)

@@ -109,7 +109,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.score = nn.Linear(width, 1)
+            self.score = nn.Linear(width, 1, bias=False)  # softmax would ignore a bias
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         if self.kind == "first":

@@ -57,7 +57,8 @@ class LFMIM(nn.Module):
         self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.width))
         # ᾱ has one row less than α: Z̄¹ = 0, so a first ᾱ would be a dead weight.
         self.alpha = nn.Parameter(torch.ones(c.layers, len(MODALITIES)))
-        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(MODALITIES)))
+        # With one layer it is empty, and DDP refuses trainable parameters that get no gradient.
+        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(MODALITIES)), requires_grad=c.layers > 1)
         self.apply(init_weights)
         nn.init.normal_(self.fex, std=0.02)
 

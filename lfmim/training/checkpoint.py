@@ -49,12 +49,17 @@ def load_meta(folder: Path) -> CheckpointMeta:
     path = folder / META
     if not path.is_file():
         raise InputError(f"{folder}: no {META} there, so it is not a checkpoint")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
-    return CheckpointMeta(
-        config=experiment_from_dict(raw["config"]), spec=spec,
-        epoch=raw["epoch"], history=raw["history"], best_epoch=raw["best_epoch"], best_score=raw["best_score"],
-    )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
+        return CheckpointMeta(
+            config=experiment_from_dict(raw["config"]), spec=spec,
+            epoch=raw["epoch"], history=raw["history"], best_epoch=raw["best_epoch"], best_score=raw["best_score"],
+        )
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a whole checkpoint ({error!r})") from error
 
 
 def load_model(folder: Path) -> tuple[LFMIM, CheckpointMeta]:

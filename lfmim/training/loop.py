@@ -18,7 +18,7 @@ from lfmim.config import ExperimentConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadMetrics, HeadSums
 from lfmim.models import build_model
-from lfmim.schema import HEADS, FeatureSpec
+from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
 from lfmim.training.losses import head_losses, weighted_loss
 
@@ -133,6 +133,8 @@ def train(
     NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything of it is saved.
     """
     c = config.train
+    if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
+        raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
     device = device or torch.device("cpu")
     rank, world = rank_and_world()
     torch.manual_seed(c.seed)

@@ -1,0 +1,161 @@
+"""Manifests are checked as a whole, and what is wrong is told by file, row and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lfmim.data.manifest import passthrough_columns, read_manifest
+from lfmim.schema import EMOTIONS, EMOTIONS_ZH, LABEL_COLUMNS, InputError
+
+GOOD = """id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal,mood
+a,a.mp4,"你好, 世界",train,s1,anger,高兴,,Fear,calm
+b,clips/b.mp4,,valid,,,,惊奇,sadness,7
+007,,only text,,s2,neutrality,,,,
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "clips/b.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def write(folder: Path, text: str, name: str = "m.csv", encoding: str = "utf-8") -> str:
+    path = folder / name
+    path.write_text(text, encoding=encoding)
+    return str(path)
+
+
+def refusal(path: str, **options) -> str:
+    with pytest.raises(InputError) as error:
+        read_manifest(path, **options)
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_good_manifest(folder, encoding):
+    frame = read_manifest(write(folder, GOOD, encoding=encoding))
+    assert frame["id"].tolist() == ["a", "b", "007"]
+    assert frame["video"].tolist() == [f"{folder}/a.mp4", f"{folder}/clips/b.mp4", ""]
+    assert frame["text"].tolist() == ["你好, 世界", "", "only text"]
+    assert frame["split"].tolist() == ["train", "valid", ""]
+    assert frame["label_audio"].tolist() == ["happiness", None, None]
+    assert frame["label_multimodal"].tolist() == ["fear", "sadness", None]
+    assert passthrough_columns(frame) == ["mood"]
+    assert frame["mood"].tolist() == ["calm", "7", ""]
+
+
+def test_only_id_and_video_are_needed(folder):
+    frame = read_manifest(write(folder, "id,video\na,a.mp4\n"))
+    assert frame.drop(columns=["id", "video"]).to_dict("records") == [
+        {"text": "", "split": "", "speaker": "", **dict.fromkeys(LABEL_COLUMNS.values())}
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "JSONL"])
+def test_formats_agree(folder, suffix):
+    csv = read_manifest(write(folder, GOOD))
+    raw = pd.read_csv(folder / "m.csv", dtype=str)  # missing cells as nulls, as other tools write them
+    raw["mood"] = raw["mood"].fillna("")
+    path = folder / f"m.{suffix}"
+    if suffix == "parquet":
+        raw.to_parquet(path)
+    else:
+        raw.to_json(path, orient="records", lines=True, force_ascii=False)
+    pd.testing.assert_frame_equal(read_manifest(str(path)), csv, check_dtype=False)
+
+
+def test_published_label_words(folder):
+    rows = "".join(f"{i},,{word}\n" for i, word in enumerate(EMOTIONS_ZH))
+    assert tuple(read_manifest(write(folder, "id,video,label_audio\n" + rows))["label_audio"]) == EMOTIONS
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("id,", "key,", ["column 'id' is missing", "key"]),
+    ("video", "film", ["column 'video' is missing", "film"]),
+    ("高兴", "joy", ["row 1, field 'label_audio'", "'joy'", "happiness"]),
+    ("sadness", "难过", ["row 2, field 'label_multimodal'", "难过"]),
+    ("\nb,", "\na,", ["row 2, field 'id'", "duplicate id 'a'", "row 1"]),
+    ("\n007,", "\n ,", ["row 3, field 'id'", "empty"]),
+    ("clips/b.mp4", "c.mp4", ["row 2, field 'video'", "no such file", "/c.mp4"]),
+    ("clips/b.mp4", "clips", ["row 2, field 'video'", "no such file"]),
+    ("clips/b.mp4", "/nowhere/b.mp4", ["row 2, field 'video'", "no such file: /nowhere/b.mp4"]),
+    ("clips/b.mp4", "clips/../a.mp4", ["row 2, field 'video'", "leaves the manifest's folder"]),
+    ("valid", "dev", ["row 2, field 'split'", "'dev'", "train, valid, test"]),
+])
+def test_what_is_wrong_is_told_by_row_and_field(folder, old, new, words):
+    message = refusal(write(folder, GOOD.replace(old, new, 1)))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(("name", "text", "word"), [
+    ("m.csv", "", "empty"), ("m.csv", "id,video\n", "no rows"), ("m.jsonl", "", "'id' is missing"),
+    ("m.jsonl", '{"id": ', "cannot be read as jsonl"), ("m.parquet", "", "cannot be read as parquet"),
+    ("m.parquet", "PAR1nonsense", "cannot be read as parquet"), ("m.csv", 'id,video\n"a', "cannot be read as csv"),
+    ("m.xlsx", "x", ".csv, .jsonl, .parquet"), ("manifest", "x", ".csv, .jsonl, .parquet"),
+])
+def test_files_that_are_no_manifest(folder, name, text, word):
+    assert word in refusal(write(folder, text, name))
+
+
+def test_another_encoding_and_a_missing_file(folder):
+    assert "cannot be read as csv" in refusal(write(folder, "id,video,text\na,,平静\n", encoding="gbk"))
+    assert "no such file" in refusal(str(folder / "nothing.csv"))
+    (folder / "folder.csv").mkdir()
+    assert "cannot be read" in refusal(str(folder / "folder.csv"))
+
+
+def test_media_that_need_not_be_here(folder):
+    url = read_manifest(write(folder, "id,video\na,s3://bucket/a.mp4\n"))
+    assert url["video"].tolist() == ["s3://bucket/a.mp4"]
+    path = write(folder, "id,video\na,gone.mp4\n")
+    assert read_manifest(path, need_media=False)["video"].tolist() == [f"{folder}/gone.mp4"]
+    assert "leaves" in refusal(write(folder, "id,video\na,../a.mp4\n"), need_media=False)
+
+
+def test_videos_beside_a_remote_manifest_get_its_url():
+    import fsspec
+
+    with fsspec.open("memory://corpus/m.csv", "w") as f:
+        f.write("id,video\na,clips/a.mp4\n")
+    assert read_manifest("memory://corpus/m.csv")["video"].tolist() == ["memory:///corpus/clips/a.mp4"]
+
+
+def test_parquet_with_nullable_types(folder):
+    pd.DataFrame({"id": [1, 2], "video": ["a.mp4", None], "label_text": [None, "fear"], "take": [None, 3]}
+                 ).convert_dtypes().to_parquet(folder / "m.parquet")
+    frame = read_manifest(str(folder / "m.parquet"))
+    assert frame["id"].tolist() == ["1", "2"]
+    assert frame["label_text"].tolist() == [None, "fear"]
+    assert frame["take"].tolist() == [None, 3]
+
+
+def test_jsonl_passthrough_values_stay_what_they_are(folder):
+    rows = [{"id": "a", "video": "", "take": 1, "date": "2020-01-01"}, {"id": "b", "video": ""}]
+    path = write(folder, "\n".join(map(json.dumps, rows)), "m.jsonl")
+    frame = read_manifest(path)
+    assert [str(v) for v in frame["take"]] == ["1", "None"]
+    assert frame["date"].tolist() == ["2020-01-01", None]
+
+
+@pytest.mark.parametrize("line", ["3", '"a"', "[1, 2]", "null"])
+def test_jsonl_lines_that_are_no_objects(folder, line):
+    refusal(write(folder, f'{{"id": "a", "video": ""}}\n{line}\n', "m.jsonl"))
+
+
+@pytest.mark.parametrize("text", ["id,text,video\na,hello,,\nb,you,,\n", "id,video,text\na,,well, yes\n"])
+def test_cells_beyond_the_header_are_refused(folder, text):
+    assert "more cells than the header" in refusal(write(folder, text))
+
+
+@pytest.mark.parametrize("column", ["duration_s", "face_found", "text_features", "error", "stage", "seconds_face"])
+def test_passthrough_columns_may_not_take_the_stores_names(folder, column):
+    assert f"'{column}'" in refusal(write(folder, f"id,video,{column}\na,a.mp4,3\n"))

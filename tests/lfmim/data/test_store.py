@@ -1,0 +1,125 @@
+"""The store gives back what went in, to any Parquet reader."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import DIMS, SPEC, toy_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lfmim.data.store import (
+    ERROR_SCHEMA,
+    feature_array,
+    feature_type,
+    quarantined,
+    read_table,
+    rows_to_table,
+    sequences,
+    store_schema,
+    stored_ids,
+    write_part,
+    write_spec,
+)
+from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, SPEC_FILE, FeatureSpec, InputError, Modality
+
+lengths = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=8)
+
+
+def random_sequences(lengths, dim):
+    rng = np.random.default_rng(0)
+    return [None if n is None else rng.normal(size=(n, dim)).astype(np.float16) for n in lengths]
+
+
+def assert_same(got, want):
+    for g, w in zip(got, want, strict=True):
+        assert (g is None) == (w is None)
+        if w is not None:
+            assert g.dtype == np.float16
+            np.testing.assert_array_equal(g, w)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=lengths, dim=st.integers(1, 5), start=st.integers(0, 8), count=st.integers(0, 8),
+       chunks=st.integers(1, 3))
+def test_any_slice_of_any_chunking_gives_the_sequences_back(lengths, dim, start, count, chunks):
+    want = random_sequences(lengths, dim)
+    column = pa.chunked_array([feature_array(want, dim)] * chunks)
+    table = pa.table({FEATURE_COLUMNS[Modality.AUDIO]: column}).slice(start, count)
+    assert_same(sequences(table, Modality.AUDIO), (want * chunks)[start : start + count])
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths, dim=st.integers(1, 5))
+def test_plain_pyarrow_sees_true_lengths_and_numbers(lengths, dim):
+    want = random_sequences(lengths, dim)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": feature_array(want, dim)}), sink)
+    column = pq.read_table(pa.BufferReader(sink.getvalue()))["x"]
+    assert column.type == feature_type(dim)
+    for cell, w in zip(column.to_pylist(), want, strict=True):
+        assert (cell is None) == (w is None)
+        if w is not None:
+            np.testing.assert_array_equal(np.array(cell, np.float16).reshape(-1, dim), w)
+
+
+def test_rows_round_trip_over_several_parts_in_id_order(tmp_path):
+    rows = [{**r, "mood": "calm", "duration_s": 1.5, "face_found": [True, False], "frame_indices": [3, 4]}
+            for r in toy_rows(11, absent=0.4)]
+    schema = store_schema(DIMS, ["mood"])
+    for part in (rows[6:], rows[:6]):
+        write_part(tmp_path, rows_to_table(part, schema, DIMS))
+    table = read_table(tmp_path)
+    assert table.schema.equals(schema)
+    for m in DIMS:
+        assert_same(sequences(table, m), [r[FEATURE_COLUMNS[m]] for r in rows])
+    for name in ("id", "label_text", "mood", "duration_s", "face_found", "frame_indices"):
+        assert table[name].to_pylist() == [r[name] for r in rows]
+    assert stored_ids(tmp_path) == {r["id"] for r in rows}
+
+
+def test_splits_and_columns(toy_store):
+    assert read_table(toy_store, split="valid").num_rows == 23
+    assert read_table(toy_store, ["text"], "test").column_names == ["id", "text"]
+    assert read_table(toy_store, split="other").num_rows == 0
+
+
+def test_unfinished_parts_do_not_count(tmp_path):
+    (tmp_path / ".part-1.parquet.tmp").write_bytes(b"half")
+    assert stored_ids(tmp_path) == set()
+    with pytest.raises(InputError, match="holds no rows"):
+        read_table(tmp_path)
+    write_part(tmp_path, rows_to_table(toy_rows(2), store_schema(DIMS), DIMS))
+    assert read_table(tmp_path).num_rows == 2
+
+
+def test_quarantine(tmp_path):
+    assert quarantined(tmp_path).schema == ERROR_SCHEMA
+    bad = pa.Table.from_pylist([{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA)
+    write_part(tmp_path / ERRORS_FOLDER, bad)
+    assert quarantined(tmp_path).equals(bad)
+    assert stored_ids(tmp_path) == set()
+
+
+def test_a_store_keeps_one_spec(tmp_path):
+    write_spec(tmp_path, SPEC)
+    write_spec(tmp_path, dataclasses.replace(SPEC, library_versions={"torch": "9"}))
+    other = dataclasses.replace(SPEC.encoders["text"], weights_sha256="f" * 64, dim=5)
+    wrong = dataclasses.replace(SPEC, encoders={**SPEC.encoders, "text": other}, sampling={"segments": 2})
+    before = (tmp_path / SPEC_FILE).read_text(encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        write_spec(tmp_path, wrong)
+    for word in (str(tmp_path), "text.weights_sha256", "text.dim: 12", "vs 5", "sampling.segments: None vs 2"):
+        assert word in str(error.value)
+    assert (tmp_path / SPEC_FILE).read_text(encoding="utf-8") == before
+    assert FeatureSpec.load(tmp_path) == SPEC
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 6), (6,)])
+def test_a_sequence_of_another_width_is_refused(shape):
+    with pytest.raises(ValueError, match="6"):
+        feature_array([np.zeros(shape)], 6)

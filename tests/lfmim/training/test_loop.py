@@ -1,0 +1,226 @@
+"""The loop: it learns, resumes exactly, stops when it must, and two workers equal one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import SPEC
+from safetensors.torch import load_file, save_file
+from two_workers import random_data, worker
+
+from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.batches import load_split
+from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
+from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
+from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
+
+SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=12, max_audio=12, max_vision=12)
+STILL = dataclasses.replace(SMALL, dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
+
+
+def experiment(model=SMALL, **fields) -> ExperimentConfig:
+    defaults = {"optimizer": "adamw", "lr": 0.003, "schedule": "constant", "epochs": 4, "batch_size": 16}
+    return ExperimentConfig(store="none", model=model, train=TrainConfig(**{**defaults, **fields}))
+
+
+def saver(folder):
+    return lambda report, save: save(folder / str(report.epoch))
+
+
+@pytest.fixture
+def data(toy_store):
+    return [load_split(toy_store, split, SMALL.max_lengths) for split in ("train", "valid")]
+
+
+def test_it_learns_and_reports_what_it_did(data, tmp_path):
+    config = experiment(epochs=12, lr=0.005, selection="text")
+    meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
+    first, last = meta.history[0], meta.history[-1]
+    for head in ("text", "audio", "vision"):
+        assert last["train"][head]["loss"] < 0.7 * first["train"][head]["loss"]
+        assert last["valid"][head]["accuracy"] > 0.6
+    scores = [e["score"] for e in meta.history]
+    assert scores == [e["valid"]["text"]["accuracy"] for e in meta.history]
+    assert meta.best_epoch == int(np.argmax(scores))
+    assert meta.best_score == max(scores)
+    assert [e["best"] for e in meta.history] == [s > max([-1, *scores[:i]]) for i, s in enumerate(scores)]
+    model, saved = load_model(tmp_path / "11")
+    assert saved == meta
+    again = evaluate(model, data[1], batch_size=5)
+    assert {h: m.confusion for h, m in again.items()} == {h: last["valid"][h]["confusion"] for h in HEADS}
+
+
+def test_beta_zero_leaves_a_head_untrained(data, tmp_path):
+    train(experiment(epochs=2, beta=BetaConfig(audio=0)), SPEC, *data, on_epoch=saver(tmp_path))
+    a, b = (load_file(tmp_path / e / WEIGHTS) for e in ("0", "1"))
+    assert {name.split(".")[1] for name in a if name.startswith("heads") and torch.equal(a[name], b[name])} == {"audio"}
+
+
+@pytest.mark.parametrize("fields", [
+    {"schedule": "cosine"}, {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
+])
+def test_resuming_equals_the_undisturbed_run_bit_by_bit(data, tmp_path, fields):
+    config = experiment(**fields)
+    whole = train(config, SPEC, *data, on_epoch=saver(tmp_path / "whole"))
+    torch.manual_seed(999)
+    rest = train(config, SPEC, *data, on_epoch=saver(tmp_path / "rest"), resume=tmp_path / "whole" / "1")
+    assert sorted(p.name for p in (tmp_path / "rest").iterdir()) == ["2", "3"]
+    a, b = (load_file(tmp_path / run / "3" / WEIGHTS) for run in ("whole", "rest"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    for x, y in zip(whole.history, rest.history, strict=True):
+        assert {k: x[k] for k in ("epoch", "lr", "train", "valid", "best")} == {
+            k: y[k] for k in ("epoch", "lr", "train", "valid", "best")}
+
+
+def test_a_finished_run_resumes_to_itself(data, tmp_path):
+    config = experiment(epochs=2)
+    meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
+    assert train(config, SPEC, *data, resume=tmp_path / "1", on_epoch=saver(tmp_path / "more")) == meta
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize("bad_epoch", [0, 1])
+def test_a_non_finite_loss_stops_and_saves_nothing_of_it(tmp_path, bad_epoch):
+    data = random_data(SPEC, 8)
+
+    def on_epoch(report, save):
+        save(tmp_path / str(report.epoch))
+        data.features[Modality.AUDIO][3, 0, 0] = math.inf
+
+    if bad_epoch == 0:
+        data.features[Modality.AUDIO][3, 0, 0] = math.nan
+    with pytest.raises(NonFiniteLossError, match=f"epoch {bad_epoch}.*lr"):
+        train(experiment(), SPEC, data, random_data(SPEC, 8), on_epoch=on_epoch)
+    assert [p.name for p in tmp_path.iterdir()] == [str(e) for e in range(bad_epoch)]
+
+
+def test_patience(data, tmp_path):
+    config = experiment(epochs=30, patience=3, lr=1e-9)
+    meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
+    assert meta.epoch == len(meta.history) == meta.best_epoch + 1 + 3 < 30
+    assert train(config, SPEC, *data, resume=tmp_path / str(meta.epoch - 1)).epoch == meta.epoch
+    assert train(dataclasses.replace(config, train=dataclasses.replace(config.train, patience=0, epochs=6)),
+                 SPEC, *data).epoch == 6
+
+
+def test_schedules(data):
+    def rates(schedule):
+        return [learning_rate(TrainConfig(lr=0.6, schedule=schedule, epochs=4), e) for e in range(4)]
+
+    assert rates("constant") == [0.6] * 4
+    assert rates("inverse_epoch") == pytest.approx([0.6, 0.3, 0.2, 0.15])
+    assert rates("cosine") == pytest.approx([0.6 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)])
+    meta = train(experiment(epochs=3, lr=0.6e-3, schedule="inverse_epoch"), SPEC, *data)
+    assert [e["lr"] for e in meta.history] == pytest.approx([6e-4, 3e-4, 2e-4])
+
+
+def test_gradient_clipping_bounds_the_step(tmp_path):
+    data = random_data(SPEC, 16)
+    config = experiment(optimizer="sgd", lr=0.5, epochs=2, grad_clip=0.01)  # one step per epoch
+    train(config, SPEC, data, data, on_epoch=saver(tmp_path))
+    a, b = (load_file(tmp_path / e / WEIGHTS) for e in ("0", "1"))
+    step = torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum().sqrt().item()
+    assert step == pytest.approx(0.5 * 0.01, rel=0.01)
+
+
+def test_seeds_matter_and_repeat():
+    data = random_data(SPEC, 20)
+
+    def losses(seed):
+        return [e["train"][h]["loss"] for e in train(experiment(seed=seed, epochs=2), SPEC, data, data).history
+                for h in HEADS]
+
+    assert losses(0) == losses(0) != losses(1)
+
+
+def test_bf16_trains_finite():
+    data = random_data(SPEC, 16)
+    meta = train(experiment(precision="bf16", epochs=2), SPEC, data, data)
+    fp32 = train(experiment(precision="fp32", epochs=2), SPEC, data, data)
+    for head in HEADS:
+        low, high = (m.history[-1]["train"][head]["loss"] for m in (meta, fp32))
+        assert low != high
+        assert low == pytest.approx(high, rel=0.05)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (lambda w: w.pop("fex"), "Missing key.*fex"), (lambda w: w.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
+    (lambda w: w.update(fex=torch.zeros(2, 16)), "size mismatch for fex"),
+])
+def test_checkpoints_load_strictly(tmp_path, change, words):
+    data = random_data(SPEC, 8)
+    train(experiment(epochs=1), SPEC, data, data, on_epoch=saver(tmp_path))
+    weights = load_file(tmp_path / "0" / WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / "0" / WEIGHTS)
+    with pytest.raises(RuntimeError, match=f"(?s){words}"):
+        load_model(tmp_path / "0")
+
+
+def test_a_state_file_runs_no_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    torch.save({"optimizer": Bomb()}, tmp_path / STATE)
+    with pytest.raises(pickle.UnpicklingError):
+        load_state(tmp_path)
+    assert not (tmp_path / "boom").exists()
+    torch.load(tmp_path / STATE, weights_only=False)  # the bomb was live
+    assert (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", '{"config": ', "{}", "[]"])
+def test_a_folder_without_a_whole_checkpoint_is_refused(tmp_path, text):
+    if text is not None:
+        (tmp_path / META).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=META):
+        load_meta(tmp_path)
+
+
+def test_a_validation_split_that_cannot_choose_is_refused():
+    valid = random_data(SPEC, 8, seed=1)
+    valid.labels[:, HEADS.index("multimodal")] = IGNORE_LABEL
+    with pytest.raises(InputError, match=r"train\.selection.*multimodal"):
+        train(experiment(epochs=1), SPEC, random_data(SPEC, 8), valid)
+
+
+def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
+    n, batch = 29, 6  # batches of 6 and a last one of 5: one worker fills up
+    config = experiment(model=STILL, optimizer="sgd", lr=0.05, momentum=0.9, epochs=3, batch_size=batch, grad_clip=1.0)
+    running = mp.spawn(worker, (2, str(tmp_path), config, SPEC, n), nprocs=2, join=False)
+    models = []
+    alone = train(config, SPEC, random_data(SPEC, n, missing=0.3), random_data(SPEC, n, seed=1),
+                  wrap=lambda m: models.append(m) or m).history
+    while not running.join():
+        pass
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, weight in models[0].state_dict().items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=1e-4)
+    for got in (first["history"], second["history"]):
+        for a, b in zip(got, alone, strict=True):
+            for part in ("train", "valid"):
+                for head in HEADS:
+                    assert a[part][head]["loss"] == pytest.approx(b[part][head]["loss"], rel=1e-4)
+                    assert a[part][head]["count"] == b[part][head]["count"]
+
+
+def test_one_layer_trains_under_ddp(tmp_path):
+    """DDP refuses parameters without a gradient, and ᾱ has no row when there is one layer."""
+    config = experiment(model=dataclasses.replace(SMALL, layers=1), epochs=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        data = random_data(SPEC, 20)
+        meta = train(config, SPEC, data, data, wrap=torch.nn.parallel.DistributedDataParallel)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert meta.epoch == 2
