@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo slow test unit lint setup clean
+.PHONY: demo test unit lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -19,11 +19,7 @@ demo: setup
 	$(BIN)/python jobs/demo.py --folder demo
 
 test: setup lint
-	$(BIN)/python -m pytest -q -m "not slow"
-
-# Fault and end-to-end tests on a Ray head of their own, some minutes.
-slow: setup
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q
 
 # No Ray, no subprocesses of half a minute.
 unit: setup

@@ -37,6 +37,7 @@ class CheckpointMeta:
 def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]) -> None:
     """Write a checkpoint into the existing or new folder; `checkpoint.json` comes last and marks it complete."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / META).unlink(missing_ok=True)  # while an older one is overwritten the folder is no checkpoint
     save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
     torch.save(state, folder / STATE)
     raw = {"config": to_dict(meta.config), "spec": json.loads(meta.spec.to_json()), "epoch": meta.epoch,

@@ -114,7 +114,7 @@ def test_submitted_training_survives_a_killed_worker(head, toy_store, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_extract_train_evaluate_predict(tmp_path):
+def test_extract_train_evaluate_predict(toy_store, tmp_path):
     manifest = generate_demo_corpus(tmp_path / "corpus", clips=20)
     store, runs = str(tmp_path / "features"), str(tmp_path / "runs")
     done = job("extract_features", "--manifest", str(manifest), "--store", store)
@@ -130,6 +130,13 @@ def test_extract_train_evaluate_predict(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["heads"]["multimodal"]["count"] == report["rows"] > 0
+    other_seed = job("extract_features", "--manifest", str(manifest), "--store", store, "--seed", "9")
+    assert other_seed.returncode == 2
+    assert "sampling.seed: 0 vs 9" in other_seed.stderr + other_seed.stdout
+    foreign = job("evaluate", "--store", str(toy_store), "--storage", runs, "--report", str(tmp_path / "no_report"))
+    assert foreign.returncode == 2
+    assert "text.weights_sha256" in foreign.stderr
+    assert not (tmp_path / "no_report").exists()
     clip = next((tmp_path / "corpus" / "videos").glob("*.mp4"))
     done = job("predict", "--video", str(clip), "--text", "今天真高兴", "--storage", runs)
     assert done.returncode == 0, done.stderr[-2000:]
