@@ -29,9 +29,9 @@ def _check_choices(config: Any, prefix: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """LFMIM's sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
+    """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
 
-    name: Literal["lfmim"] = "lfmim"
+    name: Literal["lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr"] = "lfmim"
     width: int = 128
     """Width d of every stream."""
     heads: int = 8
@@ -61,6 +61,11 @@ class ModelConfig:
         _check(self.width % 2 == 0, "model.width", f"{self.width} must be even")
         for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
             _check(0.0 <= getattr(self, field) < 1.0, f"model.{field}", f"{getattr(self, field)} is not in [0, 1)")
+
+    @property
+    def sequence_pooling(self) -> str:
+        """Pooling of a sequence without a FEX token."""
+        return "mean" if self.pooling == "fex" else self.pooling
 
     @property
     def max_lengths(self) -> dict[Modality, int]:
@@ -105,6 +110,8 @@ class TrainConfig:
     """Largest gradient norm; 0 leaves gradients alone."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
+    labels: Literal["own", "multimodal"] = "own"
+    """Labels the heads are trained on: each its own, or the multimodal one for all (the paper's LFMIM-ML)."""
     selection: Literal["multimodal", "text", "audio", "vision"] = "multimodal"
     """Head whose validation accuracy chooses the checkpoint."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -178,6 +185,51 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _check(bool(self.store), "store", "must not be empty")
+
+
+SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
+"""The systems of the paper's tables; lfmim-ml is lfmim with every head trained on the multimodal label."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Everything `jobs/benchmark.py` needs: systems x seeds on one store, the same budget for all."""
+
+    store: str
+    report: str = "benchmark"
+    """Folder of the runs and of the tables, figures and page."""
+    systems: list[str] = dataclasses.field(default_factory=lambda: list(SYSTEMS))
+    seeds: int = 5
+    """Each system is trained with seeds 0 .. seeds - 1."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Sizes of every system; `name` is set per system."""
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """Recipe of every system; `labels` and `seed` are set per run."""
+    cpus_per_run: float = 1.0
+    gpus_per_run: float = 0.0
+    """GPU share of a run; fractions put several runs on one GPU."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for field in ("store", "report"):
+            _check(bool(getattr(self, field)), field, "must not be empty")
+        _check(bool(self.systems), "systems", f"name at least one of {', '.join(SYSTEMS)}")
+        for system in self.systems:
+            _check(system in SYSTEMS, "systems", f"unknown system {system!r}; use {', '.join(SYSTEMS)}")
+        _check(len(set(self.systems)) == len(self.systems), "systems", "a system is named twice")
+        _check(self.seeds >= 1, "seeds", f"{self.seeds} must be at least 1")
+        _check(self.cpus_per_run > 0, "cpus_per_run", f"{self.cpus_per_run} must be positive")
+        _check(self.gpus_per_run >= 0, "gpus_per_run", f"{self.gpus_per_run} must not be negative")
+
+
+def benchmark_experiment(config: BenchmarkConfig, system: str, seed: int) -> ExperimentConfig:
+    """The training run of one system and seed."""
+    name: Any = system.removesuffix("-ml")
+    labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
+    return ExperimentConfig(
+        store=config.store, model=dataclasses.replace(config.model, name=name),
+        train=dataclasses.replace(config.train, labels=labels, seed=seed),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,6 +324,6 @@ def config_hash(*parts: Any) -> str:
 
 
 __all__ = [
-    "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig", "RunConfig",
-    "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict", "to_dict",
+    "SYSTEMS", "BenchmarkConfig", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
+    "RunConfig", "TrackingConfig", "TrainConfig", "benchmark_experiment", "config_hash", "experiment_from_dict", "to_dict",
 ]

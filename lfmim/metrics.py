@@ -30,6 +30,8 @@ class HeadSums:
         """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0 where missing."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
         for i, head in enumerate(HEADS):
+            if head not in logits:
+                continue
             label, prediction = labels_BH[:, i], logits[head].argmax(dim=1)
             known = label != IGNORE_LABEL
             # Unlabelled rows go to a spare cell: boolean indexing would force a device sync.

@@ -17,7 +17,7 @@ import torch
 
 from lfmim.data.batches import pad_sequences
 from lfmim.data.store import check_spec
-from lfmim.models import LFMIM
+from lfmim.models import EmotionNet
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, MULTIMODAL, FeatureSpec, InputError, Modality
 from lfmim.training.checkpoint import CheckpointMeta, load_model
 
@@ -25,7 +25,7 @@ from lfmim.training.checkpoint import CheckpointMeta, load_model
 class Predictor:
     """Probabilities per head from feature sequences; fp32 on the CPU."""
 
-    def __init__(self, model: LFMIM, meta: CheckpointMeta) -> None:
+    def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
         self.model, self.meta = model.eval(), meta
 
     @classmethod
@@ -42,14 +42,18 @@ class Predictor:
     ) -> dict[str, np.ndarray]:
         """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order.
 
-        Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN. Raises
-        InputError for sequences of another width.
+        Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN, and so is a
+        head the model does not have. Raises InputError for sequences of another width, and for a row without one of
+        the modalities where the model needs them all.
         """
         spec = self.meta.spec
         count = max((len(x) for x in sequences.values()), default=0)
         rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
         for m, column in rows.items():
             for i, x in enumerate(column):
+                if x is None and not self.model.accepts_absent:
+                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: absent, and the model "
+                                     f"'{self.meta.config.model.name}' needs every modality")
                 if x is not None and (x.ndim != 2 or x.shape[1] != spec.dims[m] or not len(x)):
                     raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: shape {x.shape}, the model takes "
                                      f"[T, {spec.dims[m]}] with T of at least 1")
@@ -65,6 +69,9 @@ class Predictor:
             present = {m.value: masks[m].any(dim=1) for m in MODALITIES}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
             for h in HEADS:
+                if h not in logits:
+                    out[h].append(np.full((len(part), len(EMOTIONS)), np.nan, np.float32))
+                    continue
                 p = logits[h].softmax(dim=1)
                 out[h].append(torch.where(present[h][:, None], p, torch.nan).numpy())
         return {h: np.concatenate(parts) for h, parts in out.items()}

@@ -29,7 +29,8 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import lfmim
-from lfmim.config import ExperimentConfig, TrackingConfig, to_dict
+from lfmim.config import BenchmarkConfig, ExperimentConfig, TrackingConfig, to_dict
+from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SPEC_FILE, FeatureSpec, InputError
@@ -37,6 +38,7 @@ from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better
 from lfmim.training.loop import EpochReport
 
 CHAMPION = "champion"
+REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -50,21 +52,43 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
 
 def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name: str, tags: dict[str, str]) -> str:
     """Create a run with params, config and FeatureSpec; returns its id."""
+    run_id = _create_run(uri, config, config.tracking, run_name, tags)
+    MlflowClient(uri).log_text(run_id, spec.to_json(), SPEC_FILE)
+    return run_id
+
+
+def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
+    """A run with the config as params and as config.yaml; its experiment is made where it is missing."""
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
         location = None
         if uri.startswith("sqlite:"):  # beside the database rather than in whatever the cwd is
             location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
-            Path(config.run.storage).mkdir(parents=True, exist_ok=True)
-        experiment_id = client.create_experiment(config.tracking.experiment, artifact_location=location)
+        experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
     run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **_git_tag()}).info.run_id)
     for key, value in _flatten(to_dict(config)).items():
         client.log_param(run_id, key, value)
     client.log_text(run_id, yaml.safe_dump(to_dict(config), sort_keys=False), "config.yaml")
-    client.log_text(run_id, spec.to_json(), SPEC_FILE)
+    return run_id
+
+
+def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: Path) -> str:
+    """A run for a finished benchmark: test metrics per system and head (mean over seeds) and the report's files."""
+    run_id = _create_run(uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"})
+    client = MlflowClient(uri)
+    for system in systems_of(results):
+        runs = [r["test"] for r in results if r["system"] == system]
+        for head in runs[0]:
+            for name in ("accuracy", "weighted_f1", "macro_f1"):
+                client.log_metric(run_id, f"{system}/{head}/{name}", sum(t[head][name] for t in runs) / len(runs))
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES):
+        client.log_artifact(run_id, str(path), "report")
+    client.set_terminated(run_id)
     return run_id
 
 

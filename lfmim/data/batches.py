@@ -62,6 +62,13 @@ class UtteranceTensors:
             {m: x.to(device) for m, x in self.lengths.items()}, self.labels.to(device),
         )
 
+    def with_multimodal_labels(self) -> UtteranceTensors:
+        """Every head's label replaced by the multimodal one, except where its modality is absent."""
+        labels = self.labels[:, HEADS.index(MULTIMODAL), None].expand_as(self.labels).clone()
+        for m in MODALITIES:
+            labels[self.lengths[m] == 0, HEADS.index(m)] = IGNORE_LABEL
+        return dataclasses.replace(self, labels=labels)
+
     def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
         """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all samples."""
         out = {}

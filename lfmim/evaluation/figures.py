@@ -33,9 +33,10 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One matrix per head: share of each label (rows) by prediction (columns), counts written in; report order."""
-    figure = Figure(figsize=(4.6 * len(HEADS), 4.8), layout="constrained")
+    heads = [h for h in HEADS if h in metrics]
+    figure = Figure(figsize=(4.6 * len(heads), 4.8), layout="constrained")
     order = [EMOTIONS.index(e) for e in REPORT_ORDER]
-    for axis, head in zip(figure.subplots(1, len(HEADS)), HEADS, strict=True):
+    for axis, head in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads, strict=True):
         counts = np.array(metrics[head]["confusion"])[np.ix_(order, order)]
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)

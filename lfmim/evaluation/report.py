@@ -33,6 +33,10 @@ from lfmim.schema import (
     InputError,
 )
 
+PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
+td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}img{max-width:100%}"""
+
 
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
     """Figures of every head against its own label, and of every head against the multimodal label.
@@ -77,25 +81,26 @@ def write_report(folder: Path, report: Mapping[str, Any], predictor: Predictor, 
         "head", "n", "accuracy", "majority class", "weighted F1", "macro F1", *(f"F1 {e}" for e in REPORT_ORDER),
         "accuracy against the multimodal label"))
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}}td,th{{padding:.3em .6em;
-text-align:right;border-bottom:1px solid #ddd}}table{{border-collapse:collapse}}img{{max-width:100%}}</style>
+<style>{PAGE_STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Split <b>{report['split']}</b>, {report['rows']} utterances. The checkpoint is epoch {report['best_epoch']},
 chosen on validation accuracy; each head is measured against its own label.</p>
 <table><tr>{header}</tr>{rows}</table>
-<h2>Confusion</h2>{_image(confusion_matrices(report['heads']))}
-<h2>Training</h2>{_image(learning_curves(predictor.meta.history))}"""
-    _write(folder / "report.json", json.dumps(report, indent=1))
-    return _write(folder / "index.html", page)
+<h2>Confusion</h2>{inline_image(confusion_matrices(report['heads']))}
+<h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""
+    write_text(folder / "report.json", json.dumps(report, indent=1))
+    return write_text(folder / "index.html", page)
 
 
-def _image(figure: Figure) -> str:
+def inline_image(figure: Figure) -> str:
+    """The figure as an <img> with its data inside."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     return f'<img alt="figure" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: Path, text: str) -> Path:
+    """Write under a temporary name, then rename; returns `path`."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

@@ -6,10 +6,22 @@ Shape suffixes: B batch, T time, D width, H heads, C classes. Masks are True whe
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.schema import MODALITIES, Modality
+
+
+class ModelOutput(NamedTuple):
+    """Logits [B, C] and pooled representations [B, D] per head name; a model without a head leaves it out."""
+
+    logits: dict[str, Tensor]
+    pooled: dict[str, Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -52,6 +64,17 @@ class InputProjection(nn.Module):
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
 
 
+def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
+    """An InputProjection per modality, the front end all models share. Raises ValueError if a width is missing."""
+    missing = [m for m in MODALITIES if m not in dims]
+    if missing:
+        raise ValueError(f"{config.name} needs the feature width of every modality; missing: {missing}")
+    return nn.ModuleDict({
+        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding)
+        for m in MODALITIES
+    })
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention through scaled_dot_product_attention."""
 
@@ -70,6 +93,35 @@ class SelfAttention(nn.Module):
         return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of a target sequence [B, T, D] over a source sequence [B, S, D]."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
+        b, t, d = target_BTD.shape
+        q = self.query(target_BTD).view(b, t, self.heads, d // self.heads).transpose(1, 2)
+        k, v = (
+            self.key_value(source_BSD).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        y_BHTd = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=attend_B11S, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+
+
+def feed_forward(width: int, multiple: int, dropout: float) -> nn.Sequential:
+    """Linear, ReLU, dropout, Linear: width -> multiple * width -> width."""
+    return nn.Sequential(
+        nn.Linear(width, multiple * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(multiple * width, width)
+    )
+
+
 class TransformerLayer(nn.Module):
     """Pre-LN transformer layer with a ReLU feed-forward of `ffn_multiple` times the width."""
 
@@ -78,15 +130,31 @@ class TransformerLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout_attention)
         self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = nn.Sequential(
-            nn.Linear(width, ffn_multiple * width), nn.ReLU(), nn.Dropout(dropout_ffn),
-            nn.Linear(ffn_multiple * width, width),
-        )
+        self.ffn = feed_forward(width, ffn_multiple, dropout_ffn)
         self.dropout = nn.Dropout(dropout_ffn)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T))
         return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
+
+
+class TransformerStack(nn.Module):
+    """`config.layers` pre-LN layers of width `width` and a final LayerNorm."""
+
+    def __init__(self, config: ModelConfig, width: int) -> None:
+        super().__init__()
+        c = config
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn)
+            for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        attend = attention_mask(valid_BT)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, attend)
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
 
 
 def attention_mask(valid_BT: Tensor) -> Tensor:

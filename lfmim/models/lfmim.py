@@ -7,34 +7,33 @@ uni-modal states at its own l-th layer. Shape suffixes as in layers.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ClassifierHead, InputProjection, Pooling, TransformerLayer, attention_mask, init_weights
-from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
-
-
-class ModelOutput(NamedTuple):
-    """Logits [B, C] and pooled representations [B, D] per head name."""
-
-    logits: dict[str, Tensor]
-    pooled: dict[str, Tensor]
+from lfmim.models.layers import (
+    ClassifierHead,
+    ModelOutput,
+    Pooling,
+    TransformerLayer,
+    attention_mask,
+    init_weights,
+    input_projections,
+)
+from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
 
 
 class LFMIM(nn.Module):
     """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0, 0.02²); α = ᾱ = 1."""
 
+    answers = HEADS
+    accepts_absent = True
+
     def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
-        missing = [m for m in MODALITIES if m not in dims]
-        if missing:
-            raise ValueError(f"LFMIM needs the feature width of every modality; missing: {missing}")
         c = config
         self.config = config
-        self.dims = {m: int(dims[m]) for m in MODALITIES}
 
         def stack() -> nn.ModuleList:
             return nn.ModuleList(
@@ -42,15 +41,12 @@ class LFMIM(nn.Module):
                 for _ in range(c.layers)
             )
 
-        self.inputs = nn.ModuleDict({
-            m: InputProjection(self.dims[m], c.width, c.max_lengths[m], c.dropout_embedding) for m in MODALITIES
-        })
+        self.inputs = input_projections(c, dims)
         names = [*MODALITIES, MULTIMODAL]
         self.stacks = nn.ModuleDict({name: stack() for name in names})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(c.width) for name in names})
-        uni_pooling = "mean" if c.pooling == "fex" else c.pooling
         self.pools = nn.ModuleDict({
-            name: Pooling("first" if (name, c.pooling) == (MULTIMODAL, "fex") else uni_pooling, c.width)
+            name: Pooling("first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling, c.width)
             for name in names
         })
         self.heads = nn.ModuleDict({name: ClassifierHead(c.width, len(EMOTIONS)) for name in names})

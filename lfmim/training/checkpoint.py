@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
-from lfmim.models import LFMIM, build_model
+from lfmim.models import EmotionNet, build_model
 from lfmim.schema import FeatureSpec, InputError
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
@@ -63,7 +63,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
         raise InputError(f"{path}: not a whole checkpoint ({error!r})") from error
 
 
-def load_model(folder: Path) -> tuple[LFMIM, CheckpointMeta]:
+def load_model(folder: Path) -> tuple[EmotionNet, CheckpointMeta]:
     """The checkpoint's model in eval mode on the CPU. Loads strictly."""
     meta = load_meta(folder)
     model = build_model(meta.config.model, meta.spec.dims)

@@ -139,6 +139,13 @@ def train(
     rank, world = rank_and_world()
     torch.manual_seed(c.seed)
     model = build_model(config.model, spec.dims)
+    if c.selection not in model.answers:
+        raise InputError(f"train.selection: {config.model.name} has no head '{c.selection}'; it has "
+                         + ", ".join(model.answers))
+    if not any(c.beta.as_dict()[h] for h in model.answers):
+        raise InputError(f"train.beta: every head of {config.model.name} has weight 0")
+    if c.labels == "multimodal":
+        train_data = train_data.with_multimodal_labels()
     if config.model.standardize:
         for m, (mean, scale) in train_data.feature_statistics().items():
             model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)

@@ -12,10 +12,12 @@ from lfmim.schema import HEADS
 
 
 def head_losses(logits: Mapping[str, Tensor], labels_BH: Tensor) -> Tensor:
-    """Cross-entropy per sample and head [B, H] float32; 0 where the label is missing."""
-    return torch.stack(
-        [F.cross_entropy(logits[h].float(), labels_BH[:, i], reduction="none") for i, h in enumerate(HEADS)], dim=1
-    )
+    """Cross-entropy per sample and head [B, H] float32; 0 where the label or the model's head is missing."""
+    return torch.stack([
+        F.cross_entropy(logits[h].float(), labels_BH[:, i], reduction="none") if h in logits
+        else torch.zeros(len(labels_BH), device=labels_BH.device)
+        for i, h in enumerate(HEADS)
+    ], dim=1)
 
 
 def weighted_loss(losses_BH: Tensor, counts_H: Tensor, beta_H: Tensor) -> Tensor:

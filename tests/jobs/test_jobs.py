@@ -67,15 +67,22 @@ def head(tmp_path):
     bin_folder = str(Path(sys.executable).parent)  # as with an activated environment
     env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
     env.pop("RAY_ADDRESS", None)
-    process = subprocess.Popen(
-        [ray, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={port}",
-         "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}", "--ray-client-server-port", str(free_port())],
-        env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+    # Ports of its own throughout: the session's shared cluster holds the defaults.
+    ports = [f"--{name}={free_port()}" for name in (
+        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "metrics-export-port", "runtime-env-agent-port")]
+    log = tmp_path / "head.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=2", f"--dashboard-port={port}", *ports,
+             "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}"], env=env, stdout=file, stderr=file)
+    deadline = time.monotonic() + 120
+    while True:
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)) == 0:
                 break
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.5)
     yield f"http://127.0.0.1:{port}", ray, env
     process.terminate()

@@ -1,0 +1,59 @@
+"""Which fusion is best on my data: every system of the paper x seeds, chosen on validation, tested once.
+
+python jobs/benchmark.py --store features --report benchmark [--systems [lfmim,pmr]] [--seeds 5]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import cli
+from jsonargparse import auto_cli
+
+from lfmim.config import BenchmarkConfig
+
+
+def main() -> int:
+    config = auto_cli(BenchmarkConfig, as_positional=False, description=__doc__)
+    from pathlib import Path
+
+    from lfmim.data.batches import load_split
+    from lfmim.evaluation.comparison import mean_cka, table_2, write_comparison
+
+    for split in ("train", "valid", "test"):  # bad input is told before a cluster is started
+        load_split(Path(config.store), split, config.model.max_lengths)
+    started = time.perf_counter()
+
+    def say(done: int, total: int, result: dict[str, Any]) -> None:
+        passed = time.perf_counter() - started
+        print(f"[{passed:5.0f} s, about {passed / done * (total - done):.0f} s left] {done}/{total} "
+              f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, best epoch "
+              f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s", flush=True)
+
+    with cli.ray_session():
+        from lfmim.distributed.benchmark import run_benchmark
+
+        results, failed = run_benchmark(config, on_done=say)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if not results:
+        return 1
+    order = {system: i for i, system in enumerate(config.systems)}
+    results.sort(key=lambda r: (order[r["system"]], r["seed"]))
+    page = write_comparison(Path(config.report), results, failed, title=f"Systems compared on {config.store}")
+    table = table_2(results)
+    print(table[["accuracy", "weighted F1", "macro F1", "p vs LFMIM", "parameters", "seeds"]].to_string())
+    print("linear CKA between uni-modal representations: "
+          + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items()))
+    from lfmim import tracking
+
+    uri = tracking.tracking_uri(config.tracking, config.report)
+    run_id = tracking.log_comparison(uri, config, results, Path(config.report))
+    print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

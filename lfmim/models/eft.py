@@ -1,0 +1,47 @@
+"""EFT: early fusion transformer, the modalities concatenated in time (paper §5.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import (
+    ClassifierHead,
+    ModelOutput,
+    Pooling,
+    TransformerStack,
+    init_weights,
+    input_projections,
+)
+from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+
+
+class EFT(nn.Module):
+    """One stack over [CLS; t; a; v] with modality embeddings, pooled, MLP. Answers the multimodal head."""
+
+    answers = (MULTIMODAL,)
+    accepts_absent = True
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = input_projections(config, dims)
+        self.modality = nn.Parameter(torch.empty(len(MODALITIES), config.width))
+        self.cls = nn.Parameter(torch.empty(1, config.width))
+        self.stack = TransformerStack(config, config.width)
+        self.pool = Pooling("first" if config.pooling == "fex" else config.pooling, config.width)
+        self.head = ClassifierHead(config.width, len(EMOTIONS))
+        self.apply(init_weights)
+        for parameter in (self.modality, self.cls):
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        z = [self.inputs[m](features[m]) + self.modality[i] for i, m in enumerate(MODALITIES)]
+        x = torch.cat([self.cls.expand(len(z[0]), -1, -1).to(z[0].dtype), *z], dim=1)
+        valid = torch.cat([torch.ones_like(masks["text"][:, :1]), *(masks[m] for m in MODALITIES)], dim=1)
+        h = self.pool(self.stack(x, valid), valid)
+        return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

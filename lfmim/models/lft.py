@@ -1,0 +1,42 @@
+"""LFT: late fusion transformer, a stack per modality and the pooled vectors concatenated (paper §5.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import (
+    ClassifierHead,
+    ModelOutput,
+    Pooling,
+    TransformerStack,
+    init_weights,
+    input_projections,
+)
+from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+
+
+class LFT(nn.Module):
+    """Answers the multimodal head."""
+
+    answers = (MULTIMODAL,)
+    accepts_absent = False
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = input_projections(config, dims)
+        self.stacks = nn.ModuleDict({m: TransformerStack(config, config.width) for m in MODALITIES})
+        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES})
+        self.head = ClassifierHead(len(MODALITIES) * config.width, len(EMOTIONS))
+        self.apply(init_weights)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        h = torch.cat([
+            self.pools[m](self.stacks[m](self.inputs[m](features[m]), masks[m]), masks[m]) for m in MODALITIES
+        ], dim=1)
+        return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

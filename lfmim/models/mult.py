@@ -1,0 +1,84 @@
+"""MulT: multimodal transformer with pairwise cross-modal attention (Tsai et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import (
+    CrossAttention,
+    ModelOutput,
+    Pooling,
+    TransformerStack,
+    attention_mask,
+    feed_forward,
+    init_weights,
+    input_projections,
+)
+from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+
+
+class CrossModalLayer(nn.Module):
+    """Pre-LN cross-attention of the target over a source, then the feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.norm_target, self.norm_source, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attention = CrossAttention(d, config.heads, config.dropout_attention)
+        self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
+        self.dropout = nn.Dropout(config.dropout_ffn)
+
+    def forward(self, x_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
+        attended = self.attention(self.norm_target(x_BTD), self.norm_source(source_BSD), attend_B11S)
+        x_BTD = x_BTD + self.dropout(attended)
+        return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
+
+
+class MulT(nn.Module):
+    """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the multimodal head.
+
+    The two streams per target (2d wide) go through a self-attention stack; the masked means of the three targets are
+    concatenated, a residual MLP, classes.
+    """
+
+    answers = (MULTIMODAL,)
+    accepts_absent = False
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = input_projections(config, dims)
+        self.cross = nn.ModuleDict({
+            f"{target}_from_{source}": nn.ModuleList(CrossModalLayer(config) for _ in range(config.layers))
+            for target in MODALITIES for source in MODALITIES if source != target
+        })
+        width = 2 * config.width
+        self.memory = nn.ModuleDict({m: TransformerStack(config, width) for m in MODALITIES})
+        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, width) for m in MODALITIES})
+        self.mlp = feed_forward(len(MODALITIES) * width, 1, config.dropout_ffn)
+        self.head = nn.Linear(len(MODALITIES) * width, len(EMOTIONS))
+        self.apply(init_weights)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        low = {m: self.inputs[m](features[m]) for m in MODALITIES}
+        attend = {m: attention_mask(masks[m]) for m in MODALITIES}
+        pooled = []
+        for target in MODALITIES:
+            streams = []
+            for source in MODALITIES:
+                if source == target:
+                    continue
+                x = low[target]
+                for layer in self.cross[f"{target}_from_{source}"]:  # type: ignore[attr-defined]
+                    x = layer(x, low[source], attend[source])
+                streams.append(x)
+            x = self.memory[target](torch.cat(streams, dim=2), masks[target])
+            pooled.append(self.pools[target](x, masks[target]))
+        h = torch.cat(pooled, dim=1)
+        h = h + self.mlp(h)
+        return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

@@ -1,0 +1,98 @@
+"""PMR: progressive modality reinforcement around a message hub (Lv et al. 2021).
+
+Trained with uni-modal labels too, as in the paper's comparison: heads t, a, v read Z_u, the multimodal head the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import (
+    ClassifierHead,
+    CrossAttention,
+    ModelOutput,
+    Pooling,
+    SelfAttention,
+    attention_mask,
+    feed_forward,
+    init_weights,
+    input_projections,
+)
+from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
+
+
+class ReinforcementUnit(nn.Module):
+    """MRU(T <- S): a gate mixes the target's self-attention and its attention over the source; post-LN."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.self_attention = SelfAttention(d, config.heads, config.dropout_attention)
+        self.cross_attention = CrossAttention(d, config.heads, config.dropout_attention)
+        self.gate_self = nn.Linear(d, d, bias=False)
+        self.gate_cross = nn.Linear(d, d)
+        self.norm, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
+        self.dropout = nn.Dropout(config.dropout_ffn)
+
+    def forward(self, target_BTD: Tensor, attend_target: Tensor, source_BSD: Tensor, attend_source: Tensor) -> Tensor:
+        own = self.self_attention(target_BTD, attend_target)
+        other = self.cross_attention(target_BTD, source_BSD, attend_source)
+        gate = torch.sigmoid(self.gate_self(own) + self.gate_cross(other))
+        h = self.norm(gate * other + (1 - gate) * own)
+        return self.norm_ffn(h + self.dropout(self.ffn(h)))  # type: ignore[no-any-return]
+
+
+class PMRLayer(nn.Module):
+    """Each modality is reinforced by the hub, then the hub by each modality, weighted by learned attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.to_modality = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
+        self.to_hub = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
+        self.pool = Pooling("mean", config.width)
+        self.score = nn.Linear(config.width, 1, bias=False)  # softmax over the modalities would ignore a bias
+        self.norm = nn.LayerNorm(config.width)
+        self.ffn = feed_forward(config.width, config.ffn_multiple, config.dropout_ffn)
+        self.dropout = nn.Dropout(config.dropout_ffn)
+
+    def forward(
+        self, z: Mapping[str, Tensor], hub: Tensor, attend: Mapping[str, Tensor], attend_hub: Tensor, valid_hub: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        new = {m.value: self.to_modality[m](z[m], attend[m], hub, attend_hub) for m in MODALITIES}
+        messages = [self.to_hub[m](hub, attend_hub, new[m], attend[m]) for m in MODALITIES]
+        weight_BU = torch.cat([self.score(self.pool(x, valid_hub)) for x in messages], dim=1).softmax(dim=1)
+        hub = torch.einsum("bu,ubtd->btd", weight_BU.to(hub.dtype), torch.stack(messages))
+        return new, self.norm(hub + self.dropout(self.ffn(hub)))
+
+
+class PMR(nn.Module):
+    """Answers all four heads."""
+
+    answers = HEADS
+    accepts_absent = False
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = input_projections(config, dims)
+        self.layers = nn.ModuleList(PMRLayer(config) for _ in range(config.layers))
+        self.pools = nn.ModuleDict({h: Pooling(config.sequence_pooling, config.width) for h in HEADS})
+        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, len(EMOTIONS)) for h in HEADS})
+        self.apply(init_weights)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        z: dict[str, Tensor] = {m.value: self.inputs[m](features[m]) for m in MODALITIES}
+        attend = {m.value: attention_mask(masks[m]) for m in MODALITIES}
+        hub, valid_hub = torch.cat(list(z.values()), dim=1), torch.cat([masks[m] for m in MODALITIES], dim=1)
+        attend_hub = attention_mask(valid_hub)
+        for layer in self.layers:
+            z, hub = layer(z, hub, attend, attend_hub, valid_hub)
+        states = {**{m.value: (z[m], masks[m]) for m in MODALITIES}, MULTIMODAL: (hub, valid_hub)}
+        pooled = {h: self.pools[h](x, valid) for h, (x, valid) in states.items()}
+        return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)
