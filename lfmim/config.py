@@ -325,5 +325,6 @@ def config_hash(*parts: Any) -> str:
 
 __all__ = [
     "SYSTEMS", "BenchmarkConfig", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
-    "RunConfig", "TrackingConfig", "TrainConfig", "benchmark_experiment", "config_hash", "experiment_from_dict", "to_dict",
+    "RunConfig", "TrackingConfig", "TrainConfig", "benchmark_experiment", "config_hash", "experiment_from_dict",
+    "to_dict",
 ]
