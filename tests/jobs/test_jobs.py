@@ -69,7 +69,7 @@ def head(tmp_path):
     env.pop("RAY_ADDRESS", None)
     # Ports of its own throughout: the session's shared cluster holds the defaults.
     ports = [f"--{name}={free_port()}" for name in (
-        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         "metrics-export-port", "runtime-env-agent-port")]
     log = tmp_path / "head.log"
     with log.open("w") as file:
