@@ -69,7 +69,7 @@ def head(tmp_path):
     env.pop("RAY_ADDRESS", None)
     # Ports of its own throughout: the session's shared cluster holds the defaults.
     ports = [f"--{name}={free_port()}" for name in (
-        "port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         "metrics-export-port", "runtime-env-agent-port")]
     log = tmp_path / "head.log"
     with log.open("w") as file:
@@ -77,17 +77,19 @@ def head(tmp_path):
             [ray, "start", "--head", "--block", "--num-cpus=2", f"--dashboard-port={port}", *ports,
              "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}"], env=env, stdout=file, stderr=file)
     deadline = time.monotonic() + 120
-    while True:
-        with socket.socket() as s:
-            if s.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.5)
-    yield f"http://127.0.0.1:{port}", ray, env
-    process.terminate()
-    process.wait(60)
-    shutil.rmtree(f"/tmp/rt{port}", ignore_errors=True)
+    try:
+        while True:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", ray, env
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(f"/tmp/rt{port}", ignore_errors=True)
 
 
 @pytest.mark.ray
