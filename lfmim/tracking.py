@@ -33,7 +33,7 @@ from lfmim.config import BenchmarkConfig, ExperimentConfig, TrackingConfig, to_d
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SPEC_FILE, FeatureSpec, InputError
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, SPEC_FILE, FeatureSpec, InputError
 from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better
 from lfmim.training.loop import EpochReport
 
@@ -160,7 +160,8 @@ def register(
             shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking.py"))
             info = mlflow.pyfunc.log_model(
                 name="model", python_model=str(source / "predictor.py"), artifacts={"checkpoint": str(package)},
-                code_paths=[str(code)], signature=_signature(), input_example=example,
+                code_paths=[str(code)], input_example=example,
+                signature=_signature(meta_raw["config"]["model"].get("task", "emotion")),
                 pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
                 metadata={"emotions": list(EMOTIONS), "feature_spec": spec.fingerprint},
             )
@@ -185,7 +186,7 @@ def register(
                                        "scores cannot be compared")
         else:
             promoted = is_better(score, before)
-            reason = f"validation accuracy {score:.4f} against the champion's {before:.4f}"
+            reason = f"validation score {score:.4f} against the champion's {before:.4f}"
     if promoted:
         client.set_registered_model_alias(model_name, CHAMPION, number)
     ref = f"models:/{model_name}@{CHAMPION}" if promoted else f"models:/{model_name}/{number}"
@@ -203,15 +204,17 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 
-def _signature() -> ModelSignature:
+def _signature(task: str) -> ModelSignature:
     sequence = Array(Array(DataType.double))
     inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
-    outputs = Schema([
-        spec for h in HEADS for spec in (
-            ColSpec(DataType.string, name=f"label_{h}", required=False),
-            ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-        )
-    ])
+    outputs = Schema([ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()])
+    if task == "emotion":
+        outputs = Schema([
+            spec for h in HEADS for spec in (
+                ColSpec(DataType.string, name=f"label_{h}", required=False),
+                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
+            )
+        ])
     return ModelSignature(inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")]))
 
 

@@ -119,13 +119,17 @@ def quarantined(folder: Path) -> pa.Table:
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
-    """Columns of the store in id order, optionally of one split. Raises InputError if there is no part."""
+    """Columns of the store in id order, optionally of one split; a column it does not have is left out.
+
+    Raises InputError if there is no part.
+    """
     parts = _parts(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
-    wanted = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    data = pad.dataset(parts, format="parquet")
+    wanted = None if columns is None else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
     where = None if split is None else pad.field(SPLIT) == split
-    return pad.dataset(parts, format="parquet").to_table(columns=wanted, filter=where).sort_by(ID)
+    return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:
