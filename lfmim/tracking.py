@@ -57,6 +57,17 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
     return run_id
 
 
+def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
+    """Id of the experiment's finished run of that name, if there is one."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id],
+                               f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'", max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
     """A run with the config as params and as config.yaml; its experiment is made where it is missing."""
     if uri.startswith("sqlite:///"):
