@@ -147,7 +147,7 @@ class SentimentSums:
             label, known = labels_BH[:, i].float(), labels_BH[:, i] != IGNORE_LABEL
             # Unlabelled rows add nothing, not even what is not finite in them.
             y = torch.where(known, label, 0.0).clamp(-1, 1)
-            p = torch.where(known, logits[head][:, 0].float(), 0.0).clamp(-1, 1)
+            p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
             for k, edges in EDGES.items():
                 bounds = torch.tensor(edges, device=y.device)
                 cells = _count(torch.bucketize(y, bounds), torch.bucketize(p, bounds), known, k)
