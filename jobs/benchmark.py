@@ -23,7 +23,7 @@ def main() -> int:
     from lfmim.evaluation.comparison import mean_cka, table_2, write_comparison
 
     for split in ("train", "valid", "test"):  # bad input is told before a cluster is started
-        load_split(Path(config.store), split, config.model.max_lengths)
+        load_split(Path(config.store), split, config.model)
     started = time.perf_counter()
 
     def say(done: int, total: int, result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
-from lfmim.schema import EMOTIONS, HEADS, REPORT_ORDER, InputError
+from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
 
 
 def predict(
@@ -57,6 +57,12 @@ def predict(
         print(f"predictions: {output}")
         return 0
     row = predict_clip(predictor, config, video=video, text=text)
+    if SENTIMENT_COLUMNS[MULTIMODAL] in row:
+        table = Table("head", "sentiment, -1 to 1", title=video or text)
+        for head, column in SENTIMENT_COLUMNS.items():
+            table.add_row(head, "absent" if row[column] is None else f"{row[column]:+.2f}")
+        Console().print(table)
+        return 0
     table = Table("head", "emotion", *REPORT_ORDER, title=video or text)
     for head in HEADS:
         p = row[f"probabilities_{head}"]

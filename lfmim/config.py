@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lfmim.schema import HEADS, InputError, Modality
+from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -31,7 +31,11 @@ def _check_choices(config: Any, prefix: str) -> None:
 class ModelConfig:
     """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
 
-    name: Literal["lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr"] = "lfmim"
+    name: Literal[
+        "lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr", "mlf-dnn", "mlmf", "mtfn", "upstream"
+    ] = "lfmim"
+    task: Literal["emotion", "sentiment"] = "emotion"
+    """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns sentiment_*)."""
     width: int = 128
     """Width d of every stream."""
     heads: int = 8
@@ -41,7 +45,8 @@ class ModelConfig:
     fex_tokens: int = 1
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
-    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling."""
+    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling. `upstream`
+    has a pooling of its own."""
     standardize: bool = False
     """Standardise each feature by the training split's mean and deviation (stored with the weights)."""
     dropout_attention: float = 0.1
@@ -50,7 +55,9 @@ class ModelConfig:
     max_text: int = 80
     """Longest text sequence, tokens with CLS and SEP."""
     max_audio: int = 100
-    """Longer audio is sampled uniformly down to this many vectors."""
+    """Most audio vectors that reach the model."""
+    audio_excess: Literal["sample", "cut"] = "sample"
+    """Longer audio is sampled uniformly over time, or cut after its first `max_audio` vectors."""
     max_vision: int = 64
 
     def __post_init__(self) -> None:
@@ -63,9 +70,18 @@ class ModelConfig:
             _check(0.0 <= getattr(self, field) < 1.0, f"model.{field}", f"{getattr(self, field)} is not in [0, 1)")
 
     @property
+    def outputs(self) -> int:
+        """Numbers a head gives: a logit per emotion, or one score."""
+        return len(EMOTIONS) if self.task == "emotion" else 1
+
+    @property
     def sequence_pooling(self) -> str:
         """Pooling of a sequence without a FEX token."""
         return "mean" if self.pooling == "fex" else self.pooling
+
+    def cuts(self, modality: Modality) -> bool:
+        """Whether a longer sequence of the modality is cut rather than sampled."""
+        return modality is Modality.TEXT or (modality is Modality.AUDIO and self.audio_excess == "cut")
 
     @property
     def max_lengths(self) -> dict[Modality, int]:
@@ -113,7 +129,7 @@ class TrainConfig:
     labels: Literal["own", "multimodal"] = "own"
     """Labels the heads are trained on: each its own, or the multimodal one for all (the paper's LFMIM-ML)."""
     selection: Literal["multimodal", "text", "audio", "vision"] = "multimodal"
-    """Head whose validation accuracy chooses the checkpoint."""
+    """Head whose validation score chooses the checkpoint: accuracy, for sentiment the lowest mean absolute error."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
     seed: int = 0

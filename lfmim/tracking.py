@@ -33,7 +33,7 @@ from lfmim.config import BenchmarkConfig, ExperimentConfig, TrackingConfig, to_d
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SPEC_FILE, FeatureSpec, InputError
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, SPEC_FILE, FeatureSpec, InputError
 from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better
 from lfmim.training.loop import EpochReport
 
@@ -55,6 +55,17 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
     run_id = _create_run(uri, config, config.tracking, run_name, tags)
     MlflowClient(uri).log_text(run_id, spec.to_json(), SPEC_FILE)
     return run_id
+
+
+def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
+    """Id of the experiment's finished run of that name, if there is one."""
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return None
+    found = client.search_runs([experiment.experiment_id],
+                               f"attributes.run_name = '{name}' and attributes.status = 'FINISHED'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
@@ -160,7 +171,8 @@ def register(
             shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking.py"))
             info = mlflow.pyfunc.log_model(
                 name="model", python_model=str(source / "predictor.py"), artifacts={"checkpoint": str(package)},
-                code_paths=[str(code)], signature=_signature(), input_example=example,
+                code_paths=[str(code)], input_example=example,
+                signature=_signature(meta_raw["config"]["model"].get("task", "emotion")),
                 pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
                 metadata={"emotions": list(EMOTIONS), "feature_spec": spec.fingerprint},
             )
@@ -185,7 +197,7 @@ def register(
                                        "scores cannot be compared")
         else:
             promoted = is_better(score, before)
-            reason = f"validation accuracy {score:.4f} against the champion's {before:.4f}"
+            reason = f"validation score {score:.4f} against the champion's {before:.4f}"
     if promoted:
         client.set_registered_model_alias(model_name, CHAMPION, number)
     ref = f"models:/{model_name}@{CHAMPION}" if promoted else f"models:/{model_name}/{number}"
@@ -203,15 +215,17 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 
-def _signature() -> ModelSignature:
+def _signature(task: str) -> ModelSignature:
     sequence = Array(Array(DataType.double))
     inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
-    outputs = Schema([
-        spec for h in HEADS for spec in (
-            ColSpec(DataType.string, name=f"label_{h}", required=False),
-            ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-        )
-    ])
+    outputs = Schema([ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()])
+    if task == "emotion":
+        outputs = Schema([
+            spec for h in HEADS for spec in (
+                ColSpec(DataType.string, name=f"label_{h}", required=False),
+                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
+            )
+        ])
     return ModelSignature(inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")]))
 
 

@@ -7,7 +7,7 @@ one worker and many see the same samples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from lfmim.config import ModelConfig
 from lfmim.data.store import read_table, sequences
 from lfmim.schema import (
     EMOTIONS,
@@ -25,6 +26,7 @@ from lfmim.schema import (
     LABEL_COLUMNS,
     MODALITIES,
     MULTIMODAL,
+    SENTIMENT_COLUMNS,
     FeatureSpec,
     InputError,
     Modality,
@@ -33,7 +35,8 @@ from lfmim.schema import (
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64."""
+    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64 classes or
+    float32 sentiment scores."""
 
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -46,7 +49,11 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceTensors:
-    """A split in memory: padded float16 features [N, T, D_u], masks [N, T], labels [N, heads], ids."""
+    """A split in memory: padded float16 features [N, T, D_u], lengths [N] (0: absent), labels [N, heads], ids.
+
+    Modalities are those of the store. Labels are int64 classes or, for the sentiment task, float32 scores; IGNORE_LABEL
+    where missing.
+    """
 
     ids: list[str]
     features: dict[Modality, Tensor]
@@ -66,7 +73,10 @@ class UtteranceTensors:
         """Every head's label replaced by the multimodal one, except where its modality is absent."""
         labels = self.labels[:, HEADS.index(MULTIMODAL), None].expand_as(self.labels).clone()
         for m in MODALITIES:
-            labels[self.lengths[m] == 0, HEADS.index(m)] = IGNORE_LABEL
+            if m in self.lengths:
+                labels[self.lengths[m] == 0, HEADS.index(m)] = IGNORE_LABEL
+            else:
+                labels[:, HEADS.index(m)] = IGNORE_LABEL
         return dataclasses.replace(self, labels=labels)
 
     def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
@@ -116,21 +126,22 @@ class UtteranceTensors:
             yield self.gather(mine, weight, counts)
 
 
-def fit_length(sequence: np.ndarray, modality: Modality, max_length: int) -> np.ndarray:
-    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), text cut."""
+def fit_length(sequence: np.ndarray, modality: Modality, max_length: int, *, cut: bool = False) -> np.ndarray:
+    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), unless
+    `cut`; text always cut."""
     if len(sequence) <= max_length:
         return sequence
-    if modality is Modality.TEXT:
+    if cut or modality is Modality.TEXT:
         return sequence[:max_length]
     index = np.linspace(0, len(sequence) - 1, max_length).round().astype(np.int64)
     return np.take(sequence, index, axis=0)
 
 
 def pad_sequences(
-    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int
+    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int, *, cut: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Sequences (None: absent, length 0) -> zero-padded float16 [N, T, dim] and int64 lengths [N]."""
-    fitted = [None if x is None else fit_length(x, modality, max_length) for x in rows]
+    fitted = [None if x is None else fit_length(x, modality, max_length, cut=cut) for x in rows]
     lengths = np.array([0 if x is None else len(x) for x in fitted], dtype=np.int64)
     out = np.zeros((len(fitted), max(int(lengths.max(initial=0)), 1), dim), dtype=np.float16)
     for i, x in enumerate(fitted):
@@ -139,33 +150,51 @@ def pad_sequences(
     return torch.from_numpy(out), torch.from_numpy(lengths)
 
 
-def encode_labels(table: pa.Table) -> Tensor:
-    """Label columns -> int64 [N, heads]; IGNORE_LABEL where missing or the modality is absent."""
+def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
+    """Label columns -> [N, heads]: int64 classes, or float32 scores of the sentiment task.
+
+    IGNORE_LABEL where the label is missing or nothing is there that the head could read it from: a uni-modal head's
+    modality, for the multimodal head all of them. Raises InputError for a score outside [-1, 1].
+    """
+    sentiment = task == "sentiment"
+    columns = SENTIMENT_COLUMNS if sentiment else LABEL_COLUMNS
     index = {name: i for i, name in enumerate(EMOTIONS)}
-    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.int64)
+    present = {
+        m: table[FEATURE_COLUMNS[m]].is_valid().to_numpy() if FEATURE_COLUMNS[m] in table.column_names
+        else np.zeros(table.num_rows, dtype=bool) for m in MODALITIES
+    }
+    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.float32 if sentiment else np.int64)
     for h, head in enumerate(HEADS):
-        absent = [False] * table.num_rows
-        if head != MULTIMODAL:
-            absent = table[FEATURE_COLUMNS[Modality(head)]].is_null().to_pylist()
-        for i, (name, gone) in enumerate(zip(table[LABEL_COLUMNS[head]].to_pylist(), absent, strict=True)):
-            if name is not None and not gone:
-                labels[i, h] = index[name]
+        if columns[head] not in table.column_names:
+            continue
+        there = np.any(list(present.values()), axis=0) if head == MULTIMODAL else present[Modality(head)]
+        for i, (value, seen) in enumerate(zip(table[columns[head]].to_pylist(), there.tolist(), strict=True)):
+            if value is None or value != value or not seen:
+                continue
+            if sentiment and not -1 <= value <= 1:
+                raise InputError(f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, 1]; "
+                                 "scale the labels and import them again")
+            labels[i, h] = value if sentiment else index[value]
     return torch.from_numpy(labels)
 
 
-def load_split(store: Path, split: str, max_lengths: Mapping[Modality, int]) -> UtteranceTensors:
-    """A split of a feature store in memory, in id order. Raises InputError if it is empty or without labels."""
-    spec = FeatureSpec.load(store)
-    missing = [m.value for m in MODALITIES if m not in spec.dims]
-    if missing:
-        raise InputError(f"{store}: the store has no encoder for {', '.join(missing)}; extract it with all three")
-    table = read_table(store, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()], split)
+def load_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
+    """A split of a feature store in memory, in id order, as a model of `config` takes it (lengths, labels of its task).
+
+    Raises InputError if it is empty or without labels.
+    """
+    dims = FeatureSpec.load(store).dims
+    columns = (SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values()
+    table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *columns], split)
     if not table.num_rows:
         raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
-    labels = encode_labels(table)
+    labels = encode_labels(table, config.task)
     if bool((labels == IGNORE_LABEL).all()):
-        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(LABEL_COLUMNS.values())}")
-    padded = {m: pad_sequences(sequences(table, m), m, spec.dims[m], max_lengths[m]) for m in MODALITIES}
+        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(columns)}")
+    padded = {
+        m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
+        for m, dim in dims.items()
+    }
     return UtteranceTensors(
         table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
     )

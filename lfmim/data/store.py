@@ -25,6 +25,7 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    SENTIMENT_COLUMNS,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
@@ -44,14 +45,14 @@ def feature_type(dim: int) -> pa.DataType:
 
 
 def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema of the store's parts; `passthrough` columns are text."""
+    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among them float64."""
     return pa.schema([
         *((name, pa.string()) for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())),
         *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
         (FACE_FOUND, pa.list_(pa.bool_())),
         (FRAME_INDICES, pa.list_(pa.int32())),
         (DURATION, pa.float64()),
-        *((name, pa.string()) for name in passthrough),
+        *((name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()) for name in passthrough),
     ])
 
 
@@ -119,13 +120,17 @@ def quarantined(folder: Path) -> pa.Table:
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
-    """Columns of the store in id order, optionally of one split. Raises InputError if there is no part."""
+    """Columns of the store in id order, optionally of one split; a column it does not have is left out.
+
+    Raises InputError if there is no part.
+    """
     parts = _parts(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
-    wanted = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    data = pad.dataset(parts, format="parquet")
+    wanted = None if columns is None else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
     where = None if split is None else pad.field(SPLIT) == split
-    return pad.dataset(parts, format="parquet").to_table(columns=wanted, filter=where).sort_by(ID)
+    return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

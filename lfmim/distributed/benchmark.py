@@ -67,7 +67,6 @@ def _run(raw: dict[str, Any], store: str, folder: str, system: str, seed: int, c
     torch.set_num_threads(max(1, int(cpus)))
     started, home = time.perf_counter(), Path(folder)
     config, device = experiment_from_dict(raw), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lengths = config.model.max_lengths
     last, best = home / "last", home / "best"
 
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
@@ -76,13 +75,13 @@ def _run(raw: dict[str, Any], store: str, folder: str, system: str, seed: int, c
         save(last)
 
     meta = train(
-        config, FeatureSpec.load(Path(store)), load_split(Path(store), "train", lengths),
-        load_split(Path(store), "valid", lengths), device=device, on_epoch=on_epoch,
+        config, FeatureSpec.load(Path(store)), load_split(Path(store), "train", config.model),
+        load_split(Path(store), "valid", config.model), device=device, on_epoch=on_epoch,
         resume=last if (last / "checkpoint.json").is_file() else None,
     )
     model, _ = load_model(best)
     model = model.to(device)
-    test = load_split(Path(store), "test", lengths).to(device)
+    test = load_split(Path(store), "test", config.model).to(device)
     metrics = evaluate(model, test, batch_size=256)
     predictions, cka = _predictions(model, test)
     result = {

@@ -20,10 +20,10 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
+from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
-from lfmim.training.loop import EpochReport, train
+from lfmim.training.loop import EpochReport, check_data, train
 
 RUN_FILE = "run.json"
 SCORE = "score"
@@ -43,7 +43,7 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    table = read_table(store, [SPLIT, *LABEL_COLUMNS.values()])
+    table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
     return config_hash(table.to_pydict(), FeatureSpec.load(store).fingerprint)
 
 
@@ -61,8 +61,7 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
-    for split in ("train", "valid"):
-        load_split(store, split, config.model.max_lengths)
+    check_data(config, spec, *(load_split(store, split, config.model) for split in ("train", "valid")))
     fingerprint = data_fingerprint(store)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
@@ -122,7 +121,7 @@ def _example(store: Path) -> Any:
     table = read_table(store, [ID, *FEATURE_COLUMNS.values()], "valid").slice(0, 2)
     return pd.DataFrame({
         FEATURE_COLUMNS[m]: [None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)]
-        for m in MODALITIES
+        for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
     })
 
 
@@ -133,7 +132,7 @@ def _train_worker(args: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
-    lengths = config.model.max_lengths
+    model = config.model
 
     def on_epoch(report: EpochReport, save: Any) -> None:
         metrics = {SCORE: report.score, "epoch": report.epoch}
@@ -148,7 +147,7 @@ def _train_worker(args: dict[str, Any]) -> None:
 
     def run(resume: Path | None) -> None:
         train(
-            config, FeatureSpec.load(store), load_split(store, "train", lengths), load_split(store, "valid", lengths),
+            config, FeatureSpec.load(store), load_split(store, "train", model), load_split(store, "valid", model),
             device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume,
         )
 

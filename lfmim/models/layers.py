@@ -18,7 +18,8 @@ from lfmim.schema import MODALITIES, Modality
 
 
 class ModelOutput(NamedTuple):
-    """Logits [B, C] and pooled representations [B, D] per head name; a model without a head leaves it out."""
+    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a model without a head
+    leaves it out."""
 
     logits: dict[str, Tensor]
     pooled: dict[str, Tensor]
@@ -65,13 +66,10 @@ class InputProjection(nn.Module):
 
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
-    """An InputProjection per modality, the front end all models share. Raises ValueError if a width is missing."""
-    missing = [m for m in MODALITIES if m not in dims]
-    if missing:
-        raise ValueError(f"{config.name} needs the feature width of every modality; missing: {missing}")
+    """An InputProjection per modality of `dims`, the front end all models share."""
     return nn.ModuleDict({
         m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding)
-        for m in MODALITIES
+        for m in MODALITIES if m in dims
     })
 
 

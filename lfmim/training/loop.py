@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch.amp.grad_scaler import GradScaler
 
 from lfmim.config import ExperimentConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
-from lfmim.metrics import HeadMetrics, HeadSums
-from lfmim.models import build_model
-from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
+from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
+from lfmim.models import MODELS, build_model, check_dims
+from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
 from lfmim.training.losses import head_losses, weighted_loss
 
@@ -33,10 +33,10 @@ class EpochReport:
 
     epoch: int
     lr: float
-    train: dict[str, HeadMetrics]
-    valid: dict[str, HeadMetrics]
+    train: Mapping[str, Metrics]
+    valid: Mapping[str, Metrics]
     score: float
-    """Validation accuracy of the selection head."""
+    """Validation score of the selection head: accuracy, for sentiment minus the mean absolute error."""
     best: bool
     seconds: float
     samples_per_second: float
@@ -85,7 +85,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 def train_step(
     model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
-    autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int, sums: HeadSums,
+    autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int,
+    sums: HeadSums | SentimentSums,
 ) -> Tensor:
     """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached)."""
     with autocast:
@@ -107,11 +108,10 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     model: nn.Module, data: UtteranceTensors, *, batch_size: int, autocast: torch.autocast | None = None
-) -> dict[str, HeadMetrics]:
+) -> Mapping[str, Metrics]:
     """Exact global metrics per head: sums over this worker's share, added up over the workers."""
     rank, world = rank_and_world()
-    device = data.labels.device
-    sums = HeadSums(device)
+    device, sums = data.labels.device, sums_for(data.labels)
     was_training = model.training
     model.eval()
     for batch in data.batches(batch_size, rank=rank, world=world):
@@ -120,6 +120,26 @@ def evaluate(
         sums.update(logits, batch.labels, head_losses(logits, batch.labels))
     model.train(was_training)
     return sums.all_reduce().compute()
+
+
+def check_data(config: ExperimentConfig, spec: FeatureSpec, *splits: UtteranceTensors) -> None:
+    """Raise InputError if the model needs a modality that the store, or an utterance of `splits`, does not have.
+
+    For the jobs to call before anything is started; `train` calls it too.
+    """
+    check_dims(config.model, spec.dims)
+    for data in splits:
+        if data.labels.is_floating_point() != (config.model.task == "sentiment"):
+            raise ValueError("the labels are not those of model.task: load the split with the model's config")
+        if MODELS[config.model.name].accepts_absent:
+            continue
+        for m, length in data.lengths.items():
+            absent = (length == 0).nonzero()
+            if len(absent):
+                raise InputError(
+                    f"utterance {data.ids[int(absent[0])]!r}, {FEATURE_COLUMNS[m]}: absent (so in {len(absent)} of "
+                    f"{len(data)} utterances), and model.name '{config.model.name}' needs every modality; leave such "
+                    "utterances out, or use " + " or ".join(n for n, model in MODELS.items() if model.accepts_absent))
 
 
 def train(
@@ -133,6 +153,7 @@ def train(
     NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything of it is saved.
     """
     c = config.train
+    check_data(config, spec, train_data, valid_data)
     if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
         raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
     device = device or torch.device("cpu")
@@ -175,7 +196,7 @@ def train(
         # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
         torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
         parallel.train()
-        sums = HeadSums(device)
+        sums = sums_for(train_data.labels)
         bad = torch.zeros((), device=device)
         for batch in train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch)):
             loss = train_step(parallel, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta_H,
@@ -191,7 +212,7 @@ def train(
         train_metrics = sums.all_reduce().compute()
         seconds = time.perf_counter() - started
         valid_metrics = evaluate(parallel, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
-        score = valid_metrics[c.selection].accuracy
+        score = valid_metrics[c.selection].score
         better = is_better(score, meta.best_score)
         report = EpochReport(
             epoch=epoch, lr=lr, train=train_metrics, valid=valid_metrics, score=score, best=better,

@@ -160,3 +160,30 @@ def test_extract_train_evaluate_predict(toy_store, tmp_path):
     rows = {r["id"]: r for r in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
     assert sum(rows["x"]["probabilities_multimodal"]) == pytest.approx(1, abs=1e-4)
     assert rows["y"]["error"]
+
+
+@pytest.mark.slow
+def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path):
+    from test_published import SIZES, published
+
+    path, runs = tmp_path / "p.pth", str(tmp_path / "runs")
+    published(path, **SIZES[0])
+    args = ["--checkpoint", str(path), "--heads", "2", "--storage", runs]
+    bad = job("import_checkpoint", *args[:2], "--heads", "3", *args[4:])
+    assert bad.returncode == 2, bad.stderr
+    assert "--heads: 3 does not divide" in bad.stderr
+    assert not Path(runs).exists()
+    for _ in range(2):  # the second time finds what is there
+        done = job("import_checkpoint", *args)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "left out: me\n" in done.stdout
+        assert "registered models:/published@champion (version 1" in done.stdout
+    evaluate = ["--store", str(toy_store), "--storage", runs, "--report", str(tmp_path / "report")]
+    refused = job("evaluate", *evaluate, "--model", "models:/published@champion")
+    assert refused.returncode == 2
+    assert "--features STORE" in refused.stderr
+    done = job("import_checkpoint", *args, "--features", str(toy_store), "--name", "stated")
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = job("evaluate", *evaluate, "--model", "models:/stated@champion")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "imported" in (tmp_path / "report" / "index.html").read_text()

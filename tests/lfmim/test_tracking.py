@@ -42,7 +42,7 @@ def trained(toy_store, tmp_path):
         tracking.log_epoch(uri, run_id, report)
         save(tmp_path / "ckpt")
 
-    splits = [load_split(toy_store, s, SMALL.max_lengths) for s in ("train", "valid")]
+    splits = [load_split(toy_store, s, SMALL) for s in ("train", "valid")]
     meta = train(config, SPEC, *splits, on_epoch=on_epoch)
     tracking.finish_run(uri, run_id, meta)
     return config, uri, run_id, tmp_path / "ckpt", meta, toy_store
@@ -120,7 +120,7 @@ def test_report_and_missing_models(trained, tmp_path):
     _, uri, _, ckpt, _, store = trained
     predictor = Predictor.from_checkpoint(ckpt)
     report = evaluate_store(predictor, store, "test")
-    data = load_split(store, "test", SMALL.max_lengths)
+    data = load_split(store, "test", SMALL)
     p = predictor.predict({m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
                            for m in Modality})
     accuracy = (p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean()

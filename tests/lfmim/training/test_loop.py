@@ -36,7 +36,7 @@ def saver(folder):
 
 @pytest.fixture
 def data(toy_store):
-    return [load_split(toy_store, split, SMALL.max_lengths) for split in ("train", "valid")]
+    return [load_split(toy_store, split, SMALL) for split in ("train", "valid")]
 
 
 def test_it_learns_and_reports_what_it_did(data, tmp_path):
