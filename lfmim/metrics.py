@@ -17,9 +17,10 @@ C = len(EMOTIONS)
 
 def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Tensor:
     """Confusion counts [classes, classes] of the known rows."""
-    # Unlabelled rows go to a spare cell: boolean indexing would force a device sync.
-    cell = torch.where(known, label * classes + prediction, torch.full_like(label, classes * classes))
-    return torch.bincount(cell, minlength=classes * classes + 1)[: classes * classes].view(classes, classes)
+    # Unlabelled rows count 0 in cell 0: boolean indexing and bincount would force a device sync.
+    cell = torch.where(known, label * classes + prediction, 0)
+    counts = torch.zeros(classes * classes, dtype=torch.float64, device=cell.device)
+    return counts.index_add_(0, cell, known.double()).view(classes, classes)
 
 
 def class_f1(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
