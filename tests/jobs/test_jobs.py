@@ -17,6 +17,7 @@ from conftest import ROOT
 from mlflow.tracking import MlflowClient
 
 from lfmim.data.demo_corpus import generate_demo_corpus
+from lfmim.schema import InputError
 
 GOOD = "id,video,text,label_text\na,,你好,anger\n"
 
@@ -162,28 +163,28 @@ def test_extract_train_evaluate_predict(toy_store, tmp_path):
     assert rows["y"]["error"]
 
 
-@pytest.mark.slow
-def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path):
+def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path, capsys):
+    """In this process but for the refusal: a process of its own spends most of its time on imports."""
+    import evaluate
+    import import_checkpoint
     from test_published import SIZES, published
 
     path, runs = tmp_path / "p.pth", str(tmp_path / "runs")
     published(path, **SIZES[0])
-    args = ["--checkpoint", str(path), "--heads", "2", "--storage", runs]
-    bad = job("import_checkpoint", *args[:2], "--heads", "3", *args[4:])
+    bad = job("import_checkpoint", "--checkpoint", str(path), "--heads", "3", "--storage", runs)
     assert bad.returncode == 2, bad.stderr
-    assert "--heads: 3 does not divide" in bad.stderr
+    assert "error: --heads: 3 does not divide" in bad.stderr
     assert not Path(runs).exists()
     for _ in range(2):  # the second time finds what is there
-        done = job("import_checkpoint", *args)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert "left out: me\n" in done.stdout
-        assert "registered models:/published@champion (version 1" in done.stdout
-    evaluate = ["--store", str(toy_store), "--storage", runs, "--report", str(tmp_path / "report")]
-    refused = job("evaluate", *evaluate, "--model", "models:/published@champion")
-    assert refused.returncode == 2
-    assert "--features STORE" in refused.stderr
-    done = job("import_checkpoint", *args, "--features", str(toy_store), "--name", "stated")
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = job("evaluate", *evaluate, "--model", "models:/stated@champion")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "imported" in (tmp_path / "report" / "index.html").read_text()
+        assert import_checkpoint.import_checkpoint(checkpoint=str(path), heads=2, storage=runs) == 0
+        said = capsys.readouterr().out
+        assert "left out: me\n" in said
+        assert "registered models:/published@champion (version 1" in said
+    report = {"store": str(toy_store), "storage": runs, "report": str(tmp_path / "report")}
+    with pytest.raises(InputError, match="--features STORE"):
+        evaluate.evaluate(**report, model="models:/published@champion")
+    assert not (tmp_path / "report").exists()
+    import_checkpoint.import_checkpoint(checkpoint=str(path), heads=2, storage=runs, features=str(toy_store),
+                                        name="stated")
+    assert evaluate.evaluate(**report, model="models:/stated@champion") == 0
+    assert "imported" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
