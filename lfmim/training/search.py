@@ -29,6 +29,46 @@ FIXED = {"train.seed": "a seed is not a hyperparameter; the winner is retrained 
          "train.selection": "it is the score itself"}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(ExperimentConfig):
+    """Everything `jobs/tune.py` needs: an experiment, and how to search around it.
+
+    A trial runs in one process with run.cpus_per_worker and run.gpus_per_worker; train.seed seeds the search as well.
+    """
+
+    search: Literal["optuna", "random", "grid"] = "optuna"
+    """optuna: TPE."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha: a trial is stopped that is behind the trials before it (asynchronous successive halving)."""
+    space: str = ""
+    """YAML file of fields and values (jobs/configs/search.yaml); empty: learning rate and the four β."""
+    trials: int = 20
+    """Trials in all; the first is the config as given. Raise it and resume to go on with a finished sweep."""
+    grace: int = 3
+    """asha: epochs before a trial may be stopped."""
+    reduction: int = 3
+    """asha: at `grace`, `grace` x `reduction`, ... epochs the best 1/`reduction` go on."""
+    window: int = 0
+    """A trial learns from those this far before it, so at most this many run at once; 0: twice what the cluster holds
+    when the sweep begins. Part of what makes a sweep repeatable."""
+    seeds: int = 3
+    """Seeds the winner is trained with, its own included."""
+    resume: bool = False
+    """Continue the sweep of this config if there is one; no ended trial is repeated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, least in (("trials", 1), ("grace", 1), ("reduction", 2), ("window", 0), ("seeds", 1)):
+            if getattr(self, field) < least:
+                raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
+        for field, choices in (("search", ("optuna", "random", "grid")), ("scheduler", ("asha", "none"))):
+            if getattr(self, field) not in choices:
+                raise InputError(f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}")
+        if self.run.workers != 1:
+            raise InputError("run.workers: a trial is one process; search with 1, then train the winner's config with "
+                             "more by jobs/train.py")
+
+
 @dataclasses.dataclass(frozen=True)
 class Dimension:
     """One searched field: Optuna's distribution, and its values on a grid (none: a range without `points`)."""
