@@ -17,9 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-# Tune's own files are not read here, and Ctrl-C is to end the job, not to make a sweep look finished.
+# Tune's own files are not read here, Ctrl-C is to end the job, not to make a sweep look finished, and only the older
+# of Tune's two outputs is silent when told so.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import torch
 from ray import tune

@@ -51,8 +51,7 @@ def register(
     `example`: a few rows of feature columns (nested lists). Scores are compared on the same data only; one run is
     registered once.
     """
-    client = MlflowClient(uri)
-    mlflow.set_tracking_uri(uri)
+    client = _client(uri)
     meta = load_meta(checkpoint)
     found = client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
     if found:
@@ -103,6 +102,12 @@ def register(
     return RegisteredVersion(ref, number, promoted, reason)
 
 
+def _client(uri: str) -> MlflowClient:
+    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's default registry."""
+    mlflow.set_tracking_uri(uri)
+    return MlflowClient(uri)
+
+
 def _by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
     try:
         return client.get_model_version_by_alias(model_name, alias)
@@ -112,7 +117,7 @@ def _by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion
 
 def set_champion(uri: str, model_name: str, number: str) -> None:
     """Point `champion` at a version, remember its predecessor for `rollback`; it is no challenger any more."""
-    client = MlflowClient(uri)
+    client = _client(uri)
     before, challenger = (_by_alias(client, model_name, alias) for alias in (CHAMPION, CHALLENGER))
     if before is not None and str(before.version) == number:
         return
@@ -130,7 +135,7 @@ def rollback(uri: str, model_name: str) -> tuple[str, str]:
 
     Can be repeated. Raises InputError if there is no predecessor.
     """
-    client = MlflowClient(uri)
+    client = _client(uri)
     champion = _by_alias(client, model_name, CHAMPION)
     if champion is None:
         raise InputError(f"{model_name}: no {CHAMPION} in the registry at {uri}")
@@ -157,7 +162,7 @@ def resolve_version(uri: str, model_name: str, which: str) -> str | None:
 
     Raises InputError for a number, or a model, that is not there.
     """
-    client = MlflowClient(uri)
+    client = _client(uri)
     if not which.isdigit():
         entry = _by_alias(client, model_name, which)
         return None if entry is None else str(entry.version)
