@@ -69,6 +69,7 @@ def check_tune(config: TuneConfig) -> Space:
                          f"--trials {len(grid_points(space)) + 1} or thin it by a search space")
     for split in ("train", "valid"):
         load_split(Path(config.store), split, config.model.max_lengths)
+    _known_sweep(config, _identity(config, space))
     return space
 
 
@@ -81,12 +82,10 @@ def tune_distributed(
     Raises InputError for a sweep that is there already (without `resume`) or was made with another config.
     """
     space = check_tune(config)
-    store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
-    fingerprint = data_fingerprint(store)
-    identity = _identity(config, space, fingerprint)
-    name = config.run.name or f"sweep-{config_hash(identity)}"
-    folder, uri = storage / name, tracking.tracking_uri(config.tracking, str(storage))
-    state = _open_sweep(folder, config, identity, uri, name, fingerprint)
+    store, identity = Path(config.store).resolve(), _identity(config, space)
+    folder = _folder(config, identity)
+    name, uri = folder.name, _uri(config)
+    state = _known_sweep(config, identity) or _new_sweep(config, identity)
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
@@ -132,39 +131,51 @@ def tune_distributed(
 _PARTS = [f for f in dataclasses.fields(ExperimentConfig) if f.name in ("model", "train")]
 
 
-def _identity(config: TuneConfig, space: Space, fingerprint: str) -> dict[str, Any]:
+def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     """What a sweep's trials depend on, save its window and length."""
     return {
-        "model": to_dict(config.model), "train": to_dict(config.train), "data": fingerprint, "search": config.search,
+        "model": to_dict(config.model), "train": to_dict(config.train),
+        "data": data_fingerprint(Path(config.store).resolve()), "search": config.search,
         "scheduler": [config.scheduler, config.grace, config.reduction] if config.scheduler == "asha" else ["none"],
         "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
         "cpus": config.run.cpus_per_worker, "gpus": config.run.gpus_per_worker,
     }
 
 
-def _open_sweep(
-    folder: Path, config: TuneConfig, identity: dict[str, Any], uri: str, name: str, fingerprint: str
-) -> dict[str, Any]:
-    """`sweep.json` of a new sweep or of the one to be resumed."""
-    path = folder / SWEEP
-    if path.is_file():
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if not config.resume:
-            raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
-                             "--run.name")
-        plain = json.loads(json.dumps(identity))
-        differs = [k for k in plain if state["identity"].get(k) != plain[k]]
-        differs += ["tracking.uri"] if state["uri"] != uri else []
-        differs += ["window"] if config.window not in (0, state["window"]) else []
-        if differs:
-            raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
-                             "another --run.name")
-        return dict(state)
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = FeatureSpec.load(Path(config.store))
-    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags={"kind": "sweep", "data": fingerprint})
+def _folder(config: TuneConfig, identity: dict[str, Any]) -> Path:
+    return Path(config.run.storage).resolve() / (config.run.name or f"sweep-{config_hash(identity)}")
+
+
+def _uri(config: TuneConfig) -> str:
+    return tracking.tracking_uri(config.tracking, config.run.storage)
+
+
+def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """`sweep.json` of the sweep to be resumed; None if there is none yet."""
+    folder = _folder(config, identity)
+    if not (folder / SWEEP).is_file():
+        return None
+    state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    if not config.resume:
+        raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
+                         "--run.name")
+    plain = json.loads(json.dumps(identity))
+    differs = [k for k in plain if state["identity"].get(k) != plain[k]]
+    differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
+    differs += ["window"] if config.window not in (0, state["window"]) else []
+    if differs:
+        raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or another "
+                         "--run.name")
+    return state
+
+
+def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    folder, uri = _folder(config, identity), _uri(config)
+    run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
+                                tags={"kind": "sweep", "data": identity["data"]})
     state = {"run_id": run_id, "uri": uri, "window": config.window or _window(config), "identity": identity}
-    write_text(path, json.dumps(state, indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
 
 

@@ -44,7 +44,7 @@ def test_a_trial_resumed_after_a_rung_is_decided_as_if_undisturbed():
 def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, tmp_path):
     config = tiny_tune(toy_store, tmp_path, epochs=6)
     space = {**read_space("", with_params(config, {})),
-             **read_space(write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.003, 0.01, 1.0e+30]"),
+             **read_space(write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
                           with_params(config, {}))}
 
     def plan(number, earlier):
@@ -94,5 +94,13 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
     config = tiny_tune(toy_store, tmp_path)
     with pytest.raises(InputError, match="the grid has 405 points"):
         check_tune(dataclasses.replace(config, search="grid"))
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
+    (folder / "sweep.json").write_text(json.dumps({"identity": {}, "uri": "sqlite:////else.db", "window": 7}))
+    with pytest.raises(InputError, match="add --resume to continue it"):
+        check_tune(named)
+    with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
+        check_tune(dataclasses.replace(named, resume=True))
     with pytest.raises(InputError, match="not a feature store"):
         check_tune(dataclasses.replace(config, store=str(tmp_path / "none")))

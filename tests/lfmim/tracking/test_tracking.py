@@ -175,6 +175,35 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
         assert part in card
 
 
+def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, tmp_path, capsys):
+    import promote
+
+    config, uri, _, ckpt, _, store = trained
+    good = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=25, lr=0.01, selection="text"))
+    splits = [load_split(store, s, SMALL.max_lengths) for s in ("train", "valid")]
+    train(good, SPEC, *splits, on_epoch=lambda report, save: save(tmp_path / "good"))
+    run_id = tracking.start_run(good, SPEC, uri=uri, run_name="good", tags={})
+
+    def run(**fields) -> str:
+        assert promote.promote(**{"store": str(store), "head": "text", "uri": uri, **fields}) == 0
+        return capsys.readouterr().out
+
+    with pytest.raises(InputError, match="no challenger"):
+        run()
+    assert register(trained).promoted
+    assert register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted
+    assert "nothing to do: version 2" in run(challenger="2")
+    assert "not promoted: version 2 stays champion" in run(challenger="1")
+    assert aliases(uri)["champion"] == "2"
+    assert "version 1 again, no longer 2" in run(rollback=True)
+    assert "may be chance" in run(alpha=1e-9)
+    out = run()
+    assert "promoted: version 2 is champion of lfmim, version 1 was; significant gain" in out
+    assert aliases(uri) == {"champion": "2"}
+    with pytest.raises(InputError, match="name the feature store"):
+        run(store="")
+
+
 @pytest.mark.slow
 def test_served_over_http_it_answers_as_in_process_and_gives_the_torch_module(trained, tmp_path):
     _, uri, _, _, _, store = trained
