@@ -69,4 +69,4 @@ def promote(
 
 
 if __name__ == "__main__":
-    cli.run(lambda: auto_cli(promote, as_positional=False))
+    cli.run(lambda: auto_cli(promote, args=cli.arguments("rollback"), as_positional=False))

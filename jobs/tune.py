@@ -16,7 +16,7 @@ from lfmim.training.search import TrialRecord, TuneConfig
 
 
 def main() -> int:
-    config = auto_cli(TuneConfig, as_positional=False, description=__doc__)
+    config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
     from lfmim.distributed.tuner import check_tune, tune_distributed
 
     check_tune(config)  # bad input is told before a cluster is started

@@ -164,8 +164,8 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
     differs += ["window"] if config.window not in (0, state["window"]) else []
     if differs:
-        raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or another "
-                         "--run.name")
+        raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
+                         "another --run.name")
     return state
 
 

@@ -178,7 +178,7 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
 def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, tmp_path, capsys):
     import promote
 
-    config, uri, _, ckpt, _, store = trained
+    config, uri, _, _, _, store = trained
     good = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=25, lr=0.01, selection="text"))
     splits = [load_split(store, s, SMALL.max_lengths) for s in ("train", "valid")]
     train(good, SPEC, *splits, on_epoch=lambda report, save: save(tmp_path / "good"))
