@@ -55,3 +55,10 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def arguments(*flags: str) -> list[str]:
+    """The command line, with a bare `--flag` as `--flag=true`: jsonargparse wants a value for a boolean."""
+    names, given = {f"--{flag}" for flag in flags}, sys.argv[1:]
+    return [f"{a}=true" if a in names and (after == "" or after.startswith("-")) else a
+            for a, after in zip(given, [*given[1:], ""], strict=True)]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
     return f"{config.model.name}-{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}"
 
 
-def train_distributed(config: ExperimentConfig) -> TrainResult:
-    """Train, track and register. A rerun of the same command continues from the last checkpoint.
+def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None) -> TrainResult:
+    """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last checkpoint.
 
     Raises InputError for a store without the splits it needs, before any worker starts.
     """
@@ -66,7 +67,7 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
-    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, fingerprint)
+    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})
 
     c = config.run
     resources = {"CPU": c.cpus_per_worker}
@@ -102,13 +103,15 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     return TrainResult(name, uri, run_id, best, last, registered)
 
 
-def _run_id(path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, fingerprint: str) -> str:
+def _run_id(
+    path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, tags: dict[str, str]
+) -> str:
     """The MLflow run of this training run: made once, found again by a rerun."""
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["uri"] == uri:
             return str(known["run_id"])
-    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags={"data": fingerprint})
+    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags=tags)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"uri": uri, "run_id": run_id}), encoding="utf-8")
     os.replace(temporary, path)

@@ -1,17 +1,12 @@
-"""MLflow: runs, metrics, figures and the model registry. Besides predictor.py the only file that imports mlflow."""
+"""MLflow runs: params, metrics, figures, benchmarks and sweeps."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +16,24 @@ import yaml
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
+from matplotlib.figure import Figure
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import Array
 
 import lfmim
 from lfmim.config import ExperimentConfig, TrackingConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
-from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, SPEC_FILE, FeatureSpec, InputError
-from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better
+from lfmim.metrics import HeadMetrics, SentimentMetrics
+from lfmim.schema import SPEC_FILE, FeatureSpec
+from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
+from lfmim.training.search import TrialRecord
 from lfmim.training.systems import BenchmarkConfig
 
-CHAMPION = "champion"
+CONFIG_FILE = "config.yaml"
+PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
@@ -82,10 +75,10 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
         experiment_id = client.create_experiment(tracking.experiment, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **_git_tag()}).info.run_id)
+    run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **git_tag()}).info.run_id)
     for key, value in _flatten(to_dict(config)).items():
         client.log_param(run_id, key, value)
-    client.log_text(run_id, yaml.safe_dump(to_dict(config), sort_keys=False), "config.yaml")
+    client.log_text(run_id, yaml.safe_dump(to_dict(config), sort_keys=False), CONFIG_FILE)
     return run_id
 
 
@@ -102,10 +95,10 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
             return str(found[0].info.run_id)
     run_id = _create_run(uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"})
     for result in results:
-        tags = {"mlflow.parentRunId": run_id, "system": result["system"]}
+        tags = {PARENT_RUN: run_id, "system": result["system"]}
         trial = _create_run(uri, experiment_from_dict(result["config"]), config.tracking,
                             f"{result['system']}-{result['seed']}", tags)
-        metrics = _history_metrics(result["history"])
+        metrics = [m for entry in result["history"] for m in _epoch_metrics(entry)]
         metrics += [Metric(f"test/{head}/{name}", value, _now(), 0) for head, scores in result["test"].items()
                     for name, value in scores.items() if isinstance(value, float)]
         metrics += [Metric(name, result[name], _now(), 0) for name in ("parameters", "flops", "seconds", "best_epoch")]
@@ -129,15 +122,6 @@ def _now() -> int:
     return int(pd.Timestamp.now("UTC").timestamp() * 1000)
 
 
-def _history_metrics(history: list[dict[str, Any]]) -> list[Metric]:
-    """Loss and score per head of every epoch of a checkpoint's history."""
-    return [
-        Metric(f"{part}/{head}/{name}", metrics[name], _now(), entry["epoch"])
-        for entry in history for part in ("train", "valid") for head, metrics in entry[part].items() if metrics["count"]
-        for name in ("loss", "accuracy", "mae") if name in metrics
-    ]
-
-
 @contextlib.contextmanager
 def system_metrics(uri: str, run_id: str) -> Iterator[None]:
     """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs."""
@@ -149,12 +133,90 @@ def system_metrics(uri: str, run_id: str) -> Iterator[None]:
 
 def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
     """Losses and metrics per head of one epoch, as `train/<head>/loss`, `valid/<head>/accuracy`, ..."""
-    values = {"lr": report.lr, "samples_per_second": report.samples_per_second, "epoch_seconds": report.seconds}
-    for part, heads in (("train", report.train), ("valid", report.valid)):
-        for head, metrics in heads.items():
-            if metrics.count:
-                values |= {f"{part}/{head}/{name}": value for name, value in metrics.scalars().items()}
-    MlflowClient(uri).log_batch(run_id, metrics=[Metric(k, v, _now(), report.epoch) for k, v in values.items()])
+    MlflowClient(uri).log_batch(run_id, metrics=_epoch_metrics(report.as_dict()))
+
+
+def _epoch_metrics(entry: Mapping[str, Any]) -> list[Metric]:
+    """An EpochReport as a dict -> MLflow metrics."""
+    values = {"lr": entry["lr"], "samples_per_second": entry["samples_per_second"], "epoch_seconds": entry["seconds"]}
+    for part in ("train", "valid"):
+        for head, metrics in entry[part].items():
+            if metrics["count"]:
+                kind = SentimentMetrics if "mae" in metrics else HeadMetrics
+                values |= {f"{part}/{head}/{n}": v for n, v in kind(**metrics).scalars().items()}
+    return [Metric(k, v, _now(), entry["epoch"]) for k, v in values.items()]
+
+
+def logged_trials(uri: str, parent: str) -> dict[int, str]:
+    """Trial number -> child run, of the trials of a sweep that are in MLflow already. Unfinished rests are deleted."""
+    client = MlflowClient(uri)
+    known = {}
+    token: str | None = None
+    while True:
+        page = client.search_runs([client.get_run(parent).info.experiment_id], f"tags.`{PARENT_RUN}` = '{parent}'",
+                                  max_results=1000, page_token=token)
+        for run in page:
+            if "trial" not in run.data.tags:
+                continue
+            if run.info.status == "RUNNING":  # the sweep was killed while logging it
+                client.delete_run(run.info.run_id)
+            else:
+                known[int(run.data.tags["trial"])] = str(run.info.run_id)
+        token = page.token
+        if not token:
+            return known
+
+
+def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
+    """A finished trial as a child run of the sweep: config, curves, outcome; returns its id."""
+    client = MlflowClient(uri)
+    tags = {PARENT_RUN: parent, "trial": str(record.number), "state": record.state, **git_tag()}
+    run = client.create_run(client.get_run(parent).info.experiment_id, run_name=f"trial-{record.number:04d}", tags=tags)
+    run_id = str(run.info.run_id)
+    for key, value in _flatten({k: record.config[k] for k in ("model", "train")}).items():
+        client.log_param(run_id, key, value)
+    client.log_text(run_id, yaml.safe_dump(record.config, sort_keys=False), CONFIG_FILE)
+    for entry in record.history:
+        client.log_batch(run_id, metrics=_epoch_metrics(entry))
+    if record.score is not None:
+        client.log_metric(run_id, "best_score", record.score)
+        client.log_metric(run_id, "best_epoch", record.best_epoch)
+    if record.message:
+        client.set_tag(run_id, "message", record.message)
+    client.set_terminated(run_id, "FINISHED" if record.state in ("finished", "stopped") else "FAILED")
+    return run_id
+
+
+def logged_config(uri: str, run_id: str) -> dict[str, Any]:
+    """The config that a run has logged, as plain data."""
+    return dict(yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE))))
+
+
+def _artifact_uri(uri: str, run_id: str, name: str) -> str:
+    mlflow.set_tracking_uri(uri)
+    return f"runs:/{run_id}/{name}"
+
+
+def log_sweep(
+    uri: str, run_id: str, *, metrics: Mapping[str, float], figures: Mapping[str, Figure], texts: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> None:
+    """Close a sweep's parent run with its figures (figures/<name>.png), files, metrics and tags."""
+    client = MlflowClient(uri)
+    for name, figure in figures.items():
+        client.log_figure(run_id, figure, f"figures/{name}.png")
+    for name, text in texts.items():
+        client.log_text(run_id, text, name)
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    for name, tag in tags.items():
+        client.set_tag(run_id, name, tag)
+    client.set_terminated(run_id)
+
+
+def log_best(uri: str, run_id: str, number: int, score: float) -> None:
+    """Best score so far after trial `number`, into the parent run."""
+    MlflowClient(uri).log_metric(run_id, "best_score", score, step=number)
 
 
 def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
@@ -169,100 +231,6 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
     client.set_terminated(run_id, "FAILED" if meta is None else "FINISHED")
 
 
-@dataclasses.dataclass(frozen=True)
-class RegisteredVersion:
-    """A registered model version and what became of the champion alias."""
-
-    uri: str
-    version: str
-    promoted: bool
-    reason: str
-
-
-def register(
-    uri: str, run_id: str, checkpoint: Path, *, model_name: str, example: pd.DataFrame, data_fingerprint: str
-) -> RegisteredVersion:
-    """Package the checkpoint as a pyfunc model, register it, and move `champion` if validation improves.
-
-    `example`: a few rows of feature columns (nested lists). Scores are compared on the same data only; one run is
-    registered once.
-    """
-    client = MlflowClient(uri)
-    mlflow.set_tracking_uri(uri)
-    meta_raw = json.loads((checkpoint / META).read_text(encoding="utf-8"))
-    spec = FeatureSpec.from_json(json.dumps(meta_raw["spec"]))
-    found = client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
-    if found:
-        entry = found[0]
-    else:
-        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
-            package = Path(scratch) / "checkpoint"
-            package.mkdir()
-            for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
-                shutil.copy(checkpoint / name, package / name)
-            code = Path(scratch) / "code" / "lfmim"
-            source = Path(lfmim.__file__).parent
-            shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking.py"))
-            info = mlflow.pyfunc.log_model(
-                name="model", python_model=str(source / "predictor.py"), artifacts={"checkpoint": str(package)},
-                code_paths=[str(code)], input_example=example,
-                signature=_signature(meta_raw["config"]["model"].get("task", "emotion")),
-                pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
-                metadata={"emotions": list(EMOTIONS), "feature_spec": spec.fingerprint},
-            )
-        tags = {"score": repr(meta_raw["best_score"]), "data": data_fingerprint, "feature_spec": spec.fingerprint,
-                **_git_tag()}
-        with contextlib.suppress(MlflowException):  # there already
-            client.create_registered_model(model_name)
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags)
-    number = str(entry.version)
-    try:
-        champion = client.get_model_version_by_alias(model_name, CHAMPION)
-    except MlflowException:
-        champion = None
-    score = float(entry.tags["score"])
-    promoted, reason = True, "there was no champion"
-    if champion is not None and str(champion.version) == number:
-        reason = "it is the champion already"
-    elif champion is not None:
-        before = float(champion.tags.get("score", "nan"))
-        if champion.tags.get("data") != data_fingerprint:
-            promoted, reason = False, (f"the champion (version {champion.version}) was validated on other data, so the "
-                                       "scores cannot be compared")
-        else:
-            promoted = is_better(score, before)
-            reason = f"validation score {score:.4f} against the champion's {before:.4f}"
-    if promoted:
-        client.set_registered_model_alias(model_name, CHAMPION, number)
-    ref = f"models:/{model_name}@{CHAMPION}" if promoted else f"models:/{model_name}/{number}"
-    return RegisteredVersion(ref, number, promoted, reason)
-
-
-def load_predictor(uri: str, model_ref: str) -> Predictor:
-    """The predictor of `models:/<name>@champion` or `models:/<name>/<version>`. InputError if there is none."""
-    mlflow.set_tracking_uri(uri)
-    try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=model_ref, tracking_uri=uri)
-    except MlflowException as error:
-        raise InputError(f"{model_ref}: not in the registry at {uri}: {str(error).splitlines()[0]}. Train and "
-                         "register a model with jobs/train.py, or set --tracking.uri or MLFLOW_TRACKING_URI") from error
-    return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
-
-
-def _signature(task: str) -> ModelSignature:
-    sequence = Array(Array(DataType.double))
-    inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
-    outputs = Schema([ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()])
-    if task == "emotion":
-        outputs = Schema([
-            spec for h in HEADS for spec in (
-                ColSpec(DataType.string, name=f"label_{h}", required=False),
-                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-            )
-        ])
-    return ModelSignature(inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")]))
-
-
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -270,7 +238,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _git_tag() -> dict[str, str]:
+def git_tag() -> dict[str, str]:
     try:
         done = subprocess.run(["git", "-C", str(Path(lfmim.__file__).parent), "rev-parse", "HEAD"],
                               capture_output=True, text=True, check=True, timeout=10)
