@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -232,3 +233,8 @@ def _weighted_f1(confusion: npt.NDArray[np.float64]) -> float:
 
 
 Metrics = HeadMetrics | SentimentMetrics
+
+
+def metrics_from_dict(raw: Mapping[str, Any]) -> Metrics:
+    """Inverse of dataclasses.asdict for either kind, as checkpoints' histories hold them."""
+    return (SentimentMetrics if "mae" in raw else HeadMetrics)(**raw)

@@ -28,10 +28,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from lfmim.config import experiment_from_dict, to_dict
+from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors, load_split
 from lfmim.evaluation.report import write_text
-from lfmim.schema import FeatureSpec, InputError, Modality
+from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.checkpoint import META, load_meta
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train
 from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params

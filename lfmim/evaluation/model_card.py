@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lfmim.config import to_dict
+from lfmim.metrics import metrics_from_dict
 from lfmim.models import build_model
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, REPORT_ORDER
+from lfmim.schema import EMOTIONS, MODALITIES, REPORT_ORDER, SENTIMENTS
 from lfmim.training.checkpoint import CheckpointMeta
 
 
 def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[str, str]) -> str:
     """What the model is, on what it was trained, how good it is on validation, and what it is not for."""
-    c, best = meta.config, meta.history[meta.best_epoch]
+    c = meta.config
     model = build_model(c.model, meta.spec.dims)
     parameters = sum(p.numel() for p in model.parameters())
     encoders = "\n".join(
         f"| {m} | {e.name} | {e.dim} | `{e.weights_sha256[:12]}` |" for m, e in meta.spec.encoders.items()
     )
     beta = ", ".join(f"{h} {v:g}" for h, v in c.train.beta.as_dict().items())
-    counts = "\n".join(f"| {h} | {best['train'][h]['count']} | {best['valid'][h]['count']} | "
-                       + " | ".join(str(sum(best['valid'][h]['confusion'][EMOTIONS.index(e)])) for e in REPORT_ORDER)
-                       + " |" for h in HEADS if best["valid"][h]["count"])
-    figures = "\n".join(
-        f"| {h} | {m['accuracy']:.3f} | {m['majority']:.3f} | {m['weighted_f1']:.3f} | {m['macro_f1']:.3f} | "
-        + " | ".join(f"{m['f1'][e]:.3f}" for e in REPORT_ORDER) + " |"
-        for h, m in best["valid"].items() if m["count"] and h in model.answers
-    )
-    emotions, rule = " | ".join(REPORT_ORDER), "---|" * len(REPORT_ORDER)
+    answers = "a sentiment score in [-1, 1]" if c.model.task == "sentiment" else f"probabilities over {', '.join(EMOTIONS)}"
+    made = (f"Trained for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, seed "
+            f"{c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\nthe validation score of the "
+            f"{c.train.selection} head ({meta.best_score:.4f})." if meta.history else "Imported, not trained here.")
     absent = ("takes utterances that lack modalities" if model.accepts_absent
               else "needs text, audio and vision of every utterance")
     return f"""# {name}
 
 ## What it is
 `{c.model.name}` (width {c.model.width}, {c.model.layers} layers, {c.model.heads} heads, {parameters:,} parameters):
-from feature sequences of {', '.join(MODALITIES)} to probabilities over {', '.join(EMOTIONS)}, for the heads
-{', '.join(model.answers)}. It {absent}. Trained for {meta.epoch} epochs with {c.train.optimizer} at lr
-{c.train.lr:g}, loss weights β {beta}, seed {c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on
-validation accuracy of the {c.train.selection} head ({meta.best_score:.4f}).
+from feature sequences of {', '.join(MODALITIES)} to {answers}, for the heads {', '.join(model.answers)}. It {absent}. {made}
 
 It reads features of exactly these encoders (FeatureSpec `{tags['feature_spec']}`); others are refused.
 
@@ -46,20 +39,8 @@ It reads features of exactly these encoders (FeatureSpec `{tags['feature_spec']}
 {encoders}
 
 ## Data
-Feature store with data hash `{tags['data']}`. Labelled utterances per head, and validation labels per emotion:
-
-| head | training | validation | {emotions} |
-|---|---|---|{rule}
-{counts}
-
-## Figures on validation
-Each head against its own label; majority is what always guessing the most frequent emotion scores. The checkpoint was
-chosen on this split, so the figures are optimistic; `jobs/evaluate.py` reads the test split.
-
-| head | accuracy | majority | weighted F1 | macro F1 | F1 {' | F1 '.join(REPORT_ORDER)} |
-|---|---|---|---|---|{rule}
-{figures}
-
+Feature store with data hash `{tags['data']}`.
+{_figures(meta, model.answers)}
 ## Intended uses
 Research on multimodal emotion recognition; describing in aggregate the emotion *expressed* in utterances like those it
 was trained on, with a person looking at what matters.
@@ -80,3 +61,33 @@ law forbids, such as emotion recognition at work or in education in the EU.
 Run `{run_id}`, commit `{tags.get('git_commit', 'unknown')}`. Config, curves and figures are in the run; `config.yaml`
 there trains it again. Sizes and recipe: `{to_dict(c.model)}`, `{to_dict(c.train)}`.
 """
+
+
+def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
+    """Labelled utterances and validation figures per head."""
+    if not meta.history:
+        return "\nNo figures: the weights were imported.\n"
+    best = meta.history[meta.best_epoch]
+    heads = [h for h in answers if best["valid"][h]["count"]]
+    figures = {h: metrics_from_dict(best["valid"][h]).scalars() for h in heads}
+    sentiment = meta.config.model.task == "sentiment"
+    classes = [(name, i) for i, name in enumerate(SENTIMENTS)] if sentiment else [
+        (name, EMOTIONS.index(name)) for name in REPORT_ORDER]
+    counts = [[h, best["train"][h]["count"], best["valid"][h]["count"],
+               *(sum(best["valid"][h]["confusion"][i]) for _, i in classes)] for h in heads]
+    names = list(figures[heads[0]])
+    return f"""
+Labelled utterances per head, and validation labels per class:
+
+{markdown_table(["head", "training", "validation", *(name for name, _ in classes)], counts)}
+## Figures on validation
+Each head against its own label. The checkpoint was chosen on this split, so the figures are optimistic;
+`jobs/evaluate.py` reads the test split.
+
+{markdown_table(["head", *names], [[h, *(f"{v:.3f}" for v in figures[h].values())] for h in heads])}"""
+
+
+def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table, ending with a line break."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)

@@ -24,7 +24,7 @@ import lfmim
 from lfmim.config import ExperimentConfig, TrackingConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
-from lfmim.metrics import HeadMetrics, SentimentMetrics
+from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
@@ -142,8 +142,7 @@ def _epoch_metrics(entry: Mapping[str, Any]) -> list[Metric]:
     for part in ("train", "valid"):
         for head, metrics in entry[part].items():
             if metrics["count"]:
-                kind = SentimentMetrics if "mae" in metrics else HeadMetrics
-                values |= {f"{part}/{head}/{n}": v for n, v in kind(**metrics).scalars().items()}
+                values |= {f"{part}/{head}/{n}": v for n, v in metrics_from_dict(metrics).scalars().items()}
     return [Metric(k, v, _now(), entry["epoch"]) for k, v in values.items()]
 
 
