@@ -1,7 +1,7 @@
 """Many small models of one shape trained at once: the weights of K runs stacked, one vmapped step for all.
 
 Every run keeps its own seed (initial weights, data order, dropout), learning rate and β, and gives the losses and
-checkpoints it would give alone: the same numbers up to float rounding without dropout, the same in distribution with it.
+checkpoints it would give alone: the same numbers up to float rounding without dropout, the same distribution with it.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Packed:
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
         self.models = [m.to(device) for m in models]
-        parameters, buffers = stack_module_state(self.models)  # type: ignore[arg-type]
+        parameters, buffers = stack_module_state(self.models)
         self.parameters: dict[str, Tensor] = {
-            k: p.detach().requires_grad_(dict(models[0].named_parameters())[k].requires_grad)
+            k: nn.Parameter(p.detach(), requires_grad=dict(models[0].named_parameters())[k].requires_grad)
             for k, p in parameters.items()
         }
         self.buffers: dict[str, Tensor] = buffers
@@ -86,10 +86,8 @@ class PackedOptimizer:
     """
 
     def __init__(self, config: TrainConfig, parameters: Sequence[Tensor]) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
-        holder = nn.ParameterList()  # build_optimizer asks for a module
-        holder.parameters = lambda: iter(self.parameters)  # type: ignore[method-assign, assignment, return-value]
-        self.optimizer = build_optimizer(config, holder)
+        self.parameters = list(parameters)  # all, as build_optimizer takes them: the saved state counts them
+        self.optimizer = build_optimizer(config, nn.ParameterList(self.parameters))
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:
@@ -126,7 +124,7 @@ def clip_gradients(parameters: Sequence[Tensor], limit: float) -> None:
 def _evaluate(packed: Packed, data: UtteranceTensors, batch_size: int, autocast: torch.autocast) -> list[
         dict[str, HeadMetrics]]:
     runs = len(packed.models)
-    sums = [HeadSums(data.labels.device) for _ in range(runs)]
+    sums = [sums_for(data.labels) for _ in range(runs)]
     for batch in data.batches(batch_size):
         with autocast:
             logits = packed({m: x.expand(runs, *x.shape) for m, x in batch.features.items()},
@@ -145,8 +143,8 @@ def train_packed(
     """Train all `configs` at once; returns each run's final meta, as loop.train would.
 
     The configs may differ in seed, lr and β. A saved checkpoint is an ordinary one, which loop.train continues. A
-    run whose patience is over trains on unreported until all are done. Raises InputError for runs that do not fit together, and
-    NonFiniteLossError naming the run.
+    run whose patience is over trains on unreported until all are done. Raises InputError for runs that do not fit
+    together, and NonFiniteLossError naming the run.
     """
     check_packable(configs)
     c, runs, device = configs[0].train, len(configs), device or torch.device("cpu")
@@ -181,9 +179,9 @@ def train_packed(
         started = time.perf_counter()
         torch.manual_seed(c.seed * 100_003 + epoch)
         rates = [learning_rate(x.train, epoch) for x in configs]
-        sums, bad = [HeadSums(device) for _ in configs], torch.zeros(runs, device=device)
+        sums, bad = [sums_for(train_data.labels) for _ in configs], torch.zeros(runs, device=device)
         orders = torch.stack([epoch_order(len(train_data), (x.train.seed, epoch)) for x in configs])
-        for index_KB in orders.split(c.batch_size, dim=1):
+        for index_KB in orders.split(c.batch_size, dim=1):  # type: ignore[no-untyped-call]
             size = index_KB.shape[1]
             ones = torch.ones(runs * size, device=device)
             batch = train_data.gather(index_KB.flatten(), ones, ones[: len(HEADS)])
@@ -216,7 +214,7 @@ def train_packed(
         for k, meta in enumerate(metas):
             if over(meta):
                 continue
-            score = valid[k][c.selection].accuracy
+            score = valid[k][c.selection].score
             better = is_better(score, meta.best_score)
             report = EpochReport(
                 epoch=epoch, lr=rates[k], train=trained[k], valid=valid[k], score=score, best=better,
