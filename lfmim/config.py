@@ -116,6 +116,13 @@ class TrainConfig:
     """Head whose validation accuracy chooses the checkpoint."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay (docs/benchmarks.md)."""
+    micro_batch: int = 0
+    """Samples computed at once, with gradients added up to the whole batch's; 0: 8 per thread on CPU, all on GPU."""
+    cache: Literal["auto", "device", "host", "stream"] = "auto"
+    """Where features wait: on the device, in host memory (copied batch by batch), or in the store, read anew every epoch
+    at flat memory. auto: device if that takes at most half of its free memory, else host."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -124,7 +131,7 @@ class TrainConfig:
         _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("momentum", "weight_decay", "grad_clip", "patience"):
+        for field in ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch"):
             _check(getattr(self, field) >= 0, f"train.{field}", f"{getattr(self, field)} must not be negative")
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 

@@ -34,9 +34,9 @@ class HeadSums:
                 continue
             label, prediction = labels_BH[:, i], logits[head].argmax(dim=1)
             known = label != IGNORE_LABEL
-            # Unlabelled rows go to a spare cell: boolean indexing would force a device sync.
-            cell = torch.where(known, label * C + prediction, torch.full_like(label, C * C))
-            self.confusion[i] += torch.bincount(cell, minlength=C * C + 1)[: C * C].view(C, C)
+            # Unlabelled rows count 0 in cell 0: boolean indexing and bincount would force a device sync.
+            cell = torch.where(known, label * C + prediction, 0)
+            self.confusion[i].view(-1).index_add_(0, cell, known.double())
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""

@@ -43,10 +43,28 @@ class Batch:
     counts: Tensor
     """[heads] float32: labelled samples in the *global* batch, the divisor of the loss."""
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Micro-batches of at most `size` rows, rows of like length together, each padded to its own longest.
+
+        `counts` stays the global batch's, so the parts' losses and gradients add up to the whole's.
+        """
+        if len(self.labels) <= size:
+            yield self
+            return
+        lengths = {m: mask.sum(dim=1) for m, mask in self.masks.items()}
+        for rows in torch.stack(list(lengths.values())).sum(dim=0).argsort(stable=True).split(size):
+            longest = {m: max(int(n[rows].max()), 1) for m, n in lengths.items()}
+            yield Batch({m: x[rows, : longest[m]] for m, x in self.features.items()},
+                        {m: x[rows, : longest[m]] for m, x in self.masks.items()},
+                        self.labels[rows], self.weight[rows], self.counts)
+
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceTensors:
-    """A split in memory: padded float16 features [N, T, D_u], masks [N, T], labels [N, heads], ids."""
+    """A split in memory: padded float16 features [N, T, D_u], masks [N, T], labels [N, heads], ids.
+
+    Batches appear on the labels' device. `lengths` stay on the host: asking a GPU for the longest one would stall it.
+    """
 
     ids: list[str]
     features: dict[Modality, Tensor]
@@ -56,11 +74,14 @@ class UtteranceTensors:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> UtteranceTensors:
-        return UtteranceTensors(
-            self.ids, {m: x.to(device) for m, x in self.features.items()},
-            {m: x.to(device) for m, x in self.lengths.items()}, self.labels.to(device),
-        )
+    def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
+        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and are copied batch by
+        batch (`host`), or whichever leaves the device half its free memory (`auto`)."""
+        if cache == "auto" and device.type == "cuda":
+            size = sum(x.nbytes for x in self.features.values())
+            cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
+        features = self.features if cache == "host" else {m: x.to(device) for m, x in self.features.items()}
+        return dataclasses.replace(self, features=features, labels=self.labels.to(device))
 
     def with_multimodal_labels(self) -> UtteranceTensors:
         """Every head's label replaced by the multimodal one, except where its modality is absent."""
@@ -81,15 +102,19 @@ class UtteranceTensors:
         return out
 
     def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
-        """Rows `index` as a batch, padded to the longest sequence among them."""
+        """Rows `index` (on the host) as a batch, padded to the longest sequence among them."""
+        device = self.labels.device
         features: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
         for m, x in self.features.items():
             length = self.lengths[m][index]
             longest = max(int(length.max()), 1)
-            features[m] = x[index, :longest].float()
-            masks[m] = torch.arange(longest, device=x.device)[None, :] < length[:, None]
-        labels = torch.where(weight[:, None] > 0, self.labels[index], IGNORE_LABEL)
+            rows = x[index.to(x.device, non_blocking=True), :longest]
+            if rows.device != device:
+                rows = rows.pin_memory().to(device, non_blocking=True)
+            features[m] = rows.float()
+            masks[m] = torch.arange(longest, device=device)[None, :] < length.to(device, non_blocking=True)[:, None]
+        labels = torch.where(weight[:, None] > 0, self.labels[index.to(device, non_blocking=True)], IGNORE_LABEL)
         return Batch(features, masks, labels, weight, counts)
 
     def batches(
@@ -99,21 +124,24 @@ class UtteranceTensors:
 
         `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order.
         """
-        n, device = len(self), self.labels.device
-        order = torch.arange(n)
-        if shuffle_seed is not None:
-            seed, epoch = shuffle_seed
-            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
-        for start in range(0, n, batch_size):
-            whole = order[start : start + batch_size].to(device)
-            counts = (self.labels[whole] != IGNORE_LABEL).sum(dim=0).float()
+        device = self.labels.device
+        order = epoch_order(len(self), shuffle_seed)
+        for whole in order.split(batch_size):
+            counts = (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL).sum(dim=0).float()
             mine = whole[rank::world]
-            weight = torch.ones(len(mine), device=device)
-            share = -(-len(whole) // world)
-            if len(mine) < share:  # fill up with a row of weight 0, so that every worker runs every collective
+            filled = -(-len(whole) // world) - len(mine)
+            weight = torch.ones(len(mine) + filled, device=device)
+            if filled:  # a row of weight 0, so that every worker runs every collective
                 mine = torch.cat([mine, whole[:1]])
-                weight = torch.cat([weight, torch.zeros(1, device=device)])
+                weight[-1] = 0
             yield self.gather(mine, weight, counts)
+
+
+def epoch_order(n: int, shuffle_seed: tuple[int, int] | None) -> Tensor:
+    """The order [n] int64 in which epoch `shuffle_seed` = (seed, epoch) visits the samples; None: as stored."""
+    if shuffle_seed is None:
+        return torch.arange(n)
+    return torch.from_numpy(np.random.default_rng(shuffle_seed).permutation(n))
 
 
 def fit_length(sequence: np.ndarray, modality: Modality, max_length: int) -> np.ndarray:

@@ -115,7 +115,8 @@ def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.M
     if missing:
         raise ValueError(f"{config.name} needs the feature width of every modality; missing: {missing}")
     return nn.ModuleDict({
-        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding, config.standardize)
+        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding,
+                           config.standardize)
         for m in MODALITIES
     })
 
