@@ -117,12 +117,12 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay (docs/benchmarks.md)."""
+    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay."""
     micro_batch: int = 0
     """Samples computed at once, with gradients added up to the whole batch's; 0: 8 per thread on CPU, all on GPU."""
     cache: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where features wait: on the device, in host memory (copied batch by batch), or in the store, read anew every epoch
-    at flat memory. auto: device if that takes at most half of its free memory, else host."""
+    """Where features wait: on the device, in host memory (copied batch by batch), or in the store, read every epoch at
+    flat memory. auto: device if that takes at most half of its free memory, else host."""
     seed: int = 0
 
     def __post_init__(self) -> None:
