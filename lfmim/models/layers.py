@@ -75,6 +75,10 @@ def attend(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_B11S: Tensor, dr
     torch's CPU kernel without dropout is the fused one; with dropout it falls back to a slow composite, so that case
     is written out.
     """
+    if dropout and torch._C._functorch.is_functorch_wrapped_tensor(q_BHTd):  # the fused kernels' dropout knows no vmap
+        score = (q_BHTd / math.sqrt(q_BHTd.shape[-1])) @ k_BHSd.transpose(-2, -1)
+        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v_BHSd.dtype)
+        return F.dropout(weight, dropout) @ v_BHSd
     if not dropout or not _plain_cpu(q_BHTd):
         return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=mask_B11S, dropout_p=dropout)
     b, h, t, d = q_BHTd.shape
