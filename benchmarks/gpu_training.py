@@ -1,15 +1,16 @@
-"""Training at CHERMA's size on one GPU: one run, five packed seeds, the straightforward loop; one command, under ten minutes.
+"""Training at CHERMA's size on one GPU: one run, five packed seeds, the plain loop; one command, under ten minutes.
 
     python benchmarks/gpu_training.py [--out FOLDER]          # FOLDER defaults to $OUT, else benchmarks/out
 
 Needs torch, numpy, pyarrow and safetensors. Features are noise of CHERMA's lengths, made on the device; speed does not
-depend on what they say. After each stage `gpu_training.json` and `gpu_training.md` are rewritten, so a run that is cut off
-leaves what it had. Stages that would pass the time limit train fewer epochs, and say so.
+depend on what they say. After each stage `gpu_training.json` and `gpu_training.md` are rewritten, so a run that is cut
+off leaves what it had. Stages that would pass the time limit train fewer epochs, and say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -48,10 +49,8 @@ def timed(run: Callable[[Callable[[], None]], Any], limit_s: float) -> dict[str,
         if marks[-1] > limit_s:
             raise Enough
 
-    try:
+    with contextlib.suppress(Enough):
         run(mark)
-    except Enough:
-        pass
     later = (marks[-1] - marks[0]) / (len(marks) - 1) if len(marks) > 1 else marks[0]
     return {"wall_s": marks[-1], "epochs": len(marks), "first_epoch_s": marks[0], "epoch_s": later}
 
@@ -59,8 +58,8 @@ def timed(run: Callable[[Callable[[], None]], Any], limit_s: float) -> dict[str,
 def page(r: dict[str, Any]) -> str:
     """The results so far as Markdown."""
     lines = [f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} utterances ({r['train']:,} "
-             f"to train on), size {r['size']}, {r['epochs']} epochs wanted. {r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak "
-             f"measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.", "",
+             f"to train on), size {r['size']}, {r['epochs']} epochs wanted. {r['flops'] / 1e9:.2f} GFLOP per sample; "
+             f"matmul peak measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.", "",
              "| | wall, s | epochs | s/epoch after the first | samples/s | MFU |", "|---|---|---|---|---|---|"]
     for name, s in r["stages"].items():
         if "error" in s:

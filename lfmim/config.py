@@ -120,9 +120,9 @@ class TrainConfig:
     """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay."""
     micro_batch: int = 0
     """Samples computed at once, with gradients added up to the whole batch's; 0: 8 per thread on CPU, all on GPU."""
-    cache: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where features wait: on the device, in host memory (copied batch by batch), or in the store, read every epoch at
-    flat memory. auto: device if that takes at most half of its free memory, else host."""
+    cache: Literal["auto", "device", "host"] = "auto"
+    """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that takes
+    at most half of its free memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:

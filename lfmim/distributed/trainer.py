@@ -23,7 +23,7 @@ from lfmim.data.store import read_table, sequences
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
-from lfmim.training.loop import EpochReport, train
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, train
 
 RUN_FILE = "run.json"
 SCORE = "score"
@@ -170,4 +170,4 @@ def _train_worker(args: dict[str, Any]) -> None:
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:
     if ray.train.get_context().get_world_size() == 1:
         return model
-    return ray.train.torch.prepare_model(model)
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=dict(DDP_OPTIONS))

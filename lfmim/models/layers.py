@@ -54,10 +54,14 @@ def keep_mask(like: Tensor, p: float) -> Tensor:
     return torch.ge(numbers, round(p * 65536) - 32768, out=keep).mul_(1 / (1 - p))
 
 
+def _vmapped(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def _plain_cpu(x: Tensor) -> bool:
     """Whether the CPU's hand-written paths apply: eager, float32, neither under vmap nor being compiled."""
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-            and not torch._C._functorch.is_functorch_wrapped_tensor(x))
+    return (not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
+            and not _vmapped(x))
 
 
 class Dropout(nn.Dropout):
@@ -75,7 +79,7 @@ def attend(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_B11S: Tensor, dr
     torch's CPU kernel without dropout is the fused one; with dropout it falls back to a slow composite, so that case
     is written out.
     """
-    if dropout and torch._C._functorch.is_functorch_wrapped_tensor(q_BHTd):  # the fused kernels' dropout knows no vmap
+    if dropout and _vmapped(q_BHTd):  # the fused kernels' dropout knows no vmap
         score = (q_BHTd / math.sqrt(q_BHTd.shape[-1])) @ k_BHSd.transpose(-2, -1)
         weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v_BHSd.dtype)
         return F.dropout(weight, dropout) @ v_BHSd

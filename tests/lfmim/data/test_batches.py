@@ -158,3 +158,27 @@ def test_a_store_without_a_modality_is_refused_by_name(tmp_path):
     write_part(tmp_path, rows_to_table(toy_rows(3), store_schema(dims), dims))
     with pytest.raises(InputError, match="audio"):
         load_split(tmp_path, "train", LIMITS)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), size=st.integers(1, 12))
+def test_splitting_a_batch_keeps_its_rows_and_its_loss(n, size):
+    (whole,) = numbered(n).batches(n, shuffle_seed=(0, 0))
+    parts = list(whole.split(size))
+    assert all(len(p.labels) <= size and torch.equal(p.counts, whole.counts) for p in parts)
+    rows = [(int(p.features["text"][i, 0, 0]), p.labels[i].tolist(), [int(p.masks[m][i].sum()) for m in MODALITIES])
+            for p in parts for i in range(len(p.labels))]
+    want = [(int(whole.features["text"][i, 0, 0]), whole.labels[i].tolist(),
+             [int(whole.masks[m][i].sum()) for m in MODALITIES]) for i in range(n)]
+    assert sorted(rows) == sorted(want)
+    for p in parts:
+        for m in MODALITIES:
+            assert p.masks[m].shape[1] == max(int(p.masks[m].sum(1).max()), 1)
+
+
+def test_features_in_host_memory_give_the_same_batches():
+    data = numbered(20)
+    device = torch.device("cpu")
+    for a, b in zip(data.to(device, "host").batches(6), data.to(device, "auto").batches(6), strict=True):
+        assert all(torch.equal(a.features[m], b.features[m]) for m in MODALITIES)
+        assert torch.equal(a.labels, b.labels)

@@ -141,6 +141,25 @@ def test_seeds_matter_and_repeat():
     assert losses(0) == losses(0) != losses(1)
 
 
+def test_micro_batches_change_nothing(tmp_path):
+    data = random_data(SPEC, 20, missing=0.3)
+    for size in (1000, 3):
+        train(experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size), SPEC, data, data,
+              on_epoch=saver(tmp_path / str(size)))
+    a, b = (load_file(tmp_path / size / "1" / WEIGHTS) for size in ("1000", "3"))
+    for name, weight in a.items():
+        torch.testing.assert_close(weight, b[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_match_eager():
+    data = random_data(SPEC, 16)
+    one, other = (train(experiment(model=STILL, epochs=2, batch_size=8, compile=c), SPEC, data, data).history[-1]
+                  for c in ("off", "on"))
+    for head in HEADS:
+        assert one["train"][head]["loss"] == pytest.approx(other["train"][head]["loss"], rel=1e-4)
+
+
 def test_bf16_trains_finite():
     data = random_data(SPEC, 16)
     meta = train(experiment(precision="bf16", epochs=2), SPEC, data, data)
