@@ -57,8 +57,8 @@ def timed(run: Callable[[Callable[[], None]], Any], limit_s: float) -> dict[str,
 
 def page(r: dict[str, Any]) -> str:
     """The results so far as Markdown."""
-    lines = [f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} utterances ({r['train']:,} "
-             f"to train on), size {r['size']}, {r['epochs']} epochs wanted. {r['flops'] / 1e9:.2f} GFLOP per sample; "
+    lines = [f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} utterances "
+             f"({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. {r['flops'] / 1e9:.2f} GFLOP per sample; "
              f"matmul peak measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.", "",
              "| | wall, s | epochs | s/epoch after the first | samples/s | MFU |", "|---|---|---|---|---|---|"]
     for name, s in r["stages"].items():
@@ -70,9 +70,9 @@ def page(r: dict[str, Any]) -> str:
                          f"{rate * r['flops'] / r['floor']['peak']:.1%} |")
     a, one, five = (r["stages"].get(k, {}) for k in ("plain loop", "one run", "packed"))
     if "train_rate" in a:
-        lines += ["", f"Plain loop, measured on {a['measured_on']} utterances and scaled: {a['train_rate']:,.0f} samples/s "
-                  f"training, {a['evaluate_rate']:,.0f} evaluating; {a['wall_s']:,.0f} s for {r['epochs']} epochs with its "
-                  "evaluations of the train and test splits."]
+        lines += ["", f"Plain loop, measured on {a['measured_on']} utterances and scaled: {a['train_rate']:,.0f} "
+                  f"samples/s training, {a['evaluate_rate']:,.0f} evaluating; {a['wall_s']:,.0f} s for {r['epochs']} "
+                  "epochs with its evaluations of the train and test splits."]
     if "epoch_s" in one:
         whole = one["first_epoch_s"] + (r["epochs"] - 1) * one["epoch_s"]
         lines += ["", f"One run of {r['epochs']} epochs: {whole:.1f} s" + (

@@ -52,7 +52,8 @@ class Batch:
             yield self
             return
         lengths = {m: mask.sum(dim=1) for m, mask in self.masks.items()}
-        for rows in torch.stack(list(lengths.values())).sum(dim=0).argsort(stable=True).split(size):
+        order = torch.stack(list(lengths.values())).sum(dim=0).argsort(stable=True)
+        for rows in order.split(size):  # type: ignore[no-untyped-call]
             longest = {m: max(int(n[rows].max()), 1) for m, n in lengths.items()}
             yield Batch({m: x[rows, : longest[m]] for m, x in self.features.items()},
                         {m: x[rows, : longest[m]] for m, x in self.masks.items()},
@@ -126,7 +127,7 @@ class UtteranceTensors:
         """
         device = self.labels.device
         order = epoch_order(len(self), shuffle_seed)
-        for whole in order.split(batch_size):
+        for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
             counts = (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL).sum(dim=0).float()
             mine = whole[rank::world]
             filled = -(-len(whole) // world) - len(mine)

@@ -52,7 +52,7 @@ class Packed:
 
     def __init__(self, models: Sequence[nn.Module], device: torch.device) -> None:
         self.models = [m.to(device) for m in models]
-        parameters, buffers = stack_module_state(self.models)  # type: ignore[arg-type]
+        parameters, buffers = stack_module_state(self.models)
         self.parameters: dict[str, Tensor] = {
             k: p.detach().requires_grad_(dict(models[0].named_parameters())[k].requires_grad)
             for k, p in parameters.items()
@@ -87,9 +87,7 @@ class PackedOptimizer:
 
     def __init__(self, config: TrainConfig, parameters: Sequence[Tensor]) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
-        holder = nn.ParameterList()  # build_optimizer asks for a module
-        holder.parameters = lambda: iter(self.parameters)  # type: ignore[method-assign, assignment, return-value]
-        self.optimizer = build_optimizer(config, holder)
+        self.optimizer = build_optimizer(config, nn.ParameterList(self.parameters))
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:
@@ -183,7 +181,7 @@ def train_packed(
         rates = [learning_rate(x.train, epoch) for x in configs]
         sums, bad = [HeadSums(device) for _ in configs], torch.zeros(runs, device=device)
         orders = torch.stack([epoch_order(len(train_data), (x.train.seed, epoch)) for x in configs])
-        for index_KB in orders.split(c.batch_size, dim=1):
+        for index_KB in orders.split(c.batch_size, dim=1):  # type: ignore[no-untyped-call]
             size = index_KB.shape[1]
             ones = torch.ones(runs * size, device=device)
             batch = train_data.gather(index_KB.flatten(), ones, ones[: len(HEADS)])
