@@ -20,7 +20,7 @@ from lfmim.schema import EMOTIONS, HEADS, MODALITIES, EncoderSpec, FeatureSpec, 
 CHERMA = 28_717
 T, A, V = MODALITIES
 PAPER = ExperimentConfig(store="none")
-SMALL = replace(PAPER, model=ModelConfig(width=32, heads=4, layers=1, max_text=24, max_audio=50, max_vision=16))
+SMALL = replace(PAPER, model=ModelConfig(width=16, heads=2, layers=1, max_text=24, max_audio=25, max_vision=16))
 SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
     "paper": (PAPER, {T: 768, A: 768, V: 512}), "small": (SMALL, {T: 64, A: 64, V: 32}),
     "tiny": (replace(SMALL, model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),

@@ -2,8 +2,7 @@
 
     python benchmarks/scaling.py [--size paper] [--steps 6] [--write docs/benchmarks.md --plot docs/scaling.png]
 
-Strong scaling keeps the global batch, weak scaling the batch per worker. Workers beyond the cores only share them, so
-time per step is also given against the work per core.
+Strong scaling keeps the global batch, weak scaling the batch per worker. Workers beyond the cores only share them.
 
 The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its forward pass, during which
 nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes / bandwidth + 2 (N-1) · latency · buckets.
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +39,7 @@ PROJECTED = (1, 8, 64, 256)
 def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps: int) -> None:
     """Median seconds of a step, written by rank 0."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}-{batch_size}", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     config, dims = SIZES[size]
     torch.manual_seed(0)
     model: torch.nn.Module = build_model(config.model, dims)
@@ -54,9 +52,9 @@ def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps
         for batch in data.batches(batch_size, rank=rank, world=world):
             dist.barrier()
             started = time.perf_counter()
-            loop.train_step(model, batch, optimizer=optimizer, scaler=loop.GradScaler("cpu", enabled=False), autocast=off,
-                            beta_H=torch.ones(len(HEADS)), grad_clip=0, world=world, sums=HeadSums(device),
-                            micro_batch=loop.micro_batch_size(0, device))
+            scaler = loop.GradScaler("cpu", enabled=False)
+            loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=off, beta_H=torch.ones(len(HEADS)), grad_clip=0, world=world, sums=HeadSums(device),
+                            micro_batch=loop.micro_batch_size(0, device, config.model))
             times.append(time.perf_counter() - started)
     if rank == 0:
         Path(folder, f"{world}-{batch_size}").write_text(str(statistics.median(times[1:])), encoding="utf-8")
@@ -103,10 +101,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--batch", type=int, default=48, help="global batch (strong), batch per worker is a quarter (weak)")
+    parser.add_argument("--batch", type=int, default=48, help="global batch; weak scaling gives each worker a quarter")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--gpu-step-ms", type=float, default=8.0, help="compute of a step of 96 on one GPU; measure it with "
-                        "gpu_training.py")
+    parser.add_argument("--gpu-step-ms", type=float, default=8.0,
+                        help="compute of a step of 96 on one GPU, an assumption until gpu_training.py has measured it")
     parser.add_argument("--write", type=Path)
     parser.add_argument("--plot", type=Path)
     o = parser.parse_args()
@@ -125,7 +123,8 @@ def main() -> None:
     one = min(o.workers)
     lines += [f"| {w} | {strong[w]:.2f} | {strong[one] / strong[w]:.2f} | {weak[w]:.2f} | {weak[one] / weak[w]:.0%} |"
               for w in o.workers]
-    lines += ["", f"Projected weak-scaling efficiency with {o.gpu_step_ms:g} ms of compute per step and GPU (batch 96 each):", "",
+    lines += ["", f"Projected weak-scaling efficiency with {o.gpu_step_ms:g} ms of compute per step and GPU (batch 96 "
+              "each; an assumption until gpu_training.py has measured it):", "",
               "| network | " + " | ".join(f"{n} GPUs" for n in PROJECTED[1:]) + " |", "|---" * len(PROJECTED) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{e[n]:.0%}" for n in PROJECTED[1:]) + " |" for name, e in projected.items()]
     lines += ["", "t(N) = max(t_c, t_c/3 + t_r), t_r = 2(N-1)/N · bytes/bandwidth + 2(N-1) · latency · buckets: a ring "

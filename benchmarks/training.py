@@ -51,7 +51,7 @@ def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
     beta, sums = torch.ones(len(HEADS), device=device), HeadSums(device)
     if loop.compiles(c.compile, device):
         loop.compile_layers(model)
-    micro = loop.micro_batch_size(c.micro_batch, device)
+    micro = loop.micro_batch_size(c.micro_batch, device, config.model)
 
     def step(batch: Any) -> None:
         loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta, grad_clip=0,
@@ -123,7 +123,7 @@ def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
     config, dims = SIZES[size]
     device, data = torch.device(device_name), noise_corpus(n, size)
     dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
-    rows = min(config.train.batch_size, micro_batch_size(0, device)) * 180
+    rows = min(config.train.batch_size, micro_batch_size(0, device, config.model)) * 180
     rate = machine_floor(config.model, device=device, dtype=dtype, rows=rows)
     flops, forward = training_flops(data, config.model) / n, forward_flops(data, config.model)
     share = forward["attention"] / sum(forward.values())

@@ -119,7 +119,7 @@ class TrainConfig:
     compile: Literal["auto", "off", "on"] = "auto"
     """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay."""
     micro_batch: int = 0
-    """Samples computed at once, with gradients added up to the whole batch's; 0: 8 per thread on CPU, all on GPU."""
+    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache, all on GPU."""
     cache: Literal["auto", "device", "host"] = "auto"
     """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that takes
     at most half of its free memory."""

@@ -18,7 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._triton import has_triton
 
-from lfmim.config import ExperimentConfig, TrainConfig
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadMetrics, HeadSums
 from lfmim.models import build_model
@@ -109,9 +109,16 @@ def compile_layers(model: nn.Module) -> None:
             module.compile(dynamic=True)
 
 
-def micro_batch_size(setting: int, device: torch.device) -> int:
-    """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in its cache."""
-    return setting or (8 * torch.get_num_threads() if device.type == "cpu" else sys.maxsize)
+def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> int:
+    """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in its cache.
+
+    8 samples per thread at the paper's sizes, more for smaller models.
+    """
+    if setting or device.type != "cpu":
+        return setting or sys.maxsize
+    paper = ModelConfig()
+    relative = paper.width * sum(paper.max_lengths.values()) / (model.width * sum(model.max_lengths.values()))
+    return max(1, round(8 * torch.get_num_threads() * relative))
 
 
 def train_step(
@@ -151,10 +158,12 @@ def evaluate(
     rank, world = rank_and_world()
     device = data.labels.device
     sums = HeadSums(device)
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    size = micro_batch_size(0, device, inner.config) if hasattr(inner, "config") else sys.maxsize
     was_training = model.training
     model.eval()
     for batch in data.batches(batch_size, rank=rank, world=world):
-        for part in batch.split(micro_batch_size(0, device)):
+        for part in batch.split(size):
             with autocast or torch.autocast(device.type, enabled=False):
                 logits = model(part.features, part.masks).logits
             sums.update(logits, part.labels, head_losses(logits, part.labels))
@@ -208,7 +217,7 @@ def train(
     parallel = wrap(model)
     if compiles(c.compile, device):
         compile_layers(model)
-    micro_batch = micro_batch_size(c.micro_batch, device)
+    micro_batch = micro_batch_size(c.micro_batch, device, config.model)
 
     while meta.epoch < c.epochs and not (c.patience and meta.epoch - 1 - meta.best_epoch >= c.patience):
         epoch, started = meta.epoch, time.perf_counter()
