@@ -59,7 +59,8 @@ def page(r: dict[str, Any]) -> str:
     """The results so far as Markdown."""
     lines = [f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} utterances "
              f"({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. "
-             f"{r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.", "",
+             f"{r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.",
+             "",
              "| | wall, s | epochs | s/epoch after the first | samples/s | MFU |", "|---|---|---|---|---|---|"]
     for name, s in r["stages"].items():
         if "error" in s:

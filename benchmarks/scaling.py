@@ -4,7 +4,7 @@
 
 Strong scaling keeps the global batch, weak scaling the batch per worker. Workers beyond the cores only share them.
 
-The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its forward pass, during which
+The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its forward pass, in which
 nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes / bandwidth + 2 (N-1) · latency · buckets.
 """
 
@@ -53,7 +53,8 @@ def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps
             dist.barrier()
             started = time.perf_counter()
             scaler = loop.GradScaler("cpu", enabled=False)
-            loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=off, beta_H=torch.ones(len(HEADS)), grad_clip=0, world=world, sums=HeadSums(device),
+            loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=off,
+                            beta_H=torch.ones(len(HEADS)), grad_clip=0, world=world, sums=HeadSums(device),
                             micro_batch=loop.micro_batch_size(0, device, config.model))
             times.append(time.perf_counter() - started)
     if rank == 0:

@@ -191,14 +191,16 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
     for size, r in results.items():
         a, b, c = r["a"], r["b"], r["c"]
         lines += ["", f"**{size}**, {sizes[size]} utterances, {c['flops'] / 1e9:.2f} GFLOP per sample (forward and "
-                  "backward, no padding)", "", "| | (a) plain | (b) ours | b / a | (c) floor | b / c |", "|---|---|---|---|---|---|"]
+                  "backward, no padding)", "", "| | (a) plain | (b) ours | b / a | (c) floor | b / c |",
+                  "|---|---|---|---|---|---|"]
 
         def row(label: str, key: str, floor: float | None = None, a: Any = a, b: Any = b) -> str:
             tail = f"{floor:,.0f} | {b[key] / floor:.0%}" if floor else "|"
             return f"| {label} | {a[key]:,.1f} | {b[key]:,.1f} | {b[key] / a[key]:.2f} | {tail} |"
 
         lines += [
-            row("data alone", "data", c["data"]), row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
+            row("data alone", "data", c["data"]),
+            row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
             row("step alone, floor at the peak rate", "step", c["peak"]), row("epoch", "epoch", c["shapes"]),
             row("epoch with its evaluations (a: train and test, b: validation)", "whole"),
             f"| time to first step, s | {a['first_step_s']:.1f} | {b['first_step_s']:.1f} | | | |",

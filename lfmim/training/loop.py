@@ -159,7 +159,8 @@ def evaluate(
     device = data.labels.device
     sums = HeadSums(device)
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    size = micro_batch_size(0, device, inner.config) if hasattr(inner, "config") else sys.maxsize
+    config = getattr(inner, "config", None)
+    size = micro_batch_size(0, device, config) if isinstance(config, ModelConfig) else sys.maxsize
     was_training = model.training
     model.eval()
     for batch in data.batches(batch_size, rank=rank, world=world):
