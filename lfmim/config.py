@@ -117,12 +117,12 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU, where it does not pay."""
+    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU."""
     micro_batch: int = 0
-    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache, all on GPU."""
+    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache; GPU: all."""
     cache: Literal["auto", "device", "host"] = "auto"
-    """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that takes
-    at most half of its free memory."""
+    """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that
+    takes at most half of its free memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
