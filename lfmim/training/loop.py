@@ -54,8 +54,8 @@ OnEpoch = Callable[[EpochReport, Callable[[Path], None]], None]
 """Called on every worker after every epoch with the report and a function that saves a checkpoint into a folder."""
 
 
-# 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the rest of the backward pass runs (the default
-# of 25 would hold nearly all until the end). No static_graph: it and no_sync exclude each other.
+# 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still runs (the default of
+# 25 would hold nearly all until the end). No static_graph: it and no_sync exclude each other.
 DDP_OPTIONS = {"bucket_cap_mb": 4, "gradient_as_bucket_view": True}
 
 

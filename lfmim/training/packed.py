@@ -1,7 +1,7 @@
 """Many small models of one shape trained at once: the weights of K runs stacked, one vmapped step for all.
 
 Every run keeps its own seed (initial weights, data order, dropout), learning rate and β, and gives the losses and
-checkpoints it would give alone: the same numbers up to float rounding without dropout, the same in distribution with it.
+checkpoints it would give alone: the same numbers up to float rounding without dropout, the same distribution with it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Packed:
         self.models = [m.to(device) for m in models]
         parameters, buffers = stack_module_state(self.models)
         self.parameters: dict[str, Tensor] = {
-            k: p.detach().requires_grad_(dict(models[0].named_parameters())[k].requires_grad)
+            k: nn.Parameter(p.detach(), requires_grad=dict(models[0].named_parameters())[k].requires_grad)
             for k, p in parameters.items()
         }
         self.buffers: dict[str, Tensor] = buffers
@@ -143,8 +143,8 @@ def train_packed(
     """Train all `configs` at once; returns each run's final meta, as loop.train would.
 
     The configs may differ in seed, lr and β. A saved checkpoint is an ordinary one, which loop.train continues. A
-    run whose patience is over trains on unreported until all are done. Raises InputError for runs that do not fit together, and
-    NonFiniteLossError naming the run.
+    run whose patience is over trains on unreported until all are done. Raises InputError for runs that do not fit
+    together, and NonFiniteLossError naming the run.
     """
     check_packable(configs)
     c, runs, device = configs[0].train, len(configs), device or torch.device("cpu")

@@ -52,8 +52,8 @@ def test_a_section_is_replaced(tmp_path):
 
 @pytest.mark.slow
 def test_training_benchmark_runs(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--sizes", "tiny", "--utterances", "32", "--workers",
-               "1", "--repeats", "1", "--write", str(tmp_path / "page.md")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--sizes", "tiny", "--utterances", "32",
+               "--workers", "1", "--repeats", "1", "--write", str(tmp_path / "page.md")]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert "| data alone |" in (tmp_path / "page.md").read_text()
 

@@ -144,8 +144,8 @@ def test_seeds_matter_and_repeat():
 def test_micro_batches_change_nothing(tmp_path):
     data = random_data(SPEC, 20, missing=0.3)
     for size in (1000, 3):
-        train(experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size), SPEC, data, data,
-              on_epoch=saver(tmp_path / str(size)))
+        config = experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size)
+        train(config, SPEC, data, data, on_epoch=saver(tmp_path / str(size)))
     a, b = (load_file(tmp_path / size / "1" / WEIGHTS) for size in ("1000", "3"))
     for name, weight in a.items():
         torch.testing.assert_close(weight, b[name], rtol=1e-4, atol=1e-6)

@@ -53,7 +53,7 @@ def test_every_run_equals_its_separate_one(tmp_path, fields, rates):
         got, want = (load_file(tmp_path / name / WEIGHTS) for name in (f"{k}-1", "alone-1"))
         assert got.keys() == want.keys()
         for name, weight in got.items():
-            if name.endswith("qkv.bias"):  # softmax ignores the keys' bias: its gradient is rounding noise, AdamW blows it up
+            if name.endswith("qkv.bias"):  # softmax ignores the keys' bias: its gradient is noise that AdamW blows up
                 weight[len(weight) // 3 : -len(weight) // 3] = want[name][len(weight) // 3 : -len(weight) // 3]
             torch.testing.assert_close(weight, want[name], rtol=2e-3, atol=1e-4)
 
