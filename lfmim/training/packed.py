@@ -86,7 +86,7 @@ class PackedOptimizer:
     """
 
     def __init__(self, config: TrainConfig, parameters: Sequence[Tensor]) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
+        self.parameters = list(parameters)  # all, as build_optimizer takes them: the saved state counts them
         self.optimizer = build_optimizer(config, nn.ParameterList(self.parameters))
 
     @torch.no_grad()
