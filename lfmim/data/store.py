@@ -73,10 +73,13 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
 
 
-def write_part(folder: Path, table: pa.Table) -> None:
-    """Write one part under a temporary name, then rename: a killed writer leaves no half part behind."""
+def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
+    """Write one part under a temporary name, then rename: a killed writer leaves no half part behind.
+
+    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"part-{uuid.uuid4().hex}.parquet"
+    name = name or f"part-{uuid.uuid4().hex}.parquet"
     temporary = folder / f".{name}.tmp"
     try:
         pq.write_table(table, temporary, compression="zstd")
