@@ -118,12 +118,22 @@ class TrainConfig:
     weight_decay: float = 0.0
     schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
     """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or lr."""
+    warmup: float = 0.0
+    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by step."""
     epochs: int = 20
     batch_size: int = 96
     """Global batch size: over all workers together."""
     beta: BetaConfig = dataclasses.field(default_factory=BetaConfig)
     grad_clip: float = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    label_smoothing: float = 0.0
+    modality_dropout: float = 0.0
+    """Probability that a training sample lacks a modality, drawn for each modality; one always stays. Only for models that
+    accept absent modalities."""
+    step_dropout: float = 0.0
+    """Share of the sequence positions hidden from a training sample."""
+    ema: float = 0.0
+    """Decay per step of a moving average of the weights, which is then what is validated and saved; 0: the weights."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     labels: Literal["own", "multimodal"] = "own"
@@ -140,7 +150,9 @@ class TrainConfig:
         _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("momentum", "weight_decay", "grad_clip", "patience"):
+        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema"):
+            _check(0 <= getattr(self, field) < 1, f"train.{field}", f"{getattr(self, field)} is not in [0, 1)")
+        for field in ("momentum", "weight_decay", "grad_clip", "patience", "warmup"):
             _check(getattr(self, field) >= 0, f"train.{field}", f"{getattr(self, field)} must not be negative")
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 

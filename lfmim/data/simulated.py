@@ -59,9 +59,10 @@ class SimulatedConfig:
     """Length of a cue's vector, in standard deviations of the noise."""
     headroom: float = 0.03
     """How much higher the ceilings lie than TARGETS: what a finite training set loses."""
+    valid_share: float = 0.2
     test_share: float = 0.2
-    """Share of the test split; training and validation divide the rest 3:1. 0.2 is the paper's 6:2:2. A bigger test
-    split resolves smaller differences between systems, and costs a simulation nothing."""
+    """Shares of the validation and test splits; 0.2 each is the paper's 6:2:2. A bigger test split resolves smaller
+    differences between systems, and costs a simulation nothing."""
     rows_per_part: int = 512
     seed: int = 0
 
@@ -69,9 +70,11 @@ class SimulatedConfig:
         for field in ("utterances", "length", "strength", "rows_per_part"):
             if not getattr(self, field) > 0:
                 raise InputError(f"{field}: {getattr(self, field)} must be positive")
-        for field in ("window", "test_share"):
+        for field in ("window", "valid_share", "test_share"):
             if not 0 < getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)} is not in (0, 1)")
+        if self.valid_share + self.test_share >= 1:
+            raise InputError(f"test_share: {self.test_share} and valid_share {self.valid_share} leave nothing to train on")
         if not 0 <= self.headroom <= 0.2:
             raise InputError(f"headroom: {self.headroom} is not in [0, 0.2]")
         if min(self.dims.values()) < 2 * CLASSES:
@@ -200,8 +203,7 @@ def simulate_corpus(
     rng = np.random.default_rng(config.seed)
     n = config.utterances
     drawn = np.stack(np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1)
-    test = max(1, round(n * config.test_share))
-    valid = max(1, (n - test) // 4)
+    valid, test = (max(1, int(n * share)) for share in (config.valid_share, config.test_share))
     split = np.repeat(["train", "valid", "test"], [n - test - valid, valid, test])
     rng.shuffle(split)
     directions = {m: np.linalg.qr(rng.normal(size=(config.dims[m], 2 * CLASSES)))[0].T for m in MODALITIES}

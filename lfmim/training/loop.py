@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lfmim.config import ExperimentConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
@@ -21,6 +22,7 @@ from lfmim.models import MODELS, build_model, check_dims
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
 from lfmim.training.losses import head_losses, weighted_loss
+from lfmim.training.regularization import drop_modalities, drop_steps
 
 
 class NonFiniteLossError(RuntimeError):
@@ -86,12 +88,12 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 def train_step(
     model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
     autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int,
-    sums: HeadSums | SentimentSums,
+    sums: HeadSums | SentimentSums, label_smoothing: float = 0.0,
 ) -> Tensor:
     """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached)."""
     with autocast:
         output = model(batch.features, batch.masks)
-    losses_BH = head_losses(output.logits, batch.labels)
+    losses_BH = head_losses(output.logits, batch.labels, label_smoothing=label_smoothing)
     loss = weighted_loss(losses_BH, batch.counts, beta_H)
     optimizer.zero_grad(set_to_none=True)
     # DDP averages gradients over the workers: undo the division.
@@ -165,6 +167,8 @@ def train(
                          + ", ".join(model.answers))
     if not any(c.beta.as_dict()[h] for h in model.answers):
         raise InputError(f"train.beta: every head of {config.model.name} has weight 0")
+    if c.modality_dropout and not model.accepts_absent:
+        raise InputError(f"train.modality_dropout: {config.model.name} needs every modality; set it to 0")
     if c.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
     if config.model.standardize:
@@ -177,12 +181,18 @@ def train(
     autocast = torch.autocast(
         device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"
     )
+    # The wrapper deep-copies, so it comes after the standardisation; the first update takes the weights as they are.
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema)) if c.ema else None
+    kept = model if averaged is None else averaged.module
     beta_H = torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device)
     meta = CheckpointMeta(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
     if resume is not None:
         meta = dataclasses.replace(load_meta(resume), config=config)
-        load_weights(resume, model)
+        load_weights(resume, kept)
         state = load_state(resume)
+        if averaged is not None:
+            averaged.n_averaged.fill_(1)
+            model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
     train_data, valid_data = train_data.to(device), valid_data.to(device)
@@ -190,17 +200,24 @@ def train(
 
     while meta.epoch < c.epochs and not (c.patience and meta.epoch - 1 - meta.best_epoch >= c.patience):
         epoch, started = meta.epoch, time.perf_counter()
-        lr = learning_rate(c, epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr, steps = learning_rate(c, epoch), -(-len(train_data) // c.batch_size)
         # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
         torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
         parallel.train()
         sums = sums_for(train_data.labels)
         bad = torch.zeros((), device=device)
-        for batch in train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch)):
+        batches = train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (epoch + (step + 1) / steps) / c.warmup) if c.warmup else lr
+            if c.modality_dropout:
+                batch = drop_modalities(batch, c.modality_dropout)
+            if c.step_dropout:
+                batch = drop_steps(batch, c.step_dropout)
             loss = train_step(parallel, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta_H,
-                              grad_clip=c.grad_clip, world=world, sums=sums)
+                              grad_clip=c.grad_clip, world=world, sums=sums, label_smoothing=c.label_smoothing)
+            if averaged is not None:
+                averaged.update_parameters(model)
             bad += ~loss.isfinite()
         if world > 1:
             dist.all_reduce(bad)
@@ -211,7 +228,8 @@ def train(
             )
         train_metrics = sums.all_reduce().compute()
         seconds = time.perf_counter() - started
-        valid_metrics = evaluate(parallel, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
+        judged = parallel if averaged is None else averaged.module
+        valid_metrics = evaluate(judged, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
         score = valid_metrics[c.selection].score
         better = is_better(score, meta.best_score)
         report = EpochReport(
@@ -225,7 +243,9 @@ def train(
 
         def save(folder: Path, meta: CheckpointMeta = meta) -> None:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
-            save_checkpoint(folder, model, meta, state)
+            if averaged is not None:
+                state["weights"] = model.state_dict()
+            save_checkpoint(folder, kept, meta, state)
 
         on_epoch(report, save)
     return meta

@@ -11,23 +11,23 @@ from torch import Tensor
 from lfmim.schema import HEADS, IGNORE_LABEL
 
 
-def head_losses(logits: Mapping[str, Tensor], labels_BH: Tensor) -> Tensor:
+def head_losses(logits: Mapping[str, Tensor], labels_BH: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Loss per sample and head [B, H] float32; 0 where the label or the model's head is missing.
 
     int64 labels are classes: cross-entropy. float32 labels are sentiment scores: absolute error of logits [B, 1], the
-    loss of the field's CH-SIMS results (MMSA).
+    loss of the field's CH-SIMS results (MMSA), which label smoothing does not touch.
     """
     return torch.stack([
-        _losses(logits[h].float(), labels_BH[:, i]) if h in logits
+        _losses(logits[h].float(), labels_BH[:, i], label_smoothing) if h in logits
         else torch.zeros(len(labels_BH), device=labels_BH.device)
         for i, h in enumerate(HEADS)
     ], dim=1)
 
 
-def _losses(logits: Tensor, label_B: Tensor) -> Tensor:
+def _losses(logits: Tensor, label_B: Tensor, label_smoothing: float) -> Tensor:
     if label_B.is_floating_point():
         return torch.where(label_B == IGNORE_LABEL, 0.0, (logits[:, 0] - label_B).abs())
-    return F.cross_entropy(logits, label_B, reduction="none")
+    return F.cross_entropy(logits, label_B, reduction="none", label_smoothing=label_smoothing)
 
 
 def weighted_loss(losses_BH: Tensor, counts_H: Tensor, beta_H: Tensor) -> Tensor:
