@@ -128,8 +128,8 @@ class TrainConfig:
     """Largest gradient norm; 0 leaves gradients alone."""
     label_smoothing: float = 0.0
     modality_dropout: float = 0.0
-    """Probability that a training sample lacks a modality, drawn for each modality; one always stays. Only for models that
-    accept absent modalities."""
+    """Probability that a training sample lacks a modality, drawn for each modality; one always stays. Only for models
+    that accept absent modalities."""
     step_dropout: float = 0.0
     """Share of the sequence positions hidden from a training sample."""
     ema: float = 0.0
@@ -213,51 +213,6 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         _check(bool(self.store), "store", "must not be empty")
-
-
-SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
-"""The systems of the paper's tables; lfmim-ml is lfmim with every head trained on the multimodal label."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """Everything `jobs/benchmark.py` needs: systems x seeds on one store, the same budget for all."""
-
-    store: str
-    report: str = "benchmark"
-    """Folder of the runs and of the tables, figures and page."""
-    systems: list[str] = dataclasses.field(default_factory=lambda: list(SYSTEMS))
-    seeds: int = 5
-    """Each system is trained with seeds 0 .. seeds - 1."""
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    """Sizes of every system; `name` is set per system."""
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    """Recipe of every system; `labels` and `seed` are set per run."""
-    cpus_per_run: float = 1.0
-    gpus_per_run: float = 0.0
-    """GPU share of a run; fractions put several runs on one GPU."""
-    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        for field in ("store", "report"):
-            _check(bool(getattr(self, field)), field, "must not be empty")
-        _check(bool(self.systems), "systems", f"name at least one of {', '.join(SYSTEMS)}")
-        for system in self.systems:
-            _check(system in SYSTEMS, "systems", f"unknown system {system!r}; use {', '.join(SYSTEMS)}")
-        _check(len(set(self.systems)) == len(self.systems), "systems", "a system is named twice")
-        _check(self.seeds >= 1, "seeds", f"{self.seeds} must be at least 1")
-        _check(self.cpus_per_run > 0, "cpus_per_run", f"{self.cpus_per_run} must be positive")
-        _check(self.gpus_per_run >= 0, "gpus_per_run", f"{self.gpus_per_run} must not be negative")
-
-
-def benchmark_experiment(config: BenchmarkConfig, system: str, seed: int) -> ExperimentConfig:
-    """The training run of one system and seed."""
-    name: Any = system.removesuffix("-ml")
-    labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
-    return ExperimentConfig(
-        store=config.store, model=dataclasses.replace(config.model, name=name),
-        train=dataclasses.replace(config.train, labels=labels, seed=seed),
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -352,7 +307,7 @@ def config_hash(*parts: Any) -> str:
 
 
 __all__ = [
-    "SYSTEMS", "BenchmarkConfig", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
-    "RunConfig", "TrackingConfig", "TrainConfig", "benchmark_experiment", "config_hash", "experiment_from_dict",
+    "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
+    "RunConfig", "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict",
     "to_dict",
 ]

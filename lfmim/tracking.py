@@ -29,13 +29,14 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import lfmim
-from lfmim.config import BenchmarkConfig, ExperimentConfig, TrackingConfig, to_dict
+from lfmim.config import ExperimentConfig, TrackingConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, SPEC_FILE, FeatureSpec, InputError
 from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better
 from lfmim.training.loop import EpochReport
+from lfmim.training.systems import BenchmarkConfig
 
 CHAMPION = "champion"
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
@@ -89,18 +90,52 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
 
 
 def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: Path) -> str:
-    """A run for a finished benchmark: test metrics per system and head (mean over seeds) and the report's files."""
-    run_id = _create_run(uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"})
+    """A run for a finished benchmark with test metrics per system and head (mean over seeds) and the report's files,
+    and inside it a run per system and seed. Logged once: the same results again give the run that is there."""
+    key = config_hash(*([r["system"], r["seed"], r["config"], r["test"]] for r in results))
     client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    if experiment is not None:
+        found = client.search_runs([experiment.experiment_id],
+                                   f"tags.benchmark = '{key}' and attributes.status = 'FINISHED'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+    run_id = _create_run(uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"})
+    for result in results:
+        tags = {"mlflow.parentRunId": run_id, "system": result["system"]}
+        trial = _create_run(uri, experiment_from_dict(result["config"]), config.tracking,
+                            f"{result['system']}-{result['seed']}", tags)
+        metrics = _history_metrics(result["history"])
+        metrics += [Metric(f"test/{head}/{name}", value, _now(), 0) for head, scores in result["test"].items()
+                    for name, value in scores.items() if isinstance(value, float)]
+        metrics += [Metric(name, result[name], _now(), 0) for name in ("parameters", "flops", "seconds", "best_epoch")]
+        for start in range(0, len(metrics), 1000):  # the most that one request may hold
+            client.log_batch(trial, metrics=metrics[start : start + 1000])
+        client.set_terminated(trial)
     for system in systems_of(results):
         runs = [r["test"] for r in results if r["system"] == system]
         for head in runs[0]:
-            for name in ("accuracy", "weighted_f1", "macro_f1"):
-                client.log_metric(run_id, f"{system}/{head}/{name}", sum(t[head][name] for t in runs) / len(runs))
+            for name, value in runs[0][head].items():
+                if isinstance(value, float):
+                    client.log_metric(run_id, f"{system}/{head}/{name}", sum(t[head][name] for t in runs) / len(runs))
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES):
         client.log_artifact(run_id, str(path), "report")
+    client.set_tag(run_id, "benchmark", key)
     client.set_terminated(run_id)
     return run_id
+
+
+def _now() -> int:
+    return int(pd.Timestamp.now("UTC").timestamp() * 1000)
+
+
+def _history_metrics(history: list[dict[str, Any]]) -> list[Metric]:
+    """Loss and score per head of every epoch of a checkpoint's history."""
+    return [
+        Metric(f"{part}/{head}/{name}", metrics[name], _now(), entry["epoch"])
+        for entry in history for part in ("train", "valid") for head, metrics in entry[part].items() if metrics["count"]
+        for name in ("loss", "accuracy", "mae") if name in metrics
+    ]
 
 
 @contextlib.contextmanager
@@ -119,8 +154,7 @@ def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
         for head, metrics in heads.items():
             if metrics.count:
                 values |= {f"{part}/{head}/{name}": value for name, value in metrics.scalars().items()}
-    now = int(pd.Timestamp.now("UTC").timestamp() * 1000)
-    MlflowClient(uri).log_batch(run_id, metrics=[Metric(k, v, now, report.epoch) for k, v in values.items()])
+    MlflowClient(uri).log_batch(run_id, metrics=[Metric(k, v, _now(), report.epoch) for k, v in values.items()])
 
 
 def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:

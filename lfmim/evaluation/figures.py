@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from lfmim.schema import EMOTIONS, HEADS, REPORT_ORDER, SENTIMENTS
+from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENTS
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy (sentiment: MAE) per head over epochs, training and validation (as the paper's Figure 3)."""
+    """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the entries have
+    it, test (as the paper's Figure 3)."""
     figure = Figure(figsize=(3.2 * len(HEADS), 5.5), layout="constrained")
     axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
     epochs = [entry["epoch"] + 1 for entry in history]
@@ -20,8 +22,9 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     for row, metric in enumerate(("loss", "accuracy" if emotions else "mae")):
         for column, head in enumerate(HEADS):
             axis = axes[row, column]
-            for part, style in (("train", "--"), ("valid", "-")):
-                axis.plot(epochs, [entry[part][head][metric] for entry in history], style, label=part)
+            for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
+                if all(head in entry.get(part, ()) for entry in history):
+                    axis.plot(epochs, [entry[part][head][metric] for entry in history], style, label=part)
             axis.grid(alpha=0.3)
             if row == 0:
                 axis.set_title(head)
@@ -52,4 +55,35 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
         axis.set(title=head, xlabel="predicted", ylabel="label")
+    return figure
+
+
+def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged over its runs."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axis = figure.subplots()
+    metric = "accuracy" if "accuracy" in next(iter(runs.values()))[0][0][MULTIMODAL] else "mae"
+    for i, (system, curves) in enumerate(runs.items()):
+        mean = np.mean([[epoch[MULTIMODAL][metric] for epoch in curve] for curve in curves], axis=0)
+        axis.plot(range(1, len(mean) + 1), mean, ("-", "--", ":")[i // 10 % 3], label=system)
+    axis.grid(alpha=0.3)
+    axis.set(xlabel="epoch", ylabel=metric)
+    axis.legend(ncols=2)
+    return figure
+
+
+Numbers = npt.NDArray[np.float64]
+
+
+def grouped_bars(groups: Sequence[str], bars: Mapping[str, tuple[Numbers, Numbers | None]], ylabel: str) -> Figure:
+    """A bar per name of `bars` (heights and error bars, or None for none) in each of `groups`."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(bars)
+    for i, (name, (heights, errors)) in enumerate(bars.items()):
+        middle = np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width
+        axis.bar(middle, heights, width, yerr=errors, label=name, capsize=3)
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set(ylabel=ylabel)
+    axis.legend()
     return figure

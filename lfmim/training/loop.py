@@ -182,7 +182,9 @@ def train(
         device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"
     )
     # The wrapper deep-copies, so it comes after the standardisation; the first update takes the weights as they are.
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema)) if c.ema else None
+    averaged = None
+    if c.ema:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema))  # type: ignore[no-untyped-call]
     kept = model if averaged is None else averaged.module
     beta_H = torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device)
     meta = CheckpointMeta(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
