@@ -31,7 +31,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             else:
                 axis.set_xlabel("epoch")
         axes[row, 0].set_ylabel(metric)
-    axes[0, 0].legend()
+    axes[0, -1].legend()  # every model has the multimodal head
     return figure
 
 
