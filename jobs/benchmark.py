@@ -23,12 +23,13 @@ def main() -> int:
     from lfmim.evaluation.comparison_report import summary, write_comparison
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import check_data
-    from lfmim.training.systems import benchmark_experiment, load_presets
+    from lfmim.training.systems import benchmark_experiment, load_presets, system_names
 
     store = Path(config.store)  # bad input is told before a cluster is started
-    presets = load_presets(config.names, Path(__file__).parent / "configs")
+    names = system_names(config)
+    presets = load_presets(names, Path(__file__).parent / "configs")
     splits = [load_split(store, split, config.model) for split in ("train", "valid", "test")]
-    for system in config.names:
+    for system in names:
         check_data(benchmark_experiment(config, system, 0, presets), FeatureSpec.load(store), *splits)
     del splits
     started = time.perf_counter()
@@ -47,7 +48,7 @@ def main() -> int:
         print(f"failed: {line}", file=sys.stderr)
     if not results:
         return 1
-    order = {Path(system).stem: i for i, system in enumerate(config.names)}
+    order = {Path(system).stem: i for i, system in enumerate(names)}
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
     page = write_comparison(Path(config.report), results, failed, title=f"Systems compared on {config.store}")
     print(summary(results))

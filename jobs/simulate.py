@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 
 
 def simulate(
-    *, store: str, utterances: int = 5000, dim: int = 64, length: float = 1.0, strength: float = 5.0,
+    *, store: str, utterances: int = 5000, dims: int | list[int] = 64, length: float = 1.0, strength: float = 5.0,
     valid_share: float = 0.2, test_share: float = 0.2, seed: int = 0, labels: str = "",
 ) -> int:
     """Make a corpus of known truth.
@@ -21,7 +21,7 @@ def simulate(
     Args:
         store: folder of the feature store.
         utterances: how many.
-        dim: width of each modality's features.
+        dims: width of the features; three numbers for text, audio and vision each ([768,768,512] in the paper).
         length: factor on CHERMA's sequence lengths.
         strength: length of a cue's vector in standard deviations of the noise.
         valid_share: share of the validation split; the default shares are the paper's 6:2:2.
@@ -34,9 +34,12 @@ def simulate(
     import pandas as pd
 
     from lfmim.data.simulated import SimulatedConfig, calibrate, ceilings, label_joint, simulate_corpus
-    from lfmim.schema import MODALITIES
+    from lfmim.schema import MODALITIES, InputError
 
-    config = SimulatedConfig(utterances=utterances, dims=dict.fromkeys(MODALITIES, dim), length=length,
+    widths = dims if isinstance(dims, list) else [dims] * len(MODALITIES)
+    if len(widths) != len(MODALITIES):
+        raise InputError(f"dims: {len(widths)} numbers where one, or three for text, audio and vision, are expected")
+    config = SimulatedConfig(utterances=utterances, dims=dict(zip(MODALITIES, widths, strict=True)), length=length,
                              strength=strength, valid_share=valid_share, test_share=test_share, seed=seed)
     table = pd.read_parquet(labels) if labels else None
     started = time.perf_counter()

@@ -65,7 +65,7 @@ class SimulatedConfig:
     test_share: float = 0.2
     """Shares of the validation and test splits; 0.2 each is the paper's 6:2:2. A bigger test split resolves smaller
     differences between systems, and costs a simulation nothing."""
-    rows_per_part: int = 512
+    rows_per_part: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -189,8 +189,8 @@ def simulate_corpus(
 ) -> None:
     """Write the corpus as a feature store, in parts of `rows_per_part`; parts that are there already are kept.
 
-    Memory does not grow with `utterances`. A part depends on the config, the labels and its number only, so a rerun
-    after a kill gives the same corpus. Raises InputError if the store holds another corpus.
+    Memory does not grow with `utterances`. An utterance depends on the config, the labels and its number only, so a
+    rerun after a kill gives the same corpus. Raises InputError if the store holds another corpus.
     """
     joint = label_joint(labels)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "dims"}
@@ -215,16 +215,17 @@ def simulate_corpus(
         name = f"part-{part:05d}.parquet"
         if not (store / name).exists():
             inside = range(part * config.rows_per_part, min(n, (part + 1) * config.rows_per_part))
-            part_rng = np.random.default_rng([config.seed, part])
-            rows = [_row(i, str(split[i]), drawn[i], cues, directions, config, part_rng) for i in inside]
+            rows = [_row(i, str(split[i]), drawn[i], cues, directions, config) for i in inside]
             write_part(store, rows_to_table(rows, schema, config.dims), name)
         on_part(part + 1, total)
 
 
 def _row(
     index: int, split: str, labels: npt.NDArray[np.int64], cues: Cues,
-    directions: Mapping[Modality, npt.NDArray[np.float64]], config: SimulatedConfig, rng: np.random.Generator,
+    directions: Mapping[Modality, npt.NDArray[np.float64]], config: SimulatedConfig,
 ) -> dict[str, object]:
+    """An utterance; it depends on the config and its index only."""
+    rng = np.random.default_rng([config.seed, index])
     row: dict[str, object] = {ID: f"u{index:06d}", SPLIT: split}
     row |= {LABEL_COLUMNS[h]: EMOTIONS[labels[k]] for k, h in enumerate(HEADS)}
     duration = rng.lognormal(-0.12, 0.5)  # of mean 1

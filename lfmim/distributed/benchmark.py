@@ -24,7 +24,7 @@ from lfmim.models import EmotionNet
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
 from lfmim.training.checkpoint import META, STATE, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
-from lfmim.training.systems import BenchmarkConfig, benchmark_experiment
+from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, system_names
 
 RESULT = "result.json"
 TEST_BATCH = 256
@@ -44,7 +44,7 @@ def run_benchmark(
     remote = ray.remote(_run).options(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2)
     runs = [  # seed by seed: an interrupted benchmark has all systems of the first seeds
         (system, seed, benchmark_experiment(config, system, seed, presets))
-        for seed in range(config.seeds) for system in config.names
+        for seed in range(config.seeds) for system in system_names(config)
     ]
     results: list[dict[str, Any]] = []
     waiting: dict[Any, str] = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENTS
 
@@ -31,7 +32,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             else:
                 axis.set_xlabel("epoch")
         axes[row, 0].set_ylabel(metric)
-    axes[0, 0].legend()
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, -1].legend()  # every model has the multimodal head
     return figure
 
 
@@ -68,6 +70,7 @@ def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Fi
         axis.plot(range(1, len(mean) + 1), mean, ("-", "--", ":")[i // 10 % 3], label=system)
     axis.grid(alpha=0.3)
     axis.set(xlabel="epoch", ylabel=metric)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(ncols=2)
     return figure
 

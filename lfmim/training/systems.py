@@ -60,11 +60,11 @@ class BenchmarkConfig:
             if not ok:
                 raise InputError(f"{field}: {message}")
 
-    @property
-    def names(self) -> list[str]:
-        """`systems`, or the default ones."""
-        default = [*SYSTEMS, "strong"] if self.model.task == "emotion" else list(SENTIMENT_SYSTEMS)
-        return list(self.systems) or default
+
+def system_names(config: BenchmarkConfig) -> list[str]:
+    """`config.systems`, or the default ones. (No property: the command line would make a subcommand of it.)"""
+    default = [*SYSTEMS, "strong"] if config.model.task == "emotion" else list(SENTIMENT_SYSTEMS)
+    return list(config.systems) or default
 
 
 def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
