@@ -57,6 +57,8 @@ IGNORE_LABEL = -100
 
 ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
 LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
+SENTIMENT_COLUMNS: dict[str, str] = {head: f"sentiment_{head}" for head in HEADS}
+"""float64 scores in [-1, 1], null where missing: the labels of the sentiment task. A store need not have them."""
 FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
 FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
 
@@ -168,3 +170,17 @@ def parse_emotion(value: object, *, where: str) -> str | None:
     if name not in EMOTIONS:
         raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
     return name
+
+
+def parse_sentiment(value: object, *, where: str) -> float | None:
+    """Sentiment score in [-1, 1]; missing -> None. Raises InputError naming `where` for anything else."""
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        return None
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not -1 <= score <= 1:
+        raise InputError(f"{where}: {value!r} is not a sentiment score in [-1, 1]")
+    return score

@@ -25,6 +25,7 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    SENTIMENT_COLUMNS,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
@@ -44,14 +45,14 @@ def feature_type(dim: int) -> pa.DataType:
 
 
 def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema of the store's parts; `passthrough` columns are text."""
+    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among them float64."""
     return pa.schema([
         *((name, pa.string()) for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())),
         *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
         (FACE_FOUND, pa.list_(pa.bool_())),
         (FRAME_INDICES, pa.list_(pa.int32())),
         (DURATION, pa.float64()),
-        *((name, pa.string()) for name in passthrough),
+        *((name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()) for name in passthrough),
     ])
 
 
