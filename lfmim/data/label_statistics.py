@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from lfmim.data.importers.emotiontalk import TRANSCRIPT, strip_marks
 from lfmim.data.store import read_table
@@ -40,9 +41,7 @@ def read_labels(path: str) -> pd.DataFrame:
     `duration_s` and other columns where there are any. Raises InputError naming file, row and field.
     """
     if Path(path).is_dir():
-        table = read_table(Path(path))
-        frame: pd.DataFrame = table.drop_columns([c for c in FEATURE_COLUMNS.values() if c in table.column_names]).to_pandas()
-        frame = frame.astype(object).where(frame.notna(), None)
+        frame = _label_columns(Path(path))
     else:
         frame = read_rows(path, (ID,))
     if not any(c in frame for c in LABEL_COLUMNS.values()):
@@ -63,6 +62,14 @@ def read_labels(path: str) -> pd.DataFrame:
             dtype=object, index=frame.index,
         )
     return frame
+
+
+def _label_columns(store: Path) -> pd.DataFrame:
+    """All of a feature store but the features."""
+    names = [c for part in store.glob("part-*.parquet") for c in pq.read_schema(part).names]
+    table = read_table(store, [c for c in dict.fromkeys(names) if c not in FEATURE_COLUMNS.values()])
+    frame: pd.DataFrame = table.to_pandas().astype(object)
+    return frame.where(frame.notna(), None)
 
 
 def count_words(text: str) -> int:

@@ -40,11 +40,12 @@ def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     _bars(a, tables["figure_1a"])
     a.set(title="(a) labels", ylabel="utterances")
     shares = tables["figure_1b"].to_numpy()
-    image = b.imshow(shares, cmap="Blues", vmin=0, vmax=max(0.7, float(np.nanmax(shares, initial=0))))
+    top = max(0.7, float(np.nanmax(shares, initial=0)))
+    b.imshow(shares, cmap="Blues", vmin=0, vmax=top)
     for i, j in np.ndindex(shares.shape):
         if i != j and not np.isnan(shares[i, j]):
             b.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center",
-                   color="white" if shares[i, j] > 0.5 * image.norm.vmax else "black")  # type: ignore[operator]
+                   color="white" if shares[i, j] > 0.5 * top else "black")
     b.set_xticks(range(len(HEADS)), HEADS)
     b.set_yticks(range(len(HEADS)), HEADS, rotation=90, va="center")
     b.set(title="(b) inconsistency of two labels")

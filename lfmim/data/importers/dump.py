@@ -136,7 +136,7 @@ def write_store(
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
         write_spec(temporary, make_spec())
-        (temporary / IMPORT_FILE).write_text(json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False),
+        (temporary / IMPORT_FILE).write_text(json.dumps(vars(report), indent=1, ensure_ascii=False),
                                              encoding="utf-8")
         if store.exists():  # an empty folder
             store.rmdir()

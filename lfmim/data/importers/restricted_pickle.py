@@ -158,8 +158,9 @@ def read_pickle(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except _Refused as error:
-        raise InputError(f"{path}: the pickle asks for {error}, which is no numpy array and no plain container; "
-                         "nothing of it was run. If you trust the file, save its arrays again as plain numpy") from error
+        raise InputError(f"{path}: the pickle asks for {error}, neither a numpy array nor a plain container; "
+                         "nothing of it was run. If you trust the file, save its arrays again as plain numpy"
+                         ) from error
     except MemoryError as error:
         raise InputError(f"{path}: the pickle does not fit into memory") from error
     except Exception as error:  # a damaged pickle can raise anything; only admitted builders have run
