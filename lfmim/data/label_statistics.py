@@ -40,10 +40,7 @@ def read_labels(path: str) -> pd.DataFrame:
     Returns `id`, `text`, `split`, `speaker` ("" where missing), the four label columns (emotion or None), and
     `duration_s` and other columns where there are any. Raises InputError naming file, row and field.
     """
-    if Path(path).is_dir():
-        frame = _label_columns(Path(path))
-    else:
-        frame = read_rows(path, (ID,))
+    frame = _label_columns(Path(path)) if Path(path).is_dir() else read_rows(path, (ID,))
     if not any(c in frame for c in LABEL_COLUMNS.values()):
         raise InputError(f"{path}: none of the columns {', '.join(LABEL_COLUMNS.values())} is there; found: "
                          + ", ".join(frame.columns))
