@@ -11,8 +11,8 @@ from lfmim.data.tables import cell, read_rows, write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, parse_emotion
 
 TRANSCRIPT = "transcript"
-# [over/]...[/over], [interrupted], [laughing] and their misspellings: "[over/我" keeps what was said.
-MARKS = re.compile(r"\[+/?[A-Za-z]+/?\]?|[\[\]]")
+# [over/]...[/over], [interrupted], [laughing] and their misspellings ("[over/我" keeps what was said, "/over]").
+MARKS = re.compile(r"\[+/?[A-Za-z]+/?\]?|/?over/?\]+|[\[\]]")
 
 
 def strip_marks(transcript: str) -> str:

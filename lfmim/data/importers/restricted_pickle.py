@@ -121,6 +121,16 @@ def _bytearray(*content: Any) -> bytearray:
     return bytearray(_bytes(*content))
 
 
+def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """How protocols 0 to 3 write sets."""
+    def make(items: Any = ()) -> Any:
+        if not isinstance(items, list | tuple):
+            raise _Refused("a set of something else than a list")
+        return kind(items)
+
+    return make
+
+
 _CORES = ("numpy.core", "numpy._core")  # of numpy 1 and 2
 _BUILTINS = ("builtins", "__builtin__")
 ADMITTED: dict[tuple[str, str], _Builder] = {
@@ -132,6 +142,7 @@ ADMITTED: dict[tuple[str, str], _Builder] = {
     ("_codecs", "encode"): _Builder(_encode),
     **{(module, "bytearray"): _Builder(_bytearray) for module in _BUILTINS},
     **{(module, "bytes"): _Builder(_bytes) for module in _BUILTINS},
+    **{(module, kind.__name__): _Builder(_collection(kind)) for module in _BUILTINS for kind in (set, frozenset)},
     ("collections", "OrderedDict"): _Builder(dict),
 }
 
