@@ -27,9 +27,9 @@ from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, SPLIT, FeatureSp
 
 STYLE = PAGE_STYLE + """
 figure{display:inline-block;margin:0 .6em 1em 0;width:132px;vertical-align:top;font-size:11px;overflow-wrap:anywhere}
-figure img,figure div{width:132px;height:132px;box-sizing:border-box}
+figure img,figure div{display:block;width:132px;height:132px;box-sizing:border-box}
 figure div{border:1px dashed #999;padding:.6em;color:#666}
-td:first-child,th:first-child,.left td{text-align:left}code{font-size:12px}"""
+td:first-child,th:first-child,.left td,.left th{text-align:left;white-space:normal;overflow-wrap:anywhere}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,8 @@ def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     out["Sampling and versions"] = pd.DataFrame({"": {"fingerprint": summary.spec.fingerprint, **{
         k: str(v) for k, v in traced.items()}}})
     if summary.quarantine:
-        out["Quarantined"] = pd.DataFrame({"rows": dict(summary.quarantine.most_common())})
+        reasons, counts = zip(*summary.quarantine.most_common(), strict=True)
+        out["Quarantined"] = pd.DataFrame({"stage and reason": reasons}, index=list(counts))
     if summary.imported:
         out["Import"] = pd.DataFrame({"": {k: str(v) for k, v in summary.imported.items() if v}})
     return out
@@ -187,7 +188,7 @@ def write_store_report(page: Path, store: Path, summary: StoreSummary, crops: Se
 
 
 def _html(name: str, table: pd.DataFrame) -> str:
-    classes = "left" if name in ("Encoders", "Sampling and versions", "Import") else None
+    classes = "left" if name in ("Encoders", "Sampling and versions", "Quarantined", "Import") else None
     return str(table.to_html(border=0, classes=classes, header=any(table.columns != "")))
 
 
