@@ -66,6 +66,9 @@ def _check_split(split: Any, where: str) -> dict[str, Any]:
     n = len(split[ID])
     fields = (*Modality, "raw_text", "text_bert", "audio_lengths", "vision_lengths", *SCORES.values())
     for field in (f for f in fields if f in split):
+        listed = isinstance(split[field], list | tuple) or (isinstance(split[field], np.ndarray) and split[field].ndim)
+        if not listed:
+            raise InputError(f"{where}, field '{field}': an array or list is expected")
         if len(split[field]) != n:
             raise InputError(f"{where}, field '{field}': {len(split[field])} entries for {n} ids")
     return split
@@ -144,7 +147,11 @@ def _rows(
                     row[ERROR] = f"{m}: not an array [T, {dims[m]}] of numbers"
                     break
                 x = clean(x, m, report)
-                kept = _without_padding(x, m, data, i)
+                try:
+                    kept = _without_padding(x, m, data, i)
+                except (TypeError, ValueError, IndexError):
+                    row[ERROR] = f"{m}: its length or mask is no number"
+                    break
                 report.padding[m] += len(x) - len(kept)
                 row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
             yield row

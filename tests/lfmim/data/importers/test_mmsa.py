@@ -117,13 +117,15 @@ def test_scores_from_minus_3_to_3_are_scaled(tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_quarantined(tmp_path):
-    data = {"train": {"id": ["a", "b", "c"], "audio": [np.ones((2, 3)), np.ones((2, 4)), np.zeros((2, 3))]}}
+    data = {"train": {"id": ["a", "b", "c", "d"], "audio_lengths": [2, 2, 2, None],
+                      "audio": [np.ones((2, 3)), np.ones((2, 4)), np.zeros((2, 3)), np.ones((2, 3))]}}
     report = import_mmsa(dump(tmp_path, data), tmp_path / "store")
     assert read_table(tmp_path / "store")["id"].to_pylist() == ["a"]
     errors = {r["id"]: r["error"] for r in quarantined(tmp_path / "store").to_pylist()}
     assert errors == {"b": "audio: not an array [T, 3] of numbers",
-                      "c": "no modality is left: all absent or only padding"}
-    assert report.rows == report.stored + sum(report.quarantined.values()) == 3
+                      "c": "no modality is left: all absent or only padding",
+                      "d": "audio: its length or mask is no number"}
+    assert report.rows == report.stored + sum(report.quarantined.values()) == 4
 
 
 @pytest.mark.parametrize(("change", "message"), [
@@ -134,6 +136,8 @@ def test_rows_that_cannot_be_used_are_quarantined(tmp_path):
     (lambda d: d["test"].update(regression_labels=[9, 0]) or d, "a sentiment score of 9"),
     (lambda d: d["train"].update(regression_labels=["a", 0, 0]) or d, "field 'regression_labels': not numbers"),
     (lambda d: {"train": {"id": ["a"]}}, "none of the features"),
+    (lambda d: d["test"].update(audio=np.array(3.0)) or d, "split 'test', field 'audio': an array or list"),
+    (lambda d: d["test"].update(audio_lengths=7) or d, "field 'audio_lengths': an array or list"),
 ])
 def test_refused_with_nothing_written(change, message, tmp_path):
     path = dump(tmp_path, change(sims()))
