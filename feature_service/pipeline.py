@@ -42,6 +42,7 @@ from lfmim.schema import (
     FEATURE_COLUMNS,
     FRAME_INDICES,
     ID,
+    SENTIMENT_COLUMNS,
     FeatureSpec,
     Modality,
 )
@@ -165,7 +166,10 @@ def _wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
 
 
 def _new_row(record: dict[Any, Any]) -> Row:
-    row: Row = {str(k): v if v is None or isinstance(v, str) else str(v) for k, v in record.items()}
+    row: Row = {
+        str(k): v if v is None or isinstance(v, str) or k in SENTIMENT_COLUMNS.values() else str(v)
+        for k, v in record.items()
+    }
     return {**row, ERROR: "", STAGE: "", DURATION: 0.0, **{f"seconds_{s}": 0.0 for s in STAGES}}
 
 

@@ -175,3 +175,17 @@ def parse_emotion(value: object, *, where: str) -> str | None:
     if name not in EMOTIONS:
         raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
     return name
+
+
+def parse_sentiment(value: object, *, where: str) -> float | None:
+    """Sentiment score in [-1, 1]; missing -> None. Raises InputError naming `where` for anything else."""
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        return None
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not -1 <= score <= 1:
+        raise InputError(f"{where}: {value!r} is not a sentiment score in [-1, 1]")
+    return score

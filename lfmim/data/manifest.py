@@ -16,6 +16,7 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    SENTIMENT_COLUMNS,
     SPEAKER,
     SPLIT,
     SPLITS,
@@ -23,6 +24,7 @@ from lfmim.schema import (
     VIDEO,
     InputError,
     parse_emotion,
+    parse_sentiment,
 )
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
@@ -93,6 +95,11 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             [parse_emotion(v, where=f"{path}: row {r}, field '{column}'") for r, v in enumerate(values, start=1)],
             dtype=object,
         )
+    for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
+        numbered = enumerate(frame[column], start=1)
+        frame[column] = pd.Series(
+            [parse_sentiment(v, where=f"{path}: row {r}, field '{column}'") for r, v in numbered],
+            dtype=object)
     frame[VIDEO] = [
         _resolve_video(path, row, _text(value), need_media) for row, value in enumerate(frame[VIDEO], start=1)
     ]
@@ -125,5 +132,5 @@ def _resolve_video(manifest: str, row: int, video: str, need_media: bool) -> str
 
 
 def passthrough_columns(frame: pd.DataFrame) -> list[str]:
-    """Columns this project does not know; they are carried into the feature store as text."""
+    """Columns this project does not know; they are carried into the feature store, as text but for sentiment scores."""
     return [c for c in frame.columns if c not in KNOWN_COLUMNS]

@@ -20,7 +20,7 @@ from torch.func import functional_call, stack_module_state
 
 from lfmim.config import ExperimentConfig, TrainConfig, to_dict
 from lfmim.data.batches import UtteranceTensors, epoch_order
-from lfmim.metrics import HeadMetrics, HeadSums
+from lfmim.metrics import Metrics, sums_for
 from lfmim.models import build_model
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, save_checkpoint
@@ -122,7 +122,7 @@ def clip_gradients(parameters: Sequence[Tensor], limit: float) -> None:
 
 @torch.no_grad()
 def _evaluate(packed: Packed, data: UtteranceTensors, batch_size: int, autocast: torch.autocast) -> list[
-        dict[str, HeadMetrics]]:
+        Mapping[str, Metrics]]:
     runs = len(packed.models)
     sums = [sums_for(data.labels) for _ in range(runs)]
     for batch in data.batches(batch_size):
