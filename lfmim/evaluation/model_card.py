@@ -20,9 +20,10 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
         f"| {m} | {e.name} | {e.dim} | `{e.weights_sha256[:12]}` |" for m, e in meta.spec.encoders.items()
     )
     beta = ", ".join(f"{h} {v:g}" for h, v in c.train.beta.as_dict().items())
-    answers = "a sentiment score in [-1, 1]" if c.model.task == "sentiment" else f"probabilities over {', '.join(EMOTIONS)}"
-    made = (f"Trained for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, seed "
-            f"{c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\nthe validation score of the "
+    sentiment = c.model.task == "sentiment"
+    answers = "a sentiment score in [-1, 1]" if sentiment else f"probabilities over {', '.join(EMOTIONS)}"
+    made = (f"Trained for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, "
+            f"seed {c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\nthe validation score of the "
             f"{c.train.selection} head ({meta.best_score:.4f})." if meta.history else "Imported, not trained here.")
     absent = ("takes utterances that lack modalities" if model.accepts_absent
               else "needs text, audio and vision of every utterance")
@@ -30,7 +31,8 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
 
 ## What it is
 `{c.model.name}` (width {c.model.width}, {c.model.layers} layers, {c.model.heads} heads, {parameters:,} parameters):
-from feature sequences of {', '.join(MODALITIES)} to {answers}, for the heads {', '.join(model.answers)}. It {absent}. {made}
+from feature sequences of {', '.join(MODALITIES)} to {answers},
+for the heads {', '.join(model.answers)}. It {absent}. {made}
 
 It reads features of exactly these encoders (FeatureSpec `{tags['feature_spec']}`); others are refused.
 
