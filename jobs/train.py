@@ -13,15 +13,17 @@ from lfmim.config import ExperimentConfig
 
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store, run__storage=config.run.storage)
     from pathlib import Path
 
     from lfmim.data.batches import load_split
 
     for split in ("train", "valid"):  # bad input is told before a cluster is started
         load_split(Path(config.store), split, config.model.max_lengths)
-    with cli.ray_session():
-        from lfmim.distributed.trainer import train_distributed
+    from lfmim.distributed.trainer import describe, train_distributed
 
+    c = config.run
+    with cli.ray_session(describe(config), cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
         result = train_distributed(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
     print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation accuracy "

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,10 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
     else:
         experiment_id = experiment.experiment_id
     run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **_git_tag()}).info.run_id)
-    for key, value in _flatten(to_dict(config)).items():
+    raw = config if isinstance(config, dict) else to_dict(config)
+    for key, value in _flatten(raw).items():
         client.log_param(run_id, key, value)
-    client.log_text(run_id, yaml.safe_dump(to_dict(config), sort_keys=False), "config.yaml")
+    client.log_text(run_id, yaml.safe_dump(raw, sort_keys=False), "config.yaml")
     return run_id
 
 
@@ -93,9 +94,44 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
 
 
 @contextlib.contextmanager
-def system_metrics(uri: str, run_id: str) -> Iterator[None]:
-    """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs."""
+def job_run(
+    uri: str, tracking: TrackingConfig, name: str, params: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """A run for a job that trains nothing (extraction, prediction); yields `log(figures, step)`.
+
+    It ends FINISHED, KILLED (interrupted) or FAILED, as the block does.
+    """
+    run_id, client = _create_run(uri, dict(params), tracking, name, {"kind": name.split("-")[0]}), MlflowClient(uri)
+
+    def log(figures: Mapping[str, float], step: int) -> None:
+        now = int(pd.Timestamp.now("UTC").timestamp() * 1000)
+        client.log_batch(run_id, metrics=[Metric(k, float(v), now, step) for k, v in figures.items()])
+
+    status = "FAILED"
+    try:
+        yield log
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def latest_metrics(uri: str, run_id: str) -> dict[str, float]:
+    """The run's metrics as last logged; `gpu_percent` is the mean over its GPUs, where there are any."""
+    metrics = dict(MlflowClient(uri).get_run(run_id).data.metrics)
+    use = [v for k, v in metrics.items() if k.startswith("system/") and k.endswith("_utilization_percentage")
+           and "gpu_" in k]
+    return {**metrics, "gpu_percent": sum(use) / len(use)} if use else metrics
+
+
+@contextlib.contextmanager
+def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[None]:
+    """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs, as
+    `system/<figure>` or, with `node`, `system/<node>/<figure>`."""
     mlflow.set_tracking_uri(uri)
+    mlflow.set_system_metrics_node_id(node)
     mlflow.set_system_metrics_sampling_interval(2)  # type: ignore[no-untyped-call]
     with mlflow.start_run(run_id=run_id, log_system_metrics=True):
         yield
@@ -103,7 +139,7 @@ def system_metrics(uri: str, run_id: str) -> Iterator[None]:
 
 def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
     """Losses and metrics per head of one epoch, as `train/<head>/loss`, `valid/<head>/accuracy`, ..."""
-    values = {"lr": report.lr, "samples_per_second": report.samples_per_second, "epoch_seconds": report.seconds}
+    values = {"lr": report.lr, "epochs_done": report.epoch + 1, "score": report.score, "samples_per_second": report.samples_per_second, "epoch_seconds": report.seconds}
     for part, heads in (("train", report.train), ("valid", report.valid)):
         for head, metrics in heads.items():
             if metrics.count:
@@ -112,8 +148,8 @@ def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
     MlflowClient(uri).log_batch(run_id, metrics=[Metric(k, v, now, report.epoch) for k, v in values.items()])
 
 
-def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
-    """Log the figures and close the run; `meta` None marks it failed."""
+def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None, *, killed: bool = False) -> None:
+    """Log the figures and close the run; `meta` None marks it failed, or killed."""
     client = MlflowClient(uri)
     if meta is not None and meta.best_epoch >= 0:
         client.log_figure(run_id, learning_curves(meta.history), "figures/learning_curves.png")
@@ -121,7 +157,7 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
         client.log_figure(run_id, confusion_matrices(best), "figures/confusion_valid.png")
         client.log_metric(run_id, "best_score", meta.best_score)
         client.log_metric(run_id, "best_epoch", meta.best_epoch)
-    client.set_terminated(run_id, "FAILED" if meta is None else "FINISHED")
+    client.set_terminated(run_id, "FINISHED" if meta else "KILLED" if killed else "FAILED")
 
 
 @dataclasses.dataclass(frozen=True)
