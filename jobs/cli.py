@@ -21,8 +21,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . needs no installation of this project
     sys.path.insert(0, str(REPOSITORY))
 
+from lfmim.config import TrackingConfig  # noqa: E402
 from lfmim.schema import InputError  # noqa: E402
-
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
@@ -34,7 +34,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, its own code otherwise."""
+    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else its own."""
     logging.getLogger("jsonargparse").setLevel(logging.ERROR)
     _catch_sigterm()
     try:
@@ -63,16 +63,16 @@ def check_shared(**folders: str) -> None:
     """Refuse relative folders in a submitted job: they would land in the temporary copy of the working directory."""
     for name, folder in folders.items():
         if SUBMITTED and folder and "://" not in folder and not os.path.isabs(folder):
-            raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary copy of "
-                             "the working directory; give an absolute path on storage that every node sees")
+            raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
+                             "copy of the working directory; give an absolute path on storage that every node sees")
 
 
 @contextmanager
 def ray_session(what: str, *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
     """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers import this checkout.
 
-    Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the job
-    needs at least: InputError if this machine lacks them; a cluster may still grow.
+    Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the
+    job needs at least: InputError if this machine lacks them; a cluster may still grow.
     """
     import ray
 
@@ -87,7 +87,8 @@ def ray_session(what: str, *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[
     try:
         have = ray.cluster_resources()
         count = len([n for n in ray.nodes() if n["Alive"]])
-        missing = [f"{need:g} {name} needed" for name, need in (("CPU", cpus), ("GPU", gpus)) if need > have.get(name, 0)]
+        needed = {"CPU": cpus, "GPU": gpus}
+        missing = [f"{need:g} {name} needed" for name, need in needed.items() if need > have.get(name, 0)]
         where = f"{count} node{'s' * (count > 1)}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
         if missing and address == "local":
             raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
@@ -96,3 +97,17 @@ def ray_session(what: str, *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def job_session(
+    what: str, tracking_config: TrackingConfig, storage: str, run: str, params: dict[str, Any], *, gpus: float = 0.0
+) -> Iterator[Callable[..., None]]:
+    """`ray_session` with an MLflow run of its own; yields the run's `log(figures, step)`."""
+    from lfmim import tracking
+
+    uri = tracking.tracking_uri(tracking_config, storage)
+    if uri.startswith("sqlite:"):
+        check_shared(storage=storage)
+    with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
+        yield log

@@ -23,7 +23,7 @@ from lfmim.training.checkpoint import CheckpointMeta, load_model
 
 
 class Predictor:
-    """Probabilities per head from feature sequences; fp32 on the CPU."""
+    """Probabilities per head from feature sequences; fp32."""
 
     def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
         self.model, self.meta = model.eval(), meta
@@ -36,6 +36,19 @@ class Predictor:
         """Raise InputError if features of `spec` are not what the model was trained on."""
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
 
+    def problem(self, row: Mapping[Modality, np.ndarray | None]) -> str:
+        """Why the model cannot take this row, naming the field; "" if it can."""
+        for m, column in FEATURE_COLUMNS.items():
+            x, dim = row.get(m), self.meta.spec.dims[m]
+            if x is None:
+                if not self.model.accepts_absent:
+                    return f"{column}: absent, and the model '{self.meta.config.model.name}' needs every modality"
+            elif x.ndim != 2 or x.shape[1] != dim or not len(x):
+                return f"{column}: shape {x.shape}, the model takes [T, {dim}] with T of at least 1"
+            elif not np.isfinite(x).all():
+                return f"{column}: holds NaN or infinite values"
+        return ""
+
     @torch.inference_mode()
     def predict(
         self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
@@ -43,28 +56,24 @@ class Predictor:
         """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order.
 
         Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN, and so is a
-        head the model does not have. Raises InputError for sequences of another width, and for a row without one of
-        the modalities where the model needs them all.
+        head the model does not have. Runs where the model is. Raises InputError for a row the model cannot take.
         """
         spec = self.meta.spec
         count = max((len(x) for x in sequences.values()), default=0)
         rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
-        for m, column in rows.items():
-            for i, x in enumerate(column):
-                if x is None and not self.model.accepts_absent:
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: absent, and the model "
-                                     f"'{self.meta.config.model.name}' needs every modality")
-                if x is not None and (x.ndim != 2 or x.shape[1] != spec.dims[m] or not len(x)):
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: shape {x.shape}, the model takes "
-                                     f"[T, {spec.dims[m]}] with T of at least 1")
+        for i in range(count):
+            problem = self.problem({m: column[i] for m, column in rows.items()})
+            if problem:
+                raise InputError(f"row {i + 1}, {problem}")
+        device = next(self.model.parameters()).device
         out: dict[str, list[np.ndarray]] = {h: [np.empty((0, len(EMOTIONS)), np.float32)] for h in HEADS}
         for start in range(0, count, batch_size):
             features, masks = {}, {}
             for m in MODALITIES:
                 part = rows[m][start : start + batch_size]
                 padded, length = pad_sequences(part, m, spec.dims[m], self.meta.config.model.max_lengths[m])
-                features[m.value] = padded.float()
-                masks[m.value] = torch.arange(padded.shape[1])[None, :] < length[:, None]
+                features[m.value] = padded.to(device).float()
+                masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(device)
             logits = self.model(features, masks).logits
             present = {m.value: masks[m].any(dim=1) for m in MODALITIES}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
@@ -73,7 +82,7 @@ class Predictor:
                     out[h].append(np.full((len(part), len(EMOTIONS)), np.nan, np.float32))
                     continue
                 p = logits[h].softmax(dim=1)
-                out[h].append(torch.where(present[h][:, None], p, torch.nan).numpy())
+                out[h].append(torch.where(present[h][:, None], p, torch.nan).cpu().numpy())
         return {h: np.concatenate(parts) for h, parts in out.items()}
 
 

@@ -16,13 +16,17 @@ Log = Callable[[Mapping[str, float], int], None]
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def no_log(figures: Mapping[str, float], step: int) -> None:
+    """Nobody listens."""
+
+
 @contextlib.contextmanager
 def watch(
-    what: str, total: int, unit: str, *, log: Log = lambda figures, step: None, seconds: float = SECONDS_BETWEEN_LINES
+    what: str, total: int, unit: str, *, log: Log = no_log, seconds: float = SECONDS_BETWEEN_LINES
 ) -> Iterator[Callable[..., None]]:
     """Yields `show(done, note="", **figures)`, to be called as often as one likes.
 
-    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line at most every `seconds`, on stderr.
+    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line every `seconds` at most.
     `log` gets throughput, ETA and `figures` as often, with step = done. The rate counts what was done in this call.
     """
     console = Console(stderr=True)

@@ -131,7 +131,7 @@ def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[N
     """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs, as
     `system/<figure>` or, with `node`, `system/<node>/<figure>`."""
     mlflow.set_tracking_uri(uri)
-    mlflow.set_system_metrics_node_id(node)
+    mlflow.set_system_metrics_node_id(node)  # type: ignore[no-untyped-call]
     mlflow.set_system_metrics_sampling_interval(2)  # type: ignore[no-untyped-call]
     with mlflow.start_run(run_id=run_id, log_system_metrics=True):
         yield
@@ -139,7 +139,8 @@ def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[N
 
 def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
     """Losses and metrics per head of one epoch, as `train/<head>/loss`, `valid/<head>/accuracy`, ..."""
-    values = {"lr": report.lr, "epochs_done": report.epoch + 1, "score": report.score, "samples_per_second": report.samples_per_second, "epoch_seconds": report.seconds}
+    values = {"lr": report.lr, "samples_per_second": report.samples_per_second, "epoch_seconds": report.seconds,
+              "epochs_done": report.epoch + 1, "score": report.score}
     for part, heads in (("train", report.train), ("valid", report.valid)):
         for head, metrics in heads.items():
             if metrics.count:

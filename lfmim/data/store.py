@@ -103,24 +103,25 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
                          + ". Use another store or the same encoders.")
 
 
-def _parts(folder: Path) -> list[str]:
+def part_files(folder: Path) -> list[str]:
+    """The parts, in name order."""
     return sorted(str(p) for p in folder.glob("part-*.parquet"))
 
 
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
-    return set(read_table(folder, [ID])[ID].to_pylist()) if _parts(folder) else set()
+    return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
-    parts = _parts(folder / ERRORS_FOLDER)
+    parts = part_files(folder / ERRORS_FOLDER)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
     """Columns of the store in id order, optionally of one split. Raises InputError if there is no part."""
-    parts = _parts(folder)
+    parts = part_files(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
     wanted = None if columns is None else list(dict.fromkeys([ID, *columns]))

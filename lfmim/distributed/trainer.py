@@ -23,8 +23,8 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
 from lfmim.progress import watch
+from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
 from lfmim.training.loop import EpochReport, resolve_precision, train
@@ -63,13 +63,14 @@ def describe(config: ExperimentConfig) -> str:
     """One line: what will run with what, and where its results go."""
     c, storage = config.run, Path(config.run.storage).resolve()
     gpu = c.gpus_per_worker > 0
-    precision = config.train.precision
+    precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
     share = f"{c.cpus_per_worker:g} CPU" + (f" + {c.gpus_per_worker:g} GPU" if gpu else "")
-    return (f"train {run_name(config, data_fingerprint(Path(config.store)))}: {c.workers} worker{'s' * (c.workers > 1)} x {share}, "
-            f"{'cuda' if gpu else 'cpu'}, precision {precision} | checkpoints in "
-            f"{storage} | mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
+    name = run_name(config, data_fingerprint(Path(config.store)))
+    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x {share}, "
+            f"{'cuda' if gpu else 'cpu'}, precision {precision} | checkpoints {storage / name} | "
+            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
 
 
 def train_distributed(config: ExperimentConfig) -> TrainResult:
