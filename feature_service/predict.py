@@ -40,6 +40,7 @@ from lfmim.schema import (
 )
 
 ROWS_PER_CALL = 64
+CPUS_PER_WORKER = 0.5
 ROWS_PER_PART = 4096
 FLUSH_SECONDS = 10.0
 MODEL_FILE = "model"
@@ -161,12 +162,17 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
 def _run(
     predictor: Predictor, todo: dict[str, list[str]], workers: int, gpus_per_worker: float
 ) -> Iterator[pa.Table]:
-    """Predictions of the ids in `todo` (part -> ids), as they come."""
+    """Predictions of the ids in `todo` (part -> ids), as they come.
+
+    The actors read the parts themselves, row group by row group: features never travel through the object store.
+    """
     quiet_ray_data()
+    units = [pa.table({"path": [path], "group": [group]}) for path in todo
+             for group in range(pq.ParquetFile(path).num_row_groups)]
     wanted = frozenset(i for ids in todo.values() for i in ids)
-    ds = ray.data.read_parquet(list(todo), columns=[ID, *FEATURE_COLUMNS.values()], shuffle=None).map_batches(
-        _Predict, fn_constructor_args=(predictor, wanted, gpus_per_worker > 0), batch_format="pyarrow",
-        batch_size=ROWS_PER_CALL, num_cpus=0.5, num_gpus=gpus_per_worker, compute=ActorPoolStrategy(size=workers),
+    ds = ray.data.from_arrow(units).map_batches(
+        _Predict, fn_constructor_args=(predictor, wanted, gpus_per_worker > 0), batch_format="pyarrow", batch_size=1,
+        num_cpus=CPUS_PER_WORKER, num_gpus=gpus_per_worker, compute=ActorPoolStrategy(size=workers),
     )
     table: pa.Table
     for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
@@ -175,7 +181,7 @@ def _run(
 
 
 class _Predict:
-    """Ray Data actor around the predictor."""
+    """Ray Data actor around the predictor: (part, row group) -> predictions, some rows at a time."""
 
     def __init__(self, predictor: Predictor, wanted: frozenset[str], gpu: bool) -> None:
         torch.set_num_threads(1)
@@ -185,12 +191,15 @@ class _Predict:
         if self.cuda:
             predictor.model.to("cuda")
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        table = table.filter(pa.array([i in self.wanted for i in table[ID].to_pylist()], pa.bool_()))
-        out = predict_table(self.predictor, table)
-        gpu = gpu_percent() if self.cuda else None
-        return (out.append_column("node", pa.array([self.node] * len(out), pa.string()))
-                .append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64())))
+    def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
+        (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
+        columns = [ID, *FEATURE_COLUMNS.values()]
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
+            wanted = pa.array([i in self.wanted for i in batch.column(ID).to_pylist()], pa.bool_())
+            out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
+            gpu = gpu_percent() if self.cuda else None
+            yield (out.append_column("node", pa.array([self.node] * len(out), pa.string()))
+                   .append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64())))
 
 
 def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:

@@ -16,6 +16,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its warnings land on the terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . needs no installation of this project
@@ -68,7 +69,7 @@ def check_shared(**folders: str) -> None:
 
 
 @contextmanager
-def ray_session(what: str, *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
+def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
     """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers import this checkout.
 
     Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the
@@ -93,7 +94,7 @@ def ray_session(what: str, *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[
         if missing and address == "local":
             raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
         waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
-        print(f"{what} | ray: {where}{waiting}", file=sys.stderr, flush=True)
+        print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
         yield
     finally:
         ray.shutdown()

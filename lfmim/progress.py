@@ -26,13 +26,15 @@ def watch(
 ) -> Iterator[Callable[..., None]]:
     """Yields `show(done, note="", **figures)`, to be called as often as one likes.
 
-    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line every `seconds` at most.
-    `log` gets throughput, ETA and `figures` as often, with step = done. The rate counts what was done in this call.
+    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line at the first result, then every
+    `seconds` at most. `log` gets throughput, ETA and `figures` as often, with step = done. The rate leaves out what was
+    done before the first call.
     """
     console = Console(stderr=True)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal)
-    started, last, first = time.monotonic(), time.monotonic(), -1
+    started = time.monotonic()
+    last, first = started - seconds, -1
     with bar:
         task = bar.add_task(what, total=total, text="")
 
@@ -47,7 +49,7 @@ def watch(
                 "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
                 f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "", note)))
             bar.update(task, completed=done, text=text)
-            if now - last >= seconds or (done == total and first < done):
+            if done > first and (now - last >= seconds or done == total):
                 last = now
                 if not console.is_terminal:
                     print(f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}", file=sys.stderr,

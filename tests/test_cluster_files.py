@@ -148,8 +148,8 @@ def test_what_the_jobs_ask_for_fits_the_groups():
     assert run.workers * run.gpus_per_worker <= groups["gpu"]["max_workers"] * gpu["GPU"]
 
 
-# The fields of RayCluster and RayJob (ray.io/v1) and of the pod templates in them that the manifests use, with the CRDs'
-# types and required fields; anything else is refused, so a misspelt field does not pass.
+# The fields of RayCluster and RayJob (ray.io/v1) and of the pod templates in them that the manifests use, with the
+# CRDs' types and required fields; anything else is refused, so a misspelt field does not pass.
 def closed(required: str = "", **properties) -> dict:
     return {"type": "object", "required": required.split(), "properties": properties, "additionalProperties": False}
 
