@@ -106,7 +106,7 @@ def test_a_node_lost_in_training_and_one_lost_in_prediction(cluster, nodes, smal
     for mine, theirs in zip(last.history, undisturbed.history, strict=True):
         for part in ("train", "valid"):
             for head, metrics in theirs[part].items():
-                assert mine[part][head]["loss"] == pytest.approx(metrics["loss"], rel=1e-3)
+                assert mine[part][head]["loss"] == pytest.approx(metrics["loss"], rel=1e-3, abs=1e-4)
 
     store = tmp_path / "many"
     store.mkdir()
