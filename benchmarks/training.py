@@ -41,8 +41,8 @@ def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
     device = torch.device(device_name)
     config, dims = SIZES[size]
     c = config.train
-    data = load_split(folder / "store", "train", config.model.max_lengths).to(device, c.cache)
-    test = load_split(folder / "store", "valid", config.model.max_lengths).to(device, c.cache)
+    data = load_split(folder / "store", "train", config.model).to(device, c.cache)
+    test = load_split(folder / "store", "valid", config.model).to(device, c.cache)
     model = build_model(config.model, dims).to(device)
     optimizer = loop.build_optimizer(c, model)
     precision = loop.resolve_precision(c.precision, device)

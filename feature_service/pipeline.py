@@ -18,9 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM, Row, build_feature_spec, build_stage
 from lfmim.config import ExtractConfig
@@ -35,6 +34,7 @@ from lfmim.data.store import (
     write_part,
     write_spec,
 )
+from lfmim.progress import Log, gpu_percent, no_log, watch
 from lfmim.schema import (
     DURATION,
     ERRORS_FOLDER,
@@ -64,17 +64,25 @@ class ExtractSummary:
     seconds: float
     utterances_per_second: dict[str, float]
     """Per stage and worker: utterances / busy seconds."""
+    nodes: dict[str, dict[str, int]]
+    """Per stage: Ray node id -> utterances."""
 
     def __str__(self) -> str:
         lines = [f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} quarantined, "
                  f"{self.already_done} done before; {self.seconds:.1f} s"]
         lines += [f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())]
         rates = ", ".join(f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items())
-        return "\n".join([*lines, *([f"  utterances/s per worker: {rates}"] if rates else [])])
+        lines += [f"  utterances/s per worker: {rates}"] if rates else []
+        if len({node for where in self.nodes.values() for node in where}) > 1:
+            lines += [f"  {stage} ran on " + ", ".join(f"node {n} ({count})" for n, count in sorted(where.items()))
+                      for stage, where in self.nodes.items()]
+        return "\n".join(lines)
 
 
-def extract_features(config: ExtractConfig, *, need_media: bool = True) -> ExtractSummary:
+def extract_features(config: ExtractConfig, *, need_media: bool = True, log: Log = no_log) -> ExtractSummary:
     """Run the manifest through the stages into the store; rows that are there already are left alone.
+
+    `log` gets throughput, ETA and GPU use now and then.
 
     Raises InputError (before anything is written) for a bad manifest, an encoder that cannot be loaded, or a store made
     with other encoders. Clips that cannot be used are quarantined, never dropped.
@@ -90,40 +98,54 @@ def extract_features(config: ExtractConfig, *, need_media: bool = True) -> Extra
     writer = _Writer(store, spec, extra, config.rows_per_part)
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
+    nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     if len(todo):
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("eta"), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            task = progress.add_task("extract", total=len(todo))
-            for row in _run_stages(config, spec, todo, extra):
-                writer.add(row)
-                progress.advance(task)
-                for stage in STAGES:
-                    if row[f"seconds_{stage}"]:
-                        busy[stage] += row[f"seconds_{stage}"]
-                        seen[stage] += 1
-        writer.flush()
+        with watch("extract", len(todo), "utterances", log=log) as show:
+            show(0)
+            try:
+                for count, row in enumerate(_run_stages(config, spec, todo, extra), start=1):
+                    writer.add(row)
+                    for stage in STAGES:
+                        if row[f"seconds_{stage}"]:
+                            busy[stage] += row[f"seconds_{stage}"]
+                            seen[stage] += 1
+                            nodes[stage][row[f"node_{stage}"]] += 1
+                    gpu = row["gpu_percent"]
+                    show(count, f"{sum(writer.reasons.values())} quarantined" if writer.reasons else "",
+                         **({} if gpu is None else {"gpu_percent": gpu}))
+            finally:  # what is finished is kept when the run is stopped, too
+                writer.flush()
     return ExtractSummary(
         rows_in=len(manifest), already_done=len(manifest) - len(todo), stored=writer.stored,
         quarantined=dict(writer.reasons), seconds=time.perf_counter() - started,
         utterances_per_second={s: seen[s] / busy[s] for s in STAGES if busy[s]},
+        nodes={s: dict(n) for s, n in nodes.items()},
     )
 
 
-def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+def quiet_ray_data() -> None:
+    """Our own progress instead of Ray Data's bars, hints and execution plans."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+    quiet_ray_data()
     schema = _wire_schema(spec, extra)
     source = rows_to_wire([_new_row(r) for r in todo.to_dict("records")], schema)
     blocks = [source.slice(i, ROWS_PER_BLOCK) for i in range(0, len(source), ROWS_PER_BLOCK)]
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     # Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all
-    # stages must fit side by side; each stage runs one thread.
+    # stages must fit side by side; each stage runs one thread. Nodes with the decode resource are there to decode: one
+    # unit and one CPU a worker.
+    place: dict[str, Any] = {"num_cpus": 0.3}
+    if config.decode_resource:
+        place = {"num_cpus": 1, "resources": {config.decode_resource: 1}}
     ds = ray.data.from_arrow(blocks).map_batches(
-        _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1, num_cpus=0.3,
-        compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)),
+        _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)), **place,
     )
     for stage in STAGES[1:]:
         workers = config.face_workers if stage == "face" else config.encoder_workers
@@ -140,11 +162,21 @@ class _Stage:
     """Ray Data actor around one stage; loads once."""
 
     def __init__(self, name: str, config: ExtractConfig, schema: pa.Schema) -> None:
-        self.schema = schema
-        self.run = build_stage(name, config, "cuda" if config.gpus_per_worker and name != "decode" else "cpu")
+        self.name, self.schema = name, schema
+        self.node = ray.get_runtime_context().get_node_id()
+        gpu = config.gpus_per_worker > 0 and name != "decode"
+        self.device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        if gpu and self.device == "cpu":
+            logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
+        self.run = build_stage(name, config, self.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return rows_to_wire(self.run(wire_to_rows(table)), self.schema)
+        rows = self.run(wire_to_rows(table))
+        for row in rows:
+            row[f"node_{self.name}"] = self.node
+            if self.device == "cuda":
+                row["gpu_percent"] = gpu_percent()
+        return rows_to_wire(rows, self.schema)
 
 
 # Between stages rows travel as plain Arrow columns: raw arrays as bytes plus shape, features as the store keeps them.
@@ -162,7 +194,8 @@ def _wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
         schema = schema.append(pa.field(name, pa.string()))
     for stage in STAGES:
         schema = schema.append(pa.field(f"seconds_{stage}", pa.float64()))
-    return schema
+        schema = schema.append(pa.field(f"node_{stage}", pa.string()))
+    return schema.append(pa.field("gpu_percent", pa.float64()))
 
 
 def _new_row(record: dict[Any, Any]) -> Row:

@@ -13,6 +13,7 @@ from lfmim.config import ExperimentConfig
 
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store, run__storage=config.run.storage)
     from pathlib import Path
 
     from lfmim.data.batches import load_split
@@ -21,9 +22,10 @@ def main() -> int:
 
     store = Path(config.store)  # bad input is told before a cluster is started
     check_data(config, FeatureSpec.load(store), *(load_split(store, s, config.model) for s in ("train", "valid")))
-    with cli.ray_session():
-        from lfmim.distributed.trainer import train_distributed
+    from lfmim.distributed.trainer import describe, train_distributed
 
+    c = config.run
+    with cli.ray_session(describe(config), cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
         result = train_distributed(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"

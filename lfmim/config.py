@@ -275,8 +275,13 @@ class ExtractConfig:
     """Actors per encoder stage."""
     gpus_per_worker: float = 0.0
     """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
+    decode_resource: str = ""
+    """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker; empty: any node."""
     rows_per_part: int = 256
     """Rows gathered per Parquet part."""
+    storage: str = "runs"
+    """Folder of the embedded tracking database (run.storage of training)."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):

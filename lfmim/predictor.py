@@ -34,7 +34,7 @@ from lfmim.training.checkpoint import CheckpointMeta, load_model
 
 
 class Predictor:
-    """Probabilities, or sentiment scores, per head from feature sequences; fp32 on the CPU."""
+    """Probabilities, or sentiment scores, per head from feature sequences; fp32, where the model is."""
 
     def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
         self.model, self.meta = model.eval(), meta
@@ -50,6 +50,21 @@ class Predictor:
                              "cannot be compared; import it again with --features STORE, a store of such features")
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
 
+    def problem(self, row: Mapping[Modality, np.ndarray | None]) -> str:
+        """Why the model cannot take this row, naming the field; "" if it can."""
+        for m, column in FEATURE_COLUMNS.items():
+            x, dim = row.get(m), self.meta.spec.dims.get(m)
+            if x is None:
+                if not self.model.accepts_absent:
+                    return f"{column}: absent, and the model '{self.meta.config.model.name}' needs every modality"
+            elif dim is None:
+                return f"{column}: the model was trained without {m}; leave it out"
+            elif x.ndim != 2 or x.shape[1] != dim or not len(x):
+                return f"{column}: shape {x.shape}, the model takes [T, {dim}] with T of at least 1"
+            elif not np.isfinite(x).all():
+                return f"{column}: holds NaN or infinite values"
+        return ""
+
     @torch.inference_mode()
     def predict(
         self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
@@ -58,31 +73,24 @@ class Predictor:
         sentiment model [N, 1] scores in [-1, 1].
 
         Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN, and so is a
-        head the model does not have. Raises InputError for sequences of another width or a modality the model was not
-        trained on, and for a row without one of the modalities where the model needs them all.
+        head the model does not have. Raises InputError for a row the model cannot take.
         """
         spec, config = self.meta.spec, self.meta.config.model
         count = max((len(x) for x in sequences.values()), default=0)
         rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
-        for m, column in rows.items():
-            for i, x in enumerate(column):
-                if x is None and not self.model.accepts_absent:
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: absent, and the model '{config.name}' "
-                                     "needs every modality")
-                if x is not None and m not in spec.dims:
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: the model was trained without {m}; leave it "
-                                     "out")
-                if x is not None and (x.ndim != 2 or x.shape[1] != spec.dims[m] or not len(x)):
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: shape {x.shape}, the model takes "
-                                     f"[T, {spec.dims[m]}] with T of at least 1")
+        for i in range(count):
+            problem = self.problem({m: column[i] for m, column in rows.items()})
+            if problem:
+                raise InputError(f"row {i + 1}, {problem}")
+        device = next(self.model.parameters()).device
         out: dict[str, list[np.ndarray]] = {h: [np.empty((0, config.outputs), np.float32)] for h in HEADS}
         for start in range(0, count, batch_size):
             features, masks = {}, {}
             for m, dim in spec.dims.items():
                 part = rows[m][start : start + batch_size]
                 padded, length = pad_sequences(part, m, dim, config.max_lengths[m], cut=config.cuts(m))
-                features[m.value] = padded.float()
-                masks[m.value] = torch.arange(padded.shape[1])[None, :] < length[:, None]
+                features[m.value] = padded.to(device).float()
+                masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(device)
             logits = self.model(features, masks).logits
             present = {m: mask.any(dim=1) for m, mask in masks.items()}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
@@ -91,7 +99,7 @@ class Predictor:
                     out[h].append(np.full((len(part), config.outputs), np.nan, np.float32))
                     continue
                 p = logits[h].softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
-                out[h].append(torch.where(present[h][:, None], p, torch.nan).numpy())
+                out[h].append(torch.where(present[h][:, None], p, torch.nan).cpu().numpy())
         return {h: np.concatenate(parts) for h, parts in out.items()}
 
 

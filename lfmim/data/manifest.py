@@ -36,6 +36,7 @@ KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
 RESERVED_COLUMNS = {
     *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION,
     "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
+    "gpu_percent",
 }
 """The store's own columns and those a row carries through the pipeline."""
 
@@ -70,7 +71,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     frame = frame.rename(columns=str).reset_index(drop=True).astype(object)
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
-        if column in RESERVED_COLUMNS or column.startswith("seconds_"):
+        if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
             raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
 
     frame[ID] = [_text(v) for v in frame[ID]]

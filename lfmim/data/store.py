@@ -107,18 +107,19 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
                          + ". Use another store or the same encoders.")
 
 
-def _parts(folder: Path) -> list[str]:
+def part_files(folder: Path) -> list[str]:
+    """The parts, in name order."""
     return sorted(str(p) for p in folder.glob("part-*.parquet"))
 
 
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
-    return set(read_table(folder, [ID])[ID].to_pylist()) if _parts(folder) else set()
+    return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
-    parts = _parts(folder / ERRORS_FOLDER)
+    parts = part_files(folder / ERRORS_FOLDER)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
@@ -127,7 +128,7 @@ def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | 
 
     Raises InputError if there is no part.
     """
-    parts = _parts(folder)
+    parts = part_files(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
     data = pad.dataset(parts, format="parquet")

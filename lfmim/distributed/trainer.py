@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,15 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
+from lfmim.progress import watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
-from lfmim.training.loop import DDP_OPTIONS, EpochReport, check_data, train
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, check_data, resolve_precision, train
 
 RUN_FILE = "run.json"
 SCORE = "score"
+POLL_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,20 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
     if config.run.name:
         return config.run.name
     return f"{config.model.name}-{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}"
+
+
+def describe(config: ExperimentConfig) -> str:
+    """One line: what will run with what, and where its results go."""
+    c, storage = config.run, Path(config.run.storage).resolve()
+    gpu = c.gpus_per_worker > 0
+    precision: str = config.train.precision
+    if not gpu or torch.cuda.is_available():
+        precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
+    share = f"{c.cpus_per_worker:g} CPU" + (f" + {c.gpus_per_worker:g} GPU" if gpu else "")
+    name = run_name(config, data_fingerprint(Path(config.store)))
+    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x {share}, "
+            f"{'cuda' if gpu else 'cpu'}, precision {precision} | checkpoints {storage / name} | "
+            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
 
 
 def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None) -> TrainResult:
@@ -87,7 +105,13 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
         ),
     )
     try:
-        result = trainer.fit()
+        with _watched(uri, run_id, config.train.epochs):
+            result = trainer.fit()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        tracking.finish_run(uri, run_id, None, killed=True)
+        if isinstance(stop, SystemExit):  # Ray Train's own answer to Ctrl-C: exit code 0
+            raise KeyboardInterrupt from stop
+        raise
     except BaseException:
         tracking.finish_run(uri, run_id, None)
         raise
@@ -101,6 +125,33 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
         uri, run_id, best, model_name=config.tracking.model_name, example=_example(store), data_fingerprint=fingerprint
     )
     return TrainResult(name, uri, run_id, best, last, registered)
+
+
+@contextlib.contextmanager
+def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
+    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        with watch("train", epochs, "epochs") as show:
+            while True:
+                last = stop.wait(POLL_SECONDS)
+                with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
+                    m = tracking.latest_metrics(uri, run_id)
+                    figures = {"gpu_percent": m["gpu_percent"]} if "gpu_percent" in m else {}
+                    note = (f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
+                            if "epochs_done" in m else "starting workers")
+                    show(int(m.get("epochs_done", 0)), note, **figures)
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
 
 
 def _run_id(
@@ -131,8 +182,9 @@ def _example(store: Path) -> Any:
 def _train_worker(args: dict[str, Any]) -> None:
     """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
     config = experiment_from_dict(args["config"])
-    store, lead = Path(args["store"]), ray.train.get_context().get_world_rank() == 0
-    device = ray.train.torch.get_device()
+    context = ray.train.get_context()
+    store, lead = Path(args["store"]), context.get_world_rank() == 0
+    device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
     model = config.model
@@ -155,8 +207,10 @@ def _train_worker(args: dict[str, Any]) -> None:
         )
 
     def run_tracked(resume: Path | None) -> None:
-        if lead:
-            with tracking.system_metrics(args["uri"], args["run_id"]):
+        if context.get_local_rank() == 0:  # one per node
+            several = context.get_world_size() > context.get_local_world_size()
+            node = f"node_{context.get_node_rank()}" if several else None
+            with tracking.system_metrics(args["uri"], args["run_id"], node):
                 run(resume)
         else:
             run(resume)

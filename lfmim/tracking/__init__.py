@@ -14,6 +14,8 @@ from lfmim.tracking.runs import (
     PARENT_RUN,
     find_run,
     finish_run,
+    job_run,
+    latest_metrics,
     log_best,
     log_comparison,
     log_epoch,
@@ -27,7 +29,8 @@ from lfmim.tracking.runs import (
 )
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "PARENT_RUN", "RegisteredVersion", "find_run", "finish_run", "load_predictor", "log_best",
-    "log_comparison", "log_epoch", "log_sweep", "log_trial", "logged_config", "logged_trials", "register",
-    "resolve_version", "rollback", "set_champion", "start_run", "system_metrics", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "PARENT_RUN", "RegisteredVersion", "find_run", "finish_run", "job_run",
+    "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_epoch", "log_sweep", "log_trial",
+    "logged_config", "logged_trials", "register", "resolve_version", "rollback", "set_champion", "start_run",
+    "system_metrics", "tracking_uri",
 ]

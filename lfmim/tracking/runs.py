@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,10 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
     else:
         experiment_id = experiment.experiment_id
     run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **git_tag()}).info.run_id)
-    for key, value in _flatten(to_dict(config)).items():
+    raw = config if isinstance(config, dict) else to_dict(config)
+    for key, value in _flatten(raw).items():
         client.log_param(run_id, key, value)
-    client.log_text(run_id, yaml.safe_dump(to_dict(config), sort_keys=False), CONFIG_FILE)
+    client.log_text(run_id, yaml.safe_dump(raw, sort_keys=False), CONFIG_FILE)
     return run_id
 
 
@@ -123,9 +124,43 @@ def _now() -> int:
 
 
 @contextlib.contextmanager
-def system_metrics(uri: str, run_id: str) -> Iterator[None]:
-    """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs."""
+def job_run(
+    uri: str, tracking: TrackingConfig, name: str, params: Mapping[str, Any]
+) -> Iterator[Callable[[Mapping[str, float], int], None]]:
+    """A run for a job that trains nothing (extraction, prediction); yields `log(figures, step)`.
+
+    It ends FINISHED, KILLED (interrupted) or FAILED, as the block does.
+    """
+    run_id, client = _create_run(uri, dict(params), tracking, name, {"kind": name.split("-")[0]}), MlflowClient(uri)
+
+    def log(figures: Mapping[str, float], step: int) -> None:
+        client.log_batch(run_id, metrics=[Metric(k, float(v), _now(), step) for k, v in figures.items()])
+
+    status = "FAILED"
+    try:
+        yield log
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def latest_metrics(uri: str, run_id: str) -> dict[str, float]:
+    """The run's metrics as last logged; `gpu_percent` is the mean over its GPUs, where there are any."""
+    metrics = dict(MlflowClient(uri).get_run(run_id).data.metrics)
+    use = [v for k, v in metrics.items() if k.startswith("system/") and k.endswith("_utilization_percentage")
+           and "gpu_" in k]
+    return {**metrics, "gpu_percent": sum(use) / len(use)} if use else metrics
+
+
+@contextlib.contextmanager
+def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[None]:
+    """CPU, memory, disk and GPU figures of this process's machine into the run while the block runs, as
+    `system/<figure>` or, with `node`, `system/<node>/<figure>`."""
     mlflow.set_tracking_uri(uri)
+    mlflow.set_system_metrics_node_id(node)  # type: ignore[no-untyped-call]
     mlflow.set_system_metrics_sampling_interval(2)  # type: ignore[no-untyped-call]
     with mlflow.start_run(run_id=run_id, log_system_metrics=True):
         yield
@@ -138,7 +173,8 @@ def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
 
 def _epoch_metrics(entry: Mapping[str, Any]) -> list[Metric]:
     """An EpochReport as a dict -> MLflow metrics."""
-    values = {"lr": entry["lr"], "samples_per_second": entry["samples_per_second"], "epoch_seconds": entry["seconds"]}
+    values = {"lr": entry["lr"], "samples_per_second": entry["samples_per_second"], "epoch_seconds": entry["seconds"],
+              "epochs_done": entry["epoch"] + 1, "score": entry["score"]}
     for part in ("train", "valid"):
         for head, metrics in entry[part].items():
             if metrics["count"]:
@@ -218,8 +254,8 @@ def log_best(uri: str, run_id: str, number: int, score: float) -> None:
     MlflowClient(uri).log_metric(run_id, "best_score", score, step=number)
 
 
-def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
-    """Log the figures and close the run; `meta` None marks it failed."""
+def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None, *, killed: bool = False) -> None:
+    """Log the figures and close the run; `meta` None marks it failed, or killed."""
     client = MlflowClient(uri)
     if meta is not None and meta.best_epoch >= 0:
         client.log_figure(run_id, learning_curves(meta.history), "figures/learning_curves.png")
@@ -227,7 +263,7 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None) -> None:
         client.log_figure(run_id, confusion_matrices(best), "figures/confusion_valid.png")
         client.log_metric(run_id, "best_score", meta.best_score)
         client.log_metric(run_id, "best_epoch", meta.best_epoch)
-    client.set_terminated(run_id, "FAILED" if meta is None else "FINISHED")
+    client.set_terminated(run_id, "FINISHED" if meta else "KILLED" if killed else "FAILED")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
