@@ -24,7 +24,8 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     answers = "a sentiment score in [-1, 1]" if sentiment else f"probabilities over {', '.join(EMOTIONS)}"
     made = (f"Trained for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, "
             f"seed {c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\n"
-            f"the validation score of the {c.train.selection} head ({meta.best_score:.4f})." if meta.history else "Imported, not trained here.")
+            f"the validation score of the {c.train.selection} head ({meta.best_score:.4f})."
+            if meta.history else "Imported, not trained here.")
     absent = ("takes utterances that lack modalities" if model.accepts_absent
               else "needs text, audio and vision of every utterance")
     return f"""# {name}
