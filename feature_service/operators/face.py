@@ -9,7 +9,17 @@ import numpy as np
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
-from feature_service.operators.detector import NO_FACES, FaceDetector, Faces, most_prominent, overlap, prominence
+from feature_service.operators.detector import (
+    LARGE,
+    NO_FACES,
+    SMALL,
+    FaceDetector,
+    Faces,
+    Search,
+    most_prominent,
+    overlap,
+    prominence,
+)
 
 # Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in RAF-DB.
 TEMPLATE = np.array([[0.345, 0.40], [0.655, 0.40], [0.5, 0.575], [0.37, 0.745], [0.63, 0.745]])
@@ -35,8 +45,8 @@ class FaceCrops:
 class FaceCropper:
     """Detects on reduced frames, crops from the native ones; every result depends on the clip's own frames alone.
 
-    `detect_side`, `min_face`: see FaceDetector. `min_probability`: detections below it are taken for false ones.
-    The face of a frame is the one with the largest area times probability.
+    `min_probability`: detections below it are taken for false ones. The face of a frame is the one with the largest
+    area times probability. Small faces are searched for only on frames that have no large one.
 
     Most frames are not searched. Every KEY_STEP-th is; where two of them show the same faces, the last network of the
     cascade looks for these where they should be on the frames between. A frame on which it misses one is searched as
@@ -44,11 +54,10 @@ class FaceCropper:
     """
 
     def __init__(
-        self, *, device: str = "cpu", crop_size: int = 224, detect_side: int = 320, min_face: float = 0.1,
-        min_probability: float = 0.95, key_step: int = KEY_STEP,
+        self, *, device: str = "cpu", crop_size: int = 224, min_probability: float = 0.95, key_step: int = KEY_STEP
     ) -> None:
         self.crop_size, self.min_probability, self.key_step = crop_size, min_probability, key_step
-        self.detector = FaceDetector(device=device, side=detect_side, min_face=min_face)
+        self.detector = FaceDetector(device=device)
 
     def __call__(self, frames: np.ndarray) -> FaceCrops:
         """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame that has one."""
@@ -88,32 +97,46 @@ class FaceCropper:
         return [found[i] for i in range(len(index))]
 
     def _search(self, frames: np.ndarray, index: np.ndarray, which: list[int], found: dict[int, Faces]) -> None:
-        """The whole cascade on reduced frames, then the prominent faces placed anew on the native ones."""
-        coarse: dict[int, np.ndarray] = {}
-        for i, faces in zip(which, self.detector.detect(frames, index[which]), strict=True):
+        """Set `found[i]` by the whole cascade on reduced frames, its boxes placed anew on the native ones."""
+        for search in (LARGE, SMALL):
+            which = [i for i in which if not len(found.get(i, NO_FACES).boxes)]
+            self._search_size(frames, index, which, search, found)
+
+    def _search_size(
+        self, frames: np.ndarray, index: np.ndarray, which: list[int], search: Search, found: dict[int, Faces]
+    ) -> None:
+        coarse = dict(zip(which, self.detector.detect(frames, index[which], search), strict=True))
+        boxes = {i: faces.boxes for i, faces in coarse.items() if len(faces.boxes)}
+        placed = self._place(frames, index, boxes)
+        for i in which:
+            faces = coarse[i]
+            if i in placed:  # where the native pixels do not confirm a face, the reduced frame's word stands
+                sure = placed[i].probabilities >= self.min_probability
+                faces = Faces(*(
+                    np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                    for new, old in zip(placed[i], faces, strict=True)
+                ))
             faces = faces.take(faces.probabilities >= self.min_probability)
             if len(faces.boxes):
                 value = prominence(faces)
-                coarse[i] = faces.boxes[value >= RIVAL * value.max()]
-                found[i] = faces.take(value >= RIVAL * value.max())
-            else:
-                found[i] = NO_FACES
-        self._follow(frames, index, coarse, found)
+                faces = faces.take(value >= RIVAL * value.max())
+            found[i] = faces
 
     def _follow(
         self, frames: np.ndarray, index: np.ndarray, expected: dict[int, np.ndarray], found: dict[int, Faces]
     ) -> None:
         """Set `found[i]` where the last network confirms every box of `expected[i]`."""
-        if not expected:
-            return
-        which = np.repeat(list(expected), [len(b) for b in expected.values()])
-        boxes = np.concatenate(list(expected.values()))
-        faces = self.detector.refine(frames, index[which], boxes)
-        moved = overlap(faces.boxes, boxes).diagonal()
-        good = (faces.probabilities >= self.min_probability) & (moved >= SAME_FACE)
-        for i in expected:
-            if good[which == i].all():
-                found[i] = faces.take(which == i)
+        for i, faces in self._place(frames, index, expected).items():
+            moved = overlap(faces.boxes, expected[i]).diagonal()
+            if (faces.probabilities >= self.min_probability).all() and (moved >= SAME_FACE).all():
+                found[i] = faces
+
+    def _place(self, frames: np.ndarray, index: np.ndarray, boxes: dict[int, np.ndarray]) -> dict[int, Faces]:
+        if not boxes:
+            return {}
+        which = np.repeat(list(boxes), [len(b) for b in boxes.values()])
+        faces = self.detector.refine(frames, index[which], np.concatenate(list(boxes.values())))
+        return {i: faces.take(which == i) for i in boxes}
 
     def _crop(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
         side = self.crop_size
