@@ -88,7 +88,7 @@ class FaceDetector:
             if part.size == 0:
                 patches[n] = 0
                 continue
-            patches[n] = Image.fromarray(part).resize((ONET_SIDE, ONET_SIDE), Image.Resampling.BOX)
+            patches[n] = np.asarray(Image.fromarray(part).resize((ONET_SIDE, ONET_SIDE), Image.Resampling.BOX))
         outputs = []
         for start in range(0, len(patches), ONET_BATCH):
             x = torch.from_numpy(patches[start : start + ONET_BATCH]).to(self.device).permute(0, 3, 1, 2).float()
