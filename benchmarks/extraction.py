@@ -188,7 +188,8 @@ def run_once(clips: dict[str, Path], encoder_config: EncoderConfig, folder: Path
             result[f"IoU share {name}"] = float(np.mean([overlap(b[None], o[None])[0, 0] >= 0.8 for b, o in pairs]))
     stages, prepared = stage_by_stage(clips, config, device)
     result |= {f"stage {s}": t for s, t in stages.items()} | {"stages": sum(stages.values())}
-    result |= {f"floor {s}": t for s, t in (parts := floor(prepared, clips, encoders, threads)).items()}
+    parts = floor(prepared, clips, encoders, threads)
+    result |= {f"floor {s}": t for s, t in parts.items()}
     result["floor"] = sum(parts.values())
     with GpuUtilisation(device) as gpu:
         start = time.perf_counter()
@@ -239,7 +240,8 @@ def main() -> None:
         ray.shutdown()
     medians = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
     lines = [f"{machine(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, median of "
-             f"{args.repeats}", "", "| measure (seconds, or a ratio or share) | median | min | max |", "|---|---|---|---|"]
+             f"{args.repeats}", "",
+             "| measure (seconds, or a ratio or share) | median | min | max |", "|---|---|---|---|"]
     lines += [f"| {k} | {v:.2f} | {min(r[k] for r in runs):.2f} | {max(r[k] for r in runs):.2f} |"
               for k, v in medians.items()]
     args.output.mkdir(parents=True, exist_ok=True)

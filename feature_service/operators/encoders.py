@@ -177,9 +177,9 @@ _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "lay
 
 def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Strip what wraps the ResNet (`module.`, `backbone.`, a Sequential's numbers): names as torchvision has them."""
-    first = next((k for k in state if k.endswith("conv1.weight") and "layer" not in k), None)
+    first = next((k for k in state if k.endswith("layer1.0.conv1.weight")), None)
     if first is not None:
-        prefix = first.removesuffix("conv1.weight")
+        prefix = first.removesuffix("layer1.0.conv1.weight")
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     stem = next((k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4), None)
     if stem is None:
@@ -198,7 +198,8 @@ def _looks_like(state: dict[str, torch.Tensor]) -> str:
     blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5))
     bottleneck = any(".conv3." in k for k in state)
     known: dict[tuple[int, ...], str] = {(2, 2, 2, 2, False): "ResNet-18 of other widths",
-             (3, 4, 6, 3, False): "ResNet-34", (3, 4, 6, 3, True): "ResNet-50", (3, 4, 23, 3, True): "ResNet-101", (3, 8, 36, 3, True): "ResNet-152"}
+             (3, 4, 6, 3, False): "ResNet-34", (3, 4, 6, 3, True): "ResNet-50", (3, 4, 23, 3, True): "ResNet-101",
+             (3, 8, 36, 3, True): "ResNet-152"}
     if all(blocks):
         return known.get((*blocks, bottleneck), f"a ResNet with {'-'.join(map(str, blocks))} blocks")
     if any(k.startswith("features.") for k in state) and any(k.startswith("classifier.") for k in state):
