@@ -230,7 +230,7 @@ def main() -> None:
                 make_clip(path, {"text": "sadness", "audio": "anger", "vision": "happiness"}, key=path.stem)
         clips = {p.name: p.resolve() for p in paths}
         encoders = base_encoders(Path(scratch) / "base") if args.encoders == "base" else EncoderConfig()
-        ray.init(log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+        ray.init(address="local", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
         runs = []
         for i in range(args.repeats):
             folder = Path(scratch) / f"run{i}"

@@ -23,8 +23,8 @@ class TextEncoder:
         self, source: str, *, revision: str | None = None, max_tokens: int = 80, device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        self.tokenizer = from_pretrained(AutoTokenizer, source, revision)
         self.model = from_pretrained(BertModel, source, revision, add_pooling_layer=False).eval().to(device)
+        self.tokenizer = from_pretrained(AutoTokenizer, source, revision)
         self.max_tokens, self.device = max_tokens, device
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         self.source, self.revision = source, revision
