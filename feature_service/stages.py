@@ -17,7 +17,7 @@ import torch
 from feature_service.operators.audio import AudioEncoder
 from feature_service.operators.decode import SAMPLE_RATE, ClipError, decode_clip
 from feature_service.operators.encoders import build_tiny_encoders, cache_folder
-from feature_service.operators.face import FaceCropper
+from feature_service.operators.face import KEY_STEP, FaceCropper
 from feature_service.operators.text import TextEncoder
 from feature_service.operators.vision import VisionEncoder
 from lfmim.config import EncoderConfig, ExtractConfig
@@ -79,7 +79,7 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
         encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
         sampling={
             "segments": config.segments, "frames_per_segment": config.frames_per_segment, "seed": config.seed,
-            "crop_size": 224, "sample_rate": SAMPLE_RATE,
+            "crop_size": 224, "sample_rate": SAMPLE_RATE, "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
         },
         library_versions={name: importlib.metadata.version(name) for name in libraries},
     )
