@@ -106,7 +106,7 @@ def test_submitted_training_survives_a_killed_worker_and_a_stop(head, toy_store,
     for part in ("2 workers x 0.5 CPU, cpu, precision fp32", f"checkpoints {folder}", f"mlflow {state['uri']}",
                  "ray: 1 node, 2 CPU, 0 GPU"):
         assert part in first
-    assert re.search(rf"train: \d+/{epochs} epochs \(\d+%\), .*samples/s, validation accuracy 0", done.stdout)
+    assert re.search(rf"train: \d+/{epochs} epochs \(\d+%\), .*samples/s, validation score 0", done.stdout)
     assert f"run killed: {epochs} epochs" in done.stdout
     curve = mlflow.get_metric_history(state["run_id"], "valid/text/accuracy")
     assert {m.step for m in curve} == set(range(epochs))
