@@ -59,6 +59,7 @@ ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
 LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
 FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
 FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
+MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "audio_streams"
 
 SPEC_FILE = "feature_spec.json"
 ERRORS_FOLDER = "errors"

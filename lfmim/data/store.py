@@ -18,6 +18,7 @@ import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
 from lfmim.schema import (
+    AUDIO_STREAMS,
     DURATION,
     ERRORS_FOLDER,
     FACE_FOUND,
@@ -25,11 +26,13 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    MEDIA_SHA256,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
     TEXT,
     VIDEO,
+    VIDEO_STREAMS,
     FeatureSpec,
     InputError,
     Modality,
@@ -51,6 +54,7 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
         (FACE_FOUND, pa.list_(pa.bool_())),
         (FRAME_INDICES, pa.list_(pa.int32())),
         (DURATION, pa.float64()),
+        (MEDIA_SHA256, pa.string()), (VIDEO_STREAMS, pa.int32()), (AUDIO_STREAMS, pa.int32()),
         *((name, pa.string()) for name in passthrough),
     ])
 
