@@ -99,7 +99,7 @@ class IsolatedDecoder:
         if frames is not None:  # each frame travels once, however often it was sampled
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
-        return DecodedClip(frames=frames, frame_indices=arrays["frame_indices"], waveform=arrays.get("waveform"), **head)
+        return DecodedClip(**head, **{"waveform": None, **arrays, "frames": frames})
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
@@ -111,7 +111,7 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
 def _receive(connection: Connection, dtype: str, shape: list[int]) -> np.ndarray:
     array = np.empty(shape, dtype)
     if array.nbytes:
-        connection.recv_bytes_into(memoryview(array).cast("B"))
+        connection.recv_bytes_into(array.data.cast("B"))
     return array
 
 
@@ -129,7 +129,7 @@ def _serve(connection: Connection) -> None:
         signal.alarm(0)
         connection.send_bytes(json.dumps(head).encode())
         for array in arrays:
-            connection.send_bytes(memoryview(array).cast("B"))
+            connection.send_bytes(array.data.cast("B"))
 
 
 def _answer(request: dict[str, str], options: DecodeOptions) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -87,7 +87,7 @@ def sample_frame_indices(
     return np.sort(np.concatenate(picks)).astype(np.int32)
 
 
-def decode_clip(video: str | Path, *, key: str, options: DecodeOptions = DecodeOptions()) -> DecodedClip:  # noqa: B008
+def decode_clip(video: str | Path, *, key: str, options: DecodeOptions = DecodeOptions()) -> DecodedClip:
     """Decode the sampled frames and the whole audio of the first video and the first audio stream.
 
     `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept. Raises ClipError if
@@ -134,7 +134,7 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
             raise ClipError("decode", f"is truncated: ends at {max(video_s, audio_s):.1f} s of {stated:.1f} s")
         counts = len(videos), len(audios)
     file.seek(0)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     return DecodedClip(frames, indices, waveform, max(video_s, audio_s), *counts, digest)
 
 
@@ -235,11 +235,8 @@ def _frames_at(container: Any, stream: Any, index: _FrameIndex, picks: Sequence[
 
 
 def _rewind(container: Any) -> None:
-    start = container.start_time or 0
-    try:
-        container.seek(start - av.time_base)  # MPEG streams: a second ahead, or the first keyframe is missed
-    except av.FFmpegError:
-        container.seek(start)
+    # MPEG streams: from a second ahead, or the first keyframe is missed.
+    container.seek((container.start_time or 0) - av.time_base if "mpeg" in container.format.name else 0)
 
 
 def _first_at(frames: Iterator[Any], wanted: int) -> Any:

@@ -17,8 +17,10 @@ import fsspec
 
 from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
 
-MEDIA_SUFFIXES = frozenset(
-    "mp4 m4v mov mkv webm avi mpg mpeg ts mts flv wmv 3gp ogv wav mp3 m4a aac flac ogg opus wma".split())
+MEDIA_SUFFIXES = frozenset((
+    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "flv", "wmv", "3gp", "ogv",
+    "wav", "mp3", "m4a", "aac", "flac", "ogg", "opus", "wma",
+))
 FIELD_LIMIT = 1 << 20
 """Bytes; a larger .json, .txt or .cls member is refused rather than read."""
 _MEMBER = re.compile(r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)")
@@ -98,7 +100,7 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         for member in tar:
             if member.isreg() and not member.issparse():
                 yield member.name, member.offset_data, member.size
-            tar.members = []  # tarfile keeps every header otherwise
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
 
 def _add_member(

@@ -6,9 +6,12 @@ Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,8 @@ from lfmim.schema import (
 )
 
 ERROR_SCHEMA = pa.schema([(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())])
+
+LOCK_FILE = ".lock"
 
 
 def feature_type(dim: int) -> pa.DataType:
@@ -76,16 +81,52 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only writer of the store. Raises InputError if another run is; a killed run's claim ends with it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(f"{folder}: another run is writing into this feature store ({lock.read().strip()}); "
+                             "wait for it, or use another store") from error
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):  # of a run killed while writing
+            left.unlink()
+        yield
+
+
 def write_part(folder: Path, table: pa.Table) -> None:
-    """Write one part under a temporary name, then rename: a killed writer leaves no half part behind."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
+
+    Raises InputError if it cannot be written.
+    """
     name = f"part-{uuid.uuid4().hex}.parquet"
     temporary = folder / f".{name}.tmp"
     try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may show only here
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be written to: {error.strerror or error}. What was stored before is kept; "
+                      "make room or fix the folder, then run the same command again")
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
@@ -120,6 +161,12 @@ def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
     parts = _parts(folder / ERRORS_FOLDER)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
+
+
+def discard_quarantined(folder: Path) -> None:
+    """Forget the quarantined rows, so that they are tried again."""
+    for part in _parts(folder / ERRORS_FOLDER):
+        os.unlink(part)
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
