@@ -99,7 +99,7 @@ class IsolatedDecoder:
         if frames is not None:  # each frame travels once, however often it was sampled
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
-        return DecodedClip(**head, **{"waveform": None, **arrays, "frames": frames})
+        return DecodedClip(frames, arrays["frame_indices"], arrays.get("waveform"), **head)
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
