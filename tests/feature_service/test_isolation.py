@@ -8,6 +8,7 @@ import signal
 import tarfile
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -107,7 +108,7 @@ def bucket(good):
 
 
 def test_manifest_media_and_shards_on_object_storage(bucket, good, tmp_path):
-    content = open(good, "rb").read()
+    content = Path(good).read_bytes()
     with tarfile.open(tmp_path / "s-000.tar", "w") as tar:
         for name, data in (("a.mp4", content), ("a.txt", "你好".encode()), ("b.mp4", content[:500])):
             member = tarfile.TarInfo(name)
