@@ -12,13 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy, Dataset
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from feature_service.stages import STAGES, Row, build_feature_spec, build_stage
 from feature_service.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
@@ -26,6 +26,7 @@ from feature_service.writer import StoreWriter
 from lfmim.config import ExtractConfig
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.data.store import discard_quarantined, exclusive, quarantined, stored_ids, write_spec
+from lfmim.progress import Log, gpu_percent, no_log, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
@@ -47,6 +48,8 @@ class ExtractSummary:
     seconds: float
     utterances_per_second: dict[str, float]
     """Per stage and worker: utterances / busy seconds."""
+    nodes: dict[str, dict[str, int]]
+    """Per stage: Ray node id -> utterances."""
     error_fraction: float
     """Share of the manifest that is quarantined, by this run or an earlier one."""
 
@@ -55,11 +58,17 @@ class ExtractSummary:
                  f"{self.already_done} done before; {self.seconds:.1f} s"]
         lines += [f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())]
         rates = ", ".join(f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items())
-        return "\n".join([*lines, *([f"  utterances/s per worker: {rates}"] if rates else [])])
+        lines += [f"  utterances/s per worker: {rates}"] if rates else []
+        if len({node for where in self.nodes.values() for node in where}) > 1:
+            lines += [f"  {stage} ran on " + ", ".join(f"node {n} ({count})" for n, count in sorted(where.items()))
+                      for stage, where in self.nodes.items()]
+        return "\n".join(lines)
 
 
-def extract_features(config: ExtractConfig, *, need_media: bool = True) -> ExtractSummary:
+def extract_features(config: ExtractConfig, *, need_media: bool = True, log: Log = no_log) -> ExtractSummary:
     """Run the manifest through the stages into the store; rows that are there already are left alone.
+
+    `log` gets throughput, ETA and GPU use now and then.
 
     Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other encoders or in use
     by another run (nothing is written then), and when the store cannot be written to (rows written so far are kept).
@@ -77,43 +86,60 @@ def extract_features(config: ExtractConfig, *, need_media: bool = True) -> Extra
         todo = manifest[~manifest[ID].isin(stored_ids(store) | bad)]
         extra = passthrough_columns(manifest)
         writer = StoreWriter(store, spec, extra, config.rows_per_part, todo[ID])
-        rates = _extract(config, spec, todo, extra, writer) if len(todo) else {}
+        rates, nodes = _extract(config, spec, todo, extra, writer, log) if len(todo) else ({}, {})
     earlier = int(manifest[ID].isin(bad).sum())
     return ExtractSummary(
         rows_in=len(manifest), already_done=len(manifest) - len(todo), stored=writer.stored,
-        quarantined=dict(writer.reasons), seconds=time.perf_counter() - started, utterances_per_second=rates,
+        quarantined=dict(writer.reasons), seconds=time.perf_counter() - started,
+        utterances_per_second=rates, nodes=nodes,
         error_fraction=(earlier + writer.reasons.total()) / len(manifest),
     )
 
 
 def _extract(
-    config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str], writer: StoreWriter
-) -> dict[str, float]:
-    """Feed the writer, with progress; returns utterances per busy second of each stage."""
+    config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str], writer: StoreWriter, log: Log
+) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
+    """Feed the writer, with progress; returns utterances per busy second, and per node, of each stage."""
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("eta"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("extract", total=len(todo))
-        for row in _run_stages(config, spec, todo, extra):
-            if not writer.add(row):
-                continue
-            progress.advance(task)
-            for stage in STAGES:
-                if row[f"seconds_{stage}"]:
-                    busy[stage] += row[f"seconds_{stage}"]
-                    seen[stage] += 1
+    nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
+    with watch("extract", len(todo), "utterances", log=log) as show:
+        show(0)
+        try:
+            for row in _run_stages(config, spec, todo, extra):
+                if not writer.add(row):
+                    continue
+                for stage in STAGES:
+                    if row[f"seconds_{stage}"]:
+                        busy[stage] += row[f"seconds_{stage}"]
+                        seen[stage] += 1
+                        nodes[stage][row[f"node_{stage}"]] += 1
+                gpu = row["gpu_percent"]
+                show(len(todo) - len(writer.pending),
+                     f"{writer.reasons.total()} quarantined" if writer.reasons else "",
+                     **({} if gpu is None else {"gpu_percent": gpu}))
+        except BaseException:
+            writer.flush()  # what is finished is kept when the run is stopped, too
+            raise
         writer.finish()
-    return {s: seen[s] / busy[s] for s in STAGES if busy[s]}
+    return {s: seen[s] / busy[s] for s in STAGES if busy[s]}, {s: dict(n) for s, n in nodes.items()}
 
 
-def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+def quiet_ray_data() -> None:
+    """Our own progress instead of Ray Data's bars, hints and execution plans."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
-    context.target_max_block_size = BLOCK_BYTES
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+    quiet_ray_data()
+    ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
+    # Nodes with the decode resource are there to decode: one unit and one CPU a worker.
+    place: dict[str, Any] = {"num_cpus": 0.3}
+    if config.decode_resource:
+        place = {"num_cpus": 1, "resources": {config.decode_resource: 1}}
     schema = wire_schema(spec, extra)
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     text_alone = (todo[VIDEO] == "") & (todo[TEXT] != "")
@@ -121,8 +147,8 @@ def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, ex
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
-            _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1, num_cpus=0.3,
-            compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)),
+            _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1,
+            compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)), **place,
         )
         for stage in STAGES[1:]:
             media = _model_stage(media, stage, config, schema)
@@ -159,8 +185,18 @@ class _Stage:
     """Ray Data actor around one stage; loads once."""
 
     def __init__(self, name: str, config: ExtractConfig, schema: pa.Schema) -> None:
-        self.schema = schema
-        self.run = build_stage(name, config, "cuda" if config.gpus_per_worker and name != "decode" else "cpu")
+        self.name, self.schema = name, schema
+        self.node = ray.get_runtime_context().get_node_id()
+        gpu = config.gpus_per_worker > 0 and name != "decode"
+        self.device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        if gpu and self.device == "cpu":
+            logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
+        self.run = build_stage(name, config, self.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return rows_to_wire(self.run(wire_to_rows(table)), self.schema)
+        rows = self.run(wire_to_rows(table))
+        for row in rows:
+            row[f"node_{self.name}"] = self.node
+            if self.device == "cuda":
+                row["gpu_percent"] = gpu_percent()
+        return rows_to_wire(rows, self.schema)

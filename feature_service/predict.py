@@ -1,18 +1,56 @@
-"""Raw clips -> probabilities: the extraction stages, then a predictor."""
+"""Raw clips or stored features -> probabilities: one clip in this process, many through Ray Data."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy
 
-from feature_service.pipeline import ExtractSummary, extract_features
+from feature_service.pipeline import ExtractSummary, extract_features, quiet_ray_data
 from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage
-from lfmim.config import ExtractConfig
-from lfmim.data.store import quarantined, read_table, sequences, stored_ids
+from lfmim.config import ExtractConfig, config_hash
+from lfmim.data.manifest import read_manifest
+from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
 from lfmim.predictor import Predictor, to_frame
-from lfmim.schema import DURATION, FEATURE_COLUMNS, ID, MODALITIES, TEXT, VIDEO, InputError
+from lfmim.progress import Log, gpu_percent, no_log, watch
+from lfmim.schema import (
+    DURATION,
+    FEATURE_COLUMNS,
+    HEADS,
+    ID,
+    MODALITIES,
+    TEXT,
+    VIDEO,
+    FeatureSpec,
+    InputError,
+)
+
+ROWS_PER_CALL = 64
+CPUS_PER_WORKER = 0.5
+ROWS_PER_PART = 4096
+FLUSH_SECONDS = 10.0
+MODEL_FILE = "model"
+SCHEMA = pa.schema([
+    (ID, pa.string()),
+    *((name, kind) for h in HEADS for name, kind in (
+        (f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32())))),
+    (STAGE, pa.string()), (ERROR, pa.string()),
+])
+"""Columns of the predictions; probabilities in EMOTIONS order. A row without prediction has its reason in `error`."""
 
 
 def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, text: str) -> pd.Series:
@@ -28,28 +66,182 @@ def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, tex
     return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[0]
 
 
-def predict_manifest(predictor: Predictor, config: ExtractConfig, output: Path) -> ExtractSummary:
-    """Extract the manifest into `config.store`, then write one row per stored clip to `output` (.parquet or .jsonl).
+@dataclasses.dataclass(frozen=True)
+class PredictSummary:
+    """What a run did. rows_in = predicted + the sum of `quarantined`."""
 
-    Quarantined clips are written too, with their reason in `error`: rows out = rows in.
-    """
+    rows_in: int
+    already_done: int
+    """Rows of `rows_in` that an interrupted run had done."""
+    predicted: int
+    quarantined: dict[str, int]
+    """Count per 'stage: error'."""
+    nodes: dict[str, int]
+    """Ray node id -> rows predicted there in this run."""
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"rows in {self.rows_in}: {self.predicted} predicted, {sum(self.quarantined.values())} quarantined "
+                 f"({self.already_done} done before); {self.seconds:.1f} s"]
+        return "\n".join([*lines, *(f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items()))])
+
+
+def predict_manifest(
+    predictor: Predictor, config: ExtractConfig, output: Path, *, workers: int = 1, log: Log = no_log
+) -> tuple[ExtractSummary, PredictSummary]:
+    """Extract the manifest into `config.store`, then predict its rows from there (`predict_store`)."""
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
-    summary = extract_features(config)
-    store, frames = Path(config.store), []
-    if stored_ids(store):
-        table = read_table(store, [ID, TEXT, *FEATURE_COLUMNS.values()])
-        predictions = to_frame(predictor.predict({m: sequences(table, m) for m in MODALITIES}))
-        predictions.insert(0, ID, table[ID].to_pylist())
-        frames.append(predictions.assign(error=""))
-    bad = quarantined(store)
-    if bad.num_rows:
-        frames.append(pd.DataFrame({ID: bad[ID].to_pylist(), "error": bad["error"].to_pylist()}))
-    result = pd.concat(frames, ignore_index=True)
+    extracted = extract_features(config, log=log)
+    ids = set(read_manifest(config.manifest, need_media=False)[ID])
+    return extracted, predict_store(predictor, Path(config.store), output, workers=workers,
+                                    gpus_per_worker=config.gpus_per_worker, only=ids, log=log)
+
+
+def predict_store(
+    predictor: Predictor, store: Path, output: Path, *, workers: int = 1, gpus_per_worker: float = 0.0,
+    only: set[str] | None = None, log: Log = no_log,
+) -> PredictSummary:
+    """Predict the rows of a feature store (those of `only`) into `output` (.parquet or .jsonl), in id order.
+
+    Rows out = rows in: quarantined rows, and rows the model cannot take, carry their reason in `error`. Finished rows
+    are kept in `<output>.parts` until the output is whole, so a killed run continues; the driver is the only writer, so
+    a row that runs again on another node is written once. Raises InputError, before anything is written, for features
+    of another FeatureSpec than the model's and for parts begun with another model or other features.
+    """
+    started = time.perf_counter()
+    spec = FeatureSpec.load(store)
+    predictor.check_spec(spec, have=f"the store {store}")
+    bad = quarantined(store).to_pandas()
+    bad = bad[bad[ID].isin(only)] if only is not None else bad
+    ids = {path: pq.read_table(path, columns=[ID])[ID].to_pylist() for path in part_files(store)}
+    want = {i for part in ids.values() for i in part} if only is None else only - set(bad[ID])
+    if not want and bad.empty:
+        raise InputError(f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py")
+    parts = output.with_name(f"{output.name}.parts")
+    _claim(parts, predictor, spec)
+    done = stored_ids(parts)
+    todo = {path: here for path, part in ids.items() if (here := [i for i in part if i in want and i not in done])}
+    count, total, nodes = 0, sum(map(len, todo.values())), Counter[str]()
+    if total:
+        with watch("predict", total, "rows", log=log) as show, _part_writer(parts) as write:
+            for table in _run(predictor, todo, workers, gpus_per_worker):
+                write(table.select(SCHEMA.names))
+                nodes.update(table["node"].to_pylist())
+                count += table.num_rows
+                gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
+                show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
+    predictions = read_table(parts) if part_files(parts) else SCHEMA.empty_table()
+    lost = pa.Table.from_pylist([{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")], schema=SCHEMA)
+    result = pa.concat_tables([predictions, lost]).sort_by(ID)
+    _write_output(result, output)
+    shutil.rmtree(parts)
+    reasons = Counter(f"{r[STAGE]}: {r[ERROR]}" for r in result.select([STAGE, ERROR]).to_pylist() if r[ERROR])
+    return PredictSummary(
+        rows_in=result.num_rows, already_done=len(done), predicted=result.num_rows - sum(reasons.values()),
+        quarantined=dict(reasons), nodes=dict(nodes), seconds=time.perf_counter() - started,
+    )
+
+
+def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
+    """Begin or continue `parts`, which belongs to one model and one kind of features."""
+    digest = hashlib.sha256()
+    for name, value in sorted(predictor.model.state_dict().items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    mine, path = config_hash(digest.hexdigest(), spec.fingerprint), parts / MODEL_FILE
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != mine:
+            raise InputError(f"{parts}: left by a run with another model or other features; delete it or use "
+                             "another --output")
+        return
+    parts.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(mine, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _run(
+    predictor: Predictor, todo: dict[str, list[str]], workers: int, gpus_per_worker: float
+) -> Iterator[pa.Table]:
+    """Predictions of the ids in `todo` (part -> ids), as they come.
+
+    The actors read the parts themselves, row group by row group: features never travel through the object store.
+    """
+    quiet_ray_data()
+    units = [pa.table({"path": [path], "group": [group]}) for path in todo
+             for group in range(pq.ParquetFile(path).num_row_groups)]
+    wanted = frozenset(i for ids in todo.values() for i in ids)
+    ds = ray.data.from_arrow(units).map_batches(
+        _Predict, fn_constructor_args=(predictor, wanted, gpus_per_worker > 0), batch_format="pyarrow", batch_size=1,
+        num_cpus=CPUS_PER_WORKER, num_gpus=gpus_per_worker, compute=ActorPoolStrategy(size=workers),
+    )
+    table: pa.Table
+    for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
+        if len(table):
+            yield table
+
+
+class _Predict:
+    """Ray Data actor around the predictor: (part, row group) -> predictions, some rows at a time."""
+
+    def __init__(self, predictor: Predictor, wanted: frozenset[str], gpu: bool) -> None:
+        torch.set_num_threads(1)
+        self.predictor, self.wanted = predictor, wanted
+        self.cuda = gpu and torch.cuda.is_available()
+        self.node = ray.get_runtime_context().get_node_id()
+        if self.cuda:
+            predictor.model.to("cuda")
+
+    def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
+        (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
+        columns = [ID, *FEATURE_COLUMNS.values()]
+        for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
+            wanted = pa.array([i in self.wanted for i in batch.column(ID).to_pylist()], pa.bool_())
+            out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
+            gpu = gpu_percent() if self.cuda else None
+            yield (out.append_column("node", pa.array([self.node] * len(out), pa.string()))
+                   .append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64())))
+
+
+def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
+    """Feature store rows -> a table of SCHEMA, row by row; a row the model cannot take carries its reason."""
+    columns = {m: sequences(table, m) for m in MODALITIES}
+    problems = [predictor.problem({m: x[i] for m, x in columns.items()}) for i in range(len(table))]
+    good = [i for i, problem in enumerate(problems) if not problem]
+    frame = to_frame(predictor.predict({m: [x[i] for i in good] for m, x in columns.items()}))
+    rows: list[Row] = [{ID: name, STAGE: "predict" if problem else "", ERROR: problem}
+                       for name, problem in zip(table[ID].to_pylist(), problems, strict=True)]
+    for i, prediction in zip(good, frame.to_dict("records"), strict=True):
+        rows[i].update({str(name): value for name, value in prediction.items()})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+@contextlib.contextmanager
+def _part_writer(parts: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Yields `write(table)`; tables are gathered into parts, also when the run is stopped."""
+    kept: list[pa.Table] = []
+    last = time.monotonic()
+
+    def write(table: pa.Table) -> None:
+        nonlocal last
+        kept.append(table)
+        if sum(map(len, kept)) >= ROWS_PER_PART or time.monotonic() - last > FLUSH_SECONDS:
+            write_part(parts, pa.concat_tables(kept))
+            kept.clear()
+            last = time.monotonic()
+
+    try:
+        yield write
+    finally:
+        if kept:
+            write_part(parts, pa.concat_tables(kept))
+
+
+def _write_output(result: pa.Table, output: Path) -> None:
     temporary = output.with_name(f".{output.name}.tmp")
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".parquet":
-        result.to_parquet(temporary, index=False)
+        pq.write_table(result, temporary)
     else:
-        result.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in result.to_pylist():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(temporary, output)
-    return summary

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM, Row
 from lfmim.data.store import feature_array, store_schema
-from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, FRAME_INDICES, FeatureSpec, Modality
+from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, FRAME_INDICES, SENTIMENT_COLUMNS, FeatureSpec, Modality
 
 _RAW = {FRAMES: np.uint8, CROPS: np.uint8, WAVEFORM: np.float32}
 _LISTS = {FACE_FOUND: (pa.bool_(), bool), FRAME_INDICES: (pa.int32(), np.int32)}
@@ -27,12 +27,16 @@ def wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
         schema = schema.append(pa.field(name, pa.string()))
     for stage in STAGES:
         schema = schema.append(pa.field(f"seconds_{stage}", pa.float64()))
-    return schema
+        schema = schema.append(pa.field(f"node_{stage}", pa.string()))
+    return schema.append(pa.field("gpu_percent", pa.float64()))
 
 
 def new_row(record: Mapping[Any, Any]) -> Row:
     """A manifest record -> the row the stages start from."""
-    row: Row = {str(k): v if v is None or isinstance(v, str) else str(v) for k, v in record.items()}
+    row: Row = {
+        str(k): v if v is None or isinstance(v, str) or k in SENTIMENT_COLUMNS.values() else str(v)
+        for k, v in record.items()
+    }
     return {**row, ERROR: "", STAGE: "", DURATION: 0.0, **{f"seconds_{s}": 0.0 for s in STAGES}}
 
 

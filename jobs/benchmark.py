@@ -1,6 +1,6 @@
 """Which fusion is best on my data: every system of the paper x seeds, chosen on validation, tested once.
 
-python jobs/benchmark.py --store features --report benchmark [--systems [lfmim,pmr]] [--seeds 5]
+python jobs/benchmark.py --store features --report benchmark [--systems [lfmim,pmr,strong]] [--seeds 5]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import cli
 from jsonargparse import auto_cli
 
-from lfmim.config import BenchmarkConfig
+from lfmim.training.systems import BenchmarkConfig
 
 
 def main() -> int:
@@ -20,10 +20,18 @@ def main() -> int:
     from pathlib import Path
 
     from lfmim.data.batches import load_split
-    from lfmim.evaluation.comparison import mean_cka, table_2, write_comparison
+    from lfmim.evaluation.comparison_report import summary, write_comparison
+    from lfmim.schema import FeatureSpec
+    from lfmim.training.loop import check_data
+    from lfmim.training.systems import benchmark_experiment, load_presets, system_names
 
-    for split in ("train", "valid", "test"):  # bad input is told before a cluster is started
-        load_split(Path(config.store), split, config.model.max_lengths)
+    store = Path(config.store)  # bad input is told before a cluster is started
+    names = system_names(config)
+    presets = load_presets(names, Path(__file__).parent / "configs")
+    splits = [load_split(store, split, config.model) for split in ("train", "valid", "test")]
+    for system in names:
+        check_data(benchmark_experiment(config, system, 0, presets), FeatureSpec.load(store), *splits)
+    del splits
     started = time.perf_counter()
 
     def say(done: int, total: int, result: dict[str, Any]) -> None:
@@ -35,18 +43,15 @@ def main() -> int:
     with cli.ray_session():
         from lfmim.distributed.benchmark import run_benchmark
 
-        results, failed = run_benchmark(config, on_done=say)
+        results, failed = run_benchmark(config, presets, on_done=say)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     if not results:
         return 1
-    order = {system: i for i, system in enumerate(config.systems)}
+    order = {Path(system).stem: i for i, system in enumerate(names)}
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
     page = write_comparison(Path(config.report), results, failed, title=f"Systems compared on {config.store}")
-    table = table_2(results)
-    print(table[["accuracy", "weighted F1", "macro F1", "p vs LFMIM", "parameters", "seeds"]].to_string())
-    print("linear CKA between uni-modal representations: "
-          + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items()))
+    print(summary(results))
     from lfmim import tracking
 
     uri = tracking.tracking_uri(config.tracking, config.report)

@@ -1,57 +1,121 @@
-"""What every job shares: exit codes and messages for people, the Ray session, quiet logs."""
+"""What every job shares: exit codes and messages for people, signals, the Ray session, quiet logs."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Set before ray is imported anywhere. A local Ray has no server to protect by token; on a cluster set it yourself.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its warnings land on the terminal
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . needs no installation of this project
     sys.path.insert(0, str(REPOSITORY))
 
+from lfmim.config import TrackingConfig  # noqa: E402
 from lfmim.schema import InputError  # noqa: E402
+
+SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+"""Whether `ray job submit` started this process."""
+AGAIN = "run the same command again to continue"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what `ray job stop`, a batch system or a pod's end sends."""
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, its own code otherwise."""
+    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else its own."""
     logging.getLogger("jsonargparse").setLevel(logging.ERROR)
+    _catch_sigterm()
     try:
         code = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Terminated:
+        print(f"stopped; {AGAIN}", file=sys.stderr)
+        code = 143
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
+        print(f"interrupted; {AGAIN}", file=sys.stderr)
         code = 130
     sys.exit(code)
 
 
+def _catch_sigterm() -> None:
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the tidying up
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def check_shared(**folders: str) -> None:
+    """Refuse relative folders in a submitted job: they would land in the temporary copy of the working directory."""
+    for name, folder in folders.items():
+        if SUBMITTED and folder and "://" not in folder and not os.path.isabs(folder):
+            raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
+                             "copy of the working directory; give an absolute path on storage that every node sees")
+
+
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Join the cluster that submitted this job ($RAY_ADDRESS), or start a local Ray; workers import this checkout."""
+def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
+    """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers import this checkout.
+
+    Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the
+    job needs at least: InputError if this machine lacks them; a cluster may still grow.
+    """
     import ray
 
     with_path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
     names = ("LFMIM_CACHE", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
     env_vars = {"OMP_NUM_THREADS": "1", **{n: os.environ[n] for n in names if n in os.environ}}
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if not submitted:
+    if not SUBMITTED:
         env_vars["PYTHONPATH"] = with_path
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
+    _catch_sigterm()  # ray.init has set its own handler
     try:
-        resources = ray.cluster_resources()
-        print(f"ray: {len(ray.nodes())} node(s), {resources.get('CPU', 0):g} CPU, {resources.get('GPU', 0):g} GPU",
-              file=sys.stderr)
+        have = ray.cluster_resources()
+        count = len([n for n in ray.nodes() if n["Alive"]])
+        needed = {"CPU": cpus, "GPU": gpus}
+        missing = [f"{need:g} {name} needed" for name, need in needed.items() if need > have.get(name, 0)]
+        where = f"{count} node{'s' * (count > 1)}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
+        if missing and address == "local":
+            raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+        waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
+        print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
         yield
     finally:
         ray.shutdown()
+
+
+def arguments(*flags: str) -> list[str]:
+    """The command line, with a bare `--flag` as `--flag=true`: jsonargparse wants a value for a boolean."""
+    names, given = {f"--{flag}" for flag in flags}, sys.argv[1:]
+    return [f"{a}=true" if a in names and (after == "" or after.startswith("-")) else a
+            for a, after in zip(given, [*given[1:], ""], strict=True)]
+
+
+@contextmanager
+def job_session(
+    what: str, tracking_config: TrackingConfig, storage: str, run: str, params: dict[str, Any], *, gpus: float = 0.0
+) -> Iterator[Callable[..., None]]:
+    """`ray_session` with an MLflow run of its own; yields the run's `log(figures, step)`."""
+    from lfmim import tracking
+
+    uri = tracking.tracking_uri(tracking_config, storage)
+    if uri.startswith("sqlite:"):
+        check_shared(storage=storage)
+    with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
+        yield log

@@ -40,7 +40,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
     extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
-    with cli.ray_session():
+    with cli.ray_session(f"demo in {root.resolve()}: everything on this machine"):
         from feature_service.pipeline import extract_features
         from feature_service.predict import predict_clip
         from lfmim import tracking

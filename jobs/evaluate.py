@@ -31,16 +31,18 @@ def evaluate(
     from rich.table import Table
 
     from lfmim import tracking
-    from lfmim.evaluation.report import evaluate_store, write_report
+    from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, write_report
 
     predictor = tracking.load_predictor(tracking.tracking_uri(TrackingConfig(uri=uri), storage), model)
     figures = evaluate_store(predictor, Path(store), split)
     page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
-    table = Table("head", "n", "accuracy", "majority", "weighted F1", "against multimodal label",
+    task = figures["task"]
+    columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
+    table = Table("head", "n", *columns.values(), f"{HEADLINE[task]} against multimodal label",
                   title=f"{model}, split {split}")
     for head, m in figures["heads"].items():
-        table.add_row(head, str(m["count"]), f"{m['accuracy']:.3f}", f"{m['majority']:.3f}",
-                      f"{m['weighted_f1']:.3f}", f"{figures['against_multimodal_label'][head]:.3f}")
+        table.add_row(head, str(m["count"]), *(f"{m[c]:.3f}" for c in columns),
+                      f"{figures['against_multimodal_label'][head]:.3f}")
     Console().print(table)
     print(f"report: {page}")
     return 0

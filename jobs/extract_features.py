@@ -8,6 +8,7 @@ Exit codes: 0 done, 2 bad input or a store that cannot be written, 3 more than -
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import cli
 from jsonargparse import auto_cli
@@ -17,13 +18,18 @@ from lfmim.config import ExtractConfig
 
 def main() -> int:
     config = auto_cli(ExtractConfig, as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store)
     from lfmim.data.manifest import read_manifest
 
     read_manifest(config.manifest)  # bad input is told before a cluster is started
     from feature_service.pipeline import extract_features
 
-    with cli.ray_session():
-        summary = extract_features(config)
+    gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
+    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {'GPU' if gpus else 'CPU'}"
+    params = {"manifest": config.manifest, "store": config.store, "gpus_per_worker": config.gpus_per_worker}
+    run = f"extract-{Path(config.store).name}"
+    with cli.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
+        summary = extract_features(config, log=log)
     print(summary)
     print(f"feature store: {config.store}")
     if summary.error_fraction > config.max_error_fraction:

@@ -1,7 +1,8 @@
-"""Registered model + new clips -> emotions per head.
+"""Registered model + new clips or stored features -> emotions per head.
 
 python jobs/predict.py --video clip.mp4 --text "今天真高兴"            # one clip, a table on the terminal
 python jobs/predict.py --manifest new.csv --output predictions.parquet  # or .jsonl
+python jobs/predict.py --store features --output predictions.parquet
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
-from lfmim.schema import EMOTIONS, HEADS, REPORT_ORDER, InputError
+from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
 
 
 def predict(
-    *, video: str = "", text: str = "", manifest: str = "", output: str = "predictions.jsonl", features: str = "",
-    model: str = "models:/lfmim@champion", storage: str = "runs", uri: str = "",
-    encoders: EncoderConfig = EncoderConfig(), face_workers: int = 1,  # noqa: B008 (frozen)
+    *, video: str = "", text: str = "", manifest: str = "", store: str = "", output: str = "predictions.jsonl",
+    features: str = "", model: str = "models:/lfmim@champion", storage: str = "runs", uri: str = "",
+    encoders: EncoderConfig = EncoderConfig(), workers: int = 1, face_workers: int = 1,  # noqa: B008 (frozen)
+    encoder_workers: int = 1, decode_workers: int = 0, decode_resource: str = "", gpus_per_worker: float = 0.0,
 ) -> int:
     """Predict emotions.
 
@@ -24,46 +26,79 @@ def predict(
         video: one video file.
         text: its transcript.
         manifest: manifest of many clips, instead of video and text.
-        output: .parquet or .jsonl file for a manifest's predictions.
+        store: feature store of many clips, instead of a manifest.
+        output: .parquet or .jsonl file for the predictions of a manifest or a store. An interrupted run is continued.
         features: feature store for the manifest's clips; default <output>.features. A rerun continues in it.
         model: models:/<name>@champion or models:/<name>/<version>.
         storage: run.storage of the training run, for the embedded registry.
         uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
         encoders: the encoders the model was trained on.
+        workers: actors that predict.
         face_workers: actors for face detection.
+        encoder_workers: actors per encoder stage.
+        decode_workers: CPU tasks decoding at once; 0: one per CPU.
+        decode_resource: custom Ray resource of the nodes that decode; empty: any node.
+        gpus_per_worker: GPU share of each encoder and predictor; 0 runs them on CPU.
     """
     from pathlib import Path
 
-    from rich.console import Console
-    from rich.table import Table
-
     from lfmim import tracking
 
-    if bool(manifest) == bool(video or text):
-        raise InputError("give either --manifest, or --video and/or --text")
-    if manifest and Path(output).suffix not in (".parquet", ".jsonl"):
+    if [bool(video or text), bool(manifest), bool(store)].count(True) != 1:
+        raise InputError("give one of --manifest, --store, or --video and/or --text")
+    if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
         raise InputError(f"--output {output}: must end in .parquet or .jsonl")
-    predictor = tracking.load_predictor(tracking.tracking_uri(TrackingConfig(uri=uri), storage), model)
-    from feature_service.predict import predict_clip, predict_manifest
+    config = ExtractConfig(
+        manifest=manifest or "-", store=store or features or f"{output}.features", encoders=encoders,
+        face_workers=face_workers, encoder_workers=encoder_workers, decode_workers=decode_workers,
+        decode_resource=decode_resource, gpus_per_worker=gpus_per_worker,
+    )
+    if workers < 1:
+        raise InputError(f"--workers: {workers} must be at least 1")
+    track = TrackingConfig(uri=uri)
+    if manifest or store:
+        cli.check_shared(store=store, features=features, output=output, storage="" if uri else storage)
+    predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)
+    from feature_service.predict import predict_clip, predict_manifest, predict_store
 
-    config = ExtractConfig(manifest=manifest or "-", store=features or f"{output}.features", encoders=encoders,
-                           face_workers=face_workers)
+    if not manifest and not store:
+        _show(predict_clip(predictor, config, video=video, text=text), video or text)
+        return 0
+    what = f"predict {manifest or store} with {model} into {output}: {workers} worker{'s' * (workers > 1)} on "
+    gpus = gpus_per_worker * (workers if store else max(workers, face_workers + 3 * encoder_workers))
+    params = {"model": model, "manifest": manifest, "store": config.store, "output": output}
     if manifest:
         from lfmim.data.manifest import read_manifest
 
         read_manifest(manifest)
-        with cli.ray_session():
-            print(predict_manifest(predictor, config, Path(output)))
-        print(f"predictions: {output}")
-        return 0
-    row = predict_clip(predictor, config, video=video, text=text)
-    table = Table("head", "emotion", *REPORT_ORDER, title=video or text)
+    with cli.job_session(what + ("GPU" if gpus else "CPU"), track, storage, f"predict-{Path(output).name}", params,
+                         gpus=gpus) as log:
+        if manifest:
+            for summary in predict_manifest(predictor, config, Path(output), workers=workers, log=log):
+                print(summary)
+        else:
+            print(predict_store(predictor, Path(store), Path(output), workers=workers, gpus_per_worker=gpus_per_worker,
+                                log=log))
+    print(f"predictions: {output}")
+    return 0
+
+
+def _show(row: dict, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if SENTIMENT_COLUMNS[MULTIMODAL] in row:
+        table = Table("head", "sentiment, -1 to 1", title=title)
+        for head, column in SENTIMENT_COLUMNS.items():
+            table.add_row(head, "absent" if row[column] is None else f"{row[column]:+.2f}")
+        Console().print(table)
+        return
+    table = Table("head", "emotion", *REPORT_ORDER, title=title)
     for head in HEADS:
         p = row[f"probabilities_{head}"]
         cells = ["-"] * len(EMOTIONS) if p is None else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
         table.add_row(head, row[f"label_{head}"] or "absent", *cells)
     Console(width=140).print(table)
-    return 0
 
 
 if __name__ == "__main__":

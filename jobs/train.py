@@ -13,19 +13,24 @@ from lfmim.config import ExperimentConfig
 
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store, run__storage=config.run.storage)
     from pathlib import Path
 
     from lfmim.data.batches import load_split
+    from lfmim.schema import FeatureSpec
+    from lfmim.training.loop import check_data
 
-    for split in ("train", "valid"):  # bad input is told before a cluster is started
-        load_split(Path(config.store), split, config.model.max_lengths)
-    with cli.ray_session():
-        from lfmim.distributed.trainer import train_distributed
+    store = Path(config.store)  # bad input is told before a cluster is started
+    check_data(config, FeatureSpec.load(store), *(load_split(store, s, config.model) for s in ("train", "valid")))
+    from lfmim.distributed.trainer import describe, train_distributed
 
+    c = config.run
+    with cli.ray_session(describe(config), cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
         result = train_distributed(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
-    print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation accuracy "
-          + ", ".join(f"{head} {m['accuracy']:.4f}" for head, m in best.items() if m["count"]))
+    metric = "accuracy" if config.model.task == "emotion" else "mae"
+    print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation {metric} "
+          + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"]))
     r = result.registered
     print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")

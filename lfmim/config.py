@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lfmim.schema import HEADS, InputError, Modality
+from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -31,7 +31,11 @@ def _check_choices(config: Any, prefix: str) -> None:
 class ModelConfig:
     """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
 
-    name: Literal["lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr"] = "lfmim"
+    name: Literal[
+        "lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr", "mlf-dnn", "mlmf", "mtfn", "upstream"
+    ] = "lfmim"
+    task: Literal["emotion", "sentiment"] = "emotion"
+    """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns sentiment_*)."""
     width: int = 128
     """Width d of every stream."""
     heads: int = 8
@@ -41,7 +45,8 @@ class ModelConfig:
     fex_tokens: int = 1
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
-    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling."""
+    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling. `upstream`
+    has a pooling of its own."""
     standardize: bool = False
     """Standardise each feature by the training split's mean and deviation (stored with the weights)."""
     dropout_attention: float = 0.1
@@ -50,7 +55,9 @@ class ModelConfig:
     max_text: int = 80
     """Longest text sequence, tokens with CLS and SEP."""
     max_audio: int = 100
-    """Longer audio is sampled uniformly down to this many vectors."""
+    """Most audio vectors that reach the model."""
+    audio_excess: Literal["sample", "cut"] = "sample"
+    """Longer audio is sampled uniformly over time, or cut after its first `max_audio` vectors."""
     max_vision: int = 64
 
     def __post_init__(self) -> None:
@@ -63,9 +70,18 @@ class ModelConfig:
             _check(0.0 <= getattr(self, field) < 1.0, f"model.{field}", f"{getattr(self, field)} is not in [0, 1)")
 
     @property
+    def outputs(self) -> int:
+        """Numbers a head gives: a logit per emotion, or one score."""
+        return len(EMOTIONS) if self.task == "emotion" else 1
+
+    @property
     def sequence_pooling(self) -> str:
         """Pooling of a sequence without a FEX token."""
         return "mean" if self.pooling == "fex" else self.pooling
+
+    def cuts(self, modality: Modality) -> bool:
+        """Whether a longer sequence of the modality is cut rather than sampled."""
+        return modality is Modality.TEXT or (modality is Modality.AUDIO and self.audio_excess == "cut")
 
     @property
     def max_lengths(self) -> dict[Modality, int]:
@@ -102,20 +118,37 @@ class TrainConfig:
     weight_decay: float = 0.0
     schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
     """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or lr."""
+    warmup: float = 0.0
+    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by step."""
     epochs: int = 20
     batch_size: int = 96
     """Global batch size: over all workers together."""
     beta: BetaConfig = dataclasses.field(default_factory=BetaConfig)
     grad_clip: float = 0.0
     """Largest gradient norm; 0 leaves gradients alone."""
+    label_smoothing: float = 0.0
+    modality_dropout: float = 0.0
+    """Probability that a training sample lacks a modality, drawn for each modality; one always stays. Only for models
+    that accept absent modalities."""
+    step_dropout: float = 0.0
+    """Share of the sequence positions hidden from a training sample."""
+    ema: float = 0.0
+    """Decay per step of a moving average of the weights, which is then what is validated and saved; 0: the weights."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     labels: Literal["own", "multimodal"] = "own"
     """Labels the heads are trained on: each its own, or the multimodal one for all (the paper's LFMIM-ML)."""
     selection: Literal["multimodal", "text", "audio", "vision"] = "multimodal"
-    """Head whose validation accuracy chooses the checkpoint."""
+    """Head whose validation score chooses the checkpoint: accuracy, for sentiment the lowest mean absolute error."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU."""
+    micro_batch: int = 0
+    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache; GPU: all."""
+    cache: Literal["auto", "device", "host"] = "auto"
+    """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that
+    takes at most half of its free memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -124,7 +157,9 @@ class TrainConfig:
         _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("momentum", "weight_decay", "grad_clip", "patience"):
+        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema"):
+            _check(0 <= getattr(self, field) < 1, f"train.{field}", f"{getattr(self, field)} is not in [0, 1)")
+        for field in ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch", "warmup"):
             _check(getattr(self, field) >= 0, f"train.{field}", f"{getattr(self, field)} must not be negative")
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 
@@ -187,51 +222,6 @@ class ExperimentConfig:
         _check(bool(self.store), "store", "must not be empty")
 
 
-SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
-"""The systems of the paper's tables; lfmim-ml is lfmim with every head trained on the multimodal label."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchmarkConfig:
-    """Everything `jobs/benchmark.py` needs: systems x seeds on one store, the same budget for all."""
-
-    store: str
-    report: str = "benchmark"
-    """Folder of the runs and of the tables, figures and page."""
-    systems: list[str] = dataclasses.field(default_factory=lambda: list(SYSTEMS))
-    seeds: int = 5
-    """Each system is trained with seeds 0 .. seeds - 1."""
-    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    """Sizes of every system; `name` is set per system."""
-    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
-    """Recipe of every system; `labels` and `seed` are set per run."""
-    cpus_per_run: float = 1.0
-    gpus_per_run: float = 0.0
-    """GPU share of a run; fractions put several runs on one GPU."""
-    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
-
-    def __post_init__(self) -> None:
-        for field in ("store", "report"):
-            _check(bool(getattr(self, field)), field, "must not be empty")
-        _check(bool(self.systems), "systems", f"name at least one of {', '.join(SYSTEMS)}")
-        for system in self.systems:
-            _check(system in SYSTEMS, "systems", f"unknown system {system!r}; use {', '.join(SYSTEMS)}")
-        _check(len(set(self.systems)) == len(self.systems), "systems", "a system is named twice")
-        _check(self.seeds >= 1, "seeds", f"{self.seeds} must be at least 1")
-        _check(self.cpus_per_run > 0, "cpus_per_run", f"{self.cpus_per_run} must be positive")
-        _check(self.gpus_per_run >= 0, "gpus_per_run", f"{self.gpus_per_run} must not be negative")
-
-
-def benchmark_experiment(config: BenchmarkConfig, system: str, seed: int) -> ExperimentConfig:
-    """The training run of one system and seed."""
-    name: Any = system.removesuffix("-ml")
-    labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
-    return ExperimentConfig(
-        store=config.store, model=dataclasses.replace(config.model, name=name),
-        train=dataclasses.replace(config.train, labels=labels, seed=seed),
-    )
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Which encoders turn media into features. Empty sources come from the preset."""
@@ -285,8 +275,13 @@ class ExtractConfig:
     """Actors per encoder stage."""
     gpus_per_worker: float = 0.0
     """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
+    decode_resource: str = ""
+    """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker; empty: any node."""
     rows_per_part: int = 256
     """Rows gathered per Parquet part."""
+    storage: str = "runs"
+    """Folder of the embedded tracking database (run.storage of training)."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     max_error_fraction: float = 0.1
     """Exit code 3 if a larger share of the manifest is quarantined."""
     retry_quarantined: bool = False
@@ -340,7 +335,7 @@ def config_hash(*parts: Any) -> str:
 
 
 __all__ = [
-    "SYSTEMS", "BenchmarkConfig", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
-    "RunConfig", "TrackingConfig", "TrainConfig", "benchmark_experiment", "config_hash", "experiment_from_dict",
+    "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
+    "RunConfig", "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict",
     "to_dict",
 ]

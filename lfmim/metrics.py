@@ -1,9 +1,10 @@
-"""Metrics that add up: per-head confusion matrices and loss sums, merged over batches and workers, then read once."""
+"""Metrics that add up: per-head confusion matrices and sums, merged over batches and workers, then read once."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,40 @@ from torch import Tensor
 from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL
 
 C = len(EMOTIONS)
+
+
+def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Tensor:
+    """Confusion counts [classes, classes] of the known rows."""
+    # Unlabelled rows count 0 in cell 0: boolean indexing and bincount would force a device sync.
+    cell = torch.where(known, label * classes + prediction, 0)
+    counts = torch.zeros(classes * classes, dtype=torch.float64, device=cell.device)
+    return counts.index_add_(0, cell, known.double()).view(classes, classes)
+
+
+def class_f1(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """F1 per class of a confusion matrix (rows: labels), by scikit-learn; 0 for a class that does not occur."""
+    from sklearn.metrics import precision_recall_fscore_support  # only who computes metrics waits for it
+
+    label, prediction = np.nonzero(confusion)
+    return np.asarray(precision_recall_fscore_support(
+        label, prediction, labels=range(len(confusion)), sample_weight=confusion[label, prediction], zero_division=0
+    )[2])
+
+
+def _accuracy(confusion: npt.NDArray[np.float64]) -> float:
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def _reduce(tensors: Iterable[Tensor]) -> None:
+    """Sum over torch.distributed workers, in place; nothing to do without a process group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def sums_for(labels: Tensor) -> HeadSums | SentimentSums:
+    """Empty sums on the labels' device: float labels are sentiment scores, int64 ones emotion classes."""
+    return (SentimentSums if labels.is_floating_point() else HeadSums)(labels.device)
 
 
 class HeadSums:
@@ -30,19 +65,13 @@ class HeadSums:
         """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0 where missing."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
         for i, head in enumerate(HEADS):
-            if head not in logits:
-                continue
-            label, prediction = labels_BH[:, i], logits[head].argmax(dim=1)
-            known = label != IGNORE_LABEL
-            # Unlabelled rows go to a spare cell: boolean indexing would force a device sync.
-            cell = torch.where(known, label * C + prediction, torch.full_like(label, C * C))
-            self.confusion[i] += torch.bincount(cell, minlength=C * C + 1)[: C * C].view(C, C)
+            if head in logits:
+                label = labels_BH[:, i]
+                self.confusion[i] += _count(label, logits[head].argmax(dim=1), label != IGNORE_LABEL, C)
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for tensor in (self.confusion, self.loss):
-                torch.distributed.all_reduce(tensor)
+        _reduce((self.confusion, self.loss))
         return self
 
     def compute(self) -> dict[str, HeadMetrics]:
@@ -53,7 +82,7 @@ class HeadSums:
 
 @dataclasses.dataclass(frozen=True)
 class HeadMetrics:
-    """One head against its own label. 'Overall F1' in the paper is `accuracy` (= micro F1)."""
+    """One head against its own emotion label. 'Overall F1' in the paper is `accuracy` (= micro F1)."""
 
     count: int
     loss: float
@@ -73,17 +102,139 @@ class HeadMetrics:
         if count == 0:
             nan = float("nan")
             return cls(0, nan, nan, nan, nan, nan, dict.fromkeys(EMOTIONS, nan), confusion.astype(int).tolist())
-        support, predicted, hit = confusion.sum(1), confusion.sum(0), np.diag(confusion)
-        f1 = 2 * hit / np.maximum(support + predicted, 1)
-        occurs = (support + predicted) > 0
+        support, f1 = confusion.sum(axis=1), class_f1(confusion)
+        occurs = (support + confusion.sum(axis=0)) > 0
         return cls(
-            count=int(count), loss=float(loss_sum / count), accuracy=float(hit.sum() / count),
-            majority=float(support.max() / count), weighted_f1=float((f1 * support).sum() / count),
+            count=int(count), loss=float(loss_sum / count), accuracy=_accuracy(confusion),
+            majority=float(support.max() / count), weighted_f1=float(np.average(f1, weights=support)),
             macro_f1=float(f1[occurs].mean()), f1=dict(zip(EMOTIONS, f1.tolist(), strict=True)),
             confusion=confusion.astype(int).tolist(),
         )
+
+    @property
+    def score(self) -> float:
+        """What a checkpoint is chosen by; higher is better."""
+        return self.accuracy
 
     def scalars(self) -> dict[str, float]:
         """Flat figures for a tracker."""
         return {"loss": self.loss, "accuracy": self.accuracy, "weighted_f1": self.weighted_f1,
                 "macro_f1": self.macro_f1, **{f"f1_{e}": v for e, v in self.f1.items()}}
+
+
+EDGES: dict[int, tuple[float, ...]] = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
+"""Inner bin edges of CH-SIMS' Acc-2, Acc-3 and Acc-5; bins are open on the left and closed on the right."""
+
+
+class SentimentSums:
+    """Sums over samples, on the device, of scores clipped to [-1, 1]; the interface of HeadSums.
+
+    `confusion[k]` [heads, k, k] for k in EDGES, `nonzero` [heads, 2, 2] over labels other than 0, `moments` [heads, 6]:
+    Σ|y - p|, Σy, Σp, Σy², Σp², Σyp. All float64.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        heads, kind = len(HEADS), {"dtype": torch.float64, "device": device}
+        self.confusion = {k: torch.zeros(heads, k, k, **kind) for k in EDGES}  # type: ignore[call-overload]
+        self.nonzero = torch.zeros(heads, 2, 2, **kind)  # type: ignore[call-overload]
+        self.moments = torch.zeros(heads, 6, **kind)  # type: ignore[call-overload]
+        self.loss = torch.zeros(heads, **kind)  # type: ignore[call-overload]
+
+    def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
+        """Scores [B, 1] per head; `labels_BH` float32, IGNORE_LABEL where missing; `losses_BH` as HeadSums.update."""
+        self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
+        for i, head in enumerate(HEADS):
+            if head not in logits:
+                continue
+            label, known = labels_BH[:, i].float(), labels_BH[:, i] != IGNORE_LABEL
+            # Unlabelled rows add nothing, not even what is not finite in them.
+            y = torch.where(known, label, 0.0).clamp(-1, 1)
+            p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
+            for k, edges in EDGES.items():
+                bounds = torch.tensor(edges, device=y.device)
+                cells = _count(torch.bucketize(y, bounds), torch.bucketize(p, bounds), known, k)
+                self.confusion[k][i] += cells
+            self.nonzero[i] += _count((y > 0).long(), (p > 0).long(), known & (y != 0), 2)
+            y, p = y.double(), p.double()
+            self.moments[i] += torch.stack([(y - p).abs(), y, p, y * y, p * p, y * p]).sum(dim=1)
+
+    def all_reduce(self) -> SentimentSums:
+        """As HeadSums.all_reduce."""
+        _reduce((*self.confusion.values(), self.nonzero, self.moments, self.loss))
+        return self
+
+    def compute(self) -> dict[str, SentimentMetrics]:
+        """Heads without a labelled sample have count 0 and NaN scores."""
+        confusion = {k: x.cpu().numpy() for k, x in self.confusion.items()}
+        nonzero, moments, loss = (x.cpu().numpy() for x in (self.nonzero, self.moments, self.loss))
+        return {
+            head: SentimentMetrics.from_sums(
+                {k: x[i] for k, x in confusion.items()}, nonzero[i], moments[i], float(loss[i])
+            ) for i, head in enumerate(HEADS)
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class SentimentMetrics:
+    """One head against its own sentiment score, in the field's CH-SIMS conventions (all on scores clipped to [-1, 1]).
+
+    Acc-2 and F1 come in two conventions: zero counts as negative ([-1, 0], (0, 1]; the CH-SIMS one, in the paper's
+    Table 3), or utterances labelled 0 are left out (`_nonzero`). F1 is weighted F1 over the two classes.
+    """
+
+    count: int
+    loss: float
+    """Mean absolute error before clipping."""
+    accuracy_2: float
+    accuracy_3: float
+    accuracy_5: float
+    weighted_f1: float
+    accuracy_2_nonzero: float
+    weighted_f1_nonzero: float
+    mae: float
+    pearson: float
+    """NaN where labels or predictions do not vary."""
+    confusion: list[list[int]]
+    """The five classes (schema.SENTIMENTS); rows: labels, columns: predictions."""
+
+    @classmethod
+    def from_sums(
+        cls, confusion: Mapping[int, npt.NDArray[np.float64]], nonzero: npt.NDArray[np.float64],
+        moments: npt.NDArray[np.float64], loss_sum: float,
+    ) -> SentimentMetrics:
+        """From one head's share of SentimentSums."""
+        n, nan = confusion[5].sum(), float("nan")
+        counts = confusion[5].astype(int).tolist()
+        if n == 0:
+            return cls(0, nan, nan, nan, nan, nan, nan, nan, nan, nan, counts)
+        error, y, p, yy, pp, yp = moments
+        spread = max(n * yy - y * y, 0.0) * max(n * pp - p * p, 0.0)
+        return cls(
+            count=int(n), loss=loss_sum / n, **{f"accuracy_{k}": _accuracy(x) for k, x in confusion.items()},
+            weighted_f1=_weighted_f1(confusion[2]),
+            accuracy_2_nonzero=_accuracy(nonzero) if nonzero.any() else nan,
+            weighted_f1_nonzero=_weighted_f1(nonzero) if nonzero.any() else nan,
+            mae=float(error / n), pearson=float((n * yp - y * p) / spread**0.5) if spread > 1e-12 else nan,
+            confusion=counts,
+        )
+
+    @property
+    def score(self) -> float:
+        """What a checkpoint is chosen by; higher is better."""
+        return -self.mae
+
+    def scalars(self) -> dict[str, float]:
+        """Flat figures for a tracker."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("count", "confusion")}
+
+
+def _weighted_f1(confusion: npt.NDArray[np.float64]) -> float:
+    return float(np.average(class_f1(confusion), weights=confusion.sum(axis=1)))
+
+
+Metrics = HeadMetrics | SentimentMetrics
+
+
+def metrics_from_dict(raw: Mapping[str, Any]) -> Metrics:
+    """Inverse of dataclasses.asdict for either kind, as checkpoints' histories hold them."""
+    return (SentimentMetrics if "mae" in raw else HeadMetrics)(**raw)

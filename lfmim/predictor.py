@@ -18,12 +18,23 @@ import torch
 from lfmim.data.batches import pad_sequences
 from lfmim.data.store import check_spec
 from lfmim.models import EmotionNet
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, MULTIMODAL, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    MODALITIES,
+    MULTIMODAL,
+    SENTIMENT_COLUMNS,
+    UNKNOWN_ENCODER,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 from lfmim.training.checkpoint import CheckpointMeta, load_model
 
 
 class Predictor:
-    """Probabilities per head from feature sequences; fp32 on the CPU."""
+    """Probabilities, or sentiment scores, per head from feature sequences; fp32, where the model is."""
 
     def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
         self.model, self.meta = model.eval(), meta
@@ -34,54 +45,73 @@ class Predictor:
 
     def check_spec(self, spec: FeatureSpec, *, have: str) -> None:
         """Raise InputError if features of `spec` are not what the model was trained on."""
+        if any(e.name == UNKNOWN_ENCODER for e in self.meta.spec.encoders.values()):
+            raise InputError(f"{have}: the model was imported without saying which features it was trained on, so they "
+                             "cannot be compared; import it again with --features STORE, a store of such features")
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
+
+    def problem(self, row: Mapping[Modality, np.ndarray | None]) -> str:
+        """Why the model cannot take this row, naming the field; "" if it can."""
+        for m, column in FEATURE_COLUMNS.items():
+            x, dim = row.get(m), self.meta.spec.dims.get(m)
+            if x is None:
+                if not self.model.accepts_absent:
+                    return f"{column}: absent, and the model '{self.meta.config.model.name}' needs every modality"
+            elif dim is None:
+                return f"{column}: the model was trained without {m}; leave it out"
+            elif x.ndim != 2 or x.shape[1] != dim or not len(x):
+                return f"{column}: shape {x.shape}, the model takes [T, {dim}] with T of at least 1"
+            elif not np.isfinite(x).all():
+                return f"{column}: holds NaN or infinite values"
+        return ""
 
     @torch.inference_mode()
     def predict(
         self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
     ) -> dict[str, np.ndarray]:
-        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order.
+        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order; for a
+        sentiment model [N, 1] scores in [-1, 1].
 
         Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN, and so is a
-        head the model does not have. Raises InputError for sequences of another width, and for a row without one of
-        the modalities where the model needs them all.
+        head the model does not have. Raises InputError for a row the model cannot take.
         """
-        spec = self.meta.spec
+        spec, config = self.meta.spec, self.meta.config.model
         count = max((len(x) for x in sequences.values()), default=0)
         rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
-        for m, column in rows.items():
-            for i, x in enumerate(column):
-                if x is None and not self.model.accepts_absent:
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: absent, and the model "
-                                     f"'{self.meta.config.model.name}' needs every modality")
-                if x is not None and (x.ndim != 2 or x.shape[1] != spec.dims[m] or not len(x)):
-                    raise InputError(f"row {i + 1}, {FEATURE_COLUMNS[m]}: shape {x.shape}, the model takes "
-                                     f"[T, {spec.dims[m]}] with T of at least 1")
-        out: dict[str, list[np.ndarray]] = {h: [np.empty((0, len(EMOTIONS)), np.float32)] for h in HEADS}
+        for i in range(count):
+            problem = self.problem({m: column[i] for m, column in rows.items()})
+            if problem:
+                raise InputError(f"row {i + 1}, {problem}")
+        device = next(self.model.parameters()).device
+        out: dict[str, list[np.ndarray]] = {h: [np.empty((0, config.outputs), np.float32)] for h in HEADS}
         for start in range(0, count, batch_size):
             features, masks = {}, {}
-            for m in MODALITIES:
+            for m, dim in spec.dims.items():
                 part = rows[m][start : start + batch_size]
-                padded, length = pad_sequences(part, m, spec.dims[m], self.meta.config.model.max_lengths[m])
-                features[m.value] = padded.float()
-                masks[m.value] = torch.arange(padded.shape[1])[None, :] < length[:, None]
+                padded, length = pad_sequences(part, m, dim, config.max_lengths[m], cut=config.cuts(m))
+                features[m.value] = padded.to(device).float()
+                masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(device)
             logits = self.model(features, masks).logits
-            present = {m.value: masks[m].any(dim=1) for m in MODALITIES}
+            present = {m: mask.any(dim=1) for m, mask in masks.items()}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
             for h in HEADS:
                 if h not in logits:
-                    out[h].append(np.full((len(part), len(EMOTIONS)), np.nan, np.float32))
+                    out[h].append(np.full((len(part), config.outputs), np.nan, np.float32))
                     continue
-                p = logits[h].softmax(dim=1)
-                out[h].append(torch.where(present[h][:, None], p, torch.nan).numpy())
+                p = logits[h].softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
+                out[h].append(torch.where(present[h][:, None], p, torch.nan).cpu().numpy())
         return {h: np.concatenate(parts) for h, parts in out.items()}
 
 
-def to_frame(probabilities: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS order, or None)."""
+def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS order, or None); of
+    sentiment scores [N, 1] `sentiment_<head>` (float or None)."""
     columns: dict[str, list[Any]] = {}
-    for head, p in probabilities.items():
+    for head, p in predictions.items():
         known = ~np.isnan(p).any(axis=1)
+        if p.shape[1] == 1:
+            columns[SENTIMENT_COLUMNS[head]] = [float(v) if k else None for (v,), k in zip(p, known, strict=True)]
+            continue
         columns[f"label_{head}"] = [EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)]
         columns[f"probabilities_{head}"] = [
             [float(v) for v in r] if k else None for r, k in zip(p, known, strict=True)

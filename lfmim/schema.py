@@ -51,18 +51,25 @@ EMOTIONS_ZH: dict[str, str] = {
 }
 """The published data's label words -> emotion names."""
 
+SENTIMENTS: tuple[str, ...] = ("negative", "weakly negative", "neutral", "weakly positive", "positive")
+"""CH-SIMS' five classes of a sentiment score in [-1, 1]."""
+
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 IGNORE_LABEL = -100
-"""Class index of a missing label; `torch.nn.functional.cross_entropy` skips it by default."""
+"""Class index (or sentiment score) of a missing label; `torch.nn.functional.cross_entropy` skips it by default."""
 
 ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
 LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
+SENTIMENT_COLUMNS: dict[str, str] = {head: f"sentiment_{head}" for head in HEADS}
+"""float64 scores in [-1, 1], null where missing: the labels of the sentiment task. A store need not have them."""
 FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
 FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
 MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "audio_streams"
 
 SPEC_FILE = "feature_spec.json"
 ERRORS_FOLDER = "errors"
+UNKNOWN_ENCODER = "unknown"
+"""Encoder name in the FeatureSpec of an imported model of which only the feature widths are known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,3 +176,17 @@ def parse_emotion(value: object, *, where: str) -> str | None:
     if name not in EMOTIONS:
         raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
     return name
+
+
+def parse_sentiment(value: object, *, where: str) -> float | None:
+    """Sentiment score in [-1, 1]; missing -> None. Raises InputError naming `where` for anything else."""
+    text = "" if value is None or value != value else str(value).strip()
+    if not text:
+        return None
+    try:
+        score = float(text)
+    except ValueError:
+        score = float("nan")
+    if not -1 <= score <= 1:
+        raise InputError(f"{where}: {value!r} is not a sentiment score in [-1, 1]")
+    return score

@@ -1,4 +1,7 @@
-"""Small media files of any kind, encoded on the spot: frame i is grey of level 4 i, its top left quarter white."""
+"""Small media files of any kind, encoded on the spot.
+
+Frame i is flat grey of level 4 i, with a white top left quarter.
+"""
 
 from __future__ import annotations
 

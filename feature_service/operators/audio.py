@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from feature_service.operators.decode import SAMPLE_RATE
-from feature_service.operators.encoders import from_pretrained, weights_sha256
+from feature_service.operators.encoders import from_pretrained, resolved_revision, weights_sha256
 from lfmim.schema import EncoderSpec
 
 HOP, RECEPTIVE_FIELD = 320, 400
@@ -24,15 +25,21 @@ class AudioEncoder:
         self.normalize = bool(from_pretrained(Wav2Vec2FeatureExtractor, source, revision).do_normalize)
         self.model = from_pretrained(Wav2Vec2Model, source, revision).eval().to(device)
         self.device = device
-        self.spec = EncoderSpec(
-            name=source, revision=revision or "", weights_sha256=weights_sha256(self.model),
-            dim=self.model.config.hidden_size, max_length=0,
+        self.source, self.revision = source, revision
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """Hashes the weights on first use: the driver asks for it, the actors need not."""
+        return EncoderSpec(
+            name=self.source, revision=resolved_revision(self.model, self.revision),
+            weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_size, max_length=0,
         )
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [S] at 16 kHz -> float16 [T, D] with T = (S - 400) // 320 + 1.
 
-        One waveform a pass: the base model's group norm runs over time, so padding would leak into the features.
+        One waveform a pass: the base model's group norm runs over time, so padding would leak into the features, and
+        utterances of one exact length are rare (on a CPU a pass of four such took longer than four passes).
         Waveforms longer than 30 s go in chunks that overlap by one receptive field, which bounds memory.
         """
         return [self._encode(np.asarray(w, np.float32)) for w in waveforms]

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from torch import nn
 from transformers import (
@@ -97,21 +98,35 @@ def weights_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: Any) -> Any:
     """`loader.from_pretrained` for a folder or hub id; InputError if it cannot be loaded."""
     local = Path(source).is_dir()
+    expected = {"BertModel": "bert", "Wav2Vec2Model": "wav2vec2", "ResNetModel": "resnet"}.get(loader.__name__)
+    if local and expected and (Path(source) / "config.json").is_file():
+        found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type", expected)
+        if found != expected:  # transformers would load it all the same, with random weights for what is missing
+            raise InputError(f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here")
     try:
         return loader.from_pretrained(source, revision=revision or "main", local_files_only=local, **kwargs)
     except (OSError, ValueError, KeyError) as error:
         lines = str(error).splitlines()
+        hint = "Give a folder made by save_pretrained, or a hub id that this machine can reach."
+        if not local and huggingface_hub.constants.HF_HUB_OFFLINE:
+            hint = (f"HF_HUB_OFFLINE is set and {source} at revision {revision or 'main'} is not in the local cache "
+                    f"({huggingface_hub.constants.HF_HUB_CACHE}): download it first, unset HF_HUB_OFFLINE, "
+                    "or give a folder.")
         raise InputError(
-            f"encoder {source!r}: cannot be loaded as {loader.__name__}: {lines[0] if lines else error!r}. "
-            "Give a folder made by save_pretrained, or a hub id that this machine can reach."
+            f"encoder {source!r}: cannot be loaded as {loader.__name__}: {lines[0] if lines else error!r}. {hint}"
         ) from error
+
+
+def resolved_revision(model: Any, revision: str | None) -> str:
+    """The commit a hub model came from where transformers knows it, else the revision asked for; "" if local."""
+    return str(getattr(model.config, "_commit_hash", None) or revision or "")
 
 
 def load_resnet(source: str, revision: str | None) -> ResNetModel:
@@ -122,12 +137,11 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
         raw = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, UnpicklingError for code among them
         raise InputError(f"{source}: cannot be read as a weights-only checkpoint: {error!r:.300}") from error
-    for key in ("state_dict", "model_state_dict"):
-        raw = raw.get(key, raw) if isinstance(raw, dict) else raw
-    if not isinstance(raw, dict) or not all(isinstance(v, torch.Tensor) for v in raw.values()):
+    raw = _state_dict(raw)
+    if raw is None:
         raise InputError(f"{source}: holds no state dict of tensors")
-    plain = {k.removeprefix("module."): v for k, v in raw.items()}
-    state = {_hf_name(k): v for k, v in plain.items() if not k.startswith("fc.")}
+    plain = _torchvision_names(raw)
+    state = {_hf_name(k): v for k, v in plain.items() if k.split(".")[0] not in ("fc", "classifier")}
     model = ResNetModel(ResNetConfig(
         embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
     ))
@@ -135,10 +149,62 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
     wrong = [k for k, v in state.items() if k not in expected or expected[k].shape != v.shape]
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     if wrong or missing:
-        raise InputError(f"{source}: not a ResNet-18: {len(missing)} tensors missing ({', '.join(missing[:3])}), "
+        raise InputError(f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
+                         f"{len(missing)} tensors missing ({', '.join(missing[:3])}), "
                          f"{len(wrong)} unknown or of another shape ({', '.join(wrong[:3])})")
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _state_dict(raw: Any) -> dict[str, torch.Tensor] | None:
+    """The state dict in a checkpoint, at the top or under one of the usual keys."""
+    for _ in range(3):
+        if not isinstance(raw, dict):
+            return None
+        tensors = {str(k): v for k, v in raw.items() if isinstance(v, torch.Tensor)}
+        if any("." in k for k in tensors):
+            return tensors
+        inner = [raw[k] for k in ("state_dict", "model_state_dict", "model", "net", "backbone") if k in raw]
+        if not inner:
+            return None
+        raw = inner[0]
+    return None
+
+
+# ResNet as nn.Sequential(*list(resnet.children())[:-1]), a common way to cut the classifier off.
+_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
+
+def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Strip what wraps the ResNet (`module.`, `backbone.`, a Sequential's numbers): names as torchvision has them."""
+    first = next((k for k in state if k.endswith("layer1.0.conv1.weight")), None)
+    if first is not None:
+        prefix = first.removesuffix("layer1.0.conv1.weight")
+        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    stem = next((k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4), None)
+    if stem is None:
+        return state
+    prefix = stem.removesuffix("0.weight")
+    out = {}
+    for key, value in state.items():
+        head, _, rest = key.removeprefix(prefix).partition(".")
+        if key.startswith(prefix) and head in _SEQUENTIAL:
+            out[f"{_SEQUENTIAL[head]}.{rest}"] = value
+    return out if any(k.startswith("layer1.") for k in out) else state
+
+
+def _looks_like(state: dict[str, torch.Tensor]) -> str:
+    """A guess at the architecture behind torchvision-style names, for messages."""
+    blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5))
+    bottleneck = any(".conv3." in k for k in state)
+    known: dict[tuple[int, ...], str] = {(2, 2, 2, 2, False): "ResNet-18 of other widths",
+             (3, 4, 6, 3, False): "ResNet-34", (3, 4, 6, 3, True): "ResNet-50", (3, 4, 23, 3, True): "ResNet-101",
+             (3, 8, 36, 3, True): "ResNet-152"}
+    if all(blocks):
+        return known.get((*blocks, bottleneck), f"a ResNet with {'-'.join(map(str, blocks))} blocks")
+    if any(k.startswith("features.") for k in state) and any(k.startswith("classifier.") for k in state):
+        return "VGG, AlexNet or MobileNet"
+    return f"another network, with tensors such as {', '.join(list(state)[:3])}"
 
 
 def _hf_name(key: str) -> str:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
-import torch
-from facenet_pytorch import MTCNN
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
+from feature_service.operators.detector import (
+    LARGE,
+    NO_FACES,
+    SMALL,
+    FaceDetector,
+    Faces,
+    Search,
+    most_prominent,
+    overlap,
+    prominence,
+)
+
 # Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in RAF-DB.
 TEMPLATE = np.array([[0.345, 0.40], [0.655, 0.40], [0.5, 0.575], [0.37, 0.745], [0.63, 0.745]])
-DETECT_BATCH = 16
+KEY_STEP = 8
+"""One frame in so many is searched for faces; those between follow from their neighbours where these agree."""
+SAME_FACE = 0.3
+"""Overlap (IoU) from which two boxes of neighbouring frames are taken for one face."""
+RIVAL = 0.5
+"""Faces of at least this share of the largest prominence are followed too: the largest may change on the way."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,77 +43,131 @@ class FaceCrops:
 
 
 class FaceCropper:
-    """Detects on reduced frames, crops from the native ones.
+    """Detects on reduced frames, crops from the native ones; every result depends on the clip's own frames alone.
 
-    `detect_side`: longest side of the frame the detector sees. `min_face`: smallest face as a share of that side.
-    `min_probability`: detections below it are taken for false ones.
+    `min_probability`: detections below it are taken for false ones. The face of a frame is the one with the largest
+    area times probability. Small faces are searched for only on frames that have no large one.
+
+    Most frames are not searched. Every KEY_STEP-th is; where two of them show the same faces, the last network of the
+    cascade looks for these where they should be on the frames between. A frame on which it misses one is searched as
+    well, so that 'no face' is only ever the whole cascade's word.
     """
 
     def __init__(
-        self, *, device: str = "cpu", crop_size: int = 224, detect_side: int = 320, min_face: float = 0.1,
-        min_probability: float = 0.95,
+        self, *, device: str = "cpu", crop_size: int = 224, min_probability: float = 0.95, key_step: int = KEY_STEP
     ) -> None:
-        self.crop_size, self.detect_side, self.min_probability = crop_size, detect_side, min_probability
-        self.min_face = min_face
-        self.mtcnn = MTCNN(keep_all=True, device=device)
+        self.crop_size, self.min_probability, self.key_step = crop_size, min_probability, key_step
+        self.detector = FaceDetector(device=device)
 
     def __call__(self, frames: np.ndarray) -> FaceCrops:
         """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame that has one."""
         count = len(frames)
-        boxes = np.full((count, 4), np.nan, np.float32)
-        landmarks = np.full((count, 5, 2), np.nan, np.float32)
         first = np.array([i for i in range(count) if i == 0 or not np.array_equal(frames[i], frames[i - 1])], int)
-        for start in range(0, len(first), DETECT_BATCH):
-            index = first[start : start + DETECT_BATCH]
-            for i, found in zip(index, self._detect(frames[index]), strict=True):
-                if found is not None:
-                    boxes[i], landmarks[i] = found
-        owner = first[np.searchsorted(first, np.arange(count), side="right") - 1]  # repeated frames share a detection
+        boxes = np.full((len(first), 4), np.nan, np.float32)
+        landmarks = np.full((len(first), 5, 2), np.nan, np.float32)
+        for i, faces in enumerate(self._find(frames, first)):
+            best = most_prominent(faces, self.min_probability)
+            if best is not None:
+                boxes[i], landmarks[i] = faces.boxes[best], faces.landmarks[best]
+        owner = np.searchsorted(first, np.arange(count), side="right") - 1  # repeated frames share a detection
         boxes, landmarks = boxes[owner], landmarks[owner]
         found_F = ~np.isnan(boxes[:, 0])
         if not found_F.any():
             return FaceCrops(None, found_F, boxes, landmarks)
         with_face = np.flatnonzero(found_F)
         nearest = with_face[np.abs(np.arange(count)[:, None] - with_face[None, :]).argmin(axis=1)]
-        nearest = owner[nearest]
+        nearest = first[owner[nearest]]
         cut = {int(i): self._crop(frames[i], landmarks[i]) for i in np.unique(nearest)}
         return FaceCrops(np.stack([cut[int(i)] for i in nearest]), found_F, boxes, landmarks)
 
-    def _detect(self, frames: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | None]:
-        height, width = frames.shape[1:3]
-        scale = min(1.0, self.detect_side / max(height, width))
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        bilinear = Image.Resampling.BILINEAR
-        small = [np.asarray(Image.fromarray(f).resize(size, bilinear, reducing_gap=2.0)) for f in frames]
-        self.mtcnn.min_face_size = max(20, int(max(size) * self.min_face))
-        with torch.inference_mode():
-            boxes, probabilities, points = self.mtcnn.detect(small, landmarks=True)
-        out: list[tuple[np.ndarray, np.ndarray] | None] = []
-        factor = np.array([width / size[0], height / size[1]], np.float32)
-        for box, probability, point in zip(boxes, probabilities, points, strict=True):
-            if box is None:
-                out.append(None)
-                continue
-            prominence = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) * probability
-            prominence = np.where(probability >= self.min_probability, prominence, -1.0)
-            best = int(prominence.argmax())
-            if prominence[best] <= 0:
-                out.append(None)
-            else:
-                out.append((box[best].astype(np.float32) * np.tile(factor, 2), point[best].astype(np.float32) * factor))
-        return out
+    def _find(self, frames: np.ndarray, index: np.ndarray) -> list[Faces]:
+        """The faces worth considering of each of `frames[index]`."""
+        keys = sorted({*range(0, len(index), self.key_step), len(index) - 1})
+        found: dict[int, Faces] = {}
+        self._search(frames, index, keys, found)
+        expected: dict[int, np.ndarray] = {}
+        for a, b in itertools.pairwise(keys):
+            pairs = _same_faces(found[a], found[b])
+            if len(pairs):
+                for i in range(a + 1, b):
+                    share = np.float32((index[i] - index[a]) / (index[b] - index[a]))
+                    expected[i] = (1 - share) * found[a].boxes[pairs[:, 0]] + share * found[b].boxes[pairs[:, 1]]
+        self._follow(frames, index, expected, found)
+        self._search(frames, index, [i for i in range(len(index)) if i not in found], found)
+        return [found[i] for i in range(len(index))]
+
+    def _search(self, frames: np.ndarray, index: np.ndarray, which: list[int], found: dict[int, Faces]) -> None:
+        """Set `found[i]` by the whole cascade on reduced frames, its boxes placed anew on the native ones."""
+        for search in (LARGE, SMALL):
+            which = [i for i in which if not len(found.get(i, NO_FACES).boxes)]
+            self._search_size(frames, index, which, search, found)
+
+    def _search_size(
+        self, frames: np.ndarray, index: np.ndarray, which: list[int], search: Search, found: dict[int, Faces]
+    ) -> None:
+        coarse = dict(zip(which, self.detector.detect(frames, index[which], search), strict=True))
+        boxes = {i: faces.boxes for i, faces in coarse.items() if len(faces.boxes)}
+        placed = self._place(frames, index, boxes)
+        for i in which:
+            faces = coarse[i]
+            if i in placed:  # where the native pixels do not confirm a face, the reduced frame's word stands
+                sure = placed[i].probabilities >= self.min_probability
+                faces = Faces(*(
+                    np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                    for new, old in zip(placed[i], faces, strict=True)
+                ))
+            faces = faces.take(faces.probabilities >= self.min_probability)
+            if len(faces.boxes):
+                value = prominence(faces)
+                faces = faces.take(value >= RIVAL * value.max())
+            found[i] = faces
+
+    def _follow(
+        self, frames: np.ndarray, index: np.ndarray, expected: dict[int, np.ndarray], found: dict[int, Faces]
+    ) -> None:
+        """Set `found[i]` where the last network confirms every box of `expected[i]`."""
+        for i, faces in self._place(frames, index, expected).items():
+            moved = overlap(faces.boxes, expected[i]).diagonal()
+            if (faces.probabilities >= self.min_probability).all() and (moved >= SAME_FACE).all():
+                found[i] = faces
+
+    def _place(self, frames: np.ndarray, index: np.ndarray, boxes: dict[int, np.ndarray]) -> dict[int, Faces]:
+        if not boxes:
+            return {}
+        which = np.repeat(list(boxes), [len(b) for b in boxes.values()])
+        faces = self.detector.refine(frames, index[which], np.concatenate(list(boxes.values())))
+        return {i: faces.take(which == i) for i in boxes}
 
     def _crop(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-        to_crop = SimilarityTransform.from_estimate(points, TEMPLATE * self.crop_size)
+        side = self.crop_size
+        to_crop = SimilarityTransform.from_estimate(points, TEMPLATE * side)
         if not to_crop:  # degenerate landmarks: all in one place
-            to_crop = SimilarityTransform(translation=self.crop_size / 2 - points.mean(axis=0))
-        image, shrink = Image.fromarray(frame), 1.0 / max(float(to_crop.scale), 1e-6)
-        matrix = np.linalg.inv(to_crop.params)
-        if shrink > 2:  # bilinear sampling of a much larger face would alias: halve the image first
-            factor = int(shrink)
+            to_crop = SimilarityTransform(translation=side / 2 - points.mean(axis=0))
+        matrix = np.linalg.inv(to_crop.params)  # crop pixels -> native pixels
+        factor = max(1, int(1.0 / max(float(to_crop.scale), 1e-6)))
+        # Only the part of the frame that the crop covers, at multiples of `factor`, with a margin for interpolation.
+        corners = np.array([[0, 0, 1], [side, 0, 1], [0, side, 1], [side, side, 1]]) @ matrix[:2].T
+        low = np.maximum(np.floor(corners.min(axis=0) / factor).astype(int) - 2, 0) * factor
+        high = np.ceil(corners.max(axis=0)).astype(int) + 2 * factor
+        part = frame[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)]
+        if part.size == 0:  # the face lies outside the frame
+            return np.zeros((side, side, 3), np.uint8)
+        image = Image.fromarray(part)
+        matrix[:2, 2] -= low
+        if factor > 1:  # bilinear sampling of a much larger face would alias: shrink the image first
             image = image.reduce(factor)
             matrix = np.diag([1 / factor, 1 / factor, 1]) @ matrix
-        side = self.crop_size
         return np.asarray(
             image.transform((side, side), Image.Transform.AFFINE, tuple(matrix[:2].ravel()), Image.Resampling.BILINEAR)
         )
+
+
+def _same_faces(a: Faces, b: Faces) -> np.ndarray:
+    """Pairs [N, 2] of indices if the two frames show the same faces at about the same places, else none."""
+    if len(a.boxes) != len(b.boxes) or not len(a.boxes):
+        return np.empty((0, 2), int)
+    iou = overlap(a.boxes, b.boxes)
+    partner = iou.argmax(axis=1)
+    if len(set(partner.tolist())) < len(partner) or (iou.max(axis=1) < SAME_FACE).any():
+        return np.empty((0, 2), int)
+    return np.stack([np.arange(len(partner)), partner], axis=1)

@@ -7,7 +7,7 @@ one worker and many see the same samples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from lfmim.config import ModelConfig
 from lfmim.data.store import read_table, sequences
 from lfmim.schema import (
     EMOTIONS,
@@ -25,6 +26,7 @@ from lfmim.schema import (
     LABEL_COLUMNS,
     MODALITIES,
     MULTIMODAL,
+    SENTIMENT_COLUMNS,
     FeatureSpec,
     InputError,
     Modality,
@@ -33,7 +35,8 @@ from lfmim.schema import (
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64."""
+    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64 classes or
+    float32 sentiment scores."""
 
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -43,10 +46,31 @@ class Batch:
     counts: Tensor
     """[heads] float32: labelled samples in the *global* batch, the divisor of the loss."""
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Micro-batches of at most `size` rows, rows of like length together, each padded to its own longest.
+
+        `counts` stays the global batch's, so the parts' losses and gradients add up to the whole's.
+        """
+        if len(self.labels) <= size:
+            yield self
+            return
+        lengths = {m: mask.sum(dim=1) for m, mask in self.masks.items()}
+        order = torch.stack(list(lengths.values())).sum(dim=0).argsort(stable=True)
+        for rows in order.split(size):  # type: ignore[no-untyped-call]
+            longest = {m: max(int(n[rows].max()), 1) for m, n in lengths.items()}
+            yield Batch({m: x[rows, : longest[m]] for m, x in self.features.items()},
+                        {m: x[rows, : longest[m]] for m, x in self.masks.items()},
+                        self.labels[rows], self.weight[rows], self.counts)
+
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceTensors:
-    """A split in memory: padded float16 features [N, T, D_u], masks [N, T], labels [N, heads], ids."""
+    """A split in memory: padded float16 features [N, T, D_u], lengths [N] (0: absent), labels [N, heads], ids.
+
+    Modalities are those of the store. Labels are int64 classes or, for the sentiment task, float32 scores; IGNORE_LABEL
+    where missing. Batches appear on the labels' device. `lengths` stay on the host: asking a GPU for the longest one
+    would stall it.
+    """
 
     ids: list[str]
     features: dict[Modality, Tensor]
@@ -56,17 +80,23 @@ class UtteranceTensors:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> UtteranceTensors:
-        return UtteranceTensors(
-            self.ids, {m: x.to(device) for m, x in self.features.items()},
-            {m: x.to(device) for m, x in self.lengths.items()}, self.labels.to(device),
-        )
+    def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
+        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and are copied batch by
+        batch (`host`), or whichever leaves the device half its free memory (`auto`)."""
+        if cache == "auto" and device.type == "cuda":
+            size = sum(x.nbytes for x in self.features.values())
+            cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
+        features = self.features if cache == "host" else {m: x.to(device) for m, x in self.features.items()}
+        return dataclasses.replace(self, features=features, labels=self.labels.to(device))
 
     def with_multimodal_labels(self) -> UtteranceTensors:
         """Every head's label replaced by the multimodal one, except where its modality is absent."""
         labels = self.labels[:, HEADS.index(MULTIMODAL), None].expand_as(self.labels).clone()
         for m in MODALITIES:
-            labels[self.lengths[m] == 0, HEADS.index(m)] = IGNORE_LABEL
+            if m in self.lengths:
+                labels[self.lengths[m] == 0, HEADS.index(m)] = IGNORE_LABEL
+            else:
+                labels[:, HEADS.index(m)] = IGNORE_LABEL
         return dataclasses.replace(self, labels=labels)
 
     def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
@@ -81,15 +111,19 @@ class UtteranceTensors:
         return out
 
     def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
-        """Rows `index` as a batch, padded to the longest sequence among them."""
+        """Rows `index` (on the host) as a batch, padded to the longest sequence among them."""
+        device = self.labels.device
         features: dict[str, Tensor] = {}
         masks: dict[str, Tensor] = {}
         for m, x in self.features.items():
             length = self.lengths[m][index]
             longest = max(int(length.max()), 1)
-            features[m] = x[index, :longest].float()
-            masks[m] = torch.arange(longest, device=x.device)[None, :] < length[:, None]
-        labels = torch.where(weight[:, None] > 0, self.labels[index], IGNORE_LABEL)
+            rows = x[index.to(x.device, non_blocking=True), :longest]
+            if rows.device != device:
+                rows = rows.pin_memory().to(device, non_blocking=True)
+            features[m] = rows.float()
+            masks[m] = torch.arange(longest, device=device)[None, :] < length.to(device, non_blocking=True)[:, None]
+        labels = torch.where(weight[:, None] > 0, self.labels[index.to(device, non_blocking=True)], IGNORE_LABEL)
         return Batch(features, masks, labels, weight, counts)
 
     def batches(
@@ -99,38 +133,42 @@ class UtteranceTensors:
 
         `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order.
         """
-        n, device = len(self), self.labels.device
-        order = torch.arange(n)
-        if shuffle_seed is not None:
-            seed, epoch = shuffle_seed
-            order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
-        for start in range(0, n, batch_size):
-            whole = order[start : start + batch_size].to(device)
-            counts = (self.labels[whole] != IGNORE_LABEL).sum(dim=0).float()
+        device = self.labels.device
+        order = epoch_order(len(self), shuffle_seed)
+        for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
+            counts = (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL).sum(dim=0).float()
             mine = whole[rank::world]
-            weight = torch.ones(len(mine), device=device)
-            share = -(-len(whole) // world)
-            if len(mine) < share:  # fill up with a row of weight 0, so that every worker runs every collective
+            filled = -(-len(whole) // world) - len(mine)
+            weight = torch.ones(len(mine) + filled, device=device)
+            if filled:  # a row of weight 0, so that every worker runs every collective
                 mine = torch.cat([mine, whole[:1]])
-                weight = torch.cat([weight, torch.zeros(1, device=device)])
+                weight[-1] = 0
             yield self.gather(mine, weight, counts)
 
 
-def fit_length(sequence: np.ndarray, modality: Modality, max_length: int) -> np.ndarray:
-    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), text cut."""
+def epoch_order(n: int, shuffle_seed: tuple[int, int] | None) -> Tensor:
+    """The order [n] int64 in which epoch `shuffle_seed` = (seed, epoch) visits the samples; None: as stored."""
+    if shuffle_seed is None:
+        return torch.arange(n)
+    return torch.from_numpy(np.random.default_rng(shuffle_seed).permutation(n))
+
+
+def fit_length(sequence: np.ndarray, modality: Modality, max_length: int, *, cut: bool = False) -> np.ndarray:
+    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), unless
+    `cut`; text always cut."""
     if len(sequence) <= max_length:
         return sequence
-    if modality is Modality.TEXT:
+    if cut or modality is Modality.TEXT:
         return sequence[:max_length]
     index = np.linspace(0, len(sequence) - 1, max_length).round().astype(np.int64)
     return np.take(sequence, index, axis=0)
 
 
 def pad_sequences(
-    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int
+    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int, *, cut: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Sequences (None: absent, length 0) -> zero-padded float16 [N, T, dim] and int64 lengths [N]."""
-    fitted = [None if x is None else fit_length(x, modality, max_length) for x in rows]
+    fitted = [None if x is None else fit_length(x, modality, max_length, cut=cut) for x in rows]
     lengths = np.array([0 if x is None else len(x) for x in fitted], dtype=np.int64)
     out = np.zeros((len(fitted), max(int(lengths.max(initial=0)), 1), dim), dtype=np.float16)
     for i, x in enumerate(fitted):
@@ -139,33 +177,51 @@ def pad_sequences(
     return torch.from_numpy(out), torch.from_numpy(lengths)
 
 
-def encode_labels(table: pa.Table) -> Tensor:
-    """Label columns -> int64 [N, heads]; IGNORE_LABEL where missing or the modality is absent."""
+def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
+    """Label columns -> [N, heads]: int64 classes, or float32 scores of the sentiment task.
+
+    IGNORE_LABEL where the label is missing or nothing is there that the head could read it from: a uni-modal head's
+    modality, for the multimodal head all of them. Raises InputError for a score outside [-1, 1].
+    """
+    sentiment = task == "sentiment"
+    columns = SENTIMENT_COLUMNS if sentiment else LABEL_COLUMNS
     index = {name: i for i, name in enumerate(EMOTIONS)}
-    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.int64)
+    present = {
+        m: table[FEATURE_COLUMNS[m]].is_valid().to_numpy() if FEATURE_COLUMNS[m] in table.column_names
+        else np.zeros(table.num_rows, dtype=bool) for m in MODALITIES
+    }
+    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.float32 if sentiment else np.int64)
     for h, head in enumerate(HEADS):
-        absent = [False] * table.num_rows
-        if head != MULTIMODAL:
-            absent = table[FEATURE_COLUMNS[Modality(head)]].is_null().to_pylist()
-        for i, (name, gone) in enumerate(zip(table[LABEL_COLUMNS[head]].to_pylist(), absent, strict=True)):
-            if name is not None and not gone:
-                labels[i, h] = index[name]
+        if columns[head] not in table.column_names:
+            continue
+        there = np.any(list(present.values()), axis=0) if head == MULTIMODAL else present[Modality(head)]
+        for i, (value, seen) in enumerate(zip(table[columns[head]].to_pylist(), there.tolist(), strict=True)):
+            if value is None or value != value or not seen:
+                continue
+            if sentiment and not -1 <= value <= 1:
+                raise InputError(f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, 1]; "
+                                 "scale the labels and import them again")
+            labels[i, h] = value if sentiment else index[value]
     return torch.from_numpy(labels)
 
 
-def load_split(store: Path, split: str, max_lengths: Mapping[Modality, int]) -> UtteranceTensors:
-    """A split of a feature store in memory, in id order. Raises InputError if it is empty or without labels."""
-    spec = FeatureSpec.load(store)
-    missing = [m.value for m in MODALITIES if m not in spec.dims]
-    if missing:
-        raise InputError(f"{store}: the store has no encoder for {', '.join(missing)}; extract it with all three")
-    table = read_table(store, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()], split)
+def load_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
+    """A split of a feature store in memory, in id order, as a model of `config` takes it (lengths, labels of its task).
+
+    Raises InputError if it is empty or without labels.
+    """
+    dims = FeatureSpec.load(store).dims
+    columns = (SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values()
+    table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *columns], split)
     if not table.num_rows:
         raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
-    labels = encode_labels(table)
+    labels = encode_labels(table, config.task)
     if bool((labels == IGNORE_LABEL).all()):
-        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(LABEL_COLUMNS.values())}")
-    padded = {m: pad_sequences(sequences(table, m), m, spec.dims[m], max_lengths[m]) for m in MODALITIES}
+        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(columns)}")
+    padded = {
+        m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
+        for m, dim in dims.items()
+    }
     return UtteranceTensors(
         table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
     )

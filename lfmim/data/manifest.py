@@ -19,6 +19,7 @@ from lfmim.schema import (
     ID,
     LABEL_COLUMNS,
     MEDIA_SHA256,
+    SENTIMENT_COLUMNS,
     SPEAKER,
     SPLIT,
     SPLITS,
@@ -27,6 +28,7 @@ from lfmim.schema import (
     VIDEO_STREAMS,
     InputError,
     parse_emotion,
+    parse_sentiment,
 )
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
@@ -38,6 +40,7 @@ KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
 RESERVED_COLUMNS = {
     *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION, MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS,
     "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
+    "gpu_percent",
 }
 """The store's own columns and those a row carries through the pipeline."""
 
@@ -68,7 +71,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     frame = frame.rename(columns=str).reset_index(drop=True).astype(object)
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
-        if column in RESERVED_COLUMNS or column.startswith("seconds_"):
+        if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
             raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
 
     frame[ID] = [_text(v) for v in frame[ID]]
@@ -89,6 +92,12 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         values = frame[column] if column in frame else [None] * len(frame)
         frame[column] = pd.Series(
             [parse_emotion(v, where=f"{place}, field '{column}'") for place, v in zip(places, values, strict=True)],
+            dtype=object,
+        )
+    for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
+        frame[column] = pd.Series(
+            [parse_sentiment(v, where=f"{place}, field '{column}'")
+             for place, v in zip(places, frame[column], strict=True)],
             dtype=object,
         )
     frame[VIDEO] = [
@@ -137,5 +146,5 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
 
 
 def passthrough_columns(frame: pd.DataFrame) -> list[str]:
-    """Columns this project does not know; they are carried into the feature store as text."""
+    """Columns this project does not know; they are carried into the feature store, as text but for sentiment scores."""
     return [c for c in frame.columns if c not in KNOWN_COLUMNS]

@@ -30,6 +30,7 @@ from lfmim.schema import (
     ID,
     LABEL_COLUMNS,
     MEDIA_SHA256,
+    SENTIMENT_COLUMNS,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
@@ -52,7 +53,7 @@ def feature_type(dim: int) -> pa.DataType:
 
 
 def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema of the store's parts; `passthrough` columns are text."""
+    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among them float64."""
     return pa.schema([
         *((name, pa.string()) for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())),
         *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
@@ -60,7 +61,7 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
         (FRAME_INDICES, pa.list_(pa.int32())),
         (DURATION, pa.float64()),
         (MEDIA_SHA256, pa.string()), (VIDEO_STREAMS, pa.int32()), (AUDIO_STREAMS, pa.int32()),
-        *((name, pa.string()) for name in passthrough),
+        *((name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()) for name in passthrough),
     ])
 
 
@@ -103,12 +104,13 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_part(folder: Path, table: pa.Table) -> None:
+def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
     """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
 
-    Raises InputError if it cannot be written.
+    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique. Raises InputError
+    if it cannot be written.
     """
-    name = f"part-{uuid.uuid4().hex}.parquet"
+    name = name or f"part-{uuid.uuid4().hex}.parquet"
     temporary = folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,35 +150,40 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
                          + ". Use another store or the same encoders.")
 
 
-def _parts(folder: Path) -> list[str]:
+def part_files(folder: Path) -> list[str]:
+    """The parts, in name order."""
     return sorted(str(p) for p in folder.glob("part-*.parquet"))
 
 
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
-    return set(read_table(folder, [ID])[ID].to_pylist()) if _parts(folder) else set()
+    return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
-    parts = _parts(folder / ERRORS_FOLDER)
+    parts = part_files(folder / ERRORS_FOLDER)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
 def discard_quarantined(folder: Path) -> None:
     """Forget the quarantined rows, so that they are tried again."""
-    for part in _parts(folder / ERRORS_FOLDER):
+    for part in part_files(folder / ERRORS_FOLDER):
         os.unlink(part)
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
-    """Columns of the store in id order, optionally of one split. Raises InputError if there is no part."""
-    parts = _parts(folder)
+    """Columns of the store in id order, optionally of one split; a column it does not have is left out.
+
+    Raises InputError if there is no part.
+    """
+    parts = part_files(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
-    wanted = None if columns is None else list(dict.fromkeys([ID, *columns]))
+    data = pad.dataset(parts, format="parquet")
+    wanted = None if columns is None else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
     where = None if split is None else pad.field(SPLIT) == split
-    return pad.dataset(parts, format="parquet").to_table(columns=wanted, filter=where).sort_by(ID)
+    return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,15 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SPLIT, FeatureSpec
+from lfmim.progress import watch
+from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
-from lfmim.training.loop import EpochReport, train
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, check_data, resolve_precision, train
 
 RUN_FILE = "run.json"
 SCORE = "score"
+POLL_SECONDS = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    table = read_table(store, [SPLIT, *LABEL_COLUMNS.values()])
+    table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
     return config_hash(table.to_pydict(), FeatureSpec.load(store).fingerprint)
 
 
@@ -54,20 +59,33 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
     return f"{config.model.name}-{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}"
 
 
-def train_distributed(config: ExperimentConfig) -> TrainResult:
-    """Train, track and register. A rerun of the same command continues from the last checkpoint.
+def describe(config: ExperimentConfig) -> str:
+    """One line: what will run with what, and where its results go."""
+    c, storage = config.run, Path(config.run.storage).resolve()
+    gpu = c.gpus_per_worker > 0
+    precision: str = config.train.precision
+    if not gpu or torch.cuda.is_available():
+        precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
+    share = f"{c.cpus_per_worker:g} CPU" + (f" + {c.gpus_per_worker:g} GPU" if gpu else "")
+    name = run_name(config, data_fingerprint(Path(config.store)))
+    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x {share}, "
+            f"{'cuda' if gpu else 'cpu'}, precision {precision} | checkpoints {storage / name} | "
+            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
+
+
+def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None) -> TrainResult:
+    """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last checkpoint.
 
     Raises InputError for a store without the splits it needs, before any worker starts.
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
-    for split in ("train", "valid"):
-        load_split(store, split, config.model.max_lengths)
+    check_data(config, spec, *(load_split(store, split, config.model) for split in ("train", "valid")))
     fingerprint = data_fingerprint(store)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
-    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, fingerprint)
+    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})
 
     c = config.run
     resources = {"CPU": c.cpus_per_worker}
@@ -87,7 +105,13 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
         ),
     )
     try:
-        result = trainer.fit()
+        with _watched(uri, run_id, config.train.epochs):
+            result = trainer.fit()
+    except (KeyboardInterrupt, SystemExit) as stop:
+        tracking.finish_run(uri, run_id, None, killed=True)
+        if isinstance(stop, SystemExit):  # Ray Train's own answer to Ctrl-C: exit code 0
+            raise KeyboardInterrupt from stop
+        raise
     except BaseException:
         tracking.finish_run(uri, run_id, None)
         raise
@@ -103,13 +127,42 @@ def train_distributed(config: ExperimentConfig) -> TrainResult:
     return TrainResult(name, uri, run_id, best, last, registered)
 
 
-def _run_id(path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, fingerprint: str) -> str:
+@contextlib.contextmanager
+def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
+    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        with watch("train", epochs, "epochs") as show:
+            while True:
+                last = stop.wait(POLL_SECONDS)
+                with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
+                    m = tracking.latest_metrics(uri, run_id)
+                    figures = {"gpu_percent": m["gpu_percent"]} if "gpu_percent" in m else {}
+                    note = (f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
+                            if "epochs_done" in m else "starting workers")
+                    show(int(m.get("epochs_done", 0)), note, **figures)
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _run_id(
+    path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, tags: dict[str, str]
+) -> str:
     """The MLflow run of this training run: made once, found again by a rerun."""
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["uri"] == uri:
             return str(known["run_id"])
-    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags={"data": fingerprint})
+    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags=tags)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"uri": uri, "run_id": run_id}), encoding="utf-8")
     os.replace(temporary, path)
@@ -122,18 +175,19 @@ def _example(store: Path) -> Any:
     table = read_table(store, [ID, *FEATURE_COLUMNS.values()], "valid").slice(0, 2)
     return pd.DataFrame({
         FEATURE_COLUMNS[m]: [None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)]
-        for m in MODALITIES
+        for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
     })
 
 
 def _train_worker(args: dict[str, Any]) -> None:
     """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
     config = experiment_from_dict(args["config"])
-    store, lead = Path(args["store"]), ray.train.get_context().get_world_rank() == 0
-    device = ray.train.torch.get_device()
+    context = ray.train.get_context()
+    store, lead = Path(args["store"]), context.get_world_rank() == 0
+    device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
-    lengths = config.model.max_lengths
+    model = config.model
 
     def on_epoch(report: EpochReport, save: Any) -> None:
         metrics = {SCORE: report.score, "epoch": report.epoch}
@@ -148,13 +202,15 @@ def _train_worker(args: dict[str, Any]) -> None:
 
     def run(resume: Path | None) -> None:
         train(
-            config, FeatureSpec.load(store), load_split(store, "train", lengths), load_split(store, "valid", lengths),
+            config, FeatureSpec.load(store), load_split(store, "train", model), load_split(store, "valid", model),
             device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume,
         )
 
     def run_tracked(resume: Path | None) -> None:
-        if lead:
-            with tracking.system_metrics(args["uri"], args["run_id"]):
+        if context.get_local_rank() == 0:  # one per node
+            several = context.get_world_size() > context.get_local_world_size()
+            node = f"node_{context.get_node_rank()}" if several else None
+            with tracking.system_metrics(args["uri"], args["run_id"], node):
                 run(resume)
         else:
             run(resume)
@@ -170,4 +226,4 @@ def _train_worker(args: dict[str, Any]) -> None:
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:
     if ray.train.get_context().get_world_size() == 1:
         return model
-    return ray.train.torch.prepare_model(model)
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=dict(DDP_OPTIONS))

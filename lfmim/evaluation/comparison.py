@@ -1,25 +1,23 @@
-"""Results of many runs -> the paper's tables and figures, with spread and p-values; Markdown, CSV, LaTeX, HTML."""
+"""Results of many runs -> statistics and the paper's tables. distributed/benchmark.py writes a result per run."""
 
 from __future__ import annotations
 
-import html
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.figure import Figure
-from scipy.stats import permutation_test
+from statsmodels.stats.multitest import multipletests
 
-from lfmim.evaluation.figures import confusion_matrices, learning_curves
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, REPORT_ORDER
+from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, REPORT_ORDER
 
 Results = Sequence[Mapping[str, Any]]
 REFERENCE = "lfmim"
+CLAIMS = (("lfmim", "pmr"), ("pmr", "mult"), ("lfmim", "lfmim-ml"), ("strong", "paper"), ("strong", "lfmim"))
+"""Pairs of which the first is said to be better: the paper's Tables 2 and 4, and ours of the preset `strong`."""
+RESAMPLES = 4999
 
 
 def linear_cka(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]) -> float:
@@ -29,26 +27,50 @@ def linear_cka(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]
     return float(np.linalg.norm(x.T @ y) ** 2 / norm) if norm else 0.0
 
 
-def paired_p_value(results: Results, a: str, b: str, head: str = MULTIMODAL) -> float:
-    """Two-sided p of equal test accuracy of systems `a` and `b`: sign-flip permutation over the test utterances.
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Mean test score of one system minus another's, its 95 % interval and two-sided p-value of no difference."""
 
-    Per utterance the difference of the share of seeds that are right; 9,999 permutations (scipy).
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(results: Results, a: str, b: str, head: str = MULTIMODAL) -> Difference:
+    """Score of system `a` minus that of `b` (accuracy; for sentiment minus the absolute error): a two-level bootstrap.
+
+    The figure depends on which utterances happened to be in the test split and which seeds happened to be drawn. Both
+    are resampled: utterances in pairs (both systems see the same), seeds for each system on its own (nothing pairs seed
+    k of one model with seed k of another). A test over utterances alone would take these trained weights for the
+    systems.
     """
-    difference = _right(results, a, head) - _right(results, b, head)
-    if not difference.any():
-        return 1.0
-    test = permutation_test(
-        (difference,), lambda d, axis: d.mean(axis=axis), permutation_type="samples", vectorized=True,
-        n_resamples=9999, batch=500, rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
+    gains = [_gains(results, s, head) for s in (a, b)]
+    observed = float(gains[0].mean() - gains[1].mean())
+    if a == b or (gains[0].shape == gains[1].shape and bool((gains[0] == gains[1]).all())):
+        return Difference(observed, observed, observed, 1.0)
+    rng, n = np.random.default_rng(0), gains[0].shape[1]
+    drawn = []
+    for start in range(0, RESAMPLES, 500):
+        size = min(500, RESAMPLES - start)
+        over_seeds = [
+            rng.multinomial(len(g), np.full(len(g), 1 / len(g)), size=size) @ g / len(g) for g in gains
+        ]
+        weight = rng.multinomial(n, np.full(n, 1 / n), size=size) / n
+        drawn.append(((over_seeds[0] - over_seeds[1]) * weight).sum(axis=1))
+    sample = np.concatenate(drawn)
+    low, high = np.quantile(sample, [0.025, 0.975])
+    more_extreme = np.count_nonzero(np.abs(sample - observed) >= abs(observed))
+    return Difference(observed, float(low), float(high), (1 + more_extreme) / (1 + RESAMPLES))
 
 
-def _right(results: Results, system: str, head: str) -> npt.NDArray[np.float64]:
-    runs = [r for r in results if r["system"] == system]
-    index = HEADS.index(head)
-    right = [np.asarray(r["predictions"][head]) == np.asarray(r["labels"][index]) for r in runs]
-    return np.asarray(np.mean(right, axis=0)[np.asarray(runs[0]["labels"][index]) >= 0])
+def _gains(results: Results, system: str, head: str) -> npt.NDArray[np.float64]:
+    """[seeds, labelled test utterances]: 1 where right; for sentiment minus the absolute error."""
+    runs, index = [r for r in results if r["system"] == system], HEADS.index(head)
+    label = np.asarray(runs[0]["labels"][index])
+    predicted = np.array([r["predictions"][head] for r in runs])
+    gain = -np.abs(np.clip(predicted, -1, 1) - label) if is_sentiment(results) else predicted == label
+    return np.asarray(gain, dtype=np.float64)[:, label != IGNORE_LABEL]
 
 
 def systems_of(results: Results) -> list[str]:
@@ -56,30 +78,85 @@ def systems_of(results: Results) -> list[str]:
     return list(dict.fromkeys(r["system"] for r in results))
 
 
+def runs_of(results: Results, system: str) -> list[Mapping[str, Any]]:
+    return [r for r in results if r["system"] == system]
+
+
+def is_sentiment(results: Results) -> bool:
+    """Whether the runs predict sentiment scores rather than emotions."""
+    return "mae" in next(iter(results[0]["test"].values()))
+
+
+def _spread(values: Sequence[float], factor: float = 100) -> str:
+    x = factor * np.asarray(values)
+    return f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+
+
+def _frame(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=name))
+
+
+def p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _against_reference(results: Results) -> dict[str, dict[str, str]]:
+    """Per system its difference to LFMIM and the p-value, corrected for the number of systems (Holm)."""
+    systems = systems_of(results)
+    out = {s: {"vs LFMIM": "", "p (Holm)": ""} for s in systems}
+    others = [s for s in systems if s != REFERENCE]
+    if others and len(others) < len(systems):
+        tests = [difference(results, s, REFERENCE) for s in others]
+        for system, test, p in zip(others, tests, multipletests([t.p for t in tests], method="holm")[1], strict=True):
+            out[system] = {"vs LFMIM": _interval(test), "p (Holm)": p_text(float(p))}
+    return out
+
+
+def _cost(results: Results, system: str) -> dict[str, str]:
+    runs = runs_of(results, system)
+    return {"parameters": f"{runs[0]['parameters']:,}", "MFLOPs/sample": f"{runs[0]['flops'] / 1e6:.1f}",
+            "seeds": str(len(runs))}
+
+
+def _interval(d: Difference) -> str:
+    return f"{100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
+
+
 def table_2(results: Results) -> pd.DataFrame:
-    """Multimodal head: F1 per emotion in report order, accuracy ('overall F1' of the paper), p against LFMIM. In %."""
-    rows = {}
+    """Multimodal head: accuracy (the paper's 'overall F1'), against LFMIM, F1 per emotion in report order; in %."""
+    rows, against = {}, _against_reference(results)
     for system in systems_of(results):
-        tests = [r["test"][MULTIMODAL] for r in results if r["system"] == system]
-        run = next(r for r in results if r["system"] == system)
-        row: dict[str, Any] = {e: _spread([t["f1"][e] for t in tests]) for e in REPORT_ORDER}
-        row["accuracy"] = _spread([t["accuracy"] for t in tests])
-        row["weighted F1"] = _spread([t["weighted_f1"] for t in tests])
-        row["macro F1"] = _spread([t["macro_f1"] for t in tests])
-        compared = system != REFERENCE and REFERENCE in systems_of(results)
-        row["p vs LFMIM"] = f"{paired_p_value(results, REFERENCE, system):.4f}" if compared else ""
-        row["parameters"] = f"{run['parameters']:,}"
-        row["MFLOPs/sample"] = f"{run['flops'] / 1e6:.1f}"
-        row["seeds"] = str(len(tests))
-        rows[system] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+        tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
+        rows[system] = {
+            "accuracy": _spread([t["accuracy"] for t in tests]), **against[system],
+            **{e: _spread([t["f1"][e] for t in tests]) for e in REPORT_ORDER},
+            "weighted F1": _spread([t["weighted_f1"] for t in tests]),
+            "macro F1": _spread([t["macro_f1"] for t in tests]), **_cost(results, system),
+        }
+    return _frame(rows, "system")
+
+
+def table_3(results: Results) -> pd.DataFrame:
+    """Sentiment, multimodal head, CH-SIMS conventions: zero counts as negative in Acc-2 and F1, or is left out. In %,
+    but MAE and Pearson's r."""
+    columns = {"Acc-2": "accuracy_2", "Acc-3": "accuracy_3", "Acc-5": "accuracy_5", "F1": "weighted_f1",
+               "Acc-2 without 0": "accuracy_2_nonzero", "F1 without 0": "weighted_f1_nonzero"}
+    rows, against = {}, _against_reference(results)
+    for system in systems_of(results):
+        tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
+        rows[system] = {
+            **{title: _spread([t[c] for t in tests]) for title, c in columns.items()},
+            "MAE": _spread([t["mae"] for t in tests], 1), "r": _spread([t["pearson"] for t in tests], 1),
+            **against[system], **_cost(results, system),
+        }
+    return _frame(rows, "system")
 
 
 def table_4(results: Results) -> pd.DataFrame:
     """Every head against its own label: F1 per emotion and accuracy, for systems with uni-modal heads. In %."""
     rows = {}
     for system in systems_of(results):
-        runs = [r for r in results if r["system"] == system]
+        runs = runs_of(results, system)
         for head in HEADS:
             tests = [r["test"][head] for r in runs if head in r["test"]]
             if tests and len(runs[0]["test"]) > 1:
@@ -88,89 +165,42 @@ def table_4(results: Results) -> pd.DataFrame:
                     "accuracy": _spread([t["accuracy"] for t in tests]),
                     "majority": f"{100 * tests[0]['majority']:.2f}",
                 }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system, head")
+    return _frame(rows, "system, head")
 
 
-def _spread(values: Sequence[float]) -> str:
-    x = 100 * np.asarray(values)
-    return f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+def table_subsets(results: Results) -> pd.DataFrame:
+    """Multimodal head from every subset of the modalities, systems that accept absent ones: accuracy in % (sentiment:
+    minus the mean absolute error, in hundredths)."""
+    rows = {}
+    for system in systems_of(results):
+        runs = [r for r in runs_of(results, system) if r["subsets"]]
+        if runs:
+            rows[system] = {subset: _spread([r["subsets"][subset] for r in runs]) for subset in runs[0]["subsets"]}
+    return _frame(rows, "system")
 
 
-def f1_deviation(results: Results) -> Figure:
-    """The paper's Figure 4 (c): per emotion the standard deviation of F1 over the heads, averaged over seeds."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axis = figure.subplots()
-    systems = [s for s in systems_of(results) if any(len(r["test"]) == len(HEADS) for r in results if r["system"] == s)]
-    for i, system in enumerate(systems):
-        f1 = np.array([[[r["test"][h]["f1"][e] for h in HEADS] for e in REPORT_ORDER]
-                       for r in results if r["system"] == system])
-        axis.bar(np.arange(len(EMOTIONS)) + (i - (len(systems) - 1) / 2) * 0.8 / len(systems),
-                 100 * f1.std(axis=2).mean(axis=0), 0.8 / len(systems), label=system)
-    axis.set_xticks(range(len(REPORT_ORDER)), REPORT_ORDER)
-    axis.set(ylabel="deviation of F1 over heads (%)")
-    if systems:
-        axis.legend()
-    return figure
-
-
-def dependence(results: Results) -> Figure:
-    """Linear CKA between uni-modal representations on test, mean and deviation over seeds (cf. Figure 2 b)."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axis = figure.subplots()
-    systems = [s for s in systems_of(results) if any(r["cka"] for r in results if r["system"] == s)]
-    pairs = [f"{a}-{b}" for i, a in enumerate(MODALITIES) for b in MODALITIES[i + 1 :]]
-    for i, system in enumerate(systems):
-        cka = np.array([[r["cka"][p] for p in pairs] for r in results if r["system"] == system])
-        axis.bar(np.arange(len(pairs)) + (i - (len(systems) - 1) / 2) * 0.8 / len(systems), cka.mean(axis=0),
-                 0.8 / len(systems), yerr=cka.std(axis=0), label=system, capsize=3)
-    axis.set_xticks(range(len(pairs)), pairs)
-    axis.set(ylabel="linear CKA")
-    if systems:
-        axis.legend()
-    return figure
+def table_claims(results: Results) -> pd.DataFrame:
+    """The pairs of CLAIMS that ran: difference of the multimodal head with its 95 % interval, p, and what it says."""
+    rows = {}
+    for a, b in CLAIMS:
+        if {a, b} <= set(systems_of(results)):
+            d = difference(results, a, b)
+            verdict = "not resolved" if d.p >= 0.05 else "holds" if d.mean > 0 else "the opposite holds"
+            rows[f"{a} > {b}"] = {"difference [95 %]": _interval(d), "p": p_text(d.p), "verdict": verdict}
+    return _frame(rows, "claim")
 
 
 def mean_cka(results: Results) -> dict[str, float]:
     """Per system with uni-modal heads: linear CKA averaged over pairs and seeds."""
-    return {s: float(np.mean([list(r["cka"].values()) for r in results if r["system"] == s]))
-            for s in systems_of(results) if any(r["cka"] for r in results if r["system"] == s)}
+    return {s: float(np.mean([list(r["cka"].values()) for r in runs_of(results, s)]))
+            for s in systems_of(results) if all(r["cka"] for r in runs_of(results, s))}
 
 
-def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
-    """table_2/table_4 as .csv, .md, .tex; figures as .png; `index.html` with all of it; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tables = {"table_2": table_2(results), "table_4": table_4(results)}
-    for name, table in tables.items():
-        if table.empty:
-            continue
-        write_text(folder / f"{name}.csv", table.to_csv())
-        write_text(folder / f"{name}.md", _markdown(table))
-        write_text(folder / f"{name}.tex", table.to_latex(escape=True).replace("±", r"$\pm$"))
-    shown = REFERENCE if REFERENCE in systems_of(results) else systems_of(results)[0]
-    run = next(r for r in results if r["system"] == shown)
-    figures = {
-        f"Losses and accuracies of {shown}, seed {run['seed']}, training and validation (Figure 3; the test split "
-        "is read once, after selection)": ("figure_3", learning_curves(run["history"])),
-        f"Confusion of {shown}, seed {run['seed']}, test": ("confusion", confusion_matrices(run["test"])),
-        "Deviation of F1 over the heads (Figure 4 c)": ("figure_4c", f1_deviation(results)),
-        "Dependence between uni-modal representations (Figure 2 b)": ("figure_2b", dependence(results)),
-    }
-    for name, figure in figures.values():
-        figure.savefig(folder / f"{name}.png", dpi=110)
-    notes = "".join(f"<li>failed: {html.escape(f)}</li>" for f in failed)
-    page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{PAGE_STYLE}</style>
-<h1>{html.escape(title)}</h1><ul>{notes}</ul>
-<p>In percent, mean ± standard deviation over seeds. Each run is chosen on validation accuracy of the multimodal head
-and tested once. p: paired sign-flip permutation test over the test utterances.</p>
-<h2>Multimodal head (Table 2)</h2>{tables['table_2'].to_html()}
-<h2>Every head against its own label (Table 4)</h2>{tables['table_4'].to_html()}
-{''.join(f'<h2>{html.escape(t)}</h2>{inline_image(f)}' for t, (_, f) in figures.items())}"""
-    slim = [{k: v for k, v in r.items() if k not in ("predictions", "labels", "history")} for r in results]
-    write_text(folder / "results.json", json.dumps(slim, indent=1))
-    return write_text(folder / "index.html", page)
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    header = [str(table.index.name), *map(str, table.columns)]
-    lines = [header, ["---"] * len(header), *([str(i), *map(str, row)] for i, *row in table.itertuples())]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def modality_deviation(results: Results, system: str) -> npt.NDArray[np.float64] | None:
+    """[emotions in report order] standard deviation of F1 over the three modalities, averaged over seeds; None for
+    a system without uni-modal heads."""
+    runs = runs_of(results, system)
+    if not all(m in r["test"] for r in runs for m in MODALITIES):
+        return None
+    f1 = np.array([[[r["test"][m]["f1"][e] for m in MODALITIES] for e in REPORT_ORDER] for r in runs])
+    return np.asarray(f1.std(axis=2).mean(axis=0))

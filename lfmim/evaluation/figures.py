@@ -6,45 +6,87 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from lfmim.schema import EMOTIONS, HEADS, REPORT_ORDER
+from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENTS
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy per head over epochs, training and validation (as the paper's Figure 3)."""
+    """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the entries have
+    it, test (as the paper's Figure 3)."""
     figure = Figure(figsize=(3.2 * len(HEADS), 5.5), layout="constrained")
     axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
     epochs = [entry["epoch"] + 1 for entry in history]
-    for row, metric in enumerate(("loss", "accuracy")):
+    emotions = all("accuracy" in entry["valid"][HEADS[-1]] for entry in history)
+    for row, metric in enumerate(("loss", "accuracy" if emotions else "mae")):
         for column, head in enumerate(HEADS):
             axis = axes[row, column]
-            for part, style in (("train", "--"), ("valid", "-")):
-                axis.plot(epochs, [entry[part][head][metric] for entry in history], style, label=part)
+            for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
+                if all(head in entry.get(part, ()) for entry in history):
+                    axis.plot(epochs, [entry[part][head][metric] for entry in history], style, label=part)
             axis.grid(alpha=0.3)
             if row == 0:
                 axis.set_title(head)
             else:
                 axis.set_xlabel("epoch")
         axes[row, 0].set_ylabel(metric)
-    axes[0, 0].legend()
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, -1].legend()  # every model has the multimodal head
     return figure
 
 
 def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """One matrix per head: share of each label (rows) by prediction (columns), counts written in; report order."""
+    """One matrix per head: share of each label (rows) by prediction (columns), counts written in.
+
+    Emotions are in report order; sentiment has its five classes."""
     heads = [h for h in HEADS if h in metrics]
     figure = Figure(figsize=(4.6 * len(heads), 4.8), layout="constrained")
-    order = [EMOTIONS.index(e) for e in REPORT_ORDER]
     for axis, head in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads, strict=True):
-        counts = np.array(metrics[head]["confusion"])[np.ix_(order, order)]
+        counts, names = np.array(metrics[head]["confusion"]), SENTIMENTS
+        if len(counts) == len(EMOTIONS):
+            order, names = [EMOTIONS.index(e) for e in REPORT_ORDER], REPORT_ORDER
+            counts = counts[np.ix_(order, order)]
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(counts.shape):
             if counts[i, j]:
                 axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8,
                           color="white" if share[i, j] > 0.5 else "black")
-        axis.set_xticks(range(len(order)), REPORT_ORDER, rotation=45, ha="right")
-        axis.set_yticks(range(len(order)), REPORT_ORDER)
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), names)
         axis.set(title=head, xlabel="predicted", ylabel="label")
+    return figure
+
+
+def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged over its runs."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axis = figure.subplots()
+    metric = "accuracy" if "accuracy" in next(iter(runs.values()))[0][0][MULTIMODAL] else "mae"
+    for i, (system, curves) in enumerate(runs.items()):
+        mean = np.mean([[epoch[MULTIMODAL][metric] for epoch in curve] for curve in curves], axis=0)
+        axis.plot(range(1, len(mean) + 1), mean, ("-", "--", ":")[i // 10 % 3], label=system)
+    axis.grid(alpha=0.3)
+    axis.set(xlabel="epoch", ylabel=metric)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(ncols=2)
+    return figure
+
+
+Numbers = npt.NDArray[np.float64]
+
+
+def grouped_bars(groups: Sequence[str], bars: Mapping[str, tuple[Numbers, Numbers | None]], ylabel: str) -> Figure:
+    """A bar per name of `bars` (heights and error bars, or None for none) in each of `groups`."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(bars)
+    for i, (name, (heights, errors)) in enumerate(bars.items()):
+        middle = np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width
+        axis.bar(middle, heights, width, yerr=errors, label=name, capsize=3)
+    axis.set_xticks(range(len(groups)), groups)
+    axis.set(ylabel=ylabel)
+    axis.legend()
     return figure

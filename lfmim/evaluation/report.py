@@ -12,27 +12,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lfmim.data.batches import encode_labels
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
-from lfmim.metrics import HeadMetrics
+from lfmim.metrics import Metrics, sums_for
 from lfmim.predictor import Predictor
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     IGNORE_LABEL,
     LABEL_COLUMNS,
-    MODALITIES,
     MULTIMODAL,
     REPORT_ORDER,
+    SENTIMENT_COLUMNS,
     FeatureSpec,
     InputError,
 )
+from lfmim.training.losses import head_losses
 
+HEADLINE = {"emotion": "accuracy", "sentiment": "mae"}
+COLUMNS = {
+    "emotion": {"accuracy": "accuracy", "majority": "majority class", "weighted_f1": "weighted F1",
+                "macro_f1": "macro F1", **{f"f1_{e}": f"F1 {e}" for e in REPORT_ORDER}},
+    "sentiment": {"accuracy_2": "Acc-2", "accuracy_3": "Acc-3", "accuracy_5": "Acc-5", "weighted_f1": "F1",
+                  "accuracy_2_nonzero": "Acc-2 without zeros", "weighted_f1_nonzero": "F1 without zeros",
+                  "mae": "MAE", "pearson": "Pearson r"},
+}
+"""Columns of the report per task: field of the metrics -> heading."""
 PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
 td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}img{max-width:100%}"""
@@ -44,47 +54,52 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
     Raises InputError if the store was made with other encoders than the model's or the split is empty.
     """
     predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
-    table = read_table(store, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()], split)
+    task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
+    columns = [*(FEATURE_COLUMNS[m] for m in dims), *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()]
+    table = read_table(store, columns, split)
     if not table.num_rows:
         raise InputError(f"{store}: no rows of split '{split}'; choose another with --split")
-    labels = encode_labels(table).numpy()
-    probabilities = predictor.predict({m: sequences(table, m) for m in MODALITIES})
-    m_labels = labels[:, HEADS.index(MULTIMODAL)]
-    own = {h: _metrics(probabilities[h], labels[:, i]) for i, h in enumerate(HEADS)}
-    against_m = {h: _metrics(probabilities[h], m_labels) for h in HEADS}
+    labels = encode_labels(table, task)
+    found = {h: torch.from_numpy(x) for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()}
+    own = _metrics(found, labels)
+    against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
     return {
-        "split": split, "rows": table.num_rows, "best_epoch": predictor.meta.best_epoch + 1,
+        "split": split, "rows": table.num_rows, "best_epoch": predictor.meta.best_epoch + 1, "task": task,
         "heads": {h: dataclasses.asdict(v) for h, v in own.items()},
-        "against_multimodal_label": {h: v.accuracy for h, v in against_m.items()},
+        "against_multimodal_label": {h: getattr(v, HEADLINE[task]) for h, v in against_m.items()},
     }
 
 
-def _metrics(probabilities: np.ndarray, labels: np.ndarray) -> HeadMetrics:
-    known = (labels != IGNORE_LABEL) & ~np.isnan(probabilities).any(axis=1)
-    confusion = np.zeros((len(EMOTIONS), len(EMOTIONS)))
-    np.add.at(confusion, (labels[known], probabilities[known].argmax(axis=1)), 1)
-    chosen = np.clip(probabilities[known, labels[known]], 1e-12, None)
-    return HeadMetrics.from_confusion(confusion, float(-np.log(chosen).sum()))
+def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metrics]:
+    """Probabilities or scores of every head against labels [N, heads]; a row without a prediction does not count."""
+    labels = labels.clone()
+    for i, head in enumerate(HEADS):
+        labels[found[head].isnan().any(dim=1), i] = IGNORE_LABEL
+    if not labels.is_floating_point():  # the log of probabilities is a valid set of logits for them
+        found = {h: p.nan_to_num(1.0).clamp(min=1e-12).log() for h, p in found.items()}
+    sums = sums_for(labels)
+    sums.update(found, labels, head_losses(found, labels))
+    return sums.compute()
 
 
 def write_report(folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    columns = COLUMNS[report["task"]]
+    table = {head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}} for head, m in report["heads"].items()}
     rows = "".join(
-        f"<tr><th>{head}</th><td>{m['count']}</td><td>{m['accuracy']:.3f}</td><td>{m['majority']:.3f}</td>"
-        f"<td>{m['weighted_f1']:.3f}</td><td>{m['macro_f1']:.3f}</td>"
-        + "".join(f"<td>{m['f1'][e]:.3f}</td>" for e in REPORT_ORDER)
-        + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>"
-        for head, m in report["heads"].items()
+        f"<tr><th>{head}</th><td>{m['count']}</td>" + "".join(f"<td>{m[c]:.3f}</td>" for c in columns)
+        + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>" for head, m in table.items()
     )
-    header = "".join(f"<th>{html.escape(c)}</th>" for c in (
-        "head", "n", "accuracy", "majority class", "weighted F1", "macro F1", *(f"F1 {e}" for e in REPORT_ORDER),
-        "accuracy against the multimodal label"))
+    against = f"{HEADLINE[report['task']]} against the multimodal label"
+    header = "".join(f"<th>{html.escape(c)}</th>" for c in ("head", "n", *columns.values(), against))
+    chosen = f"The checkpoint is epoch {report['best_epoch']}, chosen on validation" if report["best_epoch"] else (
+        "The checkpoint was imported: how it was chosen is not known")
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{PAGE_STYLE}</style>
 <h1>{html.escape(title)}</h1>
-<p>Split <b>{report['split']}</b>, {report['rows']} utterances. The checkpoint is epoch {report['best_epoch']},
-chosen on validation accuracy; each head is measured against its own label.</p>
+<p>Split <b>{report['split']}</b>, {report['rows']} utterances. {chosen}; each head is measured against its
+own label.</p>
 <table><tr>{header}</tr>{rows}</table>
 <h2>Confusion</h2>{inline_image(confusion_matrices(report['heads']))}
 <h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""

@@ -16,7 +16,7 @@ from lfmim.models.layers import (
     init_weights,
     input_projections,
 )
-from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class EFT(nn.Module):
@@ -29,19 +29,21 @@ class EFT(nn.Module):
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.modality = nn.Parameter(torch.empty(len(MODALITIES), config.width))
+        self.modalities = tuple(m for m in MODALITIES if m in dims)
+        self.modality = nn.Parameter(torch.empty(len(self.modalities), config.width))
         self.cls = nn.Parameter(torch.empty(1, config.width))
         self.stack = TransformerStack(config, config.width)
         self.pool = Pooling("first" if config.pooling == "fex" else config.pooling, config.width)
-        self.head = ClassifierHead(config.width, len(EMOTIONS))
+        self.head = ClassifierHead(config.width, config.outputs)
         self.apply(init_weights)
         for parameter in (self.modality, self.cls):
             nn.init.normal_(parameter, std=0.02)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        z = [self.inputs[m](features[m]) + self.modality[i] for i, m in enumerate(MODALITIES)]
+        z = [self.inputs[m](features[m]) + self.modality[i] for i, m in enumerate(self.modalities)]
         x = torch.cat([self.cls.expand(len(z[0]), -1, -1).to(z[0].dtype), *z], dim=1)
-        valid = torch.cat([torch.ones_like(masks["text"][:, :1]), *(masks[m] for m in MODALITIES)], dim=1)
+        first = torch.ones_like(masks[self.modalities[0]][:, :1])
+        valid = torch.cat([first, *(masks[m] for m in self.modalities)], dim=1)
         h = self.pool(self.stack(x, valid), valid)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

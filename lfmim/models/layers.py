@@ -18,7 +18,8 @@ from lfmim.schema import MODALITIES, Modality
 
 
 class ModelOutput(NamedTuple):
-    """Logits [B, C] and pooled representations [B, D] per head name; a model without a head leaves it out."""
+    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a model without a head
+    leaves it out."""
 
     logits: dict[str, Tensor]
     pooled: dict[str, Tensor]
@@ -42,6 +43,57 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
     return table
 
 
+def keep_mask(like: Tensor, p: float) -> Tensor:
+    """Dropout's factors in `like`'s shape: 0 with probability `p` (to 2^-16), else 1/(1-p).
+
+    On a CPU torch draws one Bernoulli number at a time, which took a quarter of a training step; cutting 64 random
+    bits into four comparisons is ~5x faster and uses the same generator, so seeds mean what they did.
+    """
+    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    numbers = bits.view(torch.int16)[: like.numel()].view(like.shape)
+    keep = torch.empty(like.shape, dtype=like.dtype)
+    return torch.ge(numbers, round(p * 65536) - 32768, out=keep).mul_(1 / (1 - p))
+
+
+def _vmapped(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _plain_cpu(x: Tensor) -> bool:
+    """Whether the CPU's hand-written paths apply: eager, float32, neither under vmap nor being compiled."""
+    return (not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
+            and not _vmapped(x))
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout with `keep_mask` on the CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return input
+        return input * keep_mask(input, self.p) if _plain_cpu(input) else F.dropout(input, self.p)
+
+
+def attend(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_B11S: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention [B, H, T, d] with dropout on its weights.
+
+    torch's CPU kernel without dropout is the fused one; with dropout it falls back to a slow composite, so that case
+    is written out.
+    """
+    if dropout and _vmapped(q_BHTd):  # the fused kernels' dropout knows no vmap
+        score = (q_BHTd / math.sqrt(q_BHTd.shape[-1])) @ k_BHSd.transpose(-2, -1)
+        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v_BHSd.dtype)
+        return F.dropout(weight, dropout) @ v_BHSd
+    if not dropout or not _plain_cpu(q_BHTd):
+        return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=mask_B11S, dropout_p=dropout)
+    b, h, t, d = q_BHTd.shape
+    q, k, v = (x.reshape(b * h, -1, d) for x in (q_BHTd, k_BHSd, v_BHSd))
+    bias = torch.zeros_like(mask_B11S, dtype=q.dtype).masked_fill_(~mask_B11S, -math.inf)
+    bias = bias.expand(b, h, 1, -1).reshape(b * h, 1, -1)
+    weight = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(d)).softmax(dim=-1)
+    return torch.bmm(weight * keep_mask(weight, dropout), v).view(b, h, t, d)
+
+
 class InputProjection(nn.Module):
     """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks)."""
 
@@ -49,29 +101,29 @@ class InputProjection(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, in_dim: int, width: int, max_length: int, dropout: float) -> None:
+    def __init__(self, in_dim: int, width: int, max_length: int, dropout: float, standardize: bool) -> None:
         super().__init__()
+        self.standardize = standardize
         self.conv = nn.Conv1d(in_dim, width, kernel_size=1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("scale", torch.ones(in_dim))
         self.register_buffer("positions", sinusoidal_positions(max_length, width), persistent=False)
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
-        x_BTF = (x_BTF - self.mean) * self.scale  # identity unless the model standardises its input
+        if self.standardize:
+            x_BTF = (x_BTF - self.mean) * self.scale
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
 
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
-    """An InputProjection per modality, the front end all models share. Raises ValueError if a width is missing."""
-    missing = [m for m in MODALITIES if m not in dims]
-    if missing:
-        raise ValueError(f"{config.name} needs the feature width of every modality; missing: {missing}")
+    """An InputProjection per modality of `dims`, the front end all models share."""
     return nn.ModuleDict({
-        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding)
-        for m in MODALITIES
+        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding,
+                           config.standardize)
+        for m in MODALITIES if m in dims
     })
 
 
@@ -87,9 +139,7 @@ class SelfAttention(nn.Module):
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         b, t, d = x_BTD.shape
         q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        y_BHTd = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attend_B11T, dropout_p=self.dropout if self.training else 0.0
-        )
+        y_BHTd = attend(q, k, v, attend_B11T, self.dropout if self.training else 0.0)
         return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
 
 
@@ -109,16 +159,14 @@ class CrossAttention(nn.Module):
         k, v = (
             self.key_value(source_BSD).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         )
-        y_BHTd = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=attend_B11S, dropout_p=self.dropout if self.training else 0.0
-        )
+        y_BHTd = attend(q, k, v, attend_B11S, self.dropout if self.training else 0.0)
         return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
 
 
 def feed_forward(width: int, multiple: int, dropout: float) -> nn.Sequential:
     """Linear, ReLU, dropout, Linear: width -> multiple * width -> width."""
     return nn.Sequential(
-        nn.Linear(width, multiple * width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(multiple * width, width)
+        nn.Linear(width, multiple * width), nn.ReLU(), Dropout(dropout), nn.Linear(multiple * width, width)
     )
 
 
@@ -131,7 +179,7 @@ class TransformerLayer(nn.Module):
         self.attention = SelfAttention(width, heads, dropout_attention)
         self.norm_ffn = nn.LayerNorm(width)
         self.ffn = feed_forward(width, ffn_multiple, dropout_ffn)
-        self.dropout = nn.Dropout(dropout_ffn)
+        self.dropout = Dropout(dropout_ffn)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T))
@@ -151,9 +199,9 @@ class TransformerStack(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
-        attend = attention_mask(valid_BT)
+        mask = attention_mask(valid_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, attend)
+            x_BTD = layer(x_BTD, mask)
         return self.norm(x_BTD)  # type: ignore[no-any-return]
 
 

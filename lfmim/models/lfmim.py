@@ -21,13 +21,15 @@ from lfmim.models.layers import (
     init_weights,
     input_projections,
 )
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class LFMIM(nn.Module):
-    """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0, 0.02²); α = ᾱ = 1."""
+    """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0, 0.02²); α = ᾱ = 1.
 
-    answers = HEADS
+    A modality that `dims` leaves out has no stack and no head.
+    """
+
     accepts_absent = True
 
     def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
@@ -42,19 +44,20 @@ class LFMIM(nn.Module):
             )
 
         self.inputs = input_projections(c, dims)
-        names = [*MODALITIES, MULTIMODAL]
+        self.modalities = tuple(m for m in MODALITIES if m in dims)
+        self.answers = names = (*(m.value for m in self.modalities), MULTIMODAL)
         self.stacks = nn.ModuleDict({name: stack() for name in names})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(c.width) for name in names})
         self.pools = nn.ModuleDict({
             name: Pooling("first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling, c.width)
             for name in names
         })
-        self.heads = nn.ModuleDict({name: ClassifierHead(c.width, len(EMOTIONS)) for name in names})
+        self.heads = nn.ModuleDict({name: ClassifierHead(c.width, c.outputs) for name in names})
         self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.width))
         # ᾱ has one row less than α: Z̄¹ = 0, so a first ᾱ would be a dead weight.
-        self.alpha = nn.Parameter(torch.ones(c.layers, len(MODALITIES)))
+        self.alpha = nn.Parameter(torch.ones(c.layers, len(self.modalities)))
         # With one layer it is empty, and DDP refuses trainable parameters that get no gradient.
-        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(MODALITIES)), requires_grad=c.layers > 1)
+        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(self.modalities)), requires_grad=c.layers > 1)
         self.apply(init_weights)
         nn.init.normal_(self.fex, std=0.02)
 
@@ -64,26 +67,26 @@ class LFMIM(nn.Module):
         A sample without a modality has a mask of all False there: the multimodal stack then ignores it, and its
         uni-modal logits are those of a zero vector (meaningless; the caller drops them).
         """
-        z = {m: self.inputs[m](features[m]) for m in MODALITIES}
-        uni_mask = {m: attention_mask(masks[m]) for m in MODALITIES}
-        batch = z[Modality.TEXT].shape[0]
-        fex_BKD = self.fex.expand(batch, -1, -1).to(z[Modality.TEXT].dtype)
+        z = {m: self.inputs[m](features[m]) for m in self.modalities}
+        uni_mask = {m: attention_mask(masks[m]) for m in self.modalities}
+        batch = z[self.modalities[0]].shape[0]
+        fex_BKD = self.fex.expand(batch, -1, -1).to(z[self.modalities[0]].dtype)
         fex_valid = torch.ones(batch, self.config.fex_tokens, dtype=torch.bool, device=fex_BKD.device)
-        valid_m = torch.cat([fex_valid, *(masks[m] for m in MODALITIES)], dim=1)
+        valid_m = torch.cat([fex_valid, *(masks[m] for m in self.modalities)], dim=1)
         mask_m = attention_mask(valid_m)
-        lengths = [self.config.fex_tokens, *(z[m].shape[1] for m in MODALITIES)]
+        lengths = [self.config.fex_tokens, *(z[m].shape[1] for m in self.modalities)]
 
         z_bar: list[Tensor] = []
         for layer in range(self.config.layers):
-            fused = [self.alpha[layer, i] * z[m] for i, m in enumerate(MODALITIES)]
+            fused = [self.alpha[layer, i] * z[m] for i, m in enumerate(self.modalities)]
             if layer:
                 fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]
             out = self.stacks[MULTIMODAL][layer](  # type: ignore[index]
                 torch.cat([fex_BKD, *fused], dim=1), mask_m)
             fex_BKD, *z_bar = out.split(lengths, dim=1)
-            for m in MODALITIES:
+            for m in self.modalities:
                 z[m] = self.stacks[m][layer](z[m], uni_mask[m])  # type: ignore[index]
 
-        states = {**{m.value: (z[m], masks[m]) for m in MODALITIES}, MULTIMODAL: (out, valid_m)}
+        states = {**{m.value: (z[m], masks[m]) for m in self.modalities}, MULTIMODAL: (out, valid_m)}
         pooled = {h: self.pools[h](self.norms[h](x), valid) for h, (x, valid) in states.items()}
         return ModelOutput(logits={h: self.heads[h](p) for h, p in pooled.items()}, pooled=pooled)

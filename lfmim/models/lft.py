@@ -16,7 +16,7 @@ from lfmim.models.layers import (
     init_weights,
     input_projections,
 )
-from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class LFT(nn.Module):
@@ -31,7 +31,7 @@ class LFT(nn.Module):
         self.inputs = input_projections(config, dims)
         self.stacks = nn.ModuleDict({m: TransformerStack(config, config.width) for m in MODALITIES})
         self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES})
-        self.head = ClassifierHead(len(MODALITIES) * config.width, len(EMOTIONS))
+        self.head = ClassifierHead(len(MODALITIES) * config.width, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

@@ -18,7 +18,7 @@ from lfmim.models.layers import (
     init_weights,
     input_projections,
 )
-from lfmim.schema import EMOTIONS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class CrossModalLayer(nn.Module):
@@ -60,7 +60,7 @@ class MulT(nn.Module):
         self.memory = nn.ModuleDict({m: TransformerStack(config, width) for m in MODALITIES})
         self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, width) for m in MODALITIES})
         self.mlp = feed_forward(len(MODALITIES) * width, 1, config.dropout_ffn)
-        self.head = nn.Linear(len(MODALITIES) * width, len(EMOTIONS))
+        self.head = nn.Linear(len(MODALITIES) * width, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

@@ -22,7 +22,7 @@ from lfmim.models.layers import (
     init_weights,
     input_projections,
 )
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 
 class ReinforcementUnit(nn.Module):
@@ -82,7 +82,7 @@ class PMR(nn.Module):
         self.inputs = input_projections(config, dims)
         self.layers = nn.ModuleList(PMRLayer(config) for _ in range(config.layers))
         self.pools = nn.ModuleDict({h: Pooling(config.sequence_pooling, config.width) for h in HEADS})
-        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, len(EMOTIONS)) for h in HEADS})
+        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

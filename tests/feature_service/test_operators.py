@@ -121,3 +121,49 @@ def test_wrong_encoders_are_named(tmp_path):
         load_resnet(str(tmp_path / "r34.pth"), None)
     with pytest.raises(InputError, match="cannot be loaded"):
         TextEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_text_features_are_the_same_bytes_in_any_company_and_order(tiny, batch_size):
+    encode = TextEncoder(str(tiny["text"]), batch_size=batch_size)
+    texts = ["好" * n for n in (1, 3, 14, 15, 30, 90)] + ["今天真高兴"]
+    alone = [encode([t])[0] for t in texts]
+    for x, y in zip(alone, encode(texts), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(alone[::-1], encode(texts[::-1]), strict=True):
+        np.testing.assert_array_equal(x, y)
+    for x, y in zip(alone, TextEncoder(str(tiny["text"]), batch_size=1)(texts), strict=True):
+        np.testing.assert_allclose(x, y, atol=4e-3)  # padding is masked
+
+
+def test_vision_features_are_the_same_bytes_in_any_company_and_order(tiny):
+    encode = VisionEncoder(str(tiny["vision"]))
+    crops = [np.random.default_rng(n).integers(0, 255, (n, 64, 64, 3), dtype=np.uint8) for n in (1, 3, 7, 9)]
+    alone = [encode([c])[0] for c in crops]
+    for x, y in zip(alone[::-1], encode(crops[::-1]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("wrap", ["backbone", "sequential"])
+@pytest.mark.parametrize("nest", ["model", "net", "model_state_dict"])
+def test_rafdb_layouts(tmp_path, wrap, nest):
+    theirs = torchvision.models.resnet18(num_classes=7)
+    state = {f"module.backbone.{k}": v for k, v in theirs.state_dict().items()}
+    if wrap == "sequential":
+        body = torch.nn.Sequential(*list(theirs.children())[:-1])
+        state = {f"module.features.{k}": v for k, v in body.state_dict().items()}
+    torch.save({nest: state, "epoch": 3}, tmp_path / "r.pth")
+    ours = load_resnet(str(tmp_path / "r.pth"), None).state_dict()
+    torch.testing.assert_close(ours["encoder.stages.3.layers.1.layer.1.convolution.weight"],
+                               theirs.layer4[1].conv2.weight.detach())
+
+
+def test_other_architectures_are_named(tmp_path, tiny):
+    for build, name in ((torchvision.models.resnet50, "ResNet-50"), (torchvision.models.vgg11, "VGG")):
+        with torch.device("meta"):
+            state = {k: v.shape for k, v in build().state_dict().items()}
+        torch.save({k: torch.zeros(()).expand(s) for k, s in state.items()}, tmp_path / "x.pth")
+        with pytest.raises(InputError, match=f"looks like {name}"):
+            load_resnet(str(tmp_path / "x.pth"), None)
+    with pytest.raises(InputError, match="'wav2vec2' model; a 'bert'"):
+        TextEncoder(str(tiny["audio"]))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
+import re
 import subprocess
 import sys
 import time
@@ -15,9 +13,13 @@ import psutil
 import pytest
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from lfmim.data.demo_corpus import generate_demo_corpus
+from lfmim.data.store import stored_ids
+from lfmim.schema import InputError
 
+BIN = Path(sys.executable).parent
 GOOD = "id,video,text,label_text\na,,你好,anger\n"
 
 
@@ -54,109 +56,166 @@ def test_training_refuses_what_is_no_store_and_bad_values(tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+def wait_for(condition, what: str, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {seconds} s"
+        time.sleep(0.2)
 
 
-@pytest.fixture
-def head(tmp_path):
-    """`ray start --head` as its own processes; yields the job server's address."""
-    port, ray = free_port(), str(Path(sys.executable).parent / "ray")
-    bin_folder = str(Path(sys.executable).parent)  # as with an activated environment
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    env.pop("RAY_ADDRESS", None)
-    # Ports of its own throughout: the session's shared cluster holds the defaults.
-    ports = [f"--{name}={free_port()}" for name in (
-        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "metrics-export-port", "runtime-env-agent-port")]
-    log = tmp_path / "head.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--num-cpus=2", f"--dashboard-port={port}", *ports,
-             "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}"], env=env, stdout=file, stderr=file)
-    deadline = time.monotonic() + 120
-    try:
-        while True:
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}", ray, env
-    finally:
-        process.terminate()
-        process.wait(60)
-        shutil.rmtree(f"/tmp/rt{port}", ignore_errors=True)
+def epochs_done(folder: Path) -> int:
+    return max((int(p.name[-4:]) + 1 for p in folder.glob("epoch_*")), default=0)
+
+
+def train_workers(head) -> list[psutil.Process]:
+    """This cluster's workers only, whatever else runs on the machine."""
+    return [p for p in psutil.process_iter(["cmdline", "cwd"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])
+            and (p.info["cwd"] or "").startswith(head.home)]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_submitted_training_survives_a_killed_worker(head, toy_store, tmp_path):
-    address, ray, env = head
+def test_submitted_training_survives_a_killed_worker_and_a_stop(head, toy_store, tmp_path):
     runs = tmp_path / "runs"
-    command = [ray, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "jobs/train.py",
-               "--config", "jobs/configs/demo.yaml", "--store", str(toy_store), "--run.storage", str(runs),
-               "--run.name", "killed", "--run.workers", "2", "--run.cpus_per_worker", "0.5", "--train.epochs", "40"]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 150
-    while not any(int(p.name[-4:]) >= 3 for p in (runs / "killed").glob("epoch_*")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.2)
-    home = f"/tmp/rt{address.rsplit(':', 1)[1]}/"  # this cluster's workers only, whatever else runs on the machine
-    workers = [p for p in psutil.process_iter(["cmdline", "cwd"])
-               if "RayTrainWorker" in " ".join(p.info["cmdline"] or []) and (p.info["cwd"] or "").startswith(home)]
+    folder, client = runs / "killed", JobSubmissionClient(head.address)
+    command = ["jobs/train.py", "--config", "jobs/configs/demo.yaml", "--store", str(toy_store), "--run.storage",
+               str(runs), "--run.name", "killed", "--run.workers", "2", "--run.cpus_per_worker", "0.5"]
+    submitted = head.submit(*command, "--train.epochs", "1000", wait=False)
+    assert submitted.returncode == 0, submitted.stdout
+    (job_id,) = {j.submission_id for j in client.list_jobs() if "1000" in j.entrypoint}
+    wait_for(lambda: epochs_done(folder) >= 3, "third epoch")
+    workers = train_workers(head)
     assert workers
     workers[0].kill()
-    output, _ = process.communicate(timeout=250)
-    assert process.returncode == 0, output[-3000:]
-    assert "run killed: 40 epochs" in output
-    state = json.loads((runs / "killed" / "run.json").read_text())
-    curve = MlflowClient(state["uri"]).get_metric_history(state["run_id"], "valid/text/accuracy")
-    assert {m.step for m in curve} == set(range(40))
-    epoch_0 = [m for m in curve if m.step == 0]
-    assert len(epoch_0) == 1, "the run began again instead of continuing"
+    at_kill = epochs_done(folder)
+    wait_for(lambda: epochs_done(folder) >= at_kill + 5, "epoch after the worker's death")
+    stopped = subprocess.run([BIN / "ray", "job", "stop", "--address", head.address, job_id], env=head.env, check=True,
+                             capture_output=True, text=True, timeout=60)
+    assert client.get_job_status(job_id) == JobStatus.STOPPED, stopped.stdout
+    log = client.get_job_logs(job_id)
+    assert "stopped; run the same command again to continue" in log
+    assert "Traceback" not in log
+    state = json.loads((folder / "run.json").read_text())
+    mlflow = MlflowClient(state["uri"])
+    assert mlflow.get_run(state["run_id"]).info.status == "KILLED"
+    epochs = epochs_done(folder) + 5
+
+    done = head.submit(*command, "--train.epochs", str(epochs))
+    assert done.returncode == 0, done.stdout[-3000:]
+    first = next(line for line in done.stdout.splitlines() if line.startswith("train lfmim"))
+    for part in ("2 workers x 0.5 CPU, cpu, precision fp32", f"checkpoints {folder}", f"mlflow {state['uri']}",
+                 "ray: 1 node, 2 CPU, 0 GPU"):
+        assert part in first
+    assert re.search(rf"train: \d+/{epochs} epochs \(\d+%\), .*samples/s, validation accuracy 0", done.stdout)
+    assert f"run killed: {epochs} epochs" in done.stdout
+    curve = mlflow.get_metric_history(state["run_id"], "valid/text/accuracy")
+    assert {m.step for m in curve} == set(range(epochs))
+    assert [m.step for m in curve].count(0) == 1, "the run began again instead of continuing"
+    assert mlflow.get_run(state["run_id"]).info.status == "FINISHED"
+
+
+@pytest.mark.ray
+def test_submit_ends_with_the_jobs_own_exit_code(head, tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "jobs" / "submit.py", "--address", head.address, "jobs/train.py",
+                           "--store", "features"], env=head.env, capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert done.returncode == 2, done.stderr
+    assert "error: --store features: relative, and a submitted job" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.stderr.rstrip().endswith("FAILED")
+
+
+SPAM = ("WARNING", "INFO", "core_worker", "UserWarning", "FutureWarning", "Loading weights", "it/s]", "alembic")
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_extract_train_evaluate_predict(toy_store, tmp_path):
+def test_every_job_runs_when_submitted(head, toy_store, tmp_path):
+    """Extraction, stopped and continued; training; evaluation; prediction; then inputs that do not fit."""
     manifest = generate_demo_corpus(tmp_path / "corpus", clips=20)
     store, runs = str(tmp_path / "features"), str(tmp_path / "runs")
-    done = job("extract_features", "--manifest", str(manifest), "--store", store)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "20 stored, 0 quarantined" in done.stdout
+    client = JobSubmissionClient(head.address)
+    extract = ["jobs/extract_features.py", "--manifest", str(manifest), "--store", store, "--storage", runs]
+    assert head.submit(*extract, wait=False).returncode == 0
+    (job_id,) = {j.submission_id for j in client.list_jobs() if store in j.entrypoint}
+    wait_for(lambda: "extract: 1/20" in client.get_job_logs(job_id), "first utterance")
+    client.stop_job(job_id)
+    wait_for(lambda: client.get_job_status(job_id).is_terminal(), "end of the stopped job", 30)
+    stored = len(stored_ids(Path(store)))
+    assert 1 <= stored < 20
+
+    def submitted(*command: str) -> str:
+        done = head.submit(*command)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "succeeded" in done.stdout
+        log = done.stdout[done.stdout.index("Tailing logs"):]
+        assert not [line for line in log.splitlines() if any(word in line for word in SPAM)], log
+        return log
+
+    log = submitted(*extract)
+    assert f"{20 - stored} stored, 0 quarantined, {stored} done before" in log
     args = ["--config", "jobs/configs/demo.yaml", "--store", store, "--run.storage", runs, "--train.epochs", "2"]
-    done = job("train", *args)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "registered models:/lfmim@champion (version 1; champion: there was no champion)" in done.stdout
-    again = job("train", *args)
-    assert "version 1; champion: it is the champion already" in again.stdout, again.stderr[-2000:]
-    done = job("evaluate", "--store", store, "--storage", runs, "--report", str(tmp_path / "report"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    log = submitted("jobs/train.py", *args)
+    assert "registered models:/lfmim@champion (version 1; champion: there was no champion)" in log
+    log = submitted("jobs/evaluate.py", "--store", store, "--storage", runs, "--report", str(tmp_path / "report"))
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["heads"]["multimodal"]["count"] == report["rows"] > 0
-    other_seed = job("extract_features", "--manifest", str(manifest), "--store", store, "--seed", "9")
+    new = tmp_path / "new.csv"
+    clip = next((tmp_path / "corpus" / "videos").glob("*.mp4"))
+    (tmp_path / "broken.mp4").write_bytes(b"\0" * 99)
+    new.write_text(f"id,video,text\nx,{clip},你好\ny,broken.mp4,\n", encoding="utf-8")
+    log = submitted("jobs/predict.py", "--manifest", str(new), "--output", str(tmp_path / "p.jsonl"), "--storage", runs)
+    rows = {r["id"]: r for r in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
+    assert sum(rows["x"]["probabilities_multimodal"]) == pytest.approx(1, abs=1e-4)
+    assert rows["y"]["error"]
+    assert set(rows) == {"x", "y"}
+    if (ROOT / "jobs" / "tune.py").exists():
+        submitted("jobs/tune.py", *args, "--trials", "2", "--seeds", "1")
+
+    mlflow = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    found = mlflow.search_runs([mlflow.get_experiment_by_name("lfmim").experiment_id])
+    status = sorted((r.info.run_name, r.info.status) for r in found if "kind" in r.data.tags)
+    assert [s for s in status if s[0] == "extract-features"] == [("extract-features", "FINISHED"),
+                                                                  ("extract-features", "KILLED")]
+    (whole,) = [r for r in found if r.info.run_name == "extract-features" and r.info.status == "FINISHED"]
+    assert whole.data.metrics["utterances_per_second"] > 0
+
+    other_seed = job("extract_features", *extract[1:], "--seed", "9")
     assert other_seed.returncode == 2
     assert "sampling.seed: 0 vs 9" in other_seed.stderr + other_seed.stdout
     foreign = job("evaluate", "--store", str(toy_store), "--storage", runs, "--report", str(tmp_path / "no_report"))
     assert foreign.returncode == 2
     assert "text.weights_sha256" in foreign.stderr
     assert not (tmp_path / "no_report").exists()
-    clip = next((tmp_path / "corpus" / "videos").glob("*.mp4"))
     done = job("predict", "--video", str(clip), "--text", "今天真高兴", "--storage", runs)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert all(head in done.stdout for head in ("text", "audio", "vision", "multimodal"))
+    assert all(h in done.stdout for h in ("text", "audio", "vision", "multimodal"))
     other = job("predict", "--video", str(clip), "--storage", runs, "--model", "models:/nothing@champion")
     assert other.returncode == 2
-    new = tmp_path / "new.csv"
-    (tmp_path / "broken.mp4").write_bytes(b"\0" * 99)
-    new.write_text(f"id,video,text\nx,{clip},你好\ny,broken.mp4,\n", encoding="utf-8")
-    done = job("predict", "--manifest", str(new), "--output", str(tmp_path / "p.jsonl"), "--storage", runs)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = {r["id"]: r for r in map(json.loads, (tmp_path / "p.jsonl").read_text().splitlines())}
-    assert sum(rows["x"]["probabilities_multimodal"]) == pytest.approx(1, abs=1e-4)
-    assert rows["y"]["error"]
+
+
+def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path, capsys):
+    """In this process but for the refusal: a process of its own spends most of its time on imports."""
+    import evaluate
+    import import_checkpoint
+    from test_published import SIZES, published
+
+    path, runs = tmp_path / "p.pth", str(tmp_path / "runs")
+    published(path, **SIZES[0])
+    bad = job("import_checkpoint", "--checkpoint", str(path), "--heads", "3", "--storage", runs)
+    assert bad.returncode == 2, bad.stderr
+    assert "error: --heads: 3 does not divide" in bad.stderr
+    assert not Path(runs).exists()
+    for _ in range(2):  # the second time finds what is there
+        assert import_checkpoint.import_checkpoint(checkpoint=str(path), heads=2, storage=runs) == 0
+        said = capsys.readouterr().out
+        assert "left out: me\n" in said
+        assert "registered models:/published@champion (version 1" in said
+    report = {"store": str(toy_store), "storage": runs, "report": str(tmp_path / "report")}
+    with pytest.raises(InputError, match="--features STORE"):
+        evaluate.evaluate(**report, model="models:/published@champion")
+    assert not (tmp_path / "report").exists()
+    import_checkpoint.import_checkpoint(checkpoint=str(path), heads=2, storage=runs, features=str(toy_store),
+                                        name="stated")
+    assert evaluate.evaluate(**report, model="models:/stated@champion") == 0
+    assert "imported" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

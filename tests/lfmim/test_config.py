@@ -23,7 +23,7 @@ from lfmim.config import (
     experiment_from_dict,
     to_dict,
 )
-from lfmim.schema import HEADS, InputError
+from lfmim.schema import HEADS, InputError, Modality
 
 positive, fraction = st.integers(1, 500), st.floats(0, 0.99)
 experiments = st.builds(
@@ -110,3 +110,14 @@ def test_shipped_configs_are_valid(path):
     else:
         config = experiment_from_dict(raw)
         assert experiment_from_dict(to_dict(config)) == config
+
+
+def test_the_upstream_config_is_the_published_recipe():
+    raw = yaml.safe_load((ROOT / "jobs" / "configs" / "upstream.yaml").read_text(encoding="utf-8"))
+    config = experiment_from_dict(raw)
+    model, train = config.model, config.train
+    assert (model.name, model.width, model.heads, model.layers, model.fex_tokens) == ("upstream", 1024, 16, 4, 4)
+    assert list(model.max_lengths.values()) == [80, 50, 16]
+    assert model.cuts(Modality.AUDIO)
+    assert not model.cuts(Modality.VISION)
+    assert (train.optimizer, train.schedule, train.epochs, train.batch_size) == ("sgd", "inverse_epoch", 20, 96)

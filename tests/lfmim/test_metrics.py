@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-from lfmim.metrics import HeadMetrics, HeadSums
+from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, sums_for
 from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL
 from lfmim.training.losses import head_losses
 
@@ -98,3 +98,96 @@ def test_from_confusion_by_hand():
     assert (m.count, m.loss, m.accuracy, m.majority) == (8, 0.5, 7 / 8, 0.5)
     assert (m.f1["anger"], m.f1["disgust"]) == pytest.approx((6 / 7, 8 / 9))
     assert m.macro_f1 == m.weighted_f1 == pytest.approx((6 / 7 + 8 / 9) / 2)
+
+
+def sentiment(pairs):
+    """Sums over (label, prediction) pairs of the text head; labels of the other heads are missing."""
+    labels = torch.full((len(pairs), len(HEADS)), float(IGNORE_LABEL))
+    labels[:, 0] = torch.tensor([y for y, _ in pairs])
+    scores = {h: torch.tensor([[p] for _, p in pairs]) for h in HEADS}
+    sums = sums_for(labels)
+    assert isinstance(sums, SentimentSums)
+    sums.update(scores, labels, head_losses(scores, labels))
+    return sums
+
+
+# label, prediction          Acc-2   Acc-3   Acc-5
+BY_HAND = [(-1.0, -1.4),   # right   right   right   (clipped to -1)
+           (-0.8, -0.7),   # right   right   right   (-0.7 belongs to the bin below it)
+           (-0.6, -0.1),   # right   right   right   (so does -0.1)
+           (0.0, 0.05),    # wrong   right   right
+           (0.0, -0.2),    # right   wrong   wrong
+           (0.2, 0.0),     # wrong   wrong   wrong
+           (0.6, 0.7),     # right   right   right
+           (1.0, 0.1)]     # right   wrong   wrong
+
+
+def test_sentiment_by_hand():
+    m = sentiment(BY_HAND).compute()["text"]
+    assert m.count == 8
+    assert m.accuracy_2 == 6 / 8
+    assert m.accuracy_3 == 5 / 8
+    assert m.accuracy_5 == 5 / 8
+    # Zero is negative: labels 5 negative, 3 positive; predictions: 4 + 1 wrong negative, 2 + 1 wrong positive.
+    assert m.weighted_f1 == pytest.approx((5 * 2 * 4 / (5 + 5) + 3 * 2 * 2 / (3 + 3)) / 8)
+    # Without the two zeros: 3 negative, 3 positive; only (0.2, 0.0) is wrong.
+    assert m.accuracy_2_nonzero == 5 / 6
+    assert m.weighted_f1_nonzero == pytest.approx((3 * 2 * 3 / (3 + 4) + 3 * 2 * 2 / (3 + 2)) / 6)
+    assert m.mae == pytest.approx((0 + 0.1 + 0.5 + 0.05 + 0.2 + 0.2 + 0.1 + 0.9) / 8, abs=1e-7)
+    assert m.loss == pytest.approx((0.4 + 0.1 + 0.5 + 0.05 + 0.2 + 0.2 + 0.1 + 0.9) / 8, abs=1e-7)
+    y, p = [y for y, _ in BY_HAND], [max(-1, min(1, p)) for _, p in BY_HAND]
+    assert m.pearson == pytest.approx(np.corrcoef(y, p)[0, 1], abs=1e-6)
+    assert m.score == -m.mae
+    assert m.confusion == [[2, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]
+    assert sentiment(BY_HAND).compute()["audio"].count == 0
+    assert math.isnan(sentiment([(0.0, 0.5), (0.0, 0.5)]).compute()["text"].pearson)
+    assert math.isnan(sentiment([(0.0, 0.5)]).compute()["text"].weighted_f1_nonzero)
+
+
+def fields_like_mmsa(y, p):
+    """Binned one by one, the classes compared by scikit-learn."""
+    y, p = (np.clip(np.float32(v), -1, 1) for v in (y, p))
+    out = {}
+    for k, edges in ((2, [0.0]), (3, [-0.1, 0.1]), (5, [-0.7, -0.1, 0.1, 0.7])):
+        a, b = ([sum(v > np.float32(e) for e in edges) for v in x] for x in (y, p))
+        out[f"accuracy_{k}"] = accuracy_score(a, b)
+        if k == 2:
+            out["weighted_f1"] = f1_score(a, b, average="weighted", zero_division=0)
+    keep = y != 0
+    if keep.any():
+        out["accuracy_2_nonzero"] = accuracy_score(y[keep] > 0, p[keep] > 0)
+        out["weighted_f1_nonzero"] = f1_score(y[keep] > 0, p[keep] > 0, average="weighted", zero_division=0)
+    return {**out, "mae": np.abs(np.float64(y) - p).mean()}
+
+
+grid, score = st.sampled_from([i / 10 for i in range(-10, 11)]), st.floats(-1.5, 1.5, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(grid, st.one_of(grid, score)), min_size=1, max_size=30), st.integers(0, 30))
+def test_sentiment_agrees_with_the_field_and_adds_up(pairs, cut):
+    whole = sentiment(pairs)
+    m = whole.compute()["text"]
+    for name, value in fields_like_mmsa(*zip(*pairs, strict=True)).items():
+        assert getattr(m, name) == pytest.approx(value, abs=1e-6), name
+    parts = [sentiment(part) for part in (pairs[:cut], pairs[cut:]) if part]
+    merged = parts[0]
+    for other in parts[1:]:
+        merged.loss += other.loss
+        merged.moments += other.moments
+        merged.nonzero += other.nonzero
+        for k in merged.confusion:
+            merged.confusion[k] += other.confusion[k]
+    assert merged.compute()["text"].confusion == m.confusion
+    for name, value in m.scalars().items():
+        assert merged.compute()["text"].scalars()[name] == pytest.approx(value, nan_ok=True, abs=1e-9)
+
+
+def test_a_missing_score_adds_nothing_whatever_is_predicted():
+    labels = torch.full((2, len(HEADS)), 0.5)
+    labels[1] = IGNORE_LABEL
+    scores = {h: torch.tensor([[0.5], [float("nan")]]) for h in HEADS}
+    sums = sums_for(labels)
+    sums.update(scores, labels, torch.zeros(2, len(HEADS)))
+    m = sums.compute()["vision"]
+    assert (m.count, m.mae, m.accuracy_5) == (1, 0.0, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,13 @@ from conftest import DIMS, SPEC, toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfmim.config import ModelConfig
 from lfmim.data.batches import UtteranceTensors, fit_length, load_split, pad_sequences
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, IGNORE_LABEL, MODALITIES, FeatureSpec, InputError, Modality
 from lfmim.training.losses import head_losses, weighted_loss
 
-LIMITS = dict.fromkeys(MODALITIES, 6)
+SIX = ModelConfig(max_text=6, max_audio=6, max_vision=6)
 shapes = {"n": st.integers(1, 40), "batch": st.integers(1, 17), "world": st.integers(1, 6),
           "shuffle": st.one_of(st.none(), st.tuples(st.integers(0, 3), st.integers(0, 3)))}
 
@@ -91,6 +94,7 @@ def test_fit_length(length, limit):
     x = np.arange(length)[:, None]
     text = fit_length(x, Modality.TEXT, limit)[:, 0]
     assert text.tolist() == list(range(min(length, limit)))
+    assert fit_length(x, Modality.AUDIO, limit, cut=True)[:, 0].tolist() == list(range(min(length, limit)))
     for m in (Modality.AUDIO, Modality.VISION):
         got = fit_length(x, m, limit)[:, 0]
         assert len(got) == min(length, limit)
@@ -125,11 +129,13 @@ def test_load_split(tmp_path):
     rows[0]["label_multimodal"] = None
     write_spec(tmp_path, SPEC)
     write_part(tmp_path, rows_to_table(rows[::-1], store_schema(DIMS), DIMS))
-    data = load_split(tmp_path, "train", LIMITS)
+    data = load_split(tmp_path, "train", SIX)
     assert data.ids == [r["id"] for r in rows]
     for i, row in enumerate(rows):
         for h, head in enumerate(HEADS):
             x = row[FEATURE_COLUMNS[Modality(head)]] if head in SPEC.encoders else ()
+            if head == "multimodal" and all(row[c] is None for c in FEATURE_COLUMNS.values()):
+                x = None
             name = None if x is None else row[f"label_{head}"]  # an absent modality's label is not trained on
             assert data.labels[i, h] == (IGNORE_LABEL if name is None else EMOTIONS.index(name))
             if head in SPEC.encoders:
@@ -141,20 +147,68 @@ def test_load_split(tmp_path):
 
 def test_splits_that_cannot_be_used(toy_store, tmp_path):
     with pytest.raises(InputError, match="no rows of split 'dev'"):
-        load_split(toy_store, "dev", LIMITS)
+        load_split(toy_store, "dev", SIX)
     bare = tmp_path / "bare"
     write_spec(bare, SPEC)
     rows = [{k: v for k, v in r.items() if not k.startswith("label_")} for r in toy_rows(3)]
     write_part(bare, rows_to_table(rows, store_schema(DIMS), DIMS))
     with pytest.raises(InputError, match="no label"):
-        load_split(bare, "train", LIMITS)
+        load_split(bare, "train", SIX)
     with pytest.raises(InputError, match="not a feature store"):
-        load_split(tmp_path, "train", LIMITS)
+        load_split(tmp_path, "train", SIX)
 
 
-def test_a_store_without_a_modality_is_refused_by_name(tmp_path):
-    dims = {m: DIMS[m] for m in (Modality.TEXT, Modality.VISION)}
-    write_spec(tmp_path, FeatureSpec(encoders={m.value: SPEC.encoders[m] for m in dims}))
+def test_a_store_may_lack_a_modality(tmp_path):
+    dims = {Modality.TEXT: DIMS[Modality.TEXT]}
+    write_spec(tmp_path, FeatureSpec(encoders={"text": SPEC.encoders["text"]}))
     write_part(tmp_path, rows_to_table(toy_rows(3), store_schema(dims), dims))
-    with pytest.raises(InputError, match="audio"):
-        load_split(tmp_path, "train", LIMITS)
+    data = load_split(tmp_path, "train", SIX)
+    assert list(data.features) == list(data.lengths) == [Modality.TEXT]
+    assert (data.labels != IGNORE_LABEL).all(dim=0).tolist() == [True, False, False, True]
+    assert data.with_multimodal_labels().labels[0].tolist() == [int(data.labels[0, 3]), *[IGNORE_LABEL] * 2,
+                                                                int(data.labels[0, 3])]
+
+
+def test_sentiment_labels(tmp_path):
+    scores = {"sentiment_text": 0.2, "sentiment_audio": -1.0, "sentiment_vision": 1.0, "sentiment_multimodal": 0.0}
+    rows = [{**r, **scores} for r in toy_rows(3)]
+    rows[1] |= {"sentiment_text": None, "vision_features": None}
+    rows[2] |= {"sentiment_audio": float("nan"), **dict.fromkeys(FEATURE_COLUMNS.values())}
+    write_spec(tmp_path, SPEC)
+    write_part(tmp_path, rows_to_table(rows, store_schema(DIMS, list(scores)), DIMS))
+    config = dataclasses.replace(SIX, task="sentiment")
+    labels = load_split(tmp_path, "train", config).labels
+    no = IGNORE_LABEL
+    torch.testing.assert_close(labels, torch.tensor([[0.2, -1, 1, 0], [no, -1, no, 0], [no, no, no, no]]))
+    rows[1]["sentiment_multimodal"] = 1.2
+    write_part(tmp_path, rows_to_table(rows, store_schema(DIMS, list(scores)), DIMS))
+    with pytest.raises(InputError, match=r"train0001.*sentiment_multimodal: 1\.2 is not in \[-1, 1\]"):
+        load_split(tmp_path, "train", config)
+    write_spec(tmp_path / "none", SPEC)
+    write_part(tmp_path / "none", rows_to_table(toy_rows(3), store_schema(DIMS), DIMS))
+    with pytest.raises(InputError, match="no label in any of sentiment_text"):
+        load_split(tmp_path / "none", "train", config)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 40), size=st.integers(1, 12))
+def test_splitting_a_batch_keeps_its_rows_and_its_loss(n, size):
+    (whole,) = numbered(n).batches(n, shuffle_seed=(0, 0))
+    parts = list(whole.split(size))
+    assert all(len(p.labels) <= size and torch.equal(p.counts, whole.counts) for p in parts)
+    rows = [(int(p.features["text"][i, 0, 0]), p.labels[i].tolist(), [int(p.masks[m][i].sum()) for m in MODALITIES])
+            for p in parts for i in range(len(p.labels))]
+    want = [(int(whole.features["text"][i, 0, 0]), whole.labels[i].tolist(),
+             [int(whole.masks[m][i].sum()) for m in MODALITIES]) for i in range(n)]
+    assert sorted(rows) == sorted(want)
+    for p in parts:
+        for m in MODALITIES:
+            assert p.masks[m].shape[1] == max(int(p.masks[m].sum(1).max()), 1)
+
+
+def test_features_in_host_memory_give_the_same_batches():
+    data = numbered(20)
+    device = torch.device("cpu")
+    for a, b in zip(data.to(device, "host").batches(6), data.to(device, "auto").batches(6), strict=True):
+        assert all(torch.equal(a.features[m], b.features[m]) for m in MODALITIES)
+        assert torch.equal(a.labels, b.labels)

@@ -159,3 +159,13 @@ def test_cells_beyond_the_header_are_refused(folder, text):
 @pytest.mark.parametrize("column", ["duration_s", "face_found", "text_features", "error", "stage", "seconds_face"])
 def test_passthrough_columns_may_not_take_the_stores_names(folder, column):
     assert f"'{column}'" in refusal(write(folder, f"id,video,{column}\na,a.mp4,3\n"))
+
+
+def test_sentiment_scores_are_numbers(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("id,video,text,sentiment_text\na,,x,-0.4\nb,,y,\n", encoding="utf-8")
+    assert read_manifest(str(path))["sentiment_text"].tolist() == [-0.4, None]
+    for bad in ("1.2", "good", "nan "):
+        path.write_text(f"id,video,text,sentiment_text\na,,x,{bad}\n", encoding="utf-8")
+        with pytest.raises(InputError, match="row 1, field 'sentiment_text'"):
+            read_manifest(str(path))

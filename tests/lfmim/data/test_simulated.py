@@ -11,17 +11,19 @@ from sklearn.linear_model import LogisticRegression
 
 from lfmim.data.batches import encode_labels
 from lfmim.data.simulated import (
+    CLASSES,
+    HEADROOM,
     TARGETS,
     SimulatedConfig,
+    calibrate,
     ceilings,
-    confusions,
     label_joint,
     simulate_corpus,
 )
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, InputError
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, MULTIMODAL, InputError
 
-SMALL = SimulatedConfig(utterances=600, dims=dict.fromkeys(MODALITIES, 12), length=0.2, seed=3)
+SMALL = SimulatedConfig(utterances=600, dims=dict.fromkeys(MODALITIES, 14), length=0.2, rows_per_part=256, seed=3)
 
 
 def test_the_built_in_joint_is_emotiontalks():
@@ -33,18 +35,27 @@ def test_the_built_in_joint_is_emotiontalks():
         assert 1 - np.trace(pair) == pytest.approx(share, abs=0.02)
 
 
-def test_ceilings_agree_with_brute_force_sampling():
-    joint, rng, n = label_joint(), np.random.default_rng(0), 200_000
+@pytest.fixture(scope="module")
+def cues():
+    return calibrate(label_joint(), SMALL)
+
+
+def test_ceilings_agree_with_brute_force_sampling(cues):
+    joint, rng, n = label_joint(), np.random.default_rng(0), 400_000
     y = np.stack(np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1)
-    best = ceilings(joint, SMALL)
-    for i, m in enumerate(MODALITIES):
-        channel = confusions(joint, SMALL)[m]
-        assert np.allclose(channel.sum(axis=1), 1)
-        shown = (channel[y[:, i]].cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
-        table = pd.crosstab(shown, y[:, i])
-        assert table.max(axis=1).sum() / n == pytest.approx(best[m]["own"], abs=0.005)
-        assert best[m]["own"] == pytest.approx(TARGETS[m] + SMALL.headroom, abs=0.001)
-    assert all(best[m]["all"] >= best[m]["own"] for m in MODALITIES)
+
+    def show(channel, label):
+        return (channel[label].cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+
+    pairs = {m: show(cues.own[m], y[:, i]) * CLASSES + show(cues.joint, y[:, 3]) for i, m in enumerate(MODALITIES)}
+    best = ceilings(joint, cues)
+    for i, head in enumerate(HEADS):
+        for m, shown in pairs.items():
+            assert pd.crosstab(shown, y[:, i]).max(axis=1).sum() / n == pytest.approx(best[head][m], abs=0.005)
+        assert best[head]["all"] >= max(best[head][m] for m in MODALITIES)
+        own = best[head][head] if head != MULTIMODAL else best[head]["all"]
+        assert own == pytest.approx(TARGETS[head] + HEADROOM[head], abs=0.001)
+    assert best[MULTIMODAL]["all"] > max(best[MULTIMODAL][m] for m in MODALITIES) + 0.1
 
 
 def test_deterministic_by_seed_and_split_6_2_2(tmp_path):
@@ -54,23 +65,57 @@ def test_deterministic_by_seed_and_split_6_2_2(tmp_path):
     assert a.equals(b)
     assert not a.equals(c)
     assert pd.Series(a["split"].to_pylist()).value_counts().to_dict() == {"train": 360, "valid": 120, "test": 120}
-    before = sorted(p.name for p in (tmp_path / "a").iterdir())
-    simulate_corpus(tmp_path / "a", SMALL)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == before
+    lengths = [{len(x) for x in sequences(a, m)} for m in MODALITIES]
+    assert [len(n) > 1 for n in lengths] == [True, True, False]  # always as many frames
     with pytest.raises(InputError, match=r"sampling\.seed"):
         simulate_corpus(tmp_path / "a", dataclasses.replace(SMALL, seed=9))
 
 
-def test_each_modality_tells_its_own_label_and_no_more_than_the_ceiling(tmp_path):
-    config = dataclasses.replace(SMALL, utterances=3000, strength=6.0)
+def test_a_rerun_writes_the_missing_parts_only_and_gives_the_same_corpus(tmp_path):
+    simulate_corpus(tmp_path / "whole", SMALL)
+    parts = sorted((tmp_path / "whole").glob("part-*.parquet"))
+    assert len(parts) == 3
+    done = []
+
+    def stop(finished: int, total: int) -> None:
+        done.append((finished, total))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_corpus(tmp_path / "killed", SMALL, on_part=stop)
+    assert done == [(1, 3)]
+    first = (tmp_path / "killed" / parts[0].name).stat().st_mtime_ns
+    simulate_corpus(tmp_path / "killed", SMALL)
+    assert (tmp_path / "killed" / parts[0].name).stat().st_mtime_ns == first
+    assert read_table(tmp_path / "killed").equals(read_table(tmp_path / "whole"))
+
+
+def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_from_all(tmp_path, cues):
+    config = dataclasses.replace(SMALL, utterances=4000, strength=9.0, rows_per_part=4000)
     simulate_corpus(tmp_path, config)
     table = read_table(tmp_path, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()])
-    labels, best = encode_labels(table).numpy(), ceilings(label_joint(), config)
-    for i, m in enumerate(MODALITIES):
-        means = np.stack([x.astype(np.float32).mean(axis=0) for x in sequences(table, m)])
-        classifier = LogisticRegression(max_iter=500).fit(means[:2000], labels[:2000, i])
-        score = classifier.score(means[2000:], labels[2000:, i])
-        assert best[m]["own"] - 0.08 < score < best[m]["own"] + 0.04
+    labels, best = encode_labels(table).numpy(), ceilings(label_joint(), cues)
+    means = {m: np.stack([x.astype(np.float32).mean(axis=0) for x in sequences(table, m)]) for m in MODALITIES}
+    means["all"] = np.concatenate(list(means.values()), axis=1)
+
+    def score(source, head):
+        y = labels[:, HEADS.index(head)]
+        classifier = LogisticRegression(max_iter=300).fit(means[source][:3000], y[:3000])
+        return classifier.score(means[source][3000:], y[3000:])
+
+    for head, source in (*((m, m) for m in MODALITIES), (MULTIMODAL, "all")):
+        assert best[head][source] - 0.08 < score(source, head) < best[head][source] + 0.04
+    assert score("all", MULTIMODAL) > max(score(m, MULTIMODAL) for m in MODALITIES) + 0.05
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"utterances": 5}, "utterances"), ({"window": 1.0}, "window"), ({"strength": 0}, "strength"),
+    ({"valid_share": 0.5, "test_share": 0.5}, "test_share"), ({"dims": dict.fromkeys(MODALITIES, 13)}, "dims"),
+    ({"headroom": {"text": 0.1}}, "headroom"),
+])
+def test_bad_settings_are_refused_by_name(fields, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SMALL, **fields)
 
 
 def test_joint_of_a_table():

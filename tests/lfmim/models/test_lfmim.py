@@ -11,7 +11,7 @@ from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import build_model
 from lfmim.models.layers import attention_mask
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, EncoderSpec, FeatureSpec
+from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, EncoderSpec, FeatureSpec, InputError
 from lfmim.training.loop import train
 
 DIMS = {"text": 12, "audio": 10, "vision": 8}
@@ -169,8 +169,10 @@ def test_parameter_count_at_the_papers_sizes():
 
 
 def test_a_missing_width_is_named():
-    with pytest.raises(ValueError, match="vision"):
-        build_model(ModelConfig(**SIZES), {"text": 12, "audio": 10})
+    with pytest.raises(InputError, match=r"'lft' needs every modality.*vision.*lfmim"):
+        build_model(ModelConfig(**SIZES, name="lft"), {"text": 12, "audio": 10})
+    with pytest.raises(InputError, match="text, audio, vision"):
+        build_model(ModelConfig(**SIZES), {})
 
 
 def test_overfits_32_random_samples():

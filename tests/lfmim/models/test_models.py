@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from conftest import DIMS, SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lfmim import LENGTHS, build, inputs
+from two_workers import random_data
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import MODELS
+from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.models.tfn import RANK
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, InputError
-from lfmim.training.loop import train
+from lfmim.predictor import Predictor
+from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, FeatureSpec, InputError
+from lfmim.training.checkpoint import CheckpointMeta
+from lfmim.training.loop import check_data, train
 
 NAMES = sorted(MODELS)
 lengths = st.lists(st.integers(1, 6), min_size=2, max_size=2)
@@ -69,10 +76,104 @@ def test_permuting_a_batch_permutes_the_outputs(name):
         torch.testing.assert_close(after[h], logits[order])
 
 
+SUBSETS = [set(s) for n in (1, 2, 3) for s in itertools.combinations(MODALITIES, n)]
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_an_absent_modality_keeps_everything_finite(name):
-    out = build(name=name)(*inputs({**LENGTHS, "audio": [4, 0, 2, 0]}))
-    assert all(x.isfinite().all() for x in out.logits.values())
+def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
+    """A present head answers as if the absent modalities were not there, whatever lies in their place."""
+    model = build(name=name)
+    whole = {m: x.half().float() for m, x in inputs(LENGTHS)[0].items()}  # float16, as features are stored
+    plain = ExperimentConfig(store="-", model=model.config)
+    meta = CheckpointMeta(config=plain, spec=SPEC, epoch=1, history=[], best_epoch=0, best_score=0)
+    predictor = Predictor(model, meta)
+    for subset in SUBSETS:
+        rows = {m: [x[:3].numpy() if m in subset else None for x in whole[m]] for m in MODALITIES}
+        labels = torch.zeros(4, len(HEADS), dtype=torch.long)
+        data = UtteranceTensors(list("abcd"), {m: whole[m].half() for m in MODALITIES},
+                                {m: torch.full((4,), 3 * (m in subset)) for m in MODALITIES}, labels)
+        absent = [m for m in MODALITIES if m not in subset]
+        if absent and not model.accepts_absent:
+            with pytest.raises(InputError, match=f"row 1, {absent[0]}_features.*'{name}'"):
+                predictor.predict(rows)
+            with pytest.raises(InputError, match=f"'a', {absent[0]}_features.*'{name}'"):
+                check_data(plain, SPEC, data)
+            continue
+        check_data(plain, SPEC, data)
+        p = predictor.predict(rows)
+        for h in HEADS:
+            there = h in model.answers and (h == MULTIMODAL or h in subset)
+            assert np.isfinite(p[h]).all() if there else np.isnan(p[h]).all()
+        masks = {m.value: torch.arange(8)[None].expand(4, -1) < 3 * (m in subset) for m in MODALITIES}
+        garbage = {m: torch.where(masks[m][..., None], torch.nn.functional.pad(whole[m], (0, 0, 0, 8))[:, :8], 77.0)
+                   for m in MODALITIES}
+        logits = model(garbage, masks).logits
+        for h in logits:
+            if h == MULTIMODAL or h in subset:
+                np.testing.assert_allclose(logits[h].softmax(1).detach().numpy(), p[h], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if MODELS[n].accepts_absent])
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_a_store_without_a_modality_trains(name, subset):
+    spec = FeatureSpec(encoders={m.value: SPEC.encoders[m] for m in MODALITIES if m in subset})
+    data = random_data(spec, 12)
+    for m in MODALITIES:
+        if m not in subset:
+            data.labels[:, HEADS.index(m)] = IGNORE_LABEL
+    model = ModelConfig(name=name, width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8)
+    built = []
+    meta = train(ExperimentConfig(store="-", model=model, train=TrainConfig(epochs=1)), spec, data, data,
+                 wrap=lambda m: built.append(m) or m)
+    assert {h for h, m in meta.history[0]["valid"].items() if m["loss"] > 0} == set(built[0].answers)
+    assert all(p.grad is not None for p in built[0].parameters() if p.requires_grad)
+    assert set(built[0].inputs) == {m.value for m in subset}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_gives_a_score_for_sentiment(name):
+    model = build(name=name, task="sentiment")
+    assert all(x.shape == (4, 1) for x in model(*inputs(LENGTHS)).logits.values())
+
+
+def test_parameters_and_flops_by_hand():
+    d, t, widths = 16, 5, tuple(DIMS.values())
+    projection = sum(w * d for w in widths)
+    x, masks = inputs({m: [t, t] for m in MODALITIES})
+    head = d * d // 2 + d // 2 * len(EMOTIONS)
+    dnn, lstm = 3 * d * d, t * 2 * 4 * d * d + d * d
+    concat = 3 * d * d + d * d
+    mlf = build(name="mlf-dnn")
+    pooling = 2 * t * d  # a sum of products over time, for audio and vision
+    assert flops_per_sample(mlf, x, masks) == 2 * (t * projection + lstm + 2 * dnn + pooling + concat + 4 * head)
+    biases = 3 * d + 4 * (d // 2 + len(EMOTIONS)) + (8 * d + d) + 2 * 3 * d + 2 * d
+    weights = projection + (2 * 4 * d * d + d * d) + 2 * dnn + concat + 4 * head
+    assert parameter_count(mlf) == weights + biases
+    n, layers, classes = 1 + 3 * t, 3, len(EMOTIONS)
+    attention = 4 * n * d * d + 2 * n * n * d
+    eft = t * projection + layers * (attention + 8 * n * d * d) + n * d + d * d // 2 + d // 2 * classes
+    assert flops_per_sample(build(name="eft"), x, masks) == 2 * eft
+
+
+def test_the_text_encoder_reads_the_last_valid_state():
+    model = build(name="mlmf")
+    x, masks = inputs(LENGTHS)
+    encoder = model.encoders["text"]
+    z = encoder(model.inputs["text"](x["text"]), masks["text"])
+    for row, n in enumerate(LENGTHS["text"]):
+        _, (h, _) = encoder.lstm(model.inputs["text"](x["text"][row : row + 1, :n]))
+        torch.testing.assert_close(z[row], encoder.out(h[0, 0]))
+
+
+def test_the_ch_sims_models_differ_in_their_fusion_alone():
+    z = {m: torch.randn(3, 16) for m in MODALITIES}
+    mlf, mlmf, mtfn = (build(name=n) for n in ("mlf-dnn", "mlmf", "mtfn"))
+    tfn, lmf = build(name="tfn"), build(name="lmf")
+    lmf.load_state_dict(mlmf.fusion.state_dict(), strict=False)
+    tfn.load_state_dict(mtfn.fusion.state_dict(), strict=False)
+    torch.testing.assert_close(mlmf.fusion.fuse(z), lmf.fuse(z))
+    torch.testing.assert_close(mtfn.fusion.fuse(z), tfn.fuse(z))
+    torch.testing.assert_close(mlf.fusion.fuse(z), mlf.fusion.layers(torch.cat([z[m] for m in MODALITIES], dim=1)))
 
 
 def test_tfn_and_lmf_by_hand():

@@ -20,6 +20,7 @@ from lfmim.data.batches import load_split
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
+from lfmim.training.losses import head_losses
 
 SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=12, max_audio=12, max_vision=12)
 STILL = dataclasses.replace(SMALL, dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
@@ -36,7 +37,7 @@ def saver(folder):
 
 @pytest.fixture
 def data(toy_store):
-    return [load_split(toy_store, split, SMALL.max_lengths) for split in ("train", "valid")]
+    return [load_split(toy_store, split, SMALL) for split in ("train", "valid")]
 
 
 def test_it_learns_and_reports_what_it_did(data, tmp_path):
@@ -64,7 +65,9 @@ def test_beta_zero_leaves_a_head_untrained(data, tmp_path):
 
 
 @pytest.mark.parametrize("fields", [
-    {"schedule": "cosine"}, {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
+    {"schedule": "cosine", "warmup": 2.5, "ema": 0.8, "label_smoothing": 0.1, "modality_dropout": 0.2,
+     "step_dropout": 0.1},
+    {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
 ])
 def test_resuming_equals_the_undisturbed_run_bit_by_bit(data, tmp_path, fields):
     config = experiment(**fields)
@@ -139,6 +142,25 @@ def test_seeds_matter_and_repeat():
                 for h in HEADS]
 
     assert losses(0) == losses(0) != losses(1)
+
+
+def test_micro_batches_change_nothing(tmp_path):
+    data = random_data(SPEC, 20, missing=0.3)
+    for size in (1000, 3):
+        config = experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size)
+        train(config, SPEC, data, data, on_epoch=saver(tmp_path / str(size)))
+    a, b = (load_file(tmp_path / size / "1" / WEIGHTS) for size in ("1000", "3"))
+    for name, weight in a.items():
+        torch.testing.assert_close(weight, b[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_match_eager():
+    data = random_data(SPEC, 16)
+    one, other = (train(experiment(model=STILL, epochs=2, batch_size=8, compile=c), SPEC, data, data).history[-1]
+                  for c in ("off", "on"))
+    for head in HEADS:
+        assert one["train"][head]["loss"] == pytest.approx(other["train"][head]["loss"], rel=1e-4)
 
 
 def test_bf16_trains_finite():
@@ -224,3 +246,50 @@ def test_one_layer_trains_under_ddp(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert meta.epoch == 2
+
+
+def test_warm_up_rises_step_by_step_to_the_schedules_rate(data):
+    seen = []
+    config = experiment(epochs=2, warmup=1.5, lr=0.1, optimizer="sgd", schedule="constant")
+    original = torch.optim.SGD.step
+
+    def spy(self, *args, **kwargs):
+        seen.append(self.param_groups[0]["lr"])
+        return original(self, *args, **kwargs)
+
+    torch.optim.SGD.step = spy
+    try:
+        train(config, SPEC, *data)
+    finally:
+        torch.optim.SGD.step = original
+    steps = len(seen) // 2
+    assert seen == pytest.approx([0.1 * min(1.0, (i + 1) / steps / 1.5) for i in range(2 * steps)])
+
+
+def test_the_moving_average_is_what_is_judged_and_saved(data, tmp_path):
+    """With decay d the saved weights follow their own recursion from the trained ones, which state.pt keeps."""
+    config = experiment(epochs=3, ema=0.9, lr=0.01)
+    meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
+    model, _ = load_model(tmp_path / "2")
+    judged = evaluate(model, data[1], batch_size=64)
+    assert {h: m.confusion for h, m in judged.items()} == {
+        h: meta.history[2]["valid"][h]["confusion"] for h in HEADS}
+    averaged, raw = load_file(tmp_path / "2" / WEIGHTS), load_state(tmp_path / "2")["weights"]
+    assert averaged.keys() == raw.keys()
+    assert any(not torch.equal(averaged[k], raw[k]) for k in raw)
+    plain = train(experiment(epochs=3, lr=0.01), SPEC, *data, on_epoch=saver(tmp_path / "plain"))
+    assert all(torch.equal(x, raw[k]) for k, x in load_file(tmp_path / "plain" / "2" / WEIGHTS).items())
+    assert plain.history[2]["train"] == meta.history[2]["train"]
+
+
+def test_label_smoothing_is_the_librarys(data):
+    logits, labels = {"text": torch.randn(5, 7)}, torch.full((5, len(HEADS)), IGNORE_LABEL)
+    labels[:, 0] = torch.arange(5)
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none")(logits["text"], labels[:, 0])
+    assert torch.equal(head_losses(logits, labels, label_smoothing=0.2)[:, 0], expected)
+
+
+def test_modality_dropout_needs_a_model_that_can_do_without(data):
+    model = dataclasses.replace(SMALL, name="pmr")
+    with pytest.raises(InputError, match=r"train\.modality_dropout: pmr"):
+        train(experiment(model, modality_dropout=0.1), SPEC, *data)

@@ -6,8 +6,13 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import SPEC
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
@@ -25,14 +31,15 @@ from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, InputError, Modality
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, REPORT_ORDER, InputError, Modality
 from lfmim.training.loop import train
 
 SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_vision=16)
 
 
 @pytest.fixture
-def trained(toy_store, tmp_path):
+def trained(toy_store, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # mlflow.set_tracking_uri of an earlier test sets it
     config = ExperimentConfig(store=str(toy_store), model=SMALL, run=RunConfig(storage=str(tmp_path / "runs")),
                               train=TrainConfig(optimizer="adamw", lr=0.003, epochs=3, batch_size=16))
     uri = tracking.tracking_uri(config.tracking, config.run.storage)
@@ -42,7 +49,7 @@ def trained(toy_store, tmp_path):
         tracking.log_epoch(uri, run_id, report)
         save(tmp_path / "ckpt")
 
-    splits = [load_split(toy_store, s, SMALL.max_lengths) for s in ("train", "valid")]
+    splits = [load_split(toy_store, s, SMALL) for s in ("train", "valid")]
     meta = train(config, SPEC, *splits, on_epoch=on_epoch)
     tracking.finish_run(uri, run_id, meta)
     return config, uri, run_id, tmp_path / "ckpt", meta, toy_store
@@ -75,21 +82,15 @@ def test_run_holds_params_curves_figures_and_specs(trained, tmp_path):
 
 
 def test_champion_moves_only_if_validation_improves_on_the_same_data(trained, tmp_path):
-    config, uri, _, ckpt, meta, _ = trained
+    _, uri, _, _, meta, _ = trained
     first = register(trained)
     assert (first.promoted, first.uri) == (True, "models:/lfmim@champion")
     assert register(trained).version == first.version  # one run is registered once
 
-    def another(score: float, data: str):
-        raw = json.loads((ckpt / "checkpoint.json").read_text())
-        (ckpt / "checkpoint.json").write_text(json.dumps({**raw, "best_score": score}))
-        run_id = tracking.start_run(config, SPEC, uri=uri, run_name="other", tags={})
-        return register(trained, data=data, run_id=run_id)
-
-    worse, elsewhere = another(meta.best_score, "d1"), another(2.0, "d2")
+    worse, elsewhere = another_version(trained, meta.best_score), another_version(trained, 2.0, "d2")
     assert (worse.promoted, elsewhere.promoted) == (False, False)
     assert "other data" in elsewhere.reason
-    better = another(meta.best_score + 0.1, "d1")
+    better = another_version(trained, meta.best_score + 0.1)
     assert better.promoted
     assert MlflowClient(uri).get_model_version_by_alias("lfmim", "champion").run_id != trained[2]
 
@@ -116,11 +117,155 @@ def test_pyfunc_equals_the_plain_predictor_and_takes_any_subset(trained):
         model.predict(pd.DataFrame({"text_features": [[[0.0] * 5]]}))
 
 
+def another_version(trained, score: float, data: str = "d1"):
+    """A version of another run with a given validation score."""
+    config, uri, _, ckpt, _, _ = trained
+    raw = json.loads((ckpt / "checkpoint.json").read_text())
+    (ckpt / "checkpoint.json").write_text(json.dumps({**raw, "best_score": score}))
+    run_id = tracking.start_run(config, SPEC, uri=uri, run_name="other", tags={})
+    return register(trained, data=data, run_id=run_id)
+
+
+def aliases(uri: str) -> dict[str, str]:
+    return {name: str(v) for name, v in MlflowClient(uri).get_registered_model("lfmim").aliases.items()}
+
+
+def test_champion_challenger_and_rollback(trained):
+    uri = trained[1]
+    with pytest.raises(InputError, match="no champion"):
+        tracking.rollback(uri, "lfmim")
+    for score in (0.5, 0.6, 0.55):
+        another_version(trained, score)
+    assert aliases(uri) == {"champion": "2", "challenger": "3"}
+    assert tracking.resolve_version(uri, "lfmim", "challenger") == "3"
+    assert tracking.resolve_version(uri, "lfmim", "nobody") is None
+    with pytest.raises(InputError, match="version 9: not in the registry"):
+        tracking.resolve_version(uri, "lfmim", "9")
+    tracking.set_champion(uri, "lfmim", "3")
+    assert aliases(uri) == {"champion": "3"}
+    assert tracking.rollback(uri, "lfmim") == ("3", "2")
+    assert aliases(uri) == {"champion": "2", "challenger": "3"}
+    assert tracking.rollback(uri, "lfmim") == ("2", "1")
+    with pytest.raises(InputError, match="version 1 has no predecessor"):
+        tracking.rollback(uri, "lfmim")
+    client = MlflowClient(uri)
+    client.set_registered_model_alias("lfmim", "champion", "2")  # by hand: 1, then 2, are remembered all the same
+    tracking.set_champion(uri, "lfmim", "3")
+    client.delete_model_version("lfmim", "2")
+    assert tracking.rollback(uri, "lfmim") == ("3", "1")
+
+
+def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(trained):
+    _, uri, run_id, _, meta, _ = trained
+    register(trained)
+    version = MlflowClient(uri).get_model_version_by_alias("lfmim", "champion")
+    assert version.tags["data"] == "d1"
+    assert version.tags["feature_spec"] == SPEC.fingerprint
+    assert float(version.tags["score"]) == meta.best_score
+    mlflow.set_tracking_uri(uri)
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/lfmim@champion"))
+    card = (folder / "artifacts" / "model_card.md").read_text(encoding="utf-8")
+    assert card == version.description == mlflow.artifacts.load_text(f"runs:/{run_id}/model_card.md")
+    best = meta.history[meta.best_epoch]["valid"]
+    for head in HEADS:
+        row = next(line for line in card.split("## Figures")[1].splitlines() if line.startswith(f"| {head} |"))
+        assert f"{best[head]['accuracy']:.3f}" in row
+        assert [f"{best[head]['f1'][e]:.3f}" for e in REPORT_ORDER] == [c.strip() for c in row.split("|")[6:-1]]
+    for part in ("## What it is", "## Data", "## Intended uses", "## Unsuitable uses", "## Limits", "61", "23", "`d1`"):
+        assert part in card
+
+
+def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, tmp_path, capsys):
+    import promote
+
+    config, uri, _, _, _, store = trained
+    good = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=25, lr=0.01, selection="text"))
+    splits = [load_split(store, s, SMALL) for s in ("train", "valid")]
+    train(good, SPEC, *splits, on_epoch=lambda report, save: save(tmp_path / "good"))
+    run_id = tracking.start_run(good, SPEC, uri=uri, run_name="good", tags={})
+
+    def run(**fields) -> str:
+        assert promote.promote(**{"store": str(store), "head": "text", "uri": uri, **fields}) == 0
+        return capsys.readouterr().out
+
+    with pytest.raises(InputError, match="no challenger"):
+        run()
+    assert register(trained).promoted
+    assert register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted
+    assert "nothing to do: version 2" in run(challenger="2")
+    assert "not promoted: version 2 stays champion" in run(challenger="1")
+    assert aliases(uri)["champion"] == "2"
+    assert "version 1 again, no longer 2" in run(rollback=True)
+    assert "may be chance" in run(alpha=1e-9)
+    out = run()
+    assert "promoted: version 2 is champion of lfmim, version 1 was; significant gain" in out
+    assert aliases(uri) == {"champion": "2"}
+    with pytest.raises(InputError, match="name the feature store"):
+        run(store="")
+
+
+@pytest.mark.slow
+def test_served_over_http_it_answers_as_in_process_and_gives_the_torch_module(trained, tmp_path):
+    _, uri, _, _, _, store = trained
+    register(trained)
+    mlflow.set_tracking_uri(uri)
+    model, given = mlflow.pyfunc.load_model("models:/lfmim@champion"), frame(store)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", "models:/lfmim@champion",
+               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path}
+    log = (tmp_path / "serve.log").open("w+")
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+
+    def ask(frame: pd.DataFrame, **more) -> pd.DataFrame:
+        body = json.dumps({"dataframe_split": json.loads(frame.to_json(orient="split", index=False)), **more})
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body.encode(),
+                                         {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return pd.DataFrame(json.loads(answer.read())["predictions"], dtype=object)
+
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, Path(log.name).read_text()
+            assert time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.5)
+        gap = given.copy()
+        gap.at[1, "audio_features"] = None
+        for asked in (given, given[["text_features"]], gap):
+            here, there = model.predict(asked), ask(asked)
+            for head in HEADS:
+                assert there[f"label_{head}"].tolist() == here[f"label_{head}"].tolist()
+                for a, b in zip(there[f"probabilities_{head}"], here[f"probabilities_{head}"], strict=True):
+                    assert (a is None) == (b is None)
+                    assert a is None or np.allclose(a, b, atol=1e-6)
+        other = dataclasses.replace(SPEC, sampling={"seed": 5}).to_json()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(given, params={"feature_spec": other})
+        assert "sampling.seed" in refused.value.read().decode()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
+    module = model.unwrap_python_model().predictor.model
+    assert isinstance(module, torch.nn.Module)
+    features = {m.value: torch.tensor(np.stack([np.float32(given[FEATURE_COLUMNS[m]][0])])) for m in MODALITIES}
+    masks = {m: torch.ones(1, x.shape[1], dtype=torch.bool) for m, x in features.items()}
+    p = module(features, masks).logits["text"].softmax(1)[0].tolist()
+    assert p == pytest.approx(model.predict(given)["probabilities_text"][0], abs=1e-5)
+
+
 def test_report_and_missing_models(trained, tmp_path):
     _, uri, _, ckpt, _, store = trained
     predictor = Predictor.from_checkpoint(ckpt)
     report = evaluate_store(predictor, store, "test")
-    data = load_split(store, "test", SMALL.max_lengths)
+    data = load_split(store, "test", SMALL)
     p = predictor.predict({m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
                            for m in Modality})
     accuracy = (p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean()

@@ -1,0 +1,119 @@
+"""What the training benchmarks share: sizes, a noise corpus with CHERMA's lengths, FLOPs, timing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.batches import UtteranceTensors
+from lfmim.schema import EMOTIONS, HEADS, MODALITIES, EncoderSpec, FeatureSpec, Modality
+
+CHERMA = 28_717
+T, A, V = MODALITIES
+PAPER = ExperimentConfig(store="none")
+SMALL = replace(PAPER, model=ModelConfig(width=16, heads=2, layers=1, max_text=24, max_audio=25, max_vision=16))
+SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
+    "paper": (PAPER, {T: 768, A: 768, V: 512}), "small": (SMALL, {T: 64, A: 64, V: 32}),
+    "tiny": (replace(SMALL, model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),
+                     train=TrainConfig(batch_size=16)), {T: 12, A: 10, V: 8}),
+}
+
+
+def feature_spec(dims: dict[Modality, int]) -> FeatureSpec:
+    return FeatureSpec(encoders={
+        m.value: EncoderSpec(name=f"noise-{m}", revision="", weights_sha256=m.value, dim=d, max_length=0)
+        for m, d in dims.items()
+    })
+
+
+def noise_corpus(n: int, size: str, *, seed: int = 0, device: str = "cpu") -> UtteranceTensors:
+    """`n` utterances of noise with CHERMA's lengths, cut to the model's limits; made on `device`."""
+    config, dims = SIZES[size]
+    duration = np.random.default_rng(seed).lognormal(-0.12, 0.5, n)  # of mean 1
+    mean = {T: 22 * duration, A: 230 * duration, V: np.full(n, 64.0)}
+    limits = config.model.max_lengths
+    lengths = {m: torch.from_numpy(np.clip(x.round(), 3, limits[m]).astype(np.int64)) for m, x in mean.items()}
+    g = torch.Generator(device).manual_seed(seed)
+    features = {}
+    for m in MODALITIES:
+        shape = (int(lengths[m].max()), dims[m])
+        x = torch.zeros(n, *shape, dtype=torch.float16, device=device)
+        for start in range(0, n, 1024):
+            part = x[start : start + 1024]
+            part.copy_(torch.randn(part.shape, generator=g, device=device))
+        x *= (torch.arange(shape[0])[None] < lengths[m][:, None])[..., None].to(device)
+        features[m] = x
+    labels = torch.randint(len(EMOTIONS), (n, len(HEADS)), generator=g, device=device)
+    return UtteranceTensors([f"u{i:06d}" for i in range(n)], features, lengths, labels)
+
+
+def forward_flops(data: UtteranceTensors, config: ModelConfig) -> dict[str, float]:
+    """FLOPs (multiply-add = 2) of LFMIM's forward pass over `data` without padding: `projection`, `linear`,
+    `attention`. The heads, a few thousand per sample, are left out."""
+    d, layers = config.width, config.layers
+    n = {m: data.lengths[m].double() for m in MODALITIES}
+    joint = sum(n.values(), torch.zeros(())) + config.fex_tokens
+    sequences = [*n.values(), joint]
+    return {
+        "projection": sum(float(2 * n[m].sum() * x.shape[-1] * d) for m, x in data.features.items()),
+        "linear": sum(float(2 * s.sum() * layers * (4 + 2 * config.ffn_multiple) * d * d) for s in sequences),
+        "attention": sum(float(4 * (s * s).sum() * layers * d) for s in sequences),
+    }
+
+
+def training_flops(data: UtteranceTensors, config: ModelConfig) -> float:
+    """Forward and backward: twice the forward again, but nobody asks for the gradient of the features."""
+    f = forward_flops(data, config)
+    return 2 * f["projection"] + 3 * (f["linear"] + f["attention"])
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(f: Callable[[], Any], *, device: torch.device, repeats: int = 5) -> float:
+    """Median seconds of `f` after one warm-up."""
+    f()
+    times = []
+    for _ in range(repeats):
+        wait(device)
+        started = time.perf_counter()
+        f()
+        wait(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def machine_floor(config: ModelConfig, *, device: torch.device, dtype: torch.dtype, rows: int) -> dict[str, float]:
+    """Rates of this machine: `peak` FLOP/s of a large matmul; `linear` and `attention` FLOP/s of the model's own
+    shapes (forward and both gradients, time-weighted); `copy` bytes/s of memory read plus written."""
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = rand(n, n), rand(n, n)
+    peak = 2 * n**3 / seconds(lambda: a @ b, device=device)
+    d, work, spent = config.width, 0.0, 0.0
+    for k, out in ((d, 3 * d), (d, d), (d, config.ffn_multiple * d), (config.ffn_multiple * d, d)):
+        x, w, g = rand(rows, k), rand(out, k), rand(rows, out)
+        for f in (lambda x=x, w=w: F.linear(x, w), lambda g=g, w=w: g @ w, lambda g=g, x=x: g.t() @ x):
+            work, spent = work + 2 * rows * k * out, spent + seconds(f, device=device, repeats=3)
+    length = sum(config.max_lengths.values()) * 3 // 4
+    groups = max(1, rows // length) * config.heads
+    q, p = rand(groups, length, d // config.heads), rand(groups, length, length)
+    flops = 2 * groups * length * length * (d // config.heads)
+    attention = [seconds(f, device=device, repeats=3) for f in (lambda: q @ q.transpose(1, 2), lambda: p @ q)]
+    source = torch.zeros(2**26 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / seconds(lambda: target.copy_(source), device=device)
+    return {"peak": peak, "linear": work / spent, "attention": 2 * flops / sum(attention), "copy": copy}

@@ -1,0 +1,255 @@
+"""Extraction speed, side by side in one run: a straightforward script, this pipeline, and the encoders' floor.
+
+    python benchmarks/extraction.py --repeats 3 --encoders base
+
+Prints and writes a Markdown table and a JSON file. `base`: encoders of the paper's sizes with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import decord
+import numpy as np
+import pandas as pd
+import ray
+import torch
+import transformers
+from facenet_pytorch import MTCNN
+from PIL import Image
+
+from feature_service.operators.decode import decode_clip
+from feature_service.operators.detector import Faces, most_prominent, overlap
+from feature_service.operators.encoders import build_tiny_encoders, cache_folder
+from feature_service.operators.face import FaceCropper
+from feature_service.pipeline import extract_features
+from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM, build_encoder, build_stage
+from lfmim.config import EncoderConfig, ExtractConfig
+from lfmim.data.demo_corpus import make_clip
+from lfmim.schema import DURATION, ID, TEXT, VIDEO, Modality
+
+WORDS = "今天真高兴，天气也很好，我们出去走走吧。"
+MIN_PROBABILITY = 0.95
+
+
+def base_encoders(folder: Path) -> EncoderConfig:
+    """BERT-base, wav2vec2-base and ResNet-18 with random weights; the tokenizer is the tiny preset's."""
+    from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel, Wav2Vec2Config, Wav2Vec2Model
+
+    tiny = build_tiny_encoders(cache_folder() / "tiny-v1-0")
+    torch.manual_seed(0)
+    models = {
+        Modality.TEXT: BertModel(BertConfig(vocab_size=21128)),
+        Modality.AUDIO: Wav2Vec2Model(Wav2Vec2Config()),
+        Modality.VISION: ResNetModel(ResNetConfig(
+            embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")),
+    }
+    for modality, model in models.items():
+        model.save_pretrained(folder / modality)
+    transformers.AutoTokenizer.from_pretrained(tiny[Modality.TEXT]).save_pretrained(folder / Modality.TEXT)
+    transformers.Wav2Vec2FeatureExtractor.from_pretrained(tiny[Modality.AUDIO]).save_pretrained(folder / Modality.AUDIO)
+    return EncoderConfig(**{m.value: str(folder / m) for m in Modality})
+
+
+def script(clips: dict[str, Path], encoders: dict, device: str) -> tuple[dict[str, float], dict[str, list]]:
+    """(a) decord, MTCNN per frame at native size with default settings, a crop, batch-1 encoders; one process."""
+    mtcnn = MTCNN(keep_all=True, device=device)
+    seconds: dict[str, float] = {"total": 0.0}
+    boxes: dict[str, list] = {}
+    for name, path in clips.items():
+        start = time.perf_counter()
+        clip = decode_clip(path, key=name)
+        searched, found = time.perf_counter(), []
+        for frame in clip.frames:
+            box, probability, points = mtcnn.detect(Image.fromarray(frame), landmarks=True)
+            faces = None if box is None else Faces(
+                box.astype(np.float32), np.asarray(probability, np.float32), np.asarray(points, np.float32))
+            best = None if faces is None else most_prominent(faces, MIN_PROBABILITY)
+            found.append(None if faces is None or best is None else faces.boxes[best])
+        seconds[f"face {name}"] = time.perf_counter() - searched
+        for frame, box in zip(clip.frames, found, strict=True):
+            if box is not None:
+                crop = Image.fromarray(frame).crop(tuple(int(v) for v in box)).resize((224, 224))
+                encoders[Modality.VISION].model(_normalised(encoders[Modality.VISION], np.asarray(crop)[None]))
+        encoders[Modality.TEXT]([WORDS])
+        if clip.waveform is not None:
+            encoders[Modality.AUDIO]([clip.waveform])
+        seconds["total"] += time.perf_counter() - start
+        boxes[name] = found
+    return seconds, boxes
+
+
+def _normalised(vision, frames: np.ndarray) -> torch.Tensor:
+    x = torch.from_numpy(frames.copy()).to(vision.device).permute(0, 3, 1, 2).float().div_(255)
+    return x.sub_(vision.mean).div_(vision.std)
+
+
+def stage_by_stage(clips: dict[str, Path], config: ExtractConfig, device: str) -> tuple[dict[str, float], list[dict]]:
+    """(b) the pipeline's stages one after the other in this process, models loaded beforehand; and what they made."""
+    stages = {s: build_stage(s, config, "cpu" if s == "decode" else device) for s in STAGES}
+    rows = [{ID: n, VIDEO: str(p), TEXT: WORDS, ERROR: "", STAGE: "", DURATION: 0.0} for n, p in clips.items()]
+    seconds, prepared = {}, [{} for _ in rows]
+    for stage, run in stages.items():
+        start = time.perf_counter()
+        rows = run(rows)
+        seconds[stage] = time.perf_counter() - start
+        for kept, row in zip(prepared, rows, strict=True):
+            if row[ERROR]:
+                raise SystemExit(f"{row[ID]}: {row[ERROR]}")
+            kept.update({k: row[k] for k in (FRAMES, CROPS, WAVEFORM) if row.get(k) is not None})
+    return seconds, prepared
+
+
+def floor(prepared: list[dict], clips: dict[str, Path], encoders: dict, threads: int) -> dict[str, float]:
+    """(c) the encoders on prepared batches, and decoding, each with all CPUs."""
+    torch.set_num_threads(threads)
+    work = {
+        Modality.TEXT: [WORDS] * len(prepared),
+        Modality.AUDIO: [p[WAVEFORM] for p in prepared if WAVEFORM in p],
+        Modality.VISION: [p[CROPS] for p in prepared if CROPS in p],
+    }
+    seconds = {}
+    for modality, values in work.items():
+        start = time.perf_counter()
+        encoders[modality](values)
+        seconds[modality.value] = time.perf_counter() - start
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda item: decode_clip(item[1], key=item[0]), clips.items()))
+    seconds["decode"] = time.perf_counter() - start
+    return seconds
+
+
+class GpuUtilisation:
+    """Samples nvidia-smi five times a second while it runs."""
+
+    def __init__(self, device: str) -> None:
+        self.samples: list[float] = []
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._sample) if device != "cpu" else None
+
+    def _sample(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--id=0"]
+        while not self.stop.wait(0.2):
+            self.samples.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+
+    def __enter__(self) -> GpuUtilisation:
+        if self.thread:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        if self.thread:
+            self.thread.join()
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.samples) if self.samples else None
+
+
+def run_once(clips: dict[str, Path], encoder_config: EncoderConfig, folder: Path, device: str) -> dict[str, float]:
+    threads = os.cpu_count() or 1
+    config = ExtractConfig(manifest=str(folder / "m.csv"), store=str(folder / "store"), encoders=encoder_config,
+                           gpus_per_worker=0.2 if device == "cuda" else 0.0)
+    pd.DataFrame({"id": list(clips), "video": [str(p) for p in clips.values()], "text": WORDS}).to_csv(
+        folder / "m.csv", index=False)
+    torch.set_num_threads(threads)  # what a script gets by default
+    encoders = {m: build_encoder(m, encoder_config, device) for m in Modality}
+    result: dict[str, float] = {}
+    with torch.inference_mode():
+        script_seconds, script_boxes = script(clips, encoders, device)
+    result["script"] = script_seconds["total"]
+    torch.set_num_threads(1)
+    cropper = FaceCropper(device=device)
+    for name, path in clips.items():
+        frames = decode_clip(path, key=name).frames
+        start = time.perf_counter()
+        faces = cropper(frames)
+        ours = time.perf_counter() - start
+        result[f"face ratio {name}"] = script_seconds[f"face {name}"] / ours
+        pairs = [(b, o) for b, o in zip(script_boxes[name], faces.boxes, strict=True) if b is not None]
+        if pairs:  # NaN, a face missed, counts as no overlap
+            result[f"IoU share {name}"] = float(np.mean([overlap(b[None], o[None])[0, 0] >= 0.8 for b, o in pairs]))
+    stages, prepared = stage_by_stage(clips, config, device)
+    result |= {f"stage {s}": t for s, t in stages.items()} | {"stages": sum(stages.values())}
+    parts = floor(prepared, clips, encoders, threads)
+    result |= {f"floor {s}": t for s, t in parts.items()}
+    result["floor"] = sum(parts.values())
+    with GpuUtilisation(device) as gpu:
+        start = time.perf_counter()
+        extract_features(config)
+        result["ray job"] = time.perf_counter() - start
+    if gpu.mean is not None:
+        result["GPU utilisation %"] = gpu.mean
+    for kind in ("stages", "ray job"):
+        result[f"{kind} / floor"] = result[kind] / result["floor"]
+    result["script / ray job"] = result["script"] / result["ray job"]
+    return result
+
+
+def machine(device: str) -> str:
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        cpu = names[0] if names else cpu
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return (f"{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}, ray {ray.__version__}, decord {decord.__version__}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", nargs="*", type=Path, help="video files; default: the shared test media, else demo")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--encoders", choices=("tiny", "base"), default="tiny")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=Path("extraction_benchmark"), help="folder for table and JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        media = ROOT.parent / "shared" / "media"
+        paths = args.clips or [media / n for n in ("talking_head.mp4", "group_1080p.mp4") if (media / n).exists()]
+        if not paths:
+            paths = [Path(scratch) / f"demo{i}.mp4" for i in range(2)]
+            for path in paths:
+                make_clip(path, {"text": "sadness", "audio": "anger", "vision": "happiness"}, key=path.stem)
+        clips = {p.name: p.resolve() for p in paths}
+        encoders = base_encoders(Path(scratch) / "base") if args.encoders == "base" else EncoderConfig()
+        ray.init(address="local", log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+        runs = []
+        for i in range(args.repeats):
+            folder = Path(scratch) / f"run{i}"
+            folder.mkdir()
+            runs.append(run_once(clips, encoders, folder, args.device))
+            print(f"repeat {i + 1} of {args.repeats} done", flush=True)
+        ray.shutdown()
+    medians = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
+    lines = [f"{machine(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, median of "
+             f"{args.repeats}", "",
+             "| measure (seconds, or a ratio or share) | median | min | max |", "|---|---|---|---|"]
+    lines += [f"| {k} | {v:.2f} | {min(r[k] for r in runs):.2f} | {max(r[k] for r in runs):.2f} |"
+              for k, v in medians.items()]
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "extraction.md").write_text("\n".join(lines) + "\n")
+    (args.output / "extraction.json").write_text(json.dumps(
+        {"machine": machine(args.device), "clips": list(clips), "runs": runs, "medians": medians}, indent=2))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

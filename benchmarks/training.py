@@ -1,0 +1,251 @@
+"""Training speed side by side: (a) a straightforward loop over .npy files, (b) this project's, (c) the machine's floor.
+
+    python benchmarks/training.py [--device cpu] [--repeats 3] [--write docs/benchmarks.md]
+
+Each system is measured in processes of its own, in turn, so that peak memory and time to first step are its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+
+BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
+
+
+def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
+    started = time.perf_counter()
+    import torch
+    from corpus import SIZES, wait
+
+    from lfmim.config import to_dict  # noqa: F401  (what a run imports)
+    from lfmim.data.batches import load_split
+    from lfmim.metrics import HeadSums
+    from lfmim.models import build_model
+    from lfmim.schema import HEADS
+    from lfmim.training import loop
+
+    device = torch.device(device_name)
+    config, dims = SIZES[size]
+    c = config.train
+    data = load_split(folder / "store", "train", config.model).to(device, c.cache)
+    test = load_split(folder / "store", "valid", config.model).to(device, c.cache)
+    model = build_model(config.model, dims).to(device)
+    optimizer = loop.build_optimizer(c, model)
+    precision = loop.resolve_precision(c.precision, device)
+    scaler = loop.GradScaler(device.type, enabled=precision == "fp16")
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    beta, sums = torch.ones(len(HEADS), device=device), HeadSums(device)
+    if loop.compiles(c.compile, device):
+        loop.compile_layers(model)
+    micro = loop.micro_batch_size(c.micro_batch, device, config.model)
+
+    def step(batch: Any) -> None:
+        loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta, grad_clip=0,
+                        world=1, sums=sums, micro_batch=micro)
+
+    def epoch() -> None:
+        for batch in data.batches(c.batch_size, shuffle_seed=(0, 1)):
+            step(batch)
+        sums.compute()
+
+    first = next(data.batches(c.batch_size, shuffle_seed=(0, 0)))
+    step(first)
+    wait(device)
+    out = {"first_step_s": time.perf_counter() - started}
+    out |= timings(len(data), device, data=lambda: [None for _ in data.batches(c.batch_size, shuffle_seed=(0, 1))],
+                   step=lambda: step(first), batch=len(first.labels), epoch=epoch,
+                   whole=lambda: (epoch(), loop.evaluate(model, test, batch_size=256, autocast=autocast)))
+    return out
+
+
+def measure_reference(folder: Path, size: str, device_name: str, workers: int) -> dict[str, float]:
+    started = time.perf_counter()
+    import torch
+    from corpus import SIZES, wait
+    from reference import Reference
+
+    config, dims = SIZES[size]
+    device = torch.device(device_name)
+    train, test = (Reference(config.model, dims, folder / s, batch_size=config.train.batch_size, workers=workers,
+                             device=device) for s in ("train", "valid"))
+    first = next(iter(train.batches()))
+    train.step(first)
+    wait(device)
+    out = {"first_step_s": time.perf_counter() - started}
+
+    def whole() -> None:
+        train.epoch()
+        train.evaluate()
+        test.model = train.model
+        test.evaluate()
+
+    n = len(train.loader.dataset)  # type: ignore[arg-type]
+    out |= timings(n, device, data=lambda: [None for _ in train.batches()], step=lambda: train.step(first),
+                   batch=len(first[2]), epoch=train.epoch, whole=whole)
+    return out
+
+
+def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any, whole: Any) -> dict[str, float]:
+    """Samples per second of each part (the whole: epoch and its evaluations), peak memory in MiB."""
+    from corpus import seconds
+
+    out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / seconds(step, device=device, repeats=3),
+           "epoch": n / seconds(epoch, device=device, repeats=1), "whole": n / seconds(whole, device=device, repeats=1)}
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if device.type == "cuda":
+        import torch
+
+        usage = torch.cuda.max_memory_allocated() / 2**20
+    return {**out, "peak_mib": usage}
+
+
+def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
+    import torch
+    from corpus import SIZES, forward_flops, machine_floor, noise_corpus, training_flops
+
+    from lfmim.models import build_model
+    from lfmim.training.loop import micro_batch_size, resolve_precision
+
+    config, dims = SIZES[size]
+    device, data = torch.device(device_name), noise_corpus(n, size)
+    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
+    rows = min(config.train.batch_size, micro_batch_size(0, device, config.model)) * 180
+    rate = machine_floor(config.model, device=device, dtype=dtype, rows=rows)
+    flops, forward = training_flops(data, config.model) / n, forward_flops(data, config.model)
+    share = forward["attention"] / sum(forward.values())
+    weights = sum(p.nbytes for p in build_model(config.model, dims).parameters())
+    # Read each real feature vector once; per step read weights twice, write and read gradients, read and write weights.
+    features = sum(float(data.lengths[m].sum()) * dims[m] * 2 for m in dims) / n
+    moved = features + 6 * weights / config.train.batch_size
+    return {"flops": flops, **{f"{k}_rate": v for k, v in rate.items()},
+            "peak": 1 / max(flops / rate["peak"], moved / rate["copy"]),
+            "shapes": 1 / (flops * (1 - share) / rate["linear"] + flops * share / rate["attention"]),
+            "data": rate["copy"] / features}
+
+
+def prepare(folder: Path, size: str, n: int) -> None:
+    from corpus import SIZES, feature_spec, noise_corpus
+    from reference import write_files
+
+    from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
+    from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS
+
+    _, dims = SIZES[size]
+    write_spec(folder / "store", feature_spec(dims))
+    for split, count, seed in (("train", n, 0), ("valid", n // 3, 1)):
+        data = noise_corpus(count, size, seed=seed)
+        write_files(data, folder / split)
+        rows = [{"id": name, "split": split,
+                 **{LABEL_COLUMNS[h]: EMOTIONS[int(data.labels[i, k])] for k, h in enumerate(HEADS)},
+                 **{FEATURE_COLUMNS[m]: data.features[m][i, : data.lengths[m][i]].numpy() for m in dims}}
+                for i, name in enumerate(data.ids)]
+        write_part(folder / "store", rows_to_table(rows, store_schema(dims), dims))
+
+
+def run_part(what: str, folder: Path, size: str, n: int, device: str, workers: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--part", what, "--folder", str(folder), "--sizes", size, "--utterances",
+               str(n), "--device", device, "--workers", str(workers)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(size: str, n: int, device: str, workers: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians over `repeats` rounds of a, b, c."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, size, n)
+        rounds: dict[str, list[dict[str, float]]] = {"a": [], "b": [], "c": []}
+        for i in range(repeats):
+            for what, seen in rounds.items():
+                print(f"{size}: round {i + 1} of {repeats}, {what}", file=sys.stderr, flush=True)
+                seen.append(run_part(what, folder, size, n, device, workers))
+    return {what: {k: statistics.median(r[k] for r in seen) for k in seen[0]} for what, seen in rounds.items()}
+
+
+def machine(device: str) -> str:
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
+
+
+def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int], where: str) -> str:
+    lines = [f"Machine: {where}. Samples per second unless another unit is named; medians."]
+    for size, r in results.items():
+        a, b, c = r["a"], r["b"], r["c"]
+        lines += ["", f"**{size}**, {sizes[size]} utterances, {c['flops'] / 1e9:.2f} GFLOP per sample (forward and "
+                  "backward, no padding)", "", "| | (a) plain | (b) ours | b / a | (c) floor | b / c |",
+                  "|---|---|---|---|---|---|"]
+
+        def row(label: str, key: str, floor: float | None = None, a: Any = a, b: Any = b) -> str:
+            tail = f"{floor:,.0f} | {b[key] / floor:.0%}" if floor else "|"
+            return f"| {label} | {a[key]:,.1f} | {b[key]:,.1f} | {b[key] / a[key]:.2f} | {tail} |"
+
+        lines += [
+            row("data alone", "data", c["data"]),
+            row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
+            row("step alone, floor at the peak rate", "step", c["peak"]), row("epoch", "epoch", c["shapes"]),
+            row("epoch with its evaluations (a: train and test, b: validation)", "whole"),
+            f"| time to first step, s | {a['first_step_s']:.1f} | {b['first_step_s']:.1f} | | | |",
+            f"| peak memory, MiB | {a['peak_mib']:,.0f} | {b['peak_mib']:,.0f} | | | |",
+            f"| model FLOPs utilisation | {a['step'] * c['flops'] / c['peak_rate']:.0%} | "
+            f"{b['step'] * c['flops'] / c['peak_rate']:.0%} | | | |",
+            "", f"Rates measured: matmul peak {c['peak_rate'] / 1e9:,.0f} GFLOP/s, at the linear layers' shapes "
+            f"{c['linear_rate'] / 1e9:,.0f}, at attention's {c['attention_rate'] / 1e9:,.0f}; memory "
+            f"{c['copy_rate'] / 1e9:.0f} GB/s.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def write_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Replace what stands between the two marks of a page; without them, append."""
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    if begin not in old:
+        old += f"\n{begin}\n{end}\n"
+    path.write_text(f"{old.split(begin)[0]}{begin}\n{text}{end}{old.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["paper", "small"])
+    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000], help="one per size")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of (a)")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="page whose training section is replaced")
+    parser.add_argument("--part", choices=["a", "b", "c"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    if o.part:
+        result = (measure_reference(o.folder, o.sizes[0], o.device, o.workers) if o.part == "a" else
+                  measure_ours(o.folder, o.sizes[0], o.device) if o.part == "b" else
+                  measure_floor(o.sizes[0], o.utterances[0], o.device))
+        print(json.dumps(result))
+        return
+    sizes = dict(zip(o.sizes, o.utterances, strict=True))
+    results = {size: compare(size, n, o.device, o.workers, o.repeats) for size, n in sizes.items()}
+    text = page(results, sizes, machine(o.device))
+    print(text)
+    if o.write:
+        write_section(o.write, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Search for better hyperparameters on validation, retrain the winner over seeds and register it. --resume continues.
+
+python jobs/tune.py --config jobs/configs/demo.yaml [--trials 20] [--space jobs/configs/search.yaml] [--resume]
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import cli
+from jsonargparse import auto_cli
+
+from lfmim.training.search import TrialRecord, TuneConfig
+
+
+def main() -> int:
+    config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
+    from lfmim.distributed.tuner import check_tune, tune_distributed
+
+    check_tune(config)  # bad input is told before a cluster is started
+    started, before = time.perf_counter(), 0
+
+    def on_start(name: str, done: int, window: int) -> None:
+        nonlocal before
+        before = done
+        print(f"sweep {name}: {done} of {config.trials} trials done; {config.search}, {config.scheduler}, a trial "
+              f"learns from those {window} before it", flush=True)
+        print(f"{'passed':>7} {'left':>7}  {'trial':<11}{'state':<10}{'epochs':>6}{'score':>8}{'best':>8}  values")
+
+    def on_trial(record: TrialRecord, records: Sequence[TrialRecord]) -> None:
+        passed = time.perf_counter() - started
+        seed = "train.seed" in record.params
+        total = config.seeds - 1 if seed else config.trials
+        left = passed / max(len(records) - before, 1) * (total - len(records))
+        best = max((r.score for r in records if r.state == "finished" and r.score is not None), default=None)
+        values = _values(record) + (f": {record.message}" if record.message else "")
+        print(f"{passed:>6.0f}s {'' if seed else f'{left:.0f}s':>7}  "
+              f"{f'{len(records)}/{total} #{record.number}':<11}{record.state:<10}{len(record.history):>6}"
+              f"{_digits(record.score):>8}{_digits(best):>8}  {values}", flush=True)
+
+    with cli.ray_session():
+        result = tune_distributed(config, on_start=on_start, on_trial=on_trial)
+    winner, given, scores = result.winner, result.records[0], result.seed_scores
+    print(f"\nwinner: trial {winner.number}, validation accuracy {_digits(winner.score)} (as given: "
+          f"{_digits(given.score)}); {_values(winner)}")
+    print("importance: " + (", ".join(f"{k} {v:.2f}" for k, v in result.importances.items()) or "nothing varies"))
+    print(f"retrained from the logged config: {result.retrained.meta.best_score!r}, "
+          + ("the trial's score in every digit" if result.reproduced else f"NOT the trial's {winner.score!r}: this "
+             "device or its libraries do not repeat a computation exactly"))
+    print(f"over {len(scores)} seeds: {statistics.fmean(scores):.4f}"
+          + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""))
+    r = result.retrained.registered
+    print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
+    print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # sweep {result.run_id}")
+    return 0
+
+
+def _digits(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
+
+
+def _values(record: TrialRecord) -> str:
+    """Searched values without the common part of their names: lr 0.0031, text 1.2, ..."""
+    short = {f: f.removeprefix("train.").removeprefix("model.").replace("beta.", "β_") for f in record.params}
+    return ", ".join(f"{short[f]} {v:.3g}" if isinstance(v, float) else f"{short[f]} {v}"
+                     for f, v in record.params.items())
+
+
+if __name__ == "__main__":
+    cli.run(main)

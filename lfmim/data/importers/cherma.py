@@ -1,0 +1,137 @@
+"""The published CHERMA features -> feature store.
+
+`{train,dev,test}.json` lists of {"audio_file": "X.wav", "txt_label", "audio_label", "visual_label", "video_label"};
+features in `text/<split>/X.npy`, `audio/<split>/X.npy`, `visual/<split>/X.mp4.npy`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lfmim.data.importers.dump import CLEANING, ERROR, ImportReport, check_new, clean, trim, write_store
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    ID,
+    LABEL_COLUMNS,
+    SPLIT,
+    EncoderSpec,
+    FeatureSpec,
+    InputError,
+    Modality,
+    parse_emotion,
+)
+
+FILES = {"train": "train", "dev": "valid", "test": "test"}
+"""Name in the dump -> split."""
+LABELS = {"text": "txt_label", "audio": "audio_label", "vision": "visual_label", "multimodal": "video_label"}
+FOLDERS = {Modality.TEXT: ("text", ".npy"), Modality.AUDIO: ("audio", ".npy"), Modality.VISION: ("visual", ".mp4.npy")}
+
+
+def import_cherma(source: Path, store: Path) -> ImportReport:
+    """Read the folder `source` a file at a time; write `store`. `dev` becomes `valid`.
+
+    All-zero vectors at the end are padding. A missing file is an absent modality; a damaged one quarantines its row.
+    Raises InputError naming file, row and field.
+    """
+    check_new(store)
+    entries = _entries(source)
+    if not entries:
+        raise InputError(f"{source}: no {', '.join(f'{f}.json' for f in FILES)} with entries there")
+    dims = {m: d for m in Modality if (d := _width(source, entries, m))}
+    if not dims:
+        raise InputError(f"{source}: no feature file of an entry there; expected for example "
+                         + str(_path(source, Modality.TEXT, entries[0])))
+    report = ImportReport(str(source))
+    hashes = {m: hashlib.sha256() for m in dims}
+
+    def spec() -> FeatureSpec:
+        return FeatureSpec(
+            encoders={m.value: EncoderSpec(name=f"cherma:{FOLDERS[m][0]}", revision="", dim=d, max_length=0,
+                                           weights_sha256=hashes[m].hexdigest()) for m, d in dims.items()},
+            sampling={"imported": "cherma", **CLEANING}, library_versions={"numpy": np.__version__},
+        )
+
+    write_store(store, dims, ["dump_split"], _rows(source, entries, dims, hashes, report), len(entries), report, spec)
+    return report
+
+
+def _entries(source: Path) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    seen: dict[str, str] = {}
+    for name, split in FILES.items():
+        path = source / f"{name}.json"
+        if not path.is_file():
+            continue
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+        if not isinstance(listed, list):
+            raise InputError(f"{path}: a list of entries is expected")
+        for row, entry in enumerate(listed, start=1):
+            where = f"{path}: row {row}"
+            audio = entry.get("audio_file") if isinstance(entry, dict) else None
+            if not isinstance(audio, str) or not audio:
+                raise InputError(f"{where}, field 'audio_file': missing")
+            if Path(audio).name != audio or "\\" in audio or "\0" in audio:
+                raise InputError(f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file name")
+            key = audio.removesuffix(".wav")
+            if key in seen:
+                raise InputError(f"{where}, field 'audio_file': duplicate, first in {seen[key]}")
+            seen[key] = where
+            labels = {LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
+                      for h, f in LABELS.items()}
+            out.append({ID: key, SPLIT: split, "dump_split": name, **labels})
+    return out
+
+
+def _path(source: Path, modality: Modality, entry: dict[str, Any]) -> Path:
+    folder, ending = FOLDERS[modality]
+    return source.joinpath(folder, str(entry["dump_split"]), f"{entry[ID]}{ending}")
+
+
+def _width(source: Path, entries: list[dict[str, Any]], modality: Modality) -> int:
+    for path in (p for e in entries if (p := _path(source, modality, e)).is_file()):
+        try:
+            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1])
+        except (ValueError, OSError, EOFError, IndexError):
+            continue  # a damaged file: quarantined later
+    return 0
+
+
+def _rows(
+    source: Path, entries: list[dict[str, Any]], dims: dict[Modality, int], hashes: dict[Modality, Any],
+    report: ImportReport,
+) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        row = dict(entry)
+        for m, dim in dims.items():
+            path = _path(source, m, entry)
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                continue  # absent
+            except OSError as error:
+                row[ERROR] = f"{m}: the file cannot be read ({error.strerror})"
+                break
+            try:
+                x = np.asarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.float32)
+            except (ValueError, TypeError, OSError, EOFError, MemoryError):
+                row[ERROR] = f"{m}: the file is no array of numbers"
+                break
+            if x.ndim != 2 or x.shape[1] != dim:
+                row[ERROR] = f"{m}: shape {list(x.shape)} where [T, {dim}] is expected"
+                break
+            hashes[m].update(entry[ID].encode() + b"\0" + content)
+            cleaned = clean(x, m, report)
+            kept = trim(cleaned, leading=False)
+            report.padding[m] += len(x) - len(kept)
+            row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
+        yield row

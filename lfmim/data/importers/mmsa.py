@@ -1,0 +1,180 @@
+"""MMSA and MMSA-FET feature pickles (CH-SIMS, CH-SIMS v2, MOSI, MOSEI) -> feature store.
+
+`{"train" | "valid" | "test": {"id", "raw_text", "text" [N, L, D], "audio" [N, T, D], "vision" [N, T, D], "text_bert"
+[N, 3, L], "audio_lengths", "vision_lengths", "regression_labels", "regression_labels_T" ...}}`, arrays or lists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lfmim.data.importers.dump import CLEANING, ERROR, ImportReport, check_new, clean, file_sha256, trim, write_store
+from lfmim.data.importers.restricted_pickle import read_pickle
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    ID,
+    MULTIMODAL,
+    SENTIMENT_COLUMNS,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    EncoderSpec,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
+
+SCORES = {MULTIMODAL: "regression_labels", **{m.value: f"regression_labels_{m.value[0].upper()}" for m in Modality}}
+"""Head -> key of its sentiment scores."""
+MOSI_RANGE = 3.0
+"""MOSI and MOSEI are scored from -3 to 3."""
+
+
+def import_mmsa(source: Path, store: Path) -> ImportReport:
+    """Read the pickle `source`, which must fit into memory, through the restricted unpickler; write `store`.
+
+    True lengths come from `text_bert`'s mask, `audio_lengths` and `vision_lengths`; without them all-zero vectors at
+    both ends are padding. Raises InputError naming file, split and field.
+    """
+    check_new(store)
+    data = read_pickle(source)
+    if not isinstance(data, dict) or not set(data) & set(SPLITS):
+        raise InputError(f"{source}: not an MMSA pickle: it has none of the keys {', '.join(SPLITS)}")
+    splits = {s: _check_split(data[s], f"{source}, split '{s}'") for s in SPLITS if s in data}
+    del data
+    dims = {m: d for m in Modality if (d := _width(source, splits, m))}
+    if not dims:
+        raise InputError(f"{source}: none of the features {', '.join(Modality)} is there")
+    report = ImportReport(str(source), file_sha256(source))
+    scale = _score_scale(source, splits, report)
+    _check_ids(source, splits)
+    scores = [SENTIMENT_COLUMNS[h] for h, key in SCORES.items() if any(key in d for d in splits.values())]
+    write_store(store, dims, ["video_id", "clip_id", *scores], _rows(splits, dims, scale, report),
+                sum(len(d[ID]) for d in splits.values()), report, lambda: _spec(source, report, dims))
+    return report
+
+
+def _check_split(split: Any, where: str) -> dict[str, Any]:
+    if not isinstance(split, dict) or ID not in split:
+        raise InputError(f"{where}: a dictionary with the key 'id' is expected")
+    split[ID] = [_text(v) for v in np.asarray(split[ID], dtype=object).reshape(-1)]
+    n = len(split[ID])
+    fields = (*Modality, "raw_text", "text_bert", "audio_lengths", "vision_lengths", *SCORES.values())
+    for field in (f for f in fields if f in split):
+        listed = isinstance(split[field], list | tuple) or (isinstance(split[field], np.ndarray) and split[field].ndim)
+        if not listed:
+            raise InputError(f"{where}, field '{field}': an array or list is expected")
+        if len(split[field]) != n:
+            raise InputError(f"{where}, field '{field}': {len(split[field])} entries for {n} ids")
+    return split
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
+
+
+def _check_ids(source: Path, splits: Mapping[str, dict[str, Any]]) -> None:
+    seen: dict[str, str] = {}
+    for split, data in splits.items():
+        for i, key in enumerate(data[ID], start=1):
+            if not key or key in seen:
+                raise InputError(f"{source}, split '{split}', entry {i}, field 'id': "
+                                 + (f"{key!r} is in split '{seen[key]}' already" if key else "empty"))
+            seen[key] = split
+
+
+def _width(source: Path, splits: Mapping[str, dict[str, Any]], modality: Modality) -> int:
+    for split, data in splits.items():
+        if modality in data and len(data[modality]):
+            x = _sequence(data[modality][0])
+            if x is None or not x.shape[1]:
+                raise InputError(f"{source}, split '{split}', field '{modality}': entry 1 is no array [T, D]")
+            return int(x.shape[1])
+    return 0
+
+
+def _sequence(value: Any) -> np.ndarray | None:
+    """[T, D] of numbers; one vector [D] is a sequence of one. None if it is neither."""
+    try:
+        x = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError):
+        return None
+    x = x[None] if x.ndim == 1 else x
+    return x if x.ndim == 2 else None
+
+
+def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: ImportReport) -> float:
+    largest = 0.0
+    for split, data in splits.items():
+        for key in (k for k in SCORES.values() if k in data):
+            try:
+                values = np.asarray(data[key], dtype=np.float64).reshape(-1)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{source}, split '{split}', field '{key}': not numbers ({error})") from error
+            if len(values) != len(data[ID]):
+                raise InputError(f"{source}, split '{split}', field '{key}': one score per entry is expected")
+            data[key] = values
+            largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
+    if largest > MOSI_RANGE:
+        raise InputError(f"{source}: a sentiment score of {largest:g}; known scales are [-1, 1] and [-3, 3]")
+    if largest > 1:
+        report.notes.append("sentiment scores are from -3 to 3 there and were divided by 3")
+        return MOSI_RANGE
+    return 1.0
+
+
+def _rows(
+    splits: dict[str, dict[str, Any]], dims: Mapping[Modality, int], scale: float, report: ImportReport
+) -> Iterator[dict[str, Any]]:
+    for split, data in splits.items():
+        for i, key in enumerate(data[ID]):
+            video, _, clip = key.rpartition("$_$")
+            row: dict[str, Any] = {ID: key, SPLIT: split, "video_id": video or None, "clip_id": clip if video else None}
+            row[TEXT] = _text(data["raw_text"][i]) if "raw_text" in data else ""
+            for head, column in SENTIMENT_COLUMNS.items():
+                score = float(data[SCORES[head]][i]) / scale if SCORES[head] in data else math.nan
+                row[column] = None if math.isnan(score) else score
+            for m in (m for m in dims if m in data):
+                x = _sequence(data[m][i])
+                if x is None or x.shape[1] != dims[m]:
+                    row[ERROR] = f"{m}: not an array [T, {dims[m]}] of numbers"
+                    break
+                x = clean(x, m, report)
+                try:
+                    kept = _without_padding(x, m, data, i)
+                except (TypeError, ValueError, IndexError):
+                    row[ERROR] = f"{m}: its length or mask is no number"
+                    break
+                report.padding[m] += len(x) - len(kept)
+                row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
+            yield row
+
+
+def _without_padding(x: np.ndarray, modality: Modality, data: dict[str, Any], i: int) -> Any:
+    if modality is Modality.TEXT and "text_bert" in data:
+        mask = np.asarray(data["text_bert"][i], dtype=np.float32)
+        if mask.ndim == 2 and len(mask) == 3 and mask.shape[1] == len(x):
+            return x[mask[1] > 0]
+    lengths = data.get(f"{modality}_lengths")
+    if lengths is None:
+        return trim(x)
+    n = min(max(int(np.asarray(lengths[i]).reshape(-1)[0]), 0), len(x))
+    front, back = x[:n], x[len(x) - n :]
+    # MMSA-FET pads at the end, older files at the beginning.
+    kept = back if not front.any() or (not x[: len(x) - n].any() and x[n:].any()) else front
+    return kept if kept.any() else x[:0]
+
+
+def _spec(source: Path, report: ImportReport, dims: Mapping[Modality, int]) -> FeatureSpec:
+    return FeatureSpec(
+        encoders={m.value: EncoderSpec(name=f"mmsa:{source.name}", revision="", weights_sha256=report.sha256, dim=d,
+                                       max_length=0) for m, d in dims.items()},
+        sampling={"imported": "mmsa", **CLEANING}, library_versions={"numpy": np.__version__},
+    )

@@ -1,0 +1,69 @@
+"""Tables as users bring them, and manifests as we write them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+import pandas as pd
+
+from lfmim.data.manifest import KNOWN_COLUMNS, READERS
+from lfmim.schema import VIDEO, InputError
+
+
+def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
+    """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming file and column."""
+    suffix = "." + path.rsplit(".", 1)[-1].lower()
+    if suffix not in READERS:
+        raise InputError(f"{path}: unknown table format; use one of {', '.join(READERS)}")
+    try:
+        with fsspec.open(path, "rb") as f:
+            frame = READERS[suffix](f)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
+        raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
+    frame = frame.rename(columns=lambda c: str(c).removeprefix("\ufeff")).reset_index(drop=True)
+    missing = [c for c in required if c not in frame.columns]
+    if missing:
+        raise InputError(f"{path}: column '{missing[0]}' is missing; found: {', '.join(frame.columns) or 'none'}")
+    if frame.empty:
+        raise InputError(f"{path}: the table has no rows")
+    frame = frame.astype(object)
+    return frame.where(frame.notna(), None)
+
+
+def cell(value: object) -> str:
+    """A cell as stripped text; missing -> ""."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def write_manifest(frame: pd.DataFrame, path: Path) -> None:
+    """Write a manifest (.csv, .jsonl or .parquet) under a temporary name, then rename; known columns first.
+
+    Videos below the manifest's folder are written relative to it, so the folder can be moved.
+    """
+    if path.suffix not in READERS:
+        raise InputError(f"{path}: a manifest ends in one of {', '.join(READERS)}")
+    known = [c for c in KNOWN_COLUMNS if c in frame.columns]
+    frame = frame[[*known, *(c for c in frame.columns if c not in known)]].copy()
+    if VIDEO in frame:
+        frame[VIDEO] = [_relative(cell(v), path.absolute().parent) for v in frame[VIDEO]]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    if path.suffix == ".csv":
+        frame.to_csv(temporary, index=False)
+    elif path.suffix == ".jsonl":
+        frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_parquet(temporary, index=False)
+    os.replace(temporary, path)
+
+
+def _relative(video: str, folder: Path) -> str:
+    if not video or "://" in video:
+        return video
+    whole = Path(os.path.abspath(video))
+    return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)

@@ -1,0 +1,269 @@
+"""Numbered trials on Ray Tune around the plain loop: resumable, and the same for the same seed.
+
+What a trial tries and when it is stopped are functions of the trials that lie at least `window` before it, all of
+which must have ended before it starts. So neither timing nor failures nor a restart change what a sweep finds; the
+state of a sweep is one `trial.json` per ended trial, and checkpoints of the running ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+# Tune's own files are not read here, Ctrl-C is to end the job, not to make a sweep look finished, and only the older
+# of Tune's two outputs is silent when told so.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from lfmim.config import ModelConfig, experiment_from_dict, to_dict
+from lfmim.data.batches import UtteranceTensors, load_split
+from lfmim.evaluation.report import write_text
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.training.checkpoint import META, load_meta
+from lfmim.training.loop import EpochReport, NonFiniteLossError, train
+from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
+
+TRIAL = "trial.json"
+OnTrial = Callable[[TrialRecord, Sequence[TrialRecord]], None]
+"""Called as trials end with the record and all records so far, this one included."""
+
+
+class Trials:
+    """Numbered trials in a folder: which are to run, what they try, and the record of each that ended."""
+
+    log: Callable[[TrialRecord], None] = staticmethod(lambda record: None)
+
+    def __init__(
+        self, config: TuneConfig, folder: Path, total: int, window: int,
+        plan_next: Callable[[int, Sequence[TrialRecord]], Params], *, halving: bool, on_trial: OnTrial,
+    ) -> None:
+        self.config, self.folder, self.window, self.total = config, folder, window, total
+        self.plan_next, self.halving, self.on_trial = plan_next, halving, on_trial
+        self.started: dict[int, tuple[Params, dict[str, Any]]] = {}
+        """Values and whole config of the trials begun in this process."""
+        self.stopped: set[int] = set()
+        self.errors: dict[int, str] = {}
+        self.records: dict[int, TrialRecord] = {}
+        for n in range(total):
+            path = self.home(n) / TRIAL
+            if path.is_file():
+                self.records[n] = TrialRecord(**json.loads(path.read_text(encoding="utf-8")))
+        self.todo = [n for n in range(total) if n not in self.records]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
+
+    @property
+    def ended(self) -> list[TrialRecord]:
+        return [self.records[n] for n in sorted(self.records)]
+
+    def home(self, number: int) -> Path:
+        return self.folder / f"{number:04d}"
+
+    def earlier(self, number: int) -> list[TrialRecord] | None:
+        """What trial `number` may know; None while some of it has not ended."""
+        known = range(max(0, number - self.window + 1))
+        return [self.records[n] for n in known] if all(n in self.records for n in known) else None
+
+    def run(self, store: Path) -> None:
+        """Run what is left on Ray Tune."""
+        if not self.todo:
+            return
+        run = self.config.run
+        resources = {"CPU": run.cpus_per_worker, **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {})}
+        ray_folder = self.folder.parent / "ray"
+        tuner = tune.Tuner(
+            tune.with_resources(_trial, resources),
+            param_space={"store": str(store)},
+            tune_config=tune.TuneConfig(
+                search_alg=_Search(self), scheduler=_Scheduler(self), num_samples=len(self.todo), reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=f"{self.folder.name}-{time.time_ns()}", storage_path=str(ray_folder), verbose=0,
+                failure_config=tune.FailureConfig(max_failures=run.max_failures),
+            ),
+        )
+        tuner.fit()
+        if len(self.records) < self.total:
+            raise RuntimeError(f"Tune ended with {len(self.records)} of {self.total} trials; see {ray_folder}")
+        shutil.rmtree(ray_folder, ignore_errors=True)
+
+    def end(self, number: int, state: Literal["finished", "stopped", "diverged", "failed"], message: str) -> None:
+        """Record an ended trial; from here on it is not repeated. Its checkpoint goes: the winner is trained again."""
+        params, config = self.started[number]
+        last = latest_checkpoint(self.home(number))
+        history, best_epoch, score, loss = [], -1, None, None
+        if last is not None:
+            meta = load_meta(last)
+            history, best_epoch = meta.history, meta.best_epoch
+            if best_epoch >= 0:
+                score = meta.best_score
+                loss = history[best_epoch]["valid"][meta.config.train.selection]["loss"]
+        record = TrialRecord(
+            number=number, params=params, state=state, score=score, loss=loss, best_epoch=best_epoch, history=history,
+            seconds=sum(e["seconds"] for e in history), message=message, config=config,
+        )
+        self.records[number] = record
+        self.home(number).mkdir(parents=True, exist_ok=True)
+        write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
+        for old in self.home(number).glob("epoch_*"):
+            shutil.rmtree(old, ignore_errors=True)
+        self.log(record)
+        self.on_trial(record, self.ended)
+
+    def start(self, number: int, earlier: Sequence[TrialRecord]) -> bool:
+        """Choose the trial's values; False if they make no valid config, which ends the trial."""
+        params = self.plan_next(number, earlier)
+        try:
+            config = to_dict(with_params(self.config, params))
+        except InputError as error:
+            self.started[number] = params, to_dict(with_params(self.config, {}))
+            self.end(number, "failed", str(error))
+            return False
+        self.started[number] = params, config
+        return True
+
+
+class _Search(Searcher):
+    """Hands the trials to Tune in their order, each as soon as what it depends on is known."""
+
+    def __init__(self, trials: Trials) -> None:
+        super().__init__()
+        self.trials, self.waiting = trials, list(trials.todo)
+        self.numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        while self.waiting:
+            number = self.waiting[0]
+            earlier = self.trials.earlier(number)
+            if earlier is None:
+                return None
+            self.waiting.pop(0)
+            if self.trials.start(number, earlier):
+                self.numbers[trial_id] = number
+                return {"number": number, "home": str(self.trials.home(number)),
+                        "config": self.trials.started[number][1]}
+        return cast(None, Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self.numbers[trial_id]
+        result = result or {}
+        if error:
+            self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
+        elif result.get("problem"):
+            self.trials.end(number, result["kind"], result["problem"])
+        else:
+            self.trials.end(number, "stopped" if number in self.trials.stopped else "finished", "")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' own files are the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+def successive_halving(config: TuneConfig, earlier: Sequence[TrialRecord]) -> Callable[[int, float], bool]:
+    """Ray's ASHA after exactly the given trials, whatever else has run: (epoch from 1, score) -> whether to stop."""
+    asha: Any = ASHAScheduler(
+        time_attr="epoch", metric="score", mode="max", grace_period=config.grace, reduction_factor=config.reduction,
+        max_t=max(config.grace, 1_000_000), stop_last_trials=False,
+    )
+
+    def feed(trial: _AshaTrial, epoch: int, score: float) -> bool:
+        return bool(asha.on_trial_result(None, trial, {"epoch": epoch, "score": score}) == TrialScheduler.STOP)
+
+    for record in earlier:
+        trial = _AshaTrial(str(record.number))
+        asha.on_trial_add(None, trial)
+        for epoch, score in enumerate(record.scores, start=1):
+            feed(trial, epoch, score)
+    own = _AshaTrial("own")
+    asha.on_trial_add(None, own)
+    return functools.partial(feed, own)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AshaTrial:
+    """All that ASHA reads of a trial."""
+
+    trial_id: str
+
+
+class _Scheduler(FIFOScheduler):
+    """First in, first out; stops a trial when ASHA, having seen the trials it may know, would."""
+
+    def __init__(self, trials: Trials) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.trials = trials
+        self.halving: dict[int, Callable[[int, float], bool]] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number = int(trial.config["number"])
+        if self.trials.halving and not result.get("done") and "problem" not in result:
+            if number not in self.halving:
+                self.halving[number] = successive_halving(self.trials.config, self.trials.earlier(number) or [])
+            behind = self.halving[number](result["epoch"], result["score"])
+            # A trial that has run its last epoch has finished, whatever ASHA thinks of it.
+            if behind and result["epoch"] < trial.config["config"]["train"]["epochs"]:
+                self.trials.stopped.add(number)
+                return str(TrialScheduler.STOP)
+        return str(TrialScheduler.CONTINUE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        self.trials.errors[int(trial.config["number"])] = lines[-1] if lines else "it died"
+
+
+def latest_checkpoint(home: Path) -> Path | None:
+    """The newest whole checkpoint of a trial's folder."""
+    whole = sorted(p for p in home.glob("epoch_*") if (p / META).is_file())
+    return whole[-1] if whole else None
+
+
+@functools.lru_cache(maxsize=1)
+def _splits(store: str, model: ModelConfig) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
+    """Training and validation data: trials that reuse a process load it once."""
+    folder = Path(store)
+    return FeatureSpec.load(folder), load_split(folder, "train", model), load_split(folder, "valid", model)
+
+
+def _trial(args: Mapping[str, Any]) -> None:
+    """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch, past ones again."""
+    config, home = experiment_from_dict(args["config"]), Path(args["home"])
+    device = torch.device("cuda" if config.run.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+
+    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
+        now = home / f"epoch_{report.epoch:04d}"
+        save(now)
+        for old in home.glob("epoch_*"):
+            if old != now:
+                shutil.rmtree(old, ignore_errors=True)
+        tune.report({"epoch": report.epoch + 1, "score": report.score})
+
+    resume = latest_checkpoint(home)
+    if resume is not None:
+        for entry in load_meta(resume).history:
+            tune.report({"epoch": entry["epoch"] + 1, "score": entry["score"]})
+    try:
+        spec, train_data, valid_data = _splits(args["store"], config.model)
+        train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
+    except NonFiniteLossError as error:
+        tune.report({"kind": "diverged", "problem": str(error)})
+    except InputError as error:
+        tune.report({"kind": "failed", "problem": str(error)})

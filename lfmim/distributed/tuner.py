@@ -1,0 +1,204 @@
+"""A hyperparameter sweep: search, retrain the winner over seeds, register it; resumable.
+
+The trials are in trials.py; here is the sweep around them: its identity, its MLflow runs, the winner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lfmim import tracking
+from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.data.batches import load_split
+from lfmim.distributed.trainer import TrainResult, data_fingerprint, train_distributed
+from lfmim.distributed.trials import OnTrial, Trials
+from lfmim.evaluation.report import write_text
+from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.training.search import (
+    Params,
+    Space,
+    TrialRecord,
+    TuneConfig,
+    best_trial,
+    grid_points,
+    read_space,
+    suggest,
+    with_params,
+)
+
+SWEEP = "sweep.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep, its winner and what became of it."""
+
+    name: str
+    folder: Path
+    tracking_uri: str
+    run_id: str
+    records: list[TrialRecord]
+    winner: TrialRecord
+    seeds: list[TrialRecord]
+    """The winner's config with the other seeds."""
+    retrained: TrainResult
+    reproduced: bool
+    """Retraining from the logged config gave the trial's score and loss in every digit."""
+    importances: dict[str, float]
+
+    @property
+    def seed_scores(self) -> list[float]:
+        """Best validation score per seed that ran to its end, the trial's own seed first."""
+        rest = [r.score for r in self.seeds if r.state == "finished" and r.score is not None]
+        return [self.retrained.meta.best_score, *rest]
+
+
+def check_tune(config: TuneConfig) -> Space:
+    """The search space of the sweep. Raises InputError for what can be told before a cluster is started."""
+    base = with_params(config, {})
+    space = read_space(config.space, base)
+    if config.search == "grid" and len(grid_points(space)) + 1 > config.trials:
+        raise InputError(f"trials: the grid has {len(grid_points(space))} points besides the config as given; set "
+                         f"--trials {len(grid_points(space)) + 1} or thin it by a search space")
+    for split in ("train", "valid"):
+        load_split(Path(config.store), split, config.model)
+    _known_sweep(config, _identity(config, space))
+    return space
+
+
+def tune_distributed(
+    config: TuneConfig, *, on_start: Callable[[str, int, int], None] = lambda name, done, window: None,
+    on_trial: OnTrial = lambda record, records: None,
+) -> SweepResult:
+    """Search, retrain the winner over seeds, register it. `on_start(name, trials already ended, window)`.
+
+    Raises InputError for a sweep that is there already (without `resume`) or was made with another config.
+    """
+    space = check_tune(config)
+    store, identity = Path(config.store).resolve(), _identity(config, space)
+    folder = _folder(config, identity)
+    name, uri = folder.name, _uri(config)
+    state = _known_sweep(config, identity) or _new_sweep(config, identity)
+    parent, window = state["run_id"], int(state["window"])
+    total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
+
+    def plan_next(number: int, earlier: Sequence[TrialRecord]) -> Params:
+        return suggest(space, config.search, config.train.seed, number, with_params(config, {}), earlier)
+
+    sweep = Trials(config, folder / "trials", total, window, plan_next, halving=config.scheduler == "asha",
+                    on_trial=on_trial)
+    logged = tracking.logged_trials(uri, parent)
+    on_start(name, len(sweep.records), window)
+
+    def log(record: TrialRecord) -> None:
+        if record.number not in logged:
+            logged[record.number] = tracking.log_trial(uri, parent, record)
+            if record.state == "finished":
+                tracking.log_best(uri, parent, record.number, best_trial(sweep.ended).score or 0.0)
+
+    for record in sweep.ended:
+        log(record)
+    sweep.log = log
+    sweep.run(store)
+    records = sweep.ended
+    winner = best_trial(records)
+
+    # From the config as logged, by the path of jobs/train.py.
+    chosen = experiment_from_dict(tracking.logged_config(uri, logged[winner.number]))
+    run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
+    retrained = train_distributed(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
+    again = retrained.meta
+    loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
+    reproduced = (again.best_score, loss, again.best_epoch) == (winner.score, winner.loss, winner.best_epoch)
+
+    seeds = Trials(dataclasses.replace(config, **{f.name: getattr(chosen, f.name) for f in _PARTS}),
+                    folder / f"seeds-{winner.number:04d}", config.seeds - 1, config.seeds,
+                    lambda number, _: {"train.seed": chosen.train.seed + number + 1}, halving=False, on_trial=on_trial)
+    seeds.run(store)
+    result = SweepResult(name, folder, uri, parent, records, winner, seeds.ended, retrained, reproduced,
+                         importances(space, records))
+    _log_result(config, result, space)
+    return result
+
+
+_PARTS = [f for f in dataclasses.fields(ExperimentConfig) if f.name in ("model", "train")]
+
+
+def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
+    """What a sweep's trials depend on, save its window and length."""
+    return {
+        "model": to_dict(config.model), "train": to_dict(config.train),
+        "data": data_fingerprint(Path(config.store).resolve()), "search": config.search,
+        "scheduler": [config.scheduler, config.grace, config.reduction] if config.scheduler == "asha" else ["none"],
+        "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
+        "cpus": config.run.cpus_per_worker, "gpus": config.run.gpus_per_worker,
+    }
+
+
+def _folder(config: TuneConfig, identity: dict[str, Any]) -> Path:
+    return Path(config.run.storage).resolve() / (config.run.name or f"sweep-{config_hash(identity)}")
+
+
+def _uri(config: TuneConfig) -> str:
+    return tracking.tracking_uri(config.tracking, config.run.storage)
+
+
+def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """`sweep.json` of the sweep to be resumed; None if there is none yet."""
+    folder = _folder(config, identity)
+    if not (folder / SWEEP).is_file():
+        return None
+    state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    if not config.resume:
+        raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
+                         "--run.name")
+    plain = json.loads(json.dumps(identity))
+    differs = [k for k in plain if state["identity"].get(k) != plain[k]]
+    differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
+    differs += ["window"] if config.window not in (0, state["window"]) else []
+    if differs:
+        raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
+                         "another --run.name")
+    return state
+
+
+def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    folder, uri = _folder(config, identity), _uri(config)
+    run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
+                                tags={"kind": "sweep", "data": identity["data"]})
+    state = {"run_id": run_id, "uri": uri, "window": config.window or _window(config), "identity": identity}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / SWEEP, json.dumps(state, indent=1))
+    return state
+
+
+def _window(config: TuneConfig) -> int:
+    """Twice the trials the cluster holds at once: a long trial then holds up few others."""
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    run = config.run
+    fits = have.get("CPU", 1) / run.cpus_per_worker
+    if run.gpus_per_worker:
+        fits = min(fits, have.get("GPU", 0) / run.gpus_per_worker)
+    return 2 * max(1, int(fits))
+
+
+def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:
+    winner, scores = result.winner, result.seed_scores
+    metrics = {"winner_score": winner.score or 0.0, "winner_mean_over_seeds": sum(scores) / len(scores)}
+    given = result.records[0].score
+    if given is not None:
+        metrics["given_score"] = given
+    metrics |= {f"importance/{field}": share for field, share in result.importances.items()}
+    tracking.log_sweep(
+        result.tracking_uri, result.run_id, metrics=metrics, figures=sweep_figures(space, result.records),
+        texts={"trials.csv": sweep_table(result.records).to_csv(index=False)},
+        tags={"winner": str(winner.number), "reproduced": str(result.reproduced).lower(),
+              "registered_version": result.retrained.registered.version},
+    )

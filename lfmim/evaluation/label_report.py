@@ -1,0 +1,86 @@
+"""A corpus's labels as tables, figure and page: the paper's Table 1 and Figure 1."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lfmim.data.label_statistics import (
+    corpus_statistics,
+    inconsistency_with_multimodal,
+    label_distribution,
+    pairwise_inconsistency,
+)
+from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
+from lfmim.schema import HEADS
+
+TITLES = {
+    "table_1": "Corpus (Table 1)",
+    "figure_1a": "Utterances per emotion and label (Figure 1 a)",
+    "figure_1b": "Share of utterances whose two labels differ (Figure 1 b)",
+    "figure_1c": "Share whose uni-modal label differs, per multimodal label (Figure 1 c)",
+}
+
+
+def label_tables(labels: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The four tables of a `read_labels` frame, keyed as TITLES."""
+    return dict(zip(TITLES, (corpus_statistics(labels), label_distribution(labels), pairwise_inconsistency(labels),
+                             inconsistency_with_multimodal(labels)), strict=True))
+
+
+def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Figure 1 (a), (b), (c) side by side."""
+    figure = Figure(figsize=(17, 4.8), layout="constrained")
+    a, b, c = figure.subplots(1, 3, width_ratios=(1.35, 0.9, 1.25))
+    _bars(a, tables["figure_1a"])
+    a.set(title="(a) labels", ylabel="utterances")
+    shares = tables["figure_1b"].to_numpy()
+    top = max(0.7, float(np.nanmax(shares, initial=0)))
+    b.imshow(shares, cmap="Blues", vmin=0, vmax=top)
+    for i, j in np.ndindex(shares.shape):
+        if i != j and not np.isnan(shares[i, j]):
+            b.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center",
+                   color="white" if shares[i, j] > 0.5 * top else "black")
+    b.set_xticks(range(len(HEADS)), HEADS)
+    b.set_yticks(range(len(HEADS)), HEADS, rotation=90, va="center")
+    b.set(title="(b) inconsistency of two labels")
+    _bars(c, tables["figure_1c"])
+    c.set(title="(c) inconsistency with the multimodal label", ylabel="share", ylim=(0, 1))
+    return figure
+
+
+def _bars(axis: Axes, table: pd.DataFrame) -> None:
+    for i, head in enumerate(table.columns):
+        x = np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * 0.8 / len(table.columns)
+        axis.bar(x, table[head], 0.8 / len(table.columns), label=head)
+    axis.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+
+
+def labels_html(labels: pd.DataFrame) -> str:
+    """The figure and the tables as a part of a page."""
+    tables = label_tables(labels)
+    parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
+    parts += [f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()]
+    return "".join(parts)
+
+
+def _html(table: pd.DataFrame) -> str:
+    return table.rename_axis(None).to_html(float_format=lambda v: f"{v:.3f}", na_rep="–", border=0)
+
+
+def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Path:
+    """Write the tables as .csv, `figure_1.png` and `index.html`; returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = label_tables(labels)
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.to_csv())
+    label_figure(tables).savefig(folder / "figure_1.png", dpi=130)
+    return write_text(folder / "index.html", f"""<!doctype html><meta charset="utf-8">
+<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{labels_html(labels)}""")

@@ -1,0 +1,34 @@
+"""MLF-DNN: multitask late fusion of DNN encoders by concatenation (Yu et al. 2020, CH-SIMS)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.multitask import Multitask
+from lfmim.schema import MODALITIES, Modality
+
+
+class ConcatFusion(nn.Module):
+    """The three vectors side by side, dropout, two Linear-ReLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.layers = nn.Sequential(
+            nn.Dropout(config.dropout_ffn), nn.Linear(len(MODALITIES) * d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(),
+        )
+
+    def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
+        """Vectors [B, width] per modality -> [B, width]."""
+        return self.layers(torch.cat([z[m] for m in MODALITIES], dim=1))  # type: ignore[no-any-return]
+
+
+class MLFDNN(Multitask):
+    """Answers all four heads."""
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__(config, dims, ConcatFusion(config))

@@ -1,0 +1,71 @@
+"""What MLF-DNN, MLMF and MTFN share: an encoder and a head per modality, and a fusion (Yu et al. 2020, CH-SIMS).
+
+Text: the last valid state of an LSTM; audio and vision: the pooled sequence through three Linear-ReLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.layers import ClassifierHead, ModelOutput, Pooling, init_weights, input_projections
+from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
+
+
+class LSTMEncoder(nn.Module):
+    """[B, T, D] -> [B, D]: the LSTM's state at the last valid step (right padding comes after it), dropout, Linear."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(config.width, config.width, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout_ffn)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        states_BTD, _ = self.lstm(x_BTD)
+        last = (valid_BT.sum(dim=1) - 1).clamp(min=0)
+        h = states_BTD[torch.arange(len(last), device=last.device), last]
+        return self.out(self.dropout(h))  # type: ignore[no-any-return]
+
+
+class DNNEncoder(nn.Module):
+    """[B, T, D] -> [B, D]: pooling, dropout, three Linear-ReLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d = config.width
+        self.pool = Pooling(config.sequence_pooling, d)
+        self.layers = nn.Sequential(
+            nn.Dropout(config.dropout_ffn), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d),
+            nn.ReLU(),
+        )
+
+    def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
+        return self.layers(self.pool(x_BTD, valid_BT))  # type: ignore[no-any-return]
+
+
+class Multitask(nn.Module):
+    """Encoders, a uni-modal head on each, and a multimodal head on their fusion. Answers all four heads."""
+
+    answers = HEADS
+    accepts_absent = False
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int], fusion: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.inputs = input_projections(config, dims)
+        self.encoders = nn.ModuleDict({
+            m: LSTMEncoder(config) if m is Modality.TEXT else DNNEncoder(config) for m in MODALITIES
+        })
+        self.fusion = fusion
+        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
+        self.apply(init_weights)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        z = {m: self.encoders[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        pooled = {**{m.value: x for m, x in z.items()}, MULTIMODAL: self.fusion.fuse(z)}  # type: ignore[operator]
+        return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)

@@ -1,0 +1,36 @@
+"""What a training batch is made to lack, so that a model does not lean on one modality or one moment."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from lfmim.data.batches import Batch
+from lfmim.schema import HEADS, IGNORE_LABEL
+
+
+def drop_modalities(batch: Batch, probability: float) -> Batch:
+    """Each sample loses each modality with `probability`, but never its last one (Neverova et al. 2016).
+
+    A lost modality is masked throughout and its head's label ignored. Draws from torch's global RNG.
+    """
+    present = torch.stack([mask.any(dim=1) for mask in batch.masks.values()], dim=1)  # [B, modalities]
+    draw = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+    keep = present & ((draw >= probability) | (draw == draw.max(dim=1, keepdim=True).values))
+    labels = batch.labels.clone()
+    masks: dict[str, Tensor] = {}
+    for i, (m, mask) in enumerate(batch.masks.items()):
+        masks[m] = mask & keep[:, i, None]
+        labels[~keep[:, i], HEADS.index(m)] = IGNORE_LABEL
+    return dataclasses.replace(batch, masks=masks, labels=labels)
+
+
+def drop_steps(batch: Batch, probability: float) -> Batch:
+    """Each position of each sequence is masked with `probability`; a sequence keeps at least one position."""
+    masks: dict[str, Tensor] = {}
+    for m, mask in batch.masks.items():
+        draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0)
+        masks[m] = mask & ((draw >= probability) | (draw == draw.max(dim=1, keepdim=True).values))
+    return dataclasses.replace(batch, masks=masks)

@@ -1,0 +1,70 @@
+"""One `ray start --head` for all job tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import ROOT
+
+BIN = Path(sys.executable).parent
+
+
+class Head(NamedTuple):
+    """A cluster's job server, and the environment of a user who talks to it."""
+
+    address: str
+    home: str
+    env: dict[str, str]
+
+    def submit(self, *command: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python ...`; stdout holds the streamed log."""
+        options = ["--address", self.address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+        return subprocess.run([BIN / "ray", "job", "submit", *options, "--", "python", *command], cwd=ROOT,
+                              env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
+                              check=False)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory):
+    """`ray start --head` as its own processes."""
+    port = free_port()
+    # The environment is active, as a user's is.
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    env.pop("RAY_ADDRESS", None)
+    # Ports of its own throughout: the session's shared cluster holds the defaults.
+    ports = [f"--{name}={free_port()}" for name in (
+        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "metrics-export-port", "runtime-env-agent-port")]
+    log = tmp_path_factory.mktemp("head") / "head.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--dashboard-port={port}", *ports,
+             "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}"], env=env, stdout=file, stderr=file)
+    deadline = time.monotonic() + 120
+    try:
+        while True:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield Head(f"http://127.0.0.1:{port}", f"/tmp/rt{port}/", env)
+    finally:
+        process.terminate()
+        process.wait(60)
+        shutil.rmtree(f"/tmp/rt{port}", ignore_errors=True)

@@ -1,0 +1,63 @@
+"""The data jobs as a user runs them: results, one message for bad input, nothing half-written."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+from conftest import ROOT
+
+from lfmim.data.manifest import read_manifest
+from lfmim.data.store import read_table
+
+MANIFEST = "id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal\n" + "".join(
+    f"u{i},,你好{i},train,s{i % 7},anger,{'fear' if i % 2 else 'anger'},anger,anger\n" for i in range(20))
+
+
+def job(name: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, args)], capture_output=True,
+                          text=True, cwd=ROOT, check=False, timeout=280)
+
+
+def test_import_inspect_and_refusals(tmp_path):
+    path, store = tmp_path / "dump.pkl", tmp_path / "store"
+    data = {"train": {"id": ["v$_$1", "v$_$2"], "text": np.ones((2, 3, 4)), "audio": np.full((2, 3, 2), -np.inf)}}
+    path.write_bytes(pickle.dumps(data))
+    done = job("import_dataset", "mmsa", "--source", path, "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert "rows in 2: 2 stored" in done.stdout
+    assert "12 of 12 values not finite" in done.stdout
+    assert read_table(store).num_rows == 2
+    again = job("import_dataset", "mmsa", "--source", path, "--store", store)
+    done = job("inspect_features", "--store", store, "--page", tmp_path / "p.html")
+    assert done.returncode == 0, done.stderr
+    assert "mmsa:dump.pkl" in done.stdout
+    assert (tmp_path / "p.html").is_file()
+    path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    evil = job("import_dataset", "mmsa", "--source", path, "--store", tmp_path / "evil")
+    nothing = job("inspect_features", "--store", tmp_path)
+    for refused, message in ((again, "exists already"), (evil, "the pickle asks for os.system"),
+                             (nothing, "not a feature store")):
+        assert refused.returncode == 2
+        assert message in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dump.pkl", "p.html", "store"]
+
+
+def test_analyze_and_split(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text(MANIFEST, encoding="utf-8")
+    done = job("analyze_labels", "report", "--source", path, "--report", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert "0.500" in done.stdout
+    assert (tmp_path / "report" / "figure_1.png").is_file()
+    done = job("analyze_labels", "split", "--manifest", path, "--output", tmp_path / "s.csv", "--method", "speaker")
+    assert done.returncode == 0, done.stderr
+    frame = read_manifest(str(tmp_path / "s.csv"))
+    assert (frame.groupby("speaker")["split"].nunique() == 1).all()
+    done = job("analyze_labels", "split", "--manifest", path, "--output", tmp_path / "t.csv", "--method", "random")
+    assert done.returncode == 2
+    assert "'random' is not one of" in done.stderr
+    assert not (tmp_path / "t.csv").exists()

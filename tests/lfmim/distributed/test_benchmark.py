@@ -1,0 +1,67 @@
+"""A benchmark on a real Ray: failures stay with their run, reruns do what is missing, MLflow has it all once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lfmim import tracking
+from lfmim.config import ModelConfig, TrainConfig
+from lfmim.evaluation.comparison_report import summary, write_comparison
+from lfmim.schema import HEADS, MULTIMODAL
+from lfmim.training.systems import BenchmarkConfig
+
+
+@pytest.mark.ray
+def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
+    from lfmim.distributed.benchmark import run_benchmark
+
+    presets = {"broken": {"model": {"name": "lmf"}, "train": {"modality_dropout": 0.5}},  # lmf needs every modality
+               "mine": {"model": {}, "train": {"ema": 0.9, "optimizer": "adamw"}}}
+    config = BenchmarkConfig(
+        store=str(toy_store), report=str(tmp_path / "report"), systems=["lmf", "lfmim", "mine", "broken"], seeds=1,
+        model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
+        train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16), cpus_per_run=1,
+    )
+    told: list[tuple[int, int]] = []
+    results, failed = run_benchmark(config, presets, on_done=lambda done, total, _: told.append((done, total)))
+    assert sorted(r["system"] for r in results) == ["lfmim", "lmf", "mine"]
+    assert len(failed) == 1
+    assert failed[0].startswith("broken 0: ")
+    assert "modality_dropout" in failed[0]
+    assert told[-1][1] == 4
+    by_name = {r["system"]: r for r in results}
+    assert set(by_name["lfmim"]["test"]) == set(HEADS)
+    assert set(by_name["lmf"]["test"]) == {MULTIMODAL}
+    assert len(by_name["lfmim"]["subsets"]) == 7
+    assert by_name["lmf"]["subsets"] == {}
+    for r in results:  # the chosen epoch's curve point is the test result
+        assert r["test_curves"][r["best_epoch"]] == r["test"]
+        assert len(r["test_curves"]) == 2
+        assert r["subsets"].get("text+audio+vision", r["test"][MULTIMODAL]["accuracy"]) == (
+            r["test"][MULTIMODAL]["accuracy"])
+    runs = tmp_path / "report" / "runs"
+    stamps = {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")}
+    assert not list(runs.glob("*/last")) or all("broken" in str(p) for p in runs.glob("*/last"))
+    again, _ = run_benchmark(dataclasses.replace(config, systems=["lmf", "lfmim", "mine"]), presets)
+    assert {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")} == stamps
+    assert sorted(json.dumps(r, sort_keys=True) for r in again) == sorted(
+        json.dumps(r, sort_keys=True) for r in json.loads(json.dumps(results)))
+
+    page = write_comparison(tmp_path / "report", results, failed, title="t")
+    assert "broken 0" in page.read_text(encoding="utf-8")
+    assert "lmf" in summary(results)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = tracking.log_comparison(uri, config, results, tmp_path / "report")
+    assert tracking.log_comparison(uri, config, results, tmp_path / "report") == run_id
+    client = MlflowClient(uri)
+    children = client.search_runs([client.get_run(run_id).info.experiment_id],
+                                  f"tags.`mlflow.parentRunId` = '{run_id}'")
+    assert sorted(c.data.tags["system"] for c in children) == ["lfmim", "lmf", "mine"]
+    child = next(c for c in children if c.data.tags["system"] == "lfmim")
+    assert child.data.metrics["test/text/accuracy"] == by_name["lfmim"]["test"]["text"]["accuracy"]
+    assert len(client.get_metric_history(child.info.run_id, "valid/multimodal/accuracy")) == 2
+    assert {f.path for f in client.list_artifacts(run_id, "report")} >= {"report/index.html", "report/table_2.csv"}

@@ -1,0 +1,106 @@
+"""The sweep on Ray Tune against the same sweep done one trial after the other, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from serial_sweep import serial_sweep, tiny_tune
+
+from lfmim.distributed.trials import Trials, latest_checkpoint, successive_halving
+from lfmim.schema import InputError
+from lfmim.training.search import TrialRecord, TuneConfig, best_trial, read_space, suggest, with_params
+
+
+def record(number: int, scores: list[float]) -> TrialRecord:
+    return TrialRecord(number=number, params={}, state="finished", score=max(scores), config={},
+                       history=[{"score": s} for s in scores])
+
+
+def test_halving_lets_the_best_third_go_on_and_knows_only_what_it_was_given():
+    config = TuneConfig(store="s", grace=2, reduction=3)
+    earlier = [record(n, [0.1 * n] * 6) for n in range(7)]
+    first = successive_halving(config, [])
+    assert not any(first(epoch, 0.0) for epoch in range(1, 9))  # nothing to be behind
+    behind = successive_halving(config, earlier)
+    assert not behind(1, 0.0)  # the grace period
+    assert behind(2, 0.39)  # the best third of 0 .. 0.6 begins at 0.4
+    late = successive_halving(config, earlier)
+    assert not late(2, 0.41)
+    assert not any(late(epoch, 0.0) for epoch in (3, 4, 5))  # only the rungs decide
+    assert late(6, 0.3)
+
+
+def test_a_trial_resumed_after_a_rung_is_decided_as_if_undisturbed():
+    config = TuneConfig(store="s", grace=1, reduction=2)
+    earlier = [record(n, [0.5, 0.9, 0.9, 0.9]) for n in range(3)]
+    behind = successive_halving(config, earlier)
+    said = [behind(epoch, score) for epoch, score in ((1, 0.6), (2, 0.95), (1, 0.6), (2, 0.95), (3, 0.0), (4, 0.9))]
+    assert said == [False] * 6  # the epochs reported again change nothing
+
+
+@pytest.mark.ray
+def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, tmp_path):
+    config = tiny_tune(toy_store, tmp_path, epochs=6)
+    space = {**read_space("", with_params(config, {})),
+             **read_space(write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
+                          with_params(config, {}))}
+
+    def plan(number, earlier):
+        params = suggest(space, config.search, 0, number, with_params(config, {}), earlier)
+        return {**params, "train.lr": 1e30} if number == 2 else {**params, "model.heads": 5} if number == 3 else params
+
+    seen = []
+    trials = Trials(config, tmp_path / "sweep" / "trials", 9, config.window, plan, halving=True,
+                    on_trial=lambda record, records: seen.append((record.number, len(records))))
+    trials.run(toy_store)
+    expected = serial_sweep(config, plan, 9)
+    assert [(r.number, r.state, r.params, r.scores, r.loss) for r in trials.ended] == [
+        (r.number, r.state, r.params, r.scores, r.loss) for r in expected]
+    assert trials.records[2].state == "diverged"
+    assert "not finite" in trials.records[2].message
+    assert trials.records[3].state == "failed"
+    assert "model.heads: 5 does not divide" in trials.records[3].message
+    assert any(r.state == "stopped" for r in expected), "nothing was stopped: the test shows too little"
+    assert sorted(n for n, _ in seen) == list(range(9))
+    assert [count for _, count in seen] == list(range(1, 10))
+    assert not (tmp_path / "sweep" / "ray").exists()
+    assert all(latest_checkpoint(trials.home(n)) is None for n in range(9))  # no disk is held for ended trials
+
+    # Ended trials are not repeated, a lost one is done again and comes out the same, more trials go on from there.
+    home = trials.home(6)
+    before = json.loads((home / "trial.json").read_text())
+    (home / "trial.json").unlink()
+    again = []
+    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, config.window, plan, halving=True,
+                     on_trial=lambda record, records: again.append(record.number))
+    resumed.run(toy_store)
+    assert sorted(again) == [6, 9]
+    timing = {"seconds", "history"}
+    after = json.loads((home / "trial.json").read_text())
+    assert {k: v for k, v in after.items() if k not in timing} == {k: v for k, v in before.items() if k not in timing}
+    assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
+
+
+def write(folder, text: str) -> str:
+    (folder / "space.yaml").write_text(text, encoding="utf-8")
+    return str(folder / "space.yaml")
+
+
+def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
+    from lfmim.distributed.tuner import check_tune
+
+    config = tiny_tune(toy_store, tmp_path)
+    with pytest.raises(InputError, match="the grid has 405 points"):
+        check_tune(dataclasses.replace(config, search="grid"))
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
+    (folder / "sweep.json").write_text(json.dumps({"identity": {}, "uri": "sqlite:////else.db", "window": 7}))
+    with pytest.raises(InputError, match="add --resume to continue it"):
+        check_tune(named)
+    with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
+        check_tune(dataclasses.replace(named, resume=True))
+    with pytest.raises(InputError, match="not a feature store"):
+        check_tune(dataclasses.replace(config, store=str(tmp_path / "none")))

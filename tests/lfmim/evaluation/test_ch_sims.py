@@ -1,0 +1,105 @@
+"""The CH-SIMS path (Table 3): a feature store with sentiment scores, trained on, tested once, figures recomputed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import DIMS, SPEC, toy_rows
+from scipy.stats import pearsonr
+from sklearn.metrics import f1_score
+
+from lfmim import tracking
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.batches import load_split
+from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
+from lfmim.evaluation.report import evaluate_store, write_report
+from lfmim.predictor import Predictor
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS
+from lfmim.training.loop import train
+
+GRID = np.linspace(-1, 1, len(EMOTIONS))
+RECIPE = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=8, batch_size=16)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Three splits; a score per modality that its features show, the mean of the three as the multimodal one."""
+    columns = list(SENTIMENT_COLUMNS.values())
+    write_spec(tmp_path / "sims", SPEC)
+    for k, (split, count) in enumerate((("train", 80), ("valid", 30), ("test", 40))):
+        rows = toy_rows(count, k, split=split)
+        for row in rows:
+            scores = [round(5 * GRID[EMOTIONS.index(row[LABEL_COLUMNS[m]])]) / 5 for m in MODALITIES]
+            row |= dict(zip(columns, [*scores, round(5 * float(np.mean(scores))) / 5], strict=True))
+            row |= dict.fromkeys(LABEL_COLUMNS.values())
+        rows[0][SENTIMENT_COLUMNS["audio"]] = None
+        write_part(tmp_path / "sims", rows_to_table(rows, store_schema(DIMS, columns), DIMS))
+    return tmp_path / "sims"
+
+
+@pytest.mark.parametrize("name", ["lfmim", "mlf-dnn", "mlmf", "mtfn"])
+def test_table_3_systems(store, tmp_path, name):
+    model = ModelConfig(name=name, task="sentiment", width=16, heads=2, layers=2, max_text=9, max_audio=9, max_vision=9,
+                        dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
+    config = ExperimentConfig(store=str(store), model=model, train=RECIPE)
+    splits = [load_split(store, s, model) for s in ("train", "valid")]
+
+    def on_epoch(report, save):
+        if report.best:
+            save(tmp_path / "best")
+
+    meta = train(config, SPEC, *splits, on_epoch=on_epoch)
+    errors = [e["valid"]["multimodal"]["mae"] for e in meta.history]
+    assert meta.best_epoch == int(np.argmin(errors))
+    assert meta.best_score == -min(errors)
+    y_valid = splits[1].labels[:, HEADS.index("text")].numpy()
+    assert meta.history[meta.best_epoch]["valid"]["text"]["mae"] < 0.7 * np.abs(y_valid - np.median(y_valid)).mean()
+
+    predictor = Predictor.from_checkpoint(tmp_path / "best")
+    report = evaluate_store(predictor, store)
+    test = load_split(store, "test", model)
+    scores = predictor.predict({m: [x[:n].numpy() for x, n in zip(test.features[m], test.lengths[m], strict=True)]
+                                for m in MODALITIES})
+    for i, head in enumerate(HEADS):
+        y, p = test.labels[:, i].numpy(), scores[head][:, 0]
+        keep = y != -100
+        y, p, got = y[keep], p[keep], report["heads"][head]
+        assert got["count"] == len(y) == 40 - (head == "audio")
+        assert got["accuracy_2"] == pytest.approx(np.mean((y > 0) == (p > 0)))
+        assert got["weighted_f1"] == pytest.approx(f1_score(y > 0, p > 0, average="weighted"))
+        assert got["accuracy_2_nonzero"] == pytest.approx(np.mean((y > 0)[y != 0] == (p > 0)[y != 0]))
+        for k, edges in ((3, [-0.1, 0.1]), (5, [-0.7, -0.1, 0.1, 0.7])):
+            same = np.digitize(y, edges, right=True) == np.digitize(p, edges, right=True)
+            assert got[f"accuracy_{k}"] == pytest.approx(same.mean())
+        assert got["mae"] == pytest.approx(np.abs(y - p).mean(), abs=1e-6)
+        assert got["pearson"] == pytest.approx(pearsonr(y, p)[0], abs=1e-4)
+    page = write_report(tmp_path / "report", report, predictor, title="CH-SIMS").read_text()
+    assert "Acc-2 without zeros" in page
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
+    model = ModelConfig(task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9)
+    config = ExperimentConfig(store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1))
+    uri = tracking.tracking_uri(config.tracking, str(tmp_path))
+    run_id = tracking.start_run(config, SPEC, uri=uri, run_name="s", tags={})
+
+    def on_epoch(report, save):
+        tracking.log_epoch(uri, run_id, report)
+        save(tmp_path / "last")
+
+    data = load_split(store, "valid", model)
+    tracking.finish_run(uri, run_id, train(config, SPEC, data, data, on_epoch=on_epoch))
+    frame = pd.DataFrame({FEATURE_COLUMNS[m]: [torch.randn(3, d).tolist(), None] for m, d in DIMS.items()})
+    registered = tracking.register(uri, run_id, tmp_path / "last", model_name="sims", example=frame.iloc[:1],
+                                   data_fingerprint="d")
+    import mlflow
+
+    out = mlflow.pyfunc.load_model(registered.uri).predict(frame)
+    assert list(out.columns) == list(SENTIMENT_COLUMNS.values())
+    assert out.iloc[0].between(-1, 1).all()
+    assert out.iloc[1].isna().all()
