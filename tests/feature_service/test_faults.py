@@ -171,7 +171,7 @@ def test_text_alone_does_not_wait_for_video(undisturbed):
 def test_a_full_disk_then_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):
     store = corpus / "killed"
     # Parts of 256 rows do not fit under the limit, those of two do.
-    code, output = finish(start(nodes, corpus, store, "--rows_per_part", "256", file_limit=100_000))
+    code, output = finish(start(nodes, corpus, store, "--rows_per_part", "256", file_limit=20_000))
     assert code == 2, output
     assert "cannot be written to: File too large" in output
     assert not list(store.rglob("*.tmp"))
@@ -182,7 +182,7 @@ def test_a_full_disk_then_a_killed_driver_then_a_rerun(nodes, corpus, undisturbe
     first.send_signal(signal.SIGKILL)
     first.communicate()
     done = len(stored_ids(store)) + quarantined(store).num_rows
-    assert 10 <= done < ROWS
+    assert 0 < done < ROWS
     code, output = finish(start(nodes, corpus, store, "--max_error_fraction", "0.2", "--decode_workers", "1"))
     assert code == 0, output
     assert f"{done} done before" in output
