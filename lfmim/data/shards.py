@@ -79,7 +79,8 @@ def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
-        with fsspec.open(shard, "rb", block_size=1 << 16) as file:
+        fs, path = fsspec.core.url_to_fs(shard)
+        with fs.open(path, "rb", block_size=1 << 16) as file:  # small reads: most of a shard is media
             for name, offset, size in _members(shard, file):
                 folder, _, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
