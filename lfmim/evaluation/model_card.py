@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lfmim.config import to_dict
-from lfmim.metrics import metrics_from_dict
+from lfmim.metrics import Metrics, SentimentMetrics, metrics_from_dict
 from lfmim.models import build_model
 from lfmim.schema import EMOTIONS, MODALITIES, REPORT_ORDER, SENTIMENTS
 from lfmim.training.checkpoint import CheckpointMeta
@@ -72,7 +72,7 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
         return "\nNo figures: the weights were imported.\n"
     best = meta.history[meta.best_epoch]
     heads = [h for h in answers if best["valid"][h]["count"]]
-    figures = {h: metrics_from_dict(best["valid"][h]).scalars() for h in heads}
+    figures = {h: _shown(metrics_from_dict(best["valid"][h])) for h in heads}
     sentiment = meta.config.model.task == "sentiment"
     classes = [(name, i) for i, name in enumerate(SENTIMENTS)] if sentiment else [
         (name, EMOTIONS.index(name)) for name in REPORT_ORDER]
@@ -84,10 +84,17 @@ Labelled utterances per head, and validation labels per class:
 
 {markdown_table(["head", "training", "validation", *(name for name, _ in classes)], counts)}
 ## Figures on validation
-Each head against its own label. The checkpoint was chosen on this split, so the figures are optimistic;
-`jobs/evaluate.py` reads the test split.
+Each head against its own label; majority is what always guessing the most frequent emotion scores. The checkpoint was
+chosen on this split, so the figures are optimistic; `jobs/evaluate.py` reads the test split.
 
 {markdown_table(["head", *names], [[h, *(f"{v:.3f}" for v in figures[h].values())] for h in heads])}"""
+
+
+def _shown(metrics: Metrics) -> dict[str, float]:
+    if isinstance(metrics, SentimentMetrics):
+        return metrics.scalars()
+    return {"accuracy": metrics.accuracy, "majority": metrics.majority, "weighted F1": metrics.weighted_f1,
+            "macro F1": metrics.macro_f1, **{f"F1 {e}": metrics.f1[e] for e in REPORT_ORDER}}
 
 
 def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
