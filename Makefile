@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_AUTH_MODE ?= disabled
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test unit lint setup clean
+.PHONY: demo test slow unit lint setup clean
 
 setup: $(VENV)/.ready
 
@@ -19,7 +19,11 @@ demo: setup
 	$(BIN)/python jobs/demo.py --folder demo
 
 test: setup lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# Faults, end-to-end and full-size runs: half a minute or more each.
+slow: setup
+	$(BIN)/python -m pytest -q -m slow
 
 # No Ray, no subprocesses of half a minute.
 unit: setup

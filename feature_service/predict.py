@@ -33,6 +33,7 @@ from lfmim.schema import (
     HEADS,
     ID,
     MODALITIES,
+    SENTIMENT_COLUMNS,
     TEXT,
     VIDEO,
     FeatureSpec,
@@ -44,13 +45,17 @@ CPUS_PER_WORKER = 0.5
 ROWS_PER_PART = 4096
 FLUSH_SECONDS = 10.0
 MODEL_FILE = "model"
-SCHEMA = pa.schema([
-    (ID, pa.string()),
-    *((name, kind) for h in HEADS for name, kind in (
-        (f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32())))),
-    (STAGE, pa.string()), (ERROR, pa.string()),
-])
-"""Columns of the predictions; probabilities in EMOTIONS order. A row without prediction has its reason in `error`."""
+
+
+def prediction_schema(predictor: Predictor) -> pa.Schema:
+    """Columns of the predictions: those of `to_frame` (probabilities in EMOTIONS order), and `stage` and `error`, the
+    reason of a row without prediction."""
+    if predictor.meta.config.model.task == "emotion":
+        heads = [(name, kind) for h in HEADS for name, kind in (
+            (f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32())))]
+    else:
+        heads = [(SENTIMENT_COLUMNS[h], pa.float32()) for h in HEADS]
+    return pa.schema([(ID, pa.string()), *heads, (STAGE, pa.string()), (ERROR, pa.string())])
 
 
 def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, text: str) -> pd.Series:
@@ -109,7 +114,7 @@ def predict_store(
     of another FeatureSpec than the model's and for parts begun with another model or other features.
     """
     started = time.perf_counter()
-    spec = FeatureSpec.load(store)
+    spec, schema = FeatureSpec.load(store), prediction_schema(predictor)
     predictor.check_spec(spec, have=f"the store {store}")
     bad = quarantined(store).to_pandas()
     bad = bad[bad[ID].isin(only)] if only is not None else bad
@@ -121,17 +126,24 @@ def predict_store(
     _claim(parts, predictor, spec)
     done = stored_ids(parts)
     todo = {path: here for path, part in ids.items() if (here := [i for i in part if i in want and i not in done])}
-    count, total, nodes = 0, sum(map(len, todo.values())), Counter[str]()
+    pending = {i for here in todo.values() for i in here}
+    count, total, nodes = 0, len(pending), Counter[str]()
     if total:
         with watch("predict", total, "rows", log=log) as show, _part_writer(parts) as write:
             for table in _run(predictor, todo, workers, gpus_per_worker):
-                write(table.select(SCHEMA.names))
+                fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
+                table = table.filter(fresh)  # what Ray hands over again after a failure is not written again
+                pending.difference_update(table[ID].to_pylist())
+                write(table.select(schema.names))
                 nodes.update(table["node"].to_pylist())
                 count += table.num_rows
                 gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
                 show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
-    predictions = read_table(parts) if part_files(parts) else SCHEMA.empty_table()
-    lost = pa.Table.from_pylist([{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")], schema=SCHEMA)
+    if pending:
+        raise RuntimeError(f"{len(pending)} rows were not predicted, {min(pending)!r} among them; run the same command "
+                           "again")
+    predictions = read_table(parts) if part_files(parts) else schema.empty_table()
+    lost = pa.Table.from_pylist([{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")], schema=schema)
     result = pa.concat_tables([predictions, lost]).sort_by(ID)
     _write_output(result, output)
     shutil.rmtree(parts)
@@ -193,8 +205,9 @@ class _Predict:
 
     def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
         (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
-        columns = [ID, *FEATURE_COLUMNS.values()]
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
+        file = pq.ParquetFile(path)
+        columns = [c for c in (ID, *FEATURE_COLUMNS.values()) if c in file.schema_arrow.names]
+        for batch in file.iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
             wanted = pa.array([i in self.wanted for i in batch.column(ID).to_pylist()], pa.bool_())
             out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
             gpu = gpu_percent() if self.cuda else None
@@ -203,8 +216,8 @@ class _Predict:
 
 
 def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
-    """Feature store rows -> a table of SCHEMA, row by row; a row the model cannot take carries its reason."""
-    columns = {m: sequences(table, m) for m in MODALITIES}
+    """Feature store rows -> a table of `prediction_schema`; a row the model cannot take carries its reason."""
+    columns = {m: sequences(table, m) for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names}
     problems = [predictor.problem({m: x[i] for m, x in columns.items()}) for i in range(len(table))]
     good = [i for i, problem in enumerate(problems) if not problem]
     frame = to_frame(predictor.predict({m: [x[i] for i in good] for m, x in columns.items()}))
@@ -212,7 +225,7 @@ def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
                        for name, problem in zip(table[ID].to_pylist(), problems, strict=True)]
     for i, prediction in zip(good, frame.to_dict("records"), strict=True):
         rows[i].update({str(name): value for name, value in prediction.items()})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, schema=prediction_schema(predictor))
 
 
 @contextlib.contextmanager

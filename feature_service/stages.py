@@ -14,21 +14,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from feature_service.isolation import IsolatedDecoder
 from feature_service.operators.audio import AudioEncoder
-from feature_service.operators.decode import SAMPLE_RATE, ClipError, decode_clip
+from feature_service.operators.decode import SAMPLE_RATE, ClipError, DecodeOptions
 from feature_service.operators.encoders import build_tiny_encoders, cache_folder
 from feature_service.operators.face import KEY_STEP, FaceCropper
 from feature_service.operators.text import TextEncoder
 from feature_service.operators.vision import VisionEncoder
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.schema import (
+    AUDIO_STREAMS,
     DURATION,
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
     ID,
+    MEDIA_SHA256,
     TEXT,
     VIDEO,
+    VIDEO_STREAMS,
     FeatureSpec,
     Modality,
 )
@@ -54,7 +58,13 @@ def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callab
     if device == "cpu":
         torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
     if name == "decode":
-        work: Callable[[Row], None] = lambda row: _decode(row, config)  # noqa: E731
+        options = DecodeOptions(
+            segments=config.segments, frames_per_segment=config.frames_per_segment, seed=config.seed,
+            max_duration_s=config.max_duration_s, max_frame_side=config.max_frame_side,
+            max_bytes=config.max_media_mb << 20,
+        )
+        decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
+        work: Callable[[Row], None] = lambda row: _decode(row, decoder)  # noqa: E731
     elif name == "face":
         cropper = FaceCropper(device=device)
         work = lambda row: _face(row, cropper)  # noqa: E731
@@ -74,12 +84,13 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
 
 def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
-    libraries = ("torch", "torchaudio", "transformers", "decord", "facenet-pytorch", "pillow")
+    libraries = ("torch", "torchaudio", "transformers", "av", "facenet-pytorch", "pillow")
     return FeatureSpec(
         encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
         sampling={
             "segments": config.segments, "frames_per_segment": config.frames_per_segment, "seed": config.seed,
-            "crop_size": 224, "sample_rate": SAMPLE_RATE, "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
+            "crop_size": 224, "sample_rate": SAMPLE_RATE, "max_frame_side": config.max_frame_side,
+            "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
         },
         library_versions={name: importlib.metadata.version(name) for name in libraries},
     )
@@ -99,14 +110,12 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
     return row
 
 
-def _decode(row: Row, config: ExtractConfig) -> None:
+def _decode(row: Row, decoder: IsolatedDecoder) -> None:
     if row[VIDEO]:
-        clip = decode_clip(
-            row[VIDEO], key=row[ID], segments=config.segments, frames_per_segment=config.frames_per_segment,
-            seed=config.seed,
-        )
+        clip = decoder(row[VIDEO], key=row[ID])
         row.update({
-            FRAMES: clip.frames, WAVEFORM: clip.waveform, DURATION: clip.duration_s, FRAME_INDICES: clip.frame_indices
+            FRAMES: clip.frames, WAVEFORM: clip.waveform, DURATION: clip.duration_s, FRAME_INDICES: clip.frame_indices,
+            MEDIA_SHA256: clip.sha256, VIDEO_STREAMS: clip.video_streams, AUDIO_STREAMS: clip.audio_streams,
         })
     elif not row[TEXT]:
         raise ClipError("decode", "the row has neither a video nor a text")

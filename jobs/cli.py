@@ -16,7 +16,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # its warnings land on the terminal
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception, the rest is noise
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . needs no installation of this project
@@ -28,10 +28,7 @@ from lfmim.schema import InputError  # noqa: E402
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
 AGAIN = "run the same command again to continue"
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: what `ray job stop`, a batch system or a pod's end sends."""
+_terminated = False
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -43,19 +40,20 @@ def run(main: Callable[[], int | None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except Terminated:
-        print(f"stopped; {AGAIN}", file=sys.stderr)
-        code = 143
     except KeyboardInterrupt:
-        print(f"interrupted; {AGAIN}", file=sys.stderr)
-        code = 130
+        print(f"{'stopped' if _terminated else 'interrupted'}; {AGAIN}", file=sys.stderr)
+        code = 143 if _terminated else 130
     sys.exit(code)
 
 
 def _catch_sigterm() -> None:
+    """SIGTERM (`ray job stop`, a batch system, a pod's end) tidies up as Ctrl-C does."""
+
     def stop(number: int, frame: Any) -> None:
+        global _terminated  # Ray replaces an exception's type while it waits, so it cannot tell
+        _terminated = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the tidying up
-        raise Terminated
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
 
@@ -66,6 +64,20 @@ def check_shared(**folders: str) -> None:
         if SUBMITTED and folder and "://" not in folder and not os.path.isabs(folder):
             raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
                              "copy of the working directory; give an absolute path on storage that every node sees")
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """File descriptor 2 goes nowhere; exceptions are not affected."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
@@ -83,7 +95,8 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     if not SUBMITTED:
         env_vars["PYTHONPATH"] = with_path
     address = os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address, logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
+    with _no_stderr():  # Ray's C++ side announces its log level there
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
     _catch_sigterm()  # ray.init has set its own handler
     try:
         have = ray.cluster_resources()

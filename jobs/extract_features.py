@@ -1,10 +1,13 @@
 """Videos + manifest -> feature store.
 
-python jobs/extract_features.py --manifest clips.csv --store features [--config jobs/configs/extract.yaml]
+python jobs/extract_features.py --manifest clips.csv --store features
+
+Exit codes: 0 done, 2 bad input or a store that cannot be written, 3 more than --max-error-fraction quarantined.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import cli
@@ -26,8 +29,13 @@ def main() -> int:
     params = {"manifest": config.manifest, "store": config.store, "gpus_per_worker": config.gpus_per_worker}
     run = f"extract-{Path(config.store).name}"
     with cli.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
-        print(extract_features(config, log=log))
+        summary = extract_features(config, log=log)
+    print(summary)
     print(f"feature store: {config.store}")
+    if summary.error_fraction > config.max_error_fraction:
+        print(f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than max_error_fraction "
+              f"{config.max_error_fraction:.1%}; the reasons are in {config.store}/errors", file=sys.stderr)
+        return 3
     return 0
 
 

@@ -260,7 +260,7 @@ class ExtractConfig:
     """Everything `jobs/extract_features.py` needs."""
 
     manifest: str
-    """CSV, JSONL or Parquet file."""
+    """CSV, JSONL or Parquet file, or WebDataset shards (x.tar, x-{000..009}.tar, a glob); local or any fsspec URL."""
     store: str
     """Folder of the feature store to make or to complete."""
     encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
@@ -282,12 +282,28 @@ class ExtractConfig:
     storage: str = "runs"
     """Folder of the embedded tracking database (run.storage of training)."""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+    max_error_fraction: float = 0.1
+    """Exit code 3 if a larger share of the manifest is quarantined."""
+    retry_quarantined: bool = False
+    """Try the rows again that earlier runs quarantined."""
+    decode_timeout_s: float = 120.0
+    """Longest time to fetch and decode one clip."""
+    max_duration_s: float = 600.0
+    """Longer clips are quarantined: an utterance lasts seconds, and its audio is held whole."""
+    max_frame_side: int = 1920
+    """Larger frames are reduced to it (faces are cropped from the native frame up to this size)."""
+    max_media_mb: int = 2048
+    """Largest file fetched from object storage, MiB."""
 
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):
             _check(bool(getattr(self, field)), field, "must not be empty")
-        for field in ("segments", "frames_per_segment", "face_workers", "encoder_workers", "rows_per_part"):
+        for field in ("segments", "frames_per_segment", "face_workers", "encoder_workers", "rows_per_part",
+                      "max_frame_side", "max_media_mb"):
             _check(getattr(self, field) >= 1, field, f"{getattr(self, field)} must be at least 1")
+        for field in ("decode_timeout_s", "max_duration_s"):
+            _check(getattr(self, field) > 0, field, f"{getattr(self, field)} must be positive")
+        _check(0 <= self.max_error_fraction <= 1, "max_error_fraction", f"{self.max_error_fraction} is not in [0, 1]")
         _check(self.decode_workers >= 0, "decode_workers", "must not be negative")
         _check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
 

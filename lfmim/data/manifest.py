@@ -1,4 +1,4 @@
-"""Manifests: CSV, JSONL or Parquet tables of utterances, checked as a whole before any work starts."""
+"""Manifests: tables of utterances or tar shards, checked as a whole before any work starts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from typing import Any
 import fsspec
 import pandas as pd
 
+from lfmim.data.shards import parse_member, read_shards
 from lfmim.schema import (
+    AUDIO_STREAMS,
     DURATION,
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    MEDIA_SHA256,
     SENTIMENT_COLUMNS,
     SPEAKER,
     SPLIT,
     SPLITS,
     TEXT,
     VIDEO,
+    VIDEO_STREAMS,
     InputError,
     parse_emotion,
     parse_sentiment,
@@ -34,7 +38,7 @@ READERS: dict[str, Callable[..., pd.DataFrame]] = {
 }
 KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
 RESERVED_COLUMNS = {
-    *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION,
+    *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION, MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS,
     "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
     "gpu_percent",
 }
@@ -42,25 +46,21 @@ RESERVED_COLUMNS = {
 
 
 def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
-    """Read and validate a manifest; local path or any fsspec URL.
+    """Read and validate a manifest or tar shards (`*.tar`, also as glob or `{000..009}`); local path or fsspec URL.
 
-    Returns a frame with `id` (str, unique), `video` (absolute path or URL, "" if absent), `text` ("" if absent),
-    `split` ("" if absent), `speaker`, the four `label_*` columns (English name or None) and the other columns as they
-    are. Relative videos are resolved against the manifest and may not leave its folder. Raises InputError naming file,
-    row (1-based, header not counted) and field. `need_media=False` skips the check that local videos exist.
+    Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if absent), `text` ("" if
+    absent), `split` ("" if absent), `speaker`, the four `label_*` columns (English name or None) and the other columns
+    as they are. Relative videos are resolved against the manifest and may not leave its folder. Raises InputError
+    naming file, row (1-based, header not counted; for shards the sample) and field. `need_media=False` skips the check
+    that local videos exist.
     """
     suffix = "." + path.rsplit(".", 1)[-1].lower()
-    if suffix not in READERS:
-        raise InputError(f"{path}: unknown manifest format; use one of {', '.join(READERS)}")
-    try:
-        with fsspec.open(path, "rb") as f:
-            frame = READERS[suffix](f)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the manifest is empty; it needs a header line and at least one row") from error
-    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
-        raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
+    if suffix == ".tar":
+        rows, places = read_shards(path)
+        frame = pd.DataFrame(rows, dtype=object)
+    else:
+        frame = _read_table(path, suffix)
+        places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
     for column in (ID, VIDEO):
         if column not in frame.columns:
             raise InputError(f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}")
@@ -75,45 +75,58 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
 
     frame[ID] = [_text(v) for v in frame[ID]]
-    for row, value in enumerate(frame[ID], start=1):
+    first: dict[str, str] = {}
+    for place, value in zip(places, frame[ID], strict=True):
         if not value:
-            raise InputError(f"{path}: row {row}, field 'id': empty")
-    repeated = frame[ID].duplicated()
-    if repeated.any():
-        ids = frame[ID].tolist()
-        row = repeated.tolist().index(True)
-        raise InputError(
-            f"{path}: row {row + 1}, field 'id': duplicate id {ids[row]!r} (first in row {ids.index(ids[row]) + 1})"
-        )
+            raise InputError(f"{place}, field 'id': empty")
+        if value in first:
+            raise InputError(f"{place}, field 'id': duplicate id {value!r} "
+                             f"(first in {first[value].removeprefix(f'{path}: ')})")
+        first[value] = place
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [_text(v) for v in frame[column]] if column in frame else ""
-    for row, value in enumerate(frame[SPLIT], start=1):
+    for place, value in zip(places, frame[SPLIT], strict=True):
         if value and value not in SPLITS:
-            raise InputError(f"{path}: row {row}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
+            raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
         frame[column] = pd.Series(
-            [parse_emotion(v, where=f"{path}: row {r}, field '{column}'") for r, v in enumerate(values, start=1)],
+            [parse_emotion(v, where=f"{place}, field '{column}'") for place, v in zip(places, values, strict=True)],
             dtype=object,
         )
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
-        numbered = enumerate(frame[column], start=1)
         frame[column] = pd.Series(
-            [parse_sentiment(v, where=f"{path}: row {r}, field '{column}'") for r, v in numbered],
-            dtype=object)
+            [parse_sentiment(v, where=f"{place}, field '{column}'")
+             for place, v in zip(places, frame[column], strict=True)],
+            dtype=object,
+        )
     frame[VIDEO] = [
-        _resolve_video(path, row, _text(value), need_media) for row, value in enumerate(frame[VIDEO], start=1)
+        _resolve_video(path, place, _text(value), need_media) for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
+
+
+def _read_table(path: str, suffix: str) -> pd.DataFrame:
+    if suffix not in READERS:
+        raise InputError(f"{path}: unknown manifest format; use one of {', '.join([*READERS, '.tar'])}")
+    try:
+        with fsspec.open(path, "rb") as f:
+            return READERS[suffix](f)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except pd.errors.EmptyDataError as error:
+        raise InputError(f"{path}: the manifest is empty; it needs a header line and at least one row") from error
+    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
+        raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
 
 
 def _text(value: Any) -> str:
     return "" if value is None or value != value else str(value).strip()
 
 
-def _resolve_video(manifest: str, row: int, video: str, need_media: bool) -> str:
-    where = f"{manifest}: row {row}, field 'video'"
-    if not video or "://" in video:
+def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> str:
+    where = f"{place}, field 'video'"
+    if not video or "://" in video or parse_member(video):
         return video
     fs, manifest_path = fsspec.core.url_to_fs(manifest)
     if video.startswith("/"):

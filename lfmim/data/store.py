@@ -6,9 +6,12 @@ Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
 from lfmim.schema import (
+    AUDIO_STREAMS,
     DURATION,
     ERRORS_FOLDER,
     FACE_FOUND,
@@ -25,18 +29,22 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    MEDIA_SHA256,
     SENTIMENT_COLUMNS,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
     TEXT,
     VIDEO,
+    VIDEO_STREAMS,
     FeatureSpec,
     InputError,
     Modality,
 )
 
 ERROR_SCHEMA = pa.schema([(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())])
+
+LOCK_FILE = ".lock"
 
 
 def feature_type(dim: int) -> pa.DataType:
@@ -52,6 +60,7 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
         (FACE_FOUND, pa.list_(pa.bool_())),
         (FRAME_INDICES, pa.list_(pa.int32())),
         (DURATION, pa.float64()),
+        (MEDIA_SHA256, pa.string()), (VIDEO_STREAMS, pa.int32()), (AUDIO_STREAMS, pa.int32()),
         *((name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()) for name in passthrough),
     ])
 
@@ -73,19 +82,53 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
 
 
-def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
-    """Write one part under a temporary name, then rename: a killed writer leaves no half part behind.
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Be the only writer of the store. Raises InputError if another run is; a killed run's claim ends with it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise InputError(f"{folder}: another run is writing into this feature store ({lock.read().strip()}); "
+                             "wait for it, or use another store") from error
+        lock.truncate(0)
+        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):  # of a run killed while writing
+            left.unlink()
+        yield
 
-    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique.
+
+def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
+    """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
+
+    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique. Raises InputError
+    if it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     name = name or f"part-{uuid.uuid4().hex}.parquet"
     temporary = folder / f".{name}.tmp"
     try:
-        pq.write_table(table, temporary, compression="zstd")
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
+                file.flush()
+                os.fsync(file.fileno())  # a full disk may show only here
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> InputError:
+    return InputError(f"{folder}: cannot be written to: {error.strerror or error}. What was stored before is kept; "
+                      "make room or fix the folder, then run the same command again")
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
@@ -121,6 +164,12 @@ def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
     parts = part_files(folder / ERRORS_FOLDER)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
+
+
+def discard_quarantined(folder: Path) -> None:
+    """Forget the quarantined rows, so that they are tried again."""
+    for part in part_files(folder / ERRORS_FOLDER):
+        os.unlink(part)
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +24,7 @@ from typing import Any, Literal, cast
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the sweep's own table says what became of a trial
 
 import torch
 from ray import tune
@@ -37,6 +40,7 @@ from lfmim.training.loop import EpochReport, NonFiniteLossError, train
 from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
 
 TRIAL = "trial.json"
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 OnTrial = Callable[[TrialRecord, Sequence[TrialRecord]], None]
 """Called as trials end with the record and all records so far, this one included."""
 
@@ -89,11 +93,10 @@ class Trials:
             tune.with_resources(_trial, resources),
             param_space={"store": str(store)},
             tune_config=tune.TuneConfig(
-                search_alg=_Search(self), scheduler=_Scheduler(self), num_samples=len(self.todo), reuse_actors=True,
+                search_alg=_Search(self), scheduler=_Scheduler(self), num_samples=-1, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=f"{self.folder.name}-{time.time_ns()}", storage_path=str(ray_folder), verbose=0,
-                failure_config=tune.FailureConfig(max_failures=run.max_failures),
             ),
         )
         tuner.fit()
@@ -138,31 +141,42 @@ class Trials:
 
 
 class _Search(Searcher):
-    """Hands the trials to Tune in their order, each as soon as what it depends on is known."""
+    """Hands the trials to Tune in their order, each as soon as what it depends on is known, and again if it dies.
+
+    Tune's own retries do not cover a trial that is handed to the idle process of a lost node.
+    """
 
     def __init__(self, trials: Trials) -> None:
         super().__init__()
         self.trials, self.waiting = trials, list(trials.todo)
         self.numbers: dict[str, int] = {}
+        self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         while self.waiting:
             number = self.waiting[0]
-            earlier = self.trials.earlier(number)
-            if earlier is None:
-                return None
+            if number not in self.trials.started:
+                earlier = self.trials.earlier(number)
+                if earlier is None:
+                    return None
+                if not self.trials.start(number, earlier):
+                    self.waiting.pop(0)
+                    continue
             self.waiting.pop(0)
-            if self.trials.start(number, earlier):
-                self.numbers[trial_id] = number
-                return {"number": number, "home": str(self.trials.home(number)),
-                        "config": self.trials.started[number][1]}
-        return cast(None, Searcher.FINISHED)
+            self.numbers[trial_id] = number
+            return {"number": number, "home": str(self.trials.home(number)), "config": self.trials.started[number][1]}
+        done = len(self.trials.records) == self.trials.total
+        return cast(None, Searcher.FINISHED) if done else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self.numbers[trial_id]
+        number = self.numbers.pop(trial_id)
         result = result or {}
         if error:
-            self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
+            self.deaths[number] += 1
+            if self.deaths[number] <= self.trials.config.run.max_failures:
+                self.waiting.insert(0, number)
+            else:
+                self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
         elif result.get("problem"):
             self.trials.end(number, result["kind"], result["problem"])
         else:

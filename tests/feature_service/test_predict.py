@@ -17,14 +17,14 @@ from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.models import build_model
 from lfmim.predictor import Predictor
-from lfmim.schema import FEATURE_COLUMNS, HEADS, InputError, Modality
+from lfmim.schema import FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, FeatureSpec, InputError, Modality
 from lfmim.training.checkpoint import CheckpointMeta
 
 
-def predictor(name: str = "lfmim") -> Predictor:
-    config = ExperimentConfig(store="s", model=ModelConfig(name=name, width=16, heads=2, layers=1))
-    return Predictor(build_model(config.model, DIMS), CheckpointMeta(
-        config=config, spec=SPEC, epoch=0, history=[], best_epoch=-1, best_score=-math.inf))
+def predictor(name: str = "lfmim", spec: FeatureSpec = SPEC, **sizes) -> Predictor:
+    config = ExperimentConfig(store="s", model=ModelConfig(name=name, width=16, heads=2, layers=1, **sizes))
+    return Predictor(build_model(config.model, spec.dims), CheckpointMeta(
+        config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf))
 
 
 def table(rows: list[dict]) -> pa.Table:
@@ -56,6 +56,22 @@ def test_models_that_need_every_modality_say_which_is_absent():
     assert (needy[0]["stage"], needy[0]["label_multimodal"]) == ("predict", None)
     assert needy[1]["error"] == tolerant[0]["error"] == ""
     assert tolerant[0]["label_vision"] is None is tolerant[0]["probabilities_vision"]
+
+
+def test_sentiment_models_give_scores():
+    rows = predict_table(predictor(task="sentiment"), table(toy_rows(3, absent=0.5))).to_pylist()
+    for row in rows:
+        assert -1 <= row[SENTIMENT_COLUMNS["multimodal"]] <= 1
+        assert not any(name.startswith("label_") for name in row)
+
+
+def test_a_store_without_a_modality():
+    spec = dataclasses.replace(SPEC, encoders={m: e for m, e in SPEC.encoders.items() if m != "audio"})
+    rows = predict_table(predictor(spec=spec), table(toy_rows(3)).drop_columns(["audio_features"])).to_pylist()
+    for row in rows:
+        assert row["error"] == ""
+        assert row["label_audio"] is None
+        assert row["label_text"]
 
 
 def test_other_features_are_refused_and_nothing_is_written(tmp_path):

@@ -78,6 +78,8 @@ def small(toy_store, tmp_path):
     """A small training run without dropout: its losses do not depend on the number of workers."""
     raw = yaml.safe_load((ROOT / "jobs" / "configs" / "demo.yaml").read_text())
     raw |= {"store": str(toy_store), "run": {"storage": str(tmp_path / "runs"), "name": "toy"}}
+    # AdamW would blow up the last digits in which one worker and two differ.
+    raw["train"] |= {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "epochs": 20}
     raw["model"] |= {f"dropout_{part}": 0.0 for part in ("attention", "ffn", "embedding")}
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(raw))
@@ -106,7 +108,7 @@ def test_a_node_lost_in_training_and_one_lost_in_prediction(cluster, nodes, smal
     for mine, theirs in zip(last.history, undisturbed.history, strict=True):
         for part in ("train", "valid"):
             for head, metrics in theirs[part].items():
-                assert mine[part][head]["loss"] == pytest.approx(metrics["loss"], rel=1e-3, abs=1e-4)
+                assert mine[part][head]["loss"] == pytest.approx(metrics["loss"], rel=1e-4, abs=1e-5)
 
     store = tmp_path / "many"
     store.mkdir()

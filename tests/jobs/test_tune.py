@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,9 @@ def two_nodes():
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(two_nodes, toy_store, tmp_path):
+def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(
+    two_nodes, toy_store, tmp_path, request
+):
     cluster, second = two_nodes
     config = tiny_tune(toy_store, tmp_path, epochs=12, trials=TRIALS)
     base = with_params(config, {})
@@ -55,8 +56,10 @@ def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(two_
     folder = tmp_path / "runs" / "s"
 
     def start(*args: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*command, *args], env=env, cwd=ROOT, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        process = subprocess.Popen([*command, *args], env=env, cwd=ROOT, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+        request.addfinalizer(process.kill)
+        return process
 
     def ended() -> dict[Path, str]:
         return {p: p.read_text() for p in sorted((folder / "trials").glob("*/trial.json"))}
@@ -70,7 +73,7 @@ def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(two_
 
     process = start()
     wait(process, 4)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     process.stdout.close()
     before = ended()

@@ -24,6 +24,7 @@ from lfmim.config import (
     to_dict,
 )
 from lfmim.schema import HEADS, InputError, Modality
+from lfmim.training.search import read_space
 
 positive, fraction = st.integers(1, 500), st.floats(0, 0.99)
 experiments = st.builds(
@@ -105,7 +106,9 @@ def test_hash_depends_on_values_not_on_key_order():
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path):
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "manifest" in raw:
+    if path.name == "search.yaml":
+        assert read_space(str(path), ExperimentConfig(store="s"))
+    elif "manifest" in raw:
         ExtractConfig(**{**raw, "encoders": EncoderConfig(**raw.get("encoders", {}))})
     else:
         config = experiment_from_dict(raw)

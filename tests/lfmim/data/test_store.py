@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DIMS, SPEC, toy_rows
+from conftest import DIMS, ROOT, SPEC, toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmim.data.store import (
     ERROR_SCHEMA,
+    discard_quarantined,
+    exclusive,
     feature_array,
     feature_type,
     quarantined,
@@ -123,3 +129,60 @@ def test_a_store_keeps_one_spec(tmp_path):
 def test_a_sequence_of_another_width_is_refused(shape):
     with pytest.raises(ValueError, match="6"):
         feature_array([np.zeros(shape)], 6)
+
+
+def test_one_writer_at_a_time_and_a_killed_one_leaves_no_claim(tmp_path):
+    (tmp_path / ".part-1.parquet.tmp").write_bytes(b"half")
+    code = ("import sys, time; from pathlib import Path; from lfmim.data.store import exclusive\n"
+            "with exclusive(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"in\n"
+        assert not (tmp_path / ".part-1.parquet.tmp").exists()
+        with pytest.raises(InputError, match=rf"another run is writing .*process {other.pid} on"), exclusive(tmp_path):
+            pass
+        other.send_signal(signal.SIGKILL)
+    with exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
+    part = rows_to_table(toy_rows(2), store_schema(DIMS), DIMS)
+    write_part(tmp_path, part)
+    before = sorted(tmp_path.iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    large = rows_to_table(toy_rows(400), store_schema(DIMS), DIMS)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written to: File too large.*run the same command again"):
+            write_part(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(tmp_path.iterdir()) == before
+    write_part(tmp_path, large)
+    assert len(stored_ids(tmp_path)) == 400
+
+
+def test_a_full_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False,
+                      capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        part = rows_to_table(toy_rows(60), store_schema(DIMS), DIMS)
+        write_part(disk, part)
+        with pytest.raises(InputError, match=r"cannot be written to: .*No space left on device"):
+            write_part(disk, pa.concat_tables([part] * 20))
+        assert not list(disk.glob(".*"))
+        assert len(stored_ids(disk)) == 60  # whole parts only
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_quarantined_rows_can_be_tried_again(tmp_path):
+    bad = pa.Table.from_pylist([{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA)
+    write_part(tmp_path / ERRORS_FOLDER, bad)
+    discard_quarantined(tmp_path)
+    assert quarantined(tmp_path).num_rows == 0
