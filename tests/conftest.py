@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, EncoderSpec, FeatureSpec, Modality
@@ -24,6 +25,9 @@ SPEC = FeatureSpec(encoders={
     for m, d in DIMS.items()
 })
 torch.set_num_threads(1)
+# A busy machine must not fail a property: no time limits.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 sys.path.insert(0, str(ROOT / "jobs"))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import SPEC
 
-from lfmim.config import ExperimentConfig
+from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.batches import load_split
 from lfmim.evaluation.promotion import Comparison, compare
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
@@ -74,7 +74,7 @@ class Guess:
 
 
 def test_promotion_needs_a_significant_gain(toy_store):
-    labels = load_split(toy_store, "valid", dict.fromkeys(("text", "audio", "vision"), 9)).labels[:, 3].numpy()
+    labels = load_split(toy_store, "valid", ModelConfig(max_text=9, max_audio=9, max_vision=9)).labels[:, 3].numpy()
 
     def against(a: range, b: range) -> Comparison:
         return compare(Guess(labels, a), Guess(labels, b), toy_store, split="valid", head="multimodal")
