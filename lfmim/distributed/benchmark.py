@@ -14,13 +14,13 @@ from typing import Any
 
 import ray
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lfmim.config import config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors, load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.comparison import linear_cka
 from lfmim.models import EmotionNet
+from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
 from lfmim.training.checkpoint import META, STATE, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
@@ -99,11 +99,12 @@ def _run(
     outputs, cka = _predictions(model, test)
     every = range(meta.epoch) if with_curves else ()
     curves = [_scores(load_model(epochs / str(e))[0].to(device), test) for e in every]
+    sample = next(test.batches(8))
     result = {
         "system": system, "seed": seed, "config": raw, "epochs": meta.epoch, "best_epoch": meta.best_epoch,
         "valid_score": meta.best_score, "history": meta.history, "seconds": time.perf_counter() - started,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "flops": _flops(model, test), "test": _scores(model, test), "test_curves": curves,
+        "parameters": parameter_count(model), "flops": flops_per_sample(model, sample.features, sample.masks),
+        "test": _scores(model, test), "test_curves": curves,
         "labels": test.labels.cpu().T.tolist(), "predictions": outputs, "cka": cka, "subsets": _subsets(model, test),
     }
     temporary = home / f".{RESULT}.tmp"
@@ -148,12 +149,3 @@ def _subsets(model: EmotionNet, data: UtteranceTensors) -> dict[str, float]:
                 part = dataclasses.replace(data, lengths=lengths)
                 out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
     return out
-
-
-@torch.no_grad()
-def _flops(model: EmotionNet, data: UtteranceTensors) -> int:
-    """Forward FLOPs for one sample (multiply-add = 2) at the padded lengths of this split's first 8."""
-    batch = next(data.batches(8))
-    with FlopCounterMode(display=False) as counter:
-        model(batch.features, batch.masks)
-    return int(counter.get_total_flops() // len(batch.labels))
