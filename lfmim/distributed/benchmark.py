@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from lfmim.config import config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors, load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.comparison import linear_cka
+from lfmim.evaluation.report import write_text
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
@@ -107,9 +107,7 @@ def _run(
         "test": _scores(model, test), "test_curves": curves,
         "labels": test.labels.cpu().T.tolist(), "predictions": outputs, "cka": cka, "subsets": _subsets(model, test),
     }
-    temporary = home / f".{RESULT}.tmp"
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    os.replace(temporary, home / RESULT)
+    write_text(home / RESULT, json.dumps(result))
     for spent in (last, epochs):
         shutil.rmtree(spent, ignore_errors=True)
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
+from lfmim.evaluation.report import write_text
 from lfmim.progress import watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
@@ -163,9 +163,7 @@ def _run_id(
         if known["uri"] == uri:
             return str(known["run_id"])
     run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags=tags)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"uri": uri, "run_id": run_id}), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps({"uri": uri, "run_id": run_id}))
     return run_id
 
 
