@@ -18,16 +18,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python jobs/demo.py --folder demo
 
-test: setup lint
-	$(BIN)/python -m pytest -q -m "not slow"
+# Tests that share a Ray cluster run one after the other; the rest side by side.
+test: unit lint
+	$(BIN)/python -m pytest -q -m "not slow and (ray or process)"
 
 # Faults, end-to-end and full-size runs: half a minute or more each.
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
-# No Ray, no subprocesses of half a minute.
+# No Ray, no MLflow server, no programs started.
 unit: setup
-	$(BIN)/python -m pytest -q -m "not ray and not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not process"
 
 lint: setup
 	$(BIN)/ruff check .

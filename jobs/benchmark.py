@@ -40,7 +40,9 @@ def main() -> int:
               f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, best epoch "
               f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s", flush=True)
 
-    with cli.ray_session():
+    what = (f"benchmark of {len(names)} systems x {config.seeds} seeds, {config.cpus_per_run:g} CPU"
+            + (f" + {config.gpus_per_run:g} GPU" if config.gpus_per_run else "") + f" a run | {config.report}")
+    with cli.ray_session(what, cpus=config.cpus_per_run, gpus=config.gpus_per_run):
         from lfmim.distributed.benchmark import run_benchmark
 
         results, failed = run_benchmark(config, presets, on_done=say)

@@ -27,12 +27,14 @@ from lfmim.schema import InputError  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
-AGAIN = "run the same command again to continue"
 _terminated = False
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else its own."""
+def run(main: Callable[[], int | None], *, again: str = "run the same command again to continue") -> None:
+    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else its own.
+
+    `again` tells the user of a stopped job how to go on.
+    """
     logging.getLogger("jsonargparse").setLevel(logging.ERROR)
     _catch_sigterm()
     try:
@@ -41,7 +43,7 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print(f"{'stopped' if _terminated else 'interrupted'}; {AGAIN}", file=sys.stderr)
+        print(f"{'stopped' if _terminated else 'interrupted'}; {again}", file=sys.stderr)
         code = 143 if _terminated else 130
     sys.exit(code)
 

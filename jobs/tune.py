@@ -17,9 +17,9 @@ from lfmim.training.search import TrialRecord, TuneConfig
 
 def main() -> int:
     config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
-    from lfmim.distributed.tuner import check_tune, tune_distributed
+    from lfmim.distributed.tuner import describe_sweep, tune_distributed
 
-    check_tune(config)  # bad input is told before a cluster is started
+    what = describe_sweep(config)  # bad input is told before a cluster is started
     started, before = time.perf_counter(), 0
 
     def on_start(name: str, done: int, window: int) -> None:
@@ -40,7 +40,8 @@ def main() -> int:
               f"{f'{len(records)}/{total} #{record.number}':<11}{record.state:<10}{len(record.history):>6}"
               f"{_digits(record.score):>8}{_digits(best):>8}  {values}", flush=True)
 
-    with cli.ray_session():
+    c = config.run
+    with cli.ray_session(what, cpus=c.cpus_per_worker, gpus=c.gpus_per_worker):
         result = tune_distributed(config, on_start=on_start, on_trial=on_trial)
     winner, given, scores = result.winner, result.records[0], result.seed_scores
     print(f"\nwinner: trial {winner.number}, validation accuracy {_digits(winner.score)} (as given: "
@@ -69,4 +70,4 @@ def _values(record: TrialRecord) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, again="run the same command with --resume to continue")

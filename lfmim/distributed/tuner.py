@@ -73,6 +73,15 @@ def check_tune(config: TuneConfig) -> Space:
     return space
 
 
+def describe_sweep(config: TuneConfig) -> str:
+    """One line: what will run with what, and where its results go."""
+    run = config.run
+    share = f"{run.cpus_per_worker:g} CPU" + (f" + {run.gpus_per_worker:g} GPU" if run.gpus_per_worker else "")
+    folder = _folder(config, _identity(config, check_tune(config)))
+    return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, {share} a trial, "
+            f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")
+
+
 def tune_distributed(
     config: TuneConfig, *, on_start: Callable[[str, int, int], None] = lambda name, done, window: None,
     on_trial: OnTrial = lambda record, records: None,

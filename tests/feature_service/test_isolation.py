@@ -20,6 +20,8 @@ from feature_service.isolation import IsolatedDecoder
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from lfmim.data.manifest import read_manifest
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):

@@ -19,6 +19,8 @@ from lfmim.data.demo_corpus import generate_demo_corpus
 from lfmim.data.store import stored_ids
 from lfmim.schema import InputError
 
+pytestmark = pytest.mark.process
+
 BIN = Path(sys.executable).parent
 GOOD = "id,video,text,label_text\na,,你好,anger\n"
 
@@ -125,7 +127,8 @@ def test_submit_ends_with_the_jobs_own_exit_code(head, tmp_path):
     assert done.stderr.rstrip().endswith("FAILED")
 
 
-SPAM = ("WARNING", "INFO", "core_worker", "logging.cc", "Warning:", "Loading weights", "it/s]", "alembic", "mlflow.store", "mlflow.tracking")
+SPAM = ("WARNING", "INFO", "core_worker", "logging.cc", "Warning:", "Loading weights", "it/s]", "alembic",
+        "mlflow.store", "mlflow.tracking")
 OF_THE_COMMAND = ("job_manager.py", "sdk.py", "cli.py")  # what `ray job submit` itself says
 
 

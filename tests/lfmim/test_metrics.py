@@ -163,7 +163,7 @@ def fields_like_mmsa(y, p):
 grid, score = st.sampled_from([i / 10 for i in range(-10, 11)]), st.floats(-1.5, 1.5, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(grid, st.one_of(grid, score)), min_size=1, max_size=30), st.integers(0, 30))
 def test_sentiment_agrees_with_the_field_and_adds_up(pairs, cut):
     whole = sentiment(pairs)

@@ -34,6 +34,8 @@ from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, REPORT_ORDER, InputError, Modality
 from lfmim.training.loop import train
 
+pytestmark = pytest.mark.process
+
 SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_vision=16)
 
 

@@ -215,6 +215,7 @@ def test_a_validation_split_that_cannot_choose_is_refused():
         train(experiment(epochs=1), SPEC, random_data(SPEC, 8), valid)
 
 
+@pytest.mark.process
 def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
     n, batch = 29, 6  # batches of 6 and a last one of 5: one worker fills up
     config = experiment(model=STILL, optimizer="sgd", lr=0.05, momentum=0.9, epochs=3, batch_size=batch, grad_clip=1.0)
