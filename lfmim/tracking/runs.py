@@ -18,20 +18,23 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 import lfmim
 from lfmim.config import ExperimentConfig, TrackingConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
-from lfmim.schema import SPEC_FILE, FeatureSpec
+from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 from lfmim.training.search import TrialRecord
 from lfmim.training.systems import BenchmarkConfig
 
 CONFIG_FILE = "config.yaml"
+TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 for _name in ("mlflow", "alembic"):
@@ -63,7 +66,24 @@ def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
 
 
 def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
-    """A run with the config as params and as config.yaml; its experiment is made where it is missing."""
+    """A run with the config as params and as config.yaml; its experiment is made where it is missing.
+
+    Raises InputError if the tracking server cannot be reached or written to.
+    """
+    try:
+        return _try_create_run(uri, config, tracking, run_name, tags)
+    except TRACKING_ERRORS as error:
+        raise InputError(f"tracking server {uri}: {_reason(error)}; start it, make room, or name another by "
+                         "MLFLOW_TRACKING_URI") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an MLflow error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
+
+
+def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri)
@@ -129,12 +149,20 @@ def job_run(
 ) -> Iterator[Callable[[Mapping[str, float], int], None]]:
     """A run for a job that trains nothing (extraction, prediction); yields `log(figures, step)`.
 
-    It ends FINISHED, KILLED (interrupted) or FAILED, as the block does.
+    It ends FINISHED, KILLED (interrupted) or FAILED, as the block does. A tracking server that fails after the start
+    costs figures, not the job.
     """
     run_id, client = _create_run(uri, dict(params), tracking, name, {"kind": name.split("-")[0]}), MlflowClient(uri)
 
+    def attempt(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except TRACKING_ERRORS as error:
+            logging.getLogger(__name__).warning("tracking server %s: %s", uri, _reason(error))
+
     def log(figures: Mapping[str, float], step: int) -> None:
-        client.log_batch(run_id, metrics=[Metric(k, float(v), _now(), step) for k, v in figures.items()])
+        metrics = [Metric(k, float(v), _now(), step) for k, v in figures.items()]
+        attempt(lambda: client.log_batch(run_id, metrics=metrics))
 
     status = "FAILED"
     try:
@@ -144,7 +172,7 @@ def job_run(
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run_id, status)
+        attempt(lambda: client.set_terminated(run_id, status))
 
 
 def latest_metrics(uri: str, run_id: str) -> dict[str, float]:

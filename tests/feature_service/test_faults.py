@@ -103,12 +103,10 @@ def nodes(corpus):
         nodes.cluster.shutdown()
 
 
-def start(nodes, corpus: Path, store: Path, *args: str, manifest: str = "m.csv", file_limit: int = 0):
+def start(nodes, corpus: Path, store: Path, *args: str, manifest: str = "m.csv"):
     env = {**os.environ, "RAY_ADDRESS": nodes.cluster.address, "PYTHONPATH": str(corpus / "injected")}
     command = [sys.executable, "jobs/extract_features.py", "--manifest", str(corpus / manifest), "--store", str(store),
                "--decode_timeout_s", str(TIMEOUT), "--rows_per_part", "2", *args]
-    if file_limit:
-        command = ["prlimit", f"--fsize={file_limit}", *command]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -168,13 +166,30 @@ def test_text_alone_does_not_wait_for_video(undisturbed):
     assert max(text) < times["hang"]
 
 
-def test_a_full_disk_then_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):
+def test_a_full_disk_then_room_and_a_rerun(nodes, corpus, undisturbed):
+    store = corpus / "full"
+    store.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(store)], check=False,
+                      capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        code, output = finish(start(nodes, corpus, store))
+        assert code == 2, output
+        assert "No space left on device" in output
+        assert not list(store.rglob("*.tmp"))
+        done = len(stored_ids(store)) + quarantined(store).num_rows
+        assert 0 < done < ROWS
+        subprocess.run(["mount", "-o", "remount,size=50m", str(store)], check=True)
+        code, output = finish(start(nodes, corpus, store))
+        assert code == 3, output
+        assert f"{done} done before" in output
+        assert_same(store, undisturbed[0])
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
+
+
+def test_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):
     store = corpus / "killed"
-    # Parts of 256 rows do not fit under the limit, those of two do.
-    code, output = finish(start(nodes, corpus, store, "--rows_per_part", "256", file_limit=20_000))
-    assert code == 2, output
-    assert "cannot be written to: File too large" in output
-    assert not list(store.rglob("*.tmp"))
     first = start(nodes, corpus, store)
     wait_for_parts(first, store, 5)
     with pytest.raises(InputError, match="another run is writing"), exclusive(store):

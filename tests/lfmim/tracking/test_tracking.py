@@ -26,7 +26,7 @@ from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
+from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
 from lfmim.data.batches import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import evaluate_store, write_report
@@ -333,3 +333,18 @@ import lfmim; print(lfmim.__file__)
     expected = mlflow.pyfunc.load_model("models:/lfmim@champion").predict(frame(store))["label_multimodal"].tolist()
     assert labels == repr(expected)
     assert "runs" in where  # the code that travelled with the model, not this checkout
+
+
+def test_a_tracking_server_that_fails_is_named_and_costs_a_running_job_only_figures(tmp_path, caplog):
+    database = tmp_path / "mlflow.db"
+    database.write_bytes(b"no database" * 999)
+    with pytest.raises(InputError, match=r"tracking server sqlite:.*file is not a database.*MLFLOW_TRACKING_URI"), \
+            tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}):
+        raise AssertionError("not reached")
+    database.unlink()
+    with tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}) as log:
+        log({"a": 1.0}, 0)
+        subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute("
+                        "'drop table latest_metrics')", str(database)], check=True)
+        log({"a": 2.0}, 1)
+    assert "no such table" in caplog.text
