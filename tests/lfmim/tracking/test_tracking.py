@@ -341,7 +341,7 @@ def test_a_tracking_server_that_fails_is_named_and_costs_a_running_job_only_figu
     with pytest.raises(InputError, match=r"tracking server sqlite:.*file is not a database.*MLFLOW_TRACKING_URI"), \
             tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}):
         raise AssertionError("not reached")
-    database.unlink()
+    database = tmp_path / "live.db"
     with tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}) as log:
         log({"a": 1.0}, 0)
         subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute("
