@@ -34,12 +34,12 @@ def watch(
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal)
     started = time.monotonic()
-    last, first = started - seconds, -1
+    last, first, latest = started - seconds, -1, -1
     with bar:
         task = bar.add_task(what, total=total, text="")
 
         def show(done: int, note: str = "", **figures: float) -> None:
-            nonlocal last, first
+            nonlocal last, first, latest
             now = time.monotonic()
             first = done if first < 0 else first
             rate = (done - first) / max(now - started, 1e-9)
@@ -49,8 +49,8 @@ def watch(
                 "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
                 f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "", note)))
             bar.update(task, completed=done, text=text)
-            if done > first and (now - last >= seconds or done == total):
-                last = now
+            if done > first and (now - last >= seconds or done == total > latest):
+                last, latest = now, done
                 if not console.is_terminal:
                     print(f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}", file=sys.stderr,
                           flush=True)

@@ -124,9 +124,13 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
         ) from error
 
 
-def resolved_revision(model: Any, revision: str | None) -> str:
-    """The commit a hub model came from where transformers knows it, else the revision asked for; "" if local."""
-    return str(getattr(model.config, "_commit_hash", None) or revision or "")
+def resolved_revision(source: str, revision: str | None) -> str:
+    """The commit of a hub model as it lies in the local cache, also where a branch or tag was asked for; "" for a folder
+    or file."""
+    if Path(source).exists():
+        return ""
+    found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision or "main")
+    return Path(found).parent.name if isinstance(found, str) else revision or ""
 
 
 def load_resnet(source: str, revision: str | None) -> ResNetModel:

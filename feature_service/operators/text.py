@@ -33,7 +33,7 @@ class TextEncoder:
     def spec(self) -> EncoderSpec:
         """Hashes the weights on first use: the driver asks for it, the actors need not."""
         return EncoderSpec(
-            name=self.source, revision=resolved_revision(self.model, self.revision),
+            name=self.source, revision=resolved_revision(self.source, self.revision),
             weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_size, max_length=self.max_tokens,
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,29 @@ from lfmim.evaluation.report import write_text
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
-from lfmim.training.checkpoint import META, STATE, load_model
+from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
+from lfmim.training.packed import train_packed
 from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, system_names
 
 RESULT = "result.json"
+LAST, BEST, EPOCHS = "last", "best", "epochs"
 TEST_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One system and seed, and the folder its checkpoints and `result.json` go to."""
+
+    system: str
+    seed: int
+    config: dict[str, Any]
+    folder: str
+    with_curves: bool
+
+    @property
+    def begun(self) -> bool:
+        return (Path(self.folder) / LAST / META).is_file()
 
 
 def run_benchmark(
@@ -37,79 +55,113 @@ def run_benchmark(
     """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same config are reused, begun
     ones go on from their last epoch.
 
-    `on_done(done, total, result)` is called as runs end. One failed run does not end the others.
+    `on_done(done, total, result)` is called as runs end. One failed run does not end the others: a packed group goes
+    on one by one if it fails.
     """
     store = Path(config.store).resolve()
-    fingerprint = data_fingerprint(store)
-    remote = ray.remote(_run).options(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2)
-    runs = [  # seed by seed: an interrupted benchmark has all systems of the first seeds
-        (system, seed, benchmark_experiment(config, system, seed, presets))
-        for seed in range(config.seeds) for system in system_names(config)
-    ]
+    remote = ray.remote(_train_runs).options(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2)
+    runs = _runs(config, presets, data_fingerprint(store))
     results: list[dict[str, Any]] = []
-    waiting: dict[Any, str] = {}
-    for system, seed, experiment in runs:
-        with_curves = seed < config.curves
-        key = config_hash(to_dict(experiment.model), to_dict(experiment.train), fingerprint, with_curves)
-        folder = Path(config.report).resolve() / "runs" / f"{Path(system).stem}-{seed}-{key}"
-        if (folder / RESULT).is_file():
-            results.append(json.loads((folder / RESULT).read_text(encoding="utf-8")))
-            on_done(len(results), len(runs), results[-1])
-            continue
-        task = remote.remote(to_dict(experiment), str(store), str(folder), Path(system).stem, seed, with_curves,
-                             config.cpus_per_run)
-        waiting[task] = f"{system} {seed}"
     failed: list[str] = []
+    todo = []
+    for run in runs:
+        if (Path(run.folder) / RESULT).is_file():
+            results.append(json.loads((Path(run.folder) / RESULT).read_text(encoding="utf-8")))
+            on_done(len(results), len(runs), results[-1])
+        else:
+            todo.append(run)
+    waiting: dict[Any, list[Run]] = {}
+
+    def submit(group: list[Run]) -> None:
+        waiting[remote.remote(group, str(store), config.cpus_per_run)] = group
+
+    for group in _groups(todo, config.packed):
+        submit(group)
     while waiting:
         (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        name = waiting.pop(ready)
+        group = waiting.pop(ready)
         try:
-            results.append(ray.get(ready))
-            on_done(len(results) + len(failed), len(runs), results[-1])
+            done = ray.get(ready)
         except ray.exceptions.RayError as error:
-            failed.append(f"{name}: {str(error).strip().splitlines()[-1]}")
+            if len(group) > 1:
+                for run in group:
+                    submit([run])
+            else:
+                failed.append(f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}")
+            continue
+        for result in done:
+            results.append(result)
+            on_done(len(results) + len(failed), len(runs), result)
     return results, failed
 
 
-def _run(
-    raw: dict[str, Any], store: str, folder: str, system: str, seed: int, with_curves: bool, cpus: float
-) -> dict[str, Any]:
-    """One training run; continues from its last checkpoint and leaves `result.json`."""
+def _runs(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], fingerprint: str) -> list[Run]:
+    """Seed by seed: an interrupted benchmark has all systems of the first seeds."""
+    out = []
+    for seed in range(config.seeds):
+        for system in system_names(config):
+            experiment, with_curves = benchmark_experiment(config, system, seed, presets), seed < config.curves
+            key = config_hash(to_dict(experiment.model), to_dict(experiment.train), fingerprint, with_curves)
+            name = Path(system).stem
+            folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
+            out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves))
+    return out
+
+
+def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
+    """What is trained together: with `packed` a system's seeds, unless they are begun or do not pack."""
+    groups: dict[object, list[Run]] = {}
+    for run in runs:
+        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema
+        groups.setdefault(run.system if together else (run.system, run.seed), []).append(run)
+    return list(groups.values())
+
+
+def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, Any]]:
+    """One training run, or several as one; a single one continues from its last checkpoint. Leaves `result.json`s."""
     torch.set_num_threads(max(1, int(cpus)))
-    started, home = time.perf_counter(), Path(folder)
-    config, device = experiment_from_dict(raw), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    last, best, epochs = home / "last", home / "best", home / "epochs"
+    started, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    configs = [experiment_from_dict(run.config) for run in runs]
+    data = [load_split(Path(store), split, configs[0].model) for split in ("train", "valid")]
 
-    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
-        if with_curves:
-            save(epochs / str(report.epoch))
-            (epochs / str(report.epoch) / STATE).unlink()
+    def on_epoch(k: int, report: EpochReport, save: Callable[[Path], None]) -> None:
+        home = Path(runs[k].folder)
+        if runs[k].with_curves:
+            save(home / EPOCHS / str(report.epoch))
+            (home / EPOCHS / str(report.epoch) / STATE).unlink()
         if report.best:
-            save(best)
-        save(last)
+            save(home / BEST)
+        save(home / LAST)
 
-    meta = train(
-        config, FeatureSpec.load(Path(store)), load_split(Path(store), "train", config.model),
-        load_split(Path(store), "valid", config.model), device=device, on_epoch=on_epoch,
-        resume=last if (last / META).is_file() else None,
-    )
+    spec = FeatureSpec.load(Path(store))
+    if len(runs) > 1:
+        metas = train_packed(configs, spec, *data, device=device, on_epoch=on_epoch)
+    else:
+        metas = [train(configs[0], spec, *data, device=device, on_epoch=functools.partial(on_epoch, 0),
+                       resume=Path(runs[0].folder) / LAST if runs[0].begun else None)]
+    seconds = (time.perf_counter() - started) / len(runs)
     # From here on nothing is chosen any more: the only reading of the test split.
-    test = load_split(Path(store), "test", config.model).to(device)
-    model = load_model(best)[0].to(device)
+    test = load_split(Path(store), "test", configs[0].model).to(device)
+    return [_result(run, meta, test, seconds) for run, meta in zip(runs, metas, strict=True)]
+
+
+def _result(run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float) -> dict[str, Any]:
+    home, device = Path(run.folder), test.labels.device
+    model = load_model(home / BEST)[0].to(device)
     outputs, cka = _predictions(model, test)
-    every = range(meta.epoch) if with_curves else ()
-    curves = [_scores(load_model(epochs / str(e))[0].to(device), test) for e in every]
+    every = range(meta.epoch) if run.with_curves else ()
+    curves = [_scores(load_model(home / EPOCHS / str(e))[0].to(device), test) for e in every]
     sample = next(test.batches(8))
     result = {
-        "system": system, "seed": seed, "config": raw, "epochs": meta.epoch, "best_epoch": meta.best_epoch,
-        "valid_score": meta.best_score, "history": meta.history, "seconds": time.perf_counter() - started,
+        "system": run.system, "seed": run.seed, "config": run.config, "epochs": meta.epoch,
+        "best_epoch": meta.best_epoch, "valid_score": meta.best_score, "history": meta.history, "seconds": seconds,
         "parameters": parameter_count(model), "flops": flops_per_sample(model, sample.features, sample.masks),
         "test": _scores(model, test), "test_curves": curves,
         "labels": test.labels.cpu().T.tolist(), "predictions": outputs, "cka": cka, "subsets": _subsets(model, test),
     }
     write_text(home / RESULT, json.dumps(result))
-    for spent in (last, epochs):
-        shutil.rmtree(spent, ignore_errors=True)
+    for spent in (LAST, EPOCHS):
+        shutil.rmtree(home / spent, ignore_errors=True)
     return result
 
 

@@ -86,6 +86,12 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.lr
 
 
+def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
+    """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises linearly over
+    `train.warmup` epochs, then 1."""
+    return min(1.0, (epoch + (step + 1) / steps) / config.warmup) if config.warmup else 1.0
+
+
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """SGD or AdamW over all parameters, in one fused kernel call per step."""
     if config.optimizer == "sgd":
@@ -263,7 +269,7 @@ def train(
         batches = train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
         for step, batch in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (epoch + (step + 1) / steps) / c.warmup) if c.warmup else lr
+                group["lr"] = lr * warmup_factor(c, epoch, step, steps)
             if c.modality_dropout:
                 batch = drop_modalities(batch, c.modality_dropout)
             if c.step_dropout:

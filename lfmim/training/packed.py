@@ -24,8 +24,17 @@ from lfmim.metrics import Metrics, sums_for
 from lfmim.models import build_model
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, save_checkpoint
-from lfmim.training.loop import EpochReport, NonFiniteLossError, build_optimizer, learning_rate, resolve_precision
+from lfmim.training.loop import (
+    EpochReport,
+    NonFiniteLossError,
+    build_optimizer,
+    check_data,
+    learning_rate,
+    resolve_precision,
+    warmup_factor,
+)
 from lfmim.training.losses import head_losses, weighted_loss
+from lfmim.training.regularization import drop_modalities, drop_steps
 
 OWN = ("seed", "lr", "beta")
 """What may differ between the runs."""
@@ -42,9 +51,8 @@ def check_packable(configs: Sequence[ExperimentConfig]) -> None:
         raise InputError("nothing to pack: no runs")
     if any(rest(c) != rest(configs[0]) for c in configs):
         raise InputError(f"packed runs may differ in {', '.join(OWN)} only; train the others separately")
-    for field in ("ema", "modality_dropout", "step_dropout", "label_smoothing", "warmup"):
-        if getattr(configs[0].train, field, 0):
-            raise InputError(f"train.{field}: packed training does not support it; set it to 0 or train separately")
+    if configs[0].train.ema:
+        raise InputError("train.ema: packed training does not support it; set it to 0 or train separately")
 
 
 class Packed:
@@ -147,6 +155,7 @@ def train_packed(
     together, and NonFiniteLossError naming the run.
     """
     check_packable(configs)
+    check_data(configs[0], spec, train_data, valid_data)
     c, runs, device = configs[0].train, len(configs), device or torch.device("cpu")
     if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
         raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
@@ -181,10 +190,15 @@ def train_packed(
         rates = [learning_rate(x.train, epoch) for x in configs]
         sums, bad = [sums_for(train_data.labels) for _ in configs], torch.zeros(runs, device=device)
         orders = torch.stack([epoch_order(len(train_data), (x.train.seed, epoch)) for x in configs])
-        for index_KB in orders.split(c.batch_size, dim=1):  # type: ignore[no-untyped-call]
+        steps = -(-len(train_data) // c.batch_size)
+        for step, index_KB in enumerate(orders.split(c.batch_size, dim=1)):  # type: ignore[no-untyped-call]
             size = index_KB.shape[1]
             ones = torch.ones(runs * size, device=device)
             batch = train_data.gather(index_KB.flatten(), ones, ones[: len(HEADS)])
+            if c.modality_dropout:
+                batch = drop_modalities(batch, c.modality_dropout)
+            if c.step_dropout:
+                batch = drop_steps(batch, c.step_dropout)
             labels_KBH = batch.labels.view(runs, size, -1)
             with autocast:
                 logits = packed({m: x.view(runs, size, *x.shape[1:]) for m, x in batch.features.items()},
@@ -192,8 +206,9 @@ def train_packed(
             losses = []
             for k in range(runs):
                 own = {h: x[k] for h, x in logits.items()}
-                losses_BH = head_losses(own, labels_KBH[k])
-                counts = (labels_KBH[k] != IGNORE_LABEL).sum(dim=0).float()
+                losses_BH = head_losses(own, labels_KBH[k], label_smoothing=c.label_smoothing)
+                # Labels before any were dropped, as the loop counts them.
+                counts = (train_data.labels[index_KB[k].to(device)] != IGNORE_LABEL).sum(dim=0).float()
                 losses.append(weighted_loss(losses_BH, counts, beta[k]))
                 sums[k].update(own, labels_KBH[k], losses_BH.detach())
             for p in packed.parameters.values():
@@ -202,7 +217,8 @@ def train_packed(
             loss_K.sum().backward()  # type: ignore[no-untyped-call]
             if c.grad_clip:
                 clip_gradients(optimizer.parameters, c.grad_clip)
-            optimizer.step(rates)
+            factor = warmup_factor(c, epoch, step, steps)
+            optimizer.step([rate * factor for rate in rates])
             bad += ~loss_K.detach().isfinite()
         if bool(bad.any()):
             k = int(bad.argmax())

@@ -144,8 +144,9 @@ def test_vision_features_are_the_same_bytes_in_any_company_and_order(tiny):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("wrap", ["backbone", "sequential"])
-@pytest.mark.parametrize("nest", ["model", "net", "model_state_dict"])
+@pytest.mark.parametrize(("wrap", "nest"), [
+    ("backbone", "model"), ("sequential", "net"), ("backbone", "model_state_dict"),
+])
 def test_rafdb_layouts(tmp_path, wrap, nest):
     theirs = torchvision.models.resnet18(num_classes=7)
     state = {f"module.backbone.{k}": v for k, v in theirs.state_dict().items()}

@@ -207,7 +207,7 @@ def test_every_model_learns(name):
     data = UtteranceTensors(
         [str(i) for i in range(32)], {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
         {m: torch.randint(2, 5, (32,), generator=g) for m in MODALITIES}, labels)
-    model = ModelConfig(name=name, width=32, heads=4, layers=2, max_text=8, max_audio=8, max_vision=8,
+    model = ModelConfig(name=name, width=32, heads=4, layers=1, max_text=8, max_audio=8, max_vision=8,
                         dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
     recipe = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=40, batch_size=32)
     meta = train(ExperimentConfig(store="-", model=model, train=recipe), SPEC, data, data)

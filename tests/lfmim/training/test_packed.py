@@ -37,6 +37,7 @@ OWN = [{"seed": 0, "lr": 0.003}, {"seed": 5, "lr": 0.01}, {"seed": 2, "lr": 0.00
     ({"weight_decay": 0.1, "grad_clip": 0.5}, True),
     ({"weight_decay": 0.1}, False),
     ({"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "labels": "multimodal"}, True),
+    ({"warmup": 1.5, "label_smoothing": 0.1}, True),
 ])
 def test_every_run_equals_its_separate_one(tmp_path, fields, rates):
     own = OWN if rates else [{**o, "lr": 0.003} for o in OWN]
