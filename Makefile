@@ -19,8 +19,9 @@ demo: setup
 	$(BIN)/python jobs/demo.py --folder demo
 
 # Tests that share a Ray cluster run one after the other; the rest side by side.
-test: unit lint
-	$(BIN)/python -m pytest -q -m "not slow and (ray or process)"
+test: setup lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray"
+	$(BIN)/python -m pytest -q -m "not slow and ray"
 
 # Faults, end-to-end and full-size runs: half a minute or more each.
 slow: setup

@@ -47,6 +47,16 @@ def ray_cluster():
     ray.shutdown()
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory) -> Path:
+    """An MLflow database with its tables: making them takes seconds, copying the file none."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 def toy_rows(count: int, seed: int = 0, *, split: str = "train", absent: float = 0.0) -> list[dict]:
     """Rows with learnable features: each label shifts its modality's sequence along a direction of its own."""
     rng = np.random.default_rng(seed)

@@ -125,8 +125,7 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
 
 
 def resolved_revision(source: str, revision: str | None) -> str:
-    """The commit of a hub model as it lies in the local cache, also where a branch or tag was asked for; "" for a folder
-    or file."""
+    """The commit of a cached hub model, also where a branch or tag was asked for; "" for a folder or file."""
     if Path(source).exists():
         return ""
     found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision or "main")

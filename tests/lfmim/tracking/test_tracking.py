@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,7 +41,9 @@ SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_
 
 
 @pytest.fixture
-def trained(toy_store, tmp_path, monkeypatch):
+def trained(toy_store, tmp_path, monkeypatch, empty_database):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # mlflow.set_tracking_uri of an earlier test sets it
     config = ExperimentConfig(store=str(toy_store), model=SMALL, run=RunConfig(storage=str(tmp_path / "runs")),
                               train=TrainConfig(optimizer="adamw", lr=0.003, epochs=3, batch_size=16))
