@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from lfmim.config import config_hash, experiment_from_dict, to_dict
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec

@@ -37,11 +37,11 @@ from PIL import Image
 
 from feature_service.operators.decode import decode_clip
 from feature_service.operators.detector import Faces, most_prominent, overlap
-from feature_service.operators.encoders import build_tiny_encoders, cache_folder
+from feature_service.operators.encoders import build_tiny_encoders
 from feature_service.operators.face import FaceCropper
 from feature_service.pipeline import extract_features
 from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM, build_encoder, build_stage
-from lfmim.config import EncoderConfig, ExtractConfig
+from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.data.demo_corpus import make_clip
 from lfmim.schema import DURATION, ID, TEXT, VIDEO, Modality
 

@@ -32,7 +32,7 @@ def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
     from corpus import SIZES, wait
 
     from lfmim.config import to_dict  # noqa: F401  (what a run imports)
-    from lfmim.data.batches import load_split
+    from lfmim.data.loading import load_split
     from lfmim.metrics import HeadSums
     from lfmim.models import build_model
     from lfmim.schema import HEADS

@@ -17,11 +17,11 @@ import torch
 from feature_service.isolation import IsolatedDecoder
 from feature_service.operators.audio import AudioEncoder
 from feature_service.operators.decode import SAMPLE_RATE, ClipError, DecodeOptions
-from feature_service.operators.encoders import build_tiny_encoders, cache_folder
+from feature_service.operators.encoders import build_tiny_encoders
 from feature_service.operators.face import KEY_STEP, FaceCropper
 from feature_service.operators.text import TextEncoder
 from feature_service.operators.vision import VisionEncoder
-from lfmim.config import EncoderConfig, ExtractConfig
+from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,

@@ -19,7 +19,7 @@ def main() -> int:
     config = auto_cli(BenchmarkConfig, as_positional=False, description=__doc__)
     from pathlib import Path
 
-    from lfmim.data.batches import load_split
+    from lfmim.data.loading import load_split
     from lfmim.evaluation.comparison_report import summary, write_comparison
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import check_data
@@ -28,7 +28,7 @@ def main() -> int:
     store = Path(config.store)  # bad input is told before a cluster is started
     names = system_names(config)
     presets = load_presets(names, Path(__file__).parent / "configs")
-    splits = [load_split(store, split, config.model) for split in ("train", "valid", "test")]
+    splits = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid", "test")]
     for system in names:
         check_data(benchmark_experiment(config, system, 0, presets), FeatureSpec.load(store), *splits)
     del splits

@@ -16,12 +16,13 @@ def main() -> int:
     cli.check_shared(store=config.store, run__storage=config.run.storage)
     from pathlib import Path
 
-    from lfmim.data.batches import load_split
+    from lfmim.data.loading import load_split
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import check_data
 
     store = Path(config.store)  # bad input is told before a cluster is started
-    check_data(config, FeatureSpec.load(store), *(load_split(store, s, config.model) for s in ("train", "valid")))
+    splits = (load_split(store, s, config.model, config.train.cache) for s in ("train", "valid"))
+    check_data(config, FeatureSpec.load(store), *splits)
     from lfmim.distributed.trainer import describe, train_distributed
 
     c = config.run

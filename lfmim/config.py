@@ -9,6 +9,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
@@ -146,9 +148,10 @@ class TrainConfig:
     """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU."""
     micro_batch: int = 0
     """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache; GPU: all."""
-    cache: Literal["auto", "device", "host"] = "auto"
-    """Where features wait: on the device, or in host memory and copied batch by batch; auto: on the device if that
-    takes at most half of its free memory."""
+    cache: Literal["auto", "device", "host", "stream"] = "auto"
+    """Where features wait: on the device; in host memory, copied batch by batch; or in memory-mapped files of
+    $LFMIM_CACHE, for stores larger than memory. auto: on the device if that takes at most half of its free memory, else
+    in host memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -327,6 +330,11 @@ def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"config: {error}") from error
+
+
+def cache_folder() -> Path:
+    """$LFMIM_CACHE, else ~/.cache/lfmim."""
+    return Path(os.environ.get("LFMIM_CACHE") or Path.home() / ".cache" / "lfmim")
 
 
 def config_hash(*parts: Any) -> str:

@@ -34,11 +34,6 @@ CJK = range(0x4E00, 0xA000)
 PUNCTUATION = "，。！？、；：“”‘’（）《》…—"
 
 
-def cache_folder() -> Path:
-    """$LFMIM_CACHE, else ~/.cache/lfmim."""
-    return Path(os.environ.get("LFMIM_CACHE") or Path.home() / ".cache" / "lfmim")
-
-
 def build_tiny_encoders(folder: Path, seed: int = 0) -> dict[Modality, Path]:
     """Write small encoders of the paper's architectures with seeded random weights; reuse them if they are there.
 

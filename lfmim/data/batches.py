@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from lfmim.config import ModelConfig
-from lfmim.data.store import read_table, sequences
 from lfmim.schema import (
     EMOTIONS,
     FEATURE_COLUMNS,
@@ -27,10 +25,12 @@ from lfmim.schema import (
     MODALITIES,
     MULTIMODAL,
     SENTIMENT_COLUMNS,
-    FeatureSpec,
     InputError,
     Modality,
 )
+
+STATISTICS_ROWS = 512
+"""Utterances read at a time where all are read once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,20 @@ class UtteranceTensors:
     features: dict[Modality, Tensor]
     lengths: dict[Modality, Tensor]
     labels: Tensor
+    mapped: bool = False
+    """The features lie in files: the next batch is read while one is computed."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
-        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and are copied batch by
-        batch (`host`), or whichever leaves the device half its free memory (`auto`)."""
+        """Batches on `device`. The features go there as a whole (`device`), stay where they are and are copied batch by
+        batch (`host`, `stream`), or whichever leaves the device half its free memory (`auto`)."""
         if cache == "auto" and device.type == "cuda":
             size = sum(x.nbytes for x in self.features.values())
             cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
-        features = self.features if cache == "host" else {m: x.to(device) for m, x in self.features.items()}
+        stay = cache in ("host", "stream")
+        features = self.features if stay else {m: x.to(device) for m, x in self.features.items()}
         return dataclasses.replace(self, features=features, labels=self.labels.to(device))
 
     def with_multimodal_labels(self) -> UtteranceTensors:
@@ -103,11 +106,19 @@ class UtteranceTensors:
         """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all samples."""
         out = {}
         for m, x in self.features.items():
-            valid = torch.arange(x.shape[1], device=x.device)[None, :] < self.lengths[m][:, None]
-            if not bool(valid.any()):
-                continue
-            deviation, mean = torch.std_mean(x[valid].float(), dim=0, correction=0)
-            out[m] = mean, 1 / deviation.clamp(min=1e-3)
+            count = 0
+            total, squares = torch.zeros(2, x.shape[2], dtype=torch.float64)
+            for start in range(0, len(x), STATISTICS_ROWS):
+                part, length = (t[start : start + STATISTICS_ROWS] for t in (x, self.lengths[m]))
+                valid = torch.arange(x.shape[1])[None, :] < length[:, None]
+                values = part[valid.to(x.device)].double().cpu()
+                count += len(values)
+                total += values.sum(dim=0)
+                squares += values.square().sum(dim=0)
+            if count:
+                mean = total / count
+                deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+                out[m] = mean.float().to(x.device), (1 / deviation.clamp(min=1e-3)).float().to(x.device)
         return out
 
     def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
@@ -133,6 +144,10 @@ class UtteranceTensors:
 
         `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order.
         """
+        share = self._share(batch_size, rank, world, shuffle_seed)
+        yield from _ahead(share) if self.mapped else share
+
+    def _share(self, batch_size: int, rank: int, world: int, shuffle_seed: tuple[int, int] | None) -> Iterator[Batch]:
         device = self.labels.device
         order = epoch_order(len(self), shuffle_seed)
         for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
@@ -144,6 +159,15 @@ class UtteranceTensors:
                 mine = torch.cat([mine, whole[:1]])
                 weight[-1] = 0
             yield self.gather(mine, weight, counts)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the next one made by a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def epoch_order(n: int, shuffle_seed: tuple[int, int] | None) -> Tensor:
@@ -203,25 +227,3 @@ def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
                                  "scale the labels and import them again")
             labels[i, h] = value if sentiment else index[value]
     return torch.from_numpy(labels)
-
-
-def load_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
-    """A split of a feature store in memory, in id order, as a model of `config` takes it (lengths, labels of its task).
-
-    Raises InputError if it is empty or without labels.
-    """
-    dims = FeatureSpec.load(store).dims
-    columns = (SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values()
-    table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *columns], split)
-    if not table.num_rows:
-        raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
-    labels = encode_labels(table, config.task)
-    if bool((labels == IGNORE_LABEL).all()):
-        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(columns)}")
-    padded = {
-        m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
-        for m, dim in dims.items()
-    }
-    return UtteranceTensors(
-        table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
-    )

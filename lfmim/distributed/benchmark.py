@@ -16,7 +16,8 @@ import ray
 import torch
 
 from lfmim.config import config_hash, experiment_from_dict, to_dict
-from lfmim.data.batches import UtteranceTensors, load_split
+from lfmim.data.batches import UtteranceTensors
+from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.comparison import linear_cka
 from lfmim.evaluation.report import write_text
@@ -122,7 +123,7 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
     torch.set_num_threads(max(1, int(cpus)))
     started, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = [experiment_from_dict(run.config) for run in runs]
-    data = [load_split(Path(store), split, configs[0].model) for split in ("train", "valid")]
+    data = [load_split(Path(store), split, configs[0].model, configs[0].train.cache) for split in ("train", "valid")]
 
     def on_epoch(k: int, report: EpochReport, save: Callable[[Path], None]) -> None:
         home = Path(runs[k].folder)

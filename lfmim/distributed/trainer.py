@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
 from lfmim.progress import watch
@@ -80,7 +80,7 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
-    check_data(config, spec, *(load_split(store, split, config.model) for split in ("train", "valid")))
+    check_data(config, spec, *(load_split(store, s, config.model, config.train.cache) for s in ("train", "valid")))
     fingerprint = data_fingerprint(store)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
@@ -185,7 +185,6 @@ def _train_worker(args: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
-    model = config.model
 
     def on_epoch(report: EpochReport, save: Any) -> None:
         metrics = {SCORE: report.score, "epoch": report.epoch}
@@ -199,10 +198,8 @@ def _train_worker(args: dict[str, Any]) -> None:
                              if lead else None)
 
     def run(resume: Path | None) -> None:
-        train(
-            config, FeatureSpec.load(store), load_split(store, "train", model), load_split(store, "valid", model),
-            device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume,
-        )
+        data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
+        train(config, FeatureSpec.load(store), *data, device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume)
 
     def run_tracked(resume: Path | None) -> None:
         if context.get_local_rank() == 0:  # one per node

@@ -32,7 +32,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lfmim.config import ModelConfig, experiment_from_dict, to_dict
-from lfmim.data.batches import UtteranceTensors, load_split
+from lfmim.data.batches import UtteranceTensors
+from lfmim.data.loading import load_split
 from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.checkpoint import META, load_meta
@@ -249,10 +250,11 @@ def latest_checkpoint(home: Path) -> Path | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _splits(store: str, model: ModelConfig) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
+def _splits(store: str, model: ModelConfig, cache: str) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
     """Training and validation data: trials that reuse a process load it once."""
     folder = Path(store)
-    return FeatureSpec.load(folder), load_split(folder, "train", model), load_split(folder, "valid", model)
+    train_data, valid_data = (load_split(folder, split, model, cache) for split in ("train", "valid"))
+    return FeatureSpec.load(folder), train_data, valid_data
 
 
 def _trial(args: Mapping[str, Any]) -> None:
@@ -275,7 +277,7 @@ def _trial(args: Mapping[str, Any]) -> None:
         for entry in load_meta(resume).history:
             tune.report({"epoch": entry["epoch"] + 1, "score": entry["score"]})
     try:
-        spec, train_data, valid_data = _splits(args["store"], config.model)
+        spec, train_data, valid_data = _splits(args["store"], config.model, config.train.cache)
         train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})

@@ -15,7 +15,7 @@ import ray
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import TrainResult, data_fingerprint, train_distributed
 from lfmim.distributed.trials import OnTrial, Trials
 from lfmim.evaluation.report import write_text
@@ -68,7 +68,7 @@ def check_tune(config: TuneConfig) -> Space:
         raise InputError(f"trials: the grid has {len(grid_points(space))} points besides the config as given; set "
                          f"--trials {len(grid_points(space)) + 1} or thin it by a search space")
     for split in ("train", "valid"):
-        load_split(Path(config.store), split, config.model)
+        load_split(Path(config.store), split, config.model, config.train.cache)
     _known_sweep(config, _identity(config, space))
     return space
 

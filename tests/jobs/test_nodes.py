@@ -16,8 +16,8 @@ import yaml
 from conftest import DIMS, ROOT, SPEC, toy_rows
 
 from lfmim.config import experiment_from_dict
-from lfmim.data.batches import load_split
 from lfmim.data.demo_corpus import generate_demo_corpus
+from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part
 from lfmim.training.checkpoint import load_meta
 from lfmim.training.loop import train

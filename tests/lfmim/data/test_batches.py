@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmim.config import ModelConfig
-from lfmim.data.batches import UtteranceTensors, fit_length, load_split, pad_sequences
+from lfmim.data.batches import UtteranceTensors, fit_length, pad_sequences
+from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, IGNORE_LABEL, MODALITIES, FeatureSpec, InputError, Modality
 from lfmim.training.losses import head_losses, weighted_loss

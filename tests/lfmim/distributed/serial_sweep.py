@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lfmim.config import ModelConfig, RunConfig, TrainConfig, to_dict
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.distributed.trials import successive_halving
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.loop import NonFiniteLossError, train

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor

@@ -10,7 +10,7 @@ import pytest
 from conftest import SPEC
 
 from lfmim.config import ExperimentConfig, ModelConfig
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.evaluation.promotion import Comparison, compare
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
 from lfmim.schema import HEADS, InputError

@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from two_workers import random_data, worker
 
 from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
-from lfmim.data.batches import load_split
+from lfmim.data.loading import load_split
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train

@@ -1,0 +1,122 @@
+"""Feature store -> a split as tensors: in memory, or memory-mapped for splits larger than memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pad
+import torch
+
+from lfmim.config import ModelConfig, cache_folder, config_hash
+from lfmim.data.batches import STATISTICS_ROWS, UtteranceTensors, encode_labels, pad_sequences
+from lfmim.data.store import part_files, read_table, sequences
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    ID,
+    IGNORE_LABEL,
+    LABEL_COLUMNS,
+    SENTIMENT_COLUMNS,
+    SPLIT,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
+
+
+def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto") -> UtteranceTensors:
+    """A split of a feature store in id order, as a model of `config` takes it (lengths, labels of its task).
+
+    In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than memory: the same
+    values, the same order. Raises InputError if it is empty or without labels.
+    """
+    if cache == "stream":
+        return _mapped_split(store, split, config)
+    dims = FeatureSpec.load(store).dims
+    table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)], split)
+    labels = _labels(table, store, split, config)
+    padded = {
+        m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
+        for m, dim in dims.items()
+    }
+    return UtteranceTensors(
+        table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
+    )
+
+
+def _label_columns(config: ModelConfig) -> list[str]:
+    return list((SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values())
+
+
+def _labels(table: pa.Table, store: Path, split: str, config: ModelConfig) -> torch.Tensor:
+    if not table.num_rows:
+        raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
+    labels = encode_labels(table, config.task)
+    if bool((labels == IGNORE_LABEL).all()):
+        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(_label_columns(config))}")
+    return labels
+
+
+def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
+    """The split's padded features as files in `cache_folder()`/splits, made by the first process that asks."""
+    dims = FeatureSpec.load(store).dims
+    shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
+    parts = [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in part_files(store)]
+    what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
+    folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
+    table = read_table(store, _label_columns(config), split)
+    if not folder.is_dir() and table.num_rows:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{what}-"))
+        try:
+            _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
+            os.rename(scratch, folder)
+        except OSError as error:
+            if not folder.is_dir():  # else another process was first
+                raise InputError(f"train.cache stream: {folder.parent} cannot be written to: {error}; set LFMIM_CACHE "
+                                 "to a folder with room for the padded features") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        for old in folder.parent.glob(f"{what}-*"):  # of the store as it was; who still reads one keeps it open
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    lengths = {m: torch.from_numpy(np.load(folder / f"{m}.lengths.npy")) for m in dims} if table.num_rows else {}
+    for m, length in lengths.items():  # what encode_labels asks of the features: whether they are there
+        table = table.append_column(FEATURE_COLUMNS[m], pa.array([n > 0 or None for n in length.tolist()], pa.bool_()))
+    labels = _labels(table, store, split, config)
+    features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
+    return UtteranceTensors(table[ID].to_pylist(), features, lengths, labels, mapped=True)
+
+
+def _write_arrays(
+    folder: Path, store: Path, split: str, ids: list[str], shapes: dict[Modality, tuple[int, int, bool]]
+) -> None:
+    row_of = {name: i for i, name in enumerate(ids)}
+    arrays = {m: np.lib.format.open_memmap(folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d))
+              for m, (t, d, _) in shapes.items()}
+    lengths = {m: np.zeros(len(ids), dtype=np.int64) for m in shapes}
+    for table in _tables(store, split, [FEATURE_COLUMNS[m] for m in shapes]):
+        rows = [row_of[name] for name in table[ID].to_pylist()]
+        for m, (t, d, cut) in shapes.items():
+            padded, length = pad_sequences(sequences(table, m), m, d, t, cut=cut)
+            arrays[m][rows, : padded.shape[1]] = padded.numpy()
+            lengths[m][rows] = length.numpy()
+    for m, array in arrays.items():
+        array.flush()
+        np.save(folder / f"{m}.lengths.npy", lengths[m])
+
+
+def _tables(store: Path, split: str, columns: list[str]) -> Iterator[pa.Table]:
+    """The split's rows, a few at a time and one part at a time, in no particular order."""
+    for part in part_files(store):
+        scanner = pad.dataset(part, format="parquet").scanner(
+            columns=[ID, *columns], filter=pad.field(SPLIT) == split, batch_size=STATISTICS_ROWS, batch_readahead=1,
+            fragment_readahead=0)
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                yield pa.Table.from_batches([batch])

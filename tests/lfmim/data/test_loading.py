@@ -1,0 +1,99 @@
+"""Memory-mapped splits: the same values as in memory, at flat memory, made again when the store changes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import DIMS, ROOT, SPEC, toy_rows
+
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.loading import load_split
+from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
+from lfmim.schema import InputError
+from lfmim.training.loop import train
+
+MODEL = ModelConfig(width=16, heads=2, layers=1, max_text=6, max_audio=6, max_vision=6)
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("LFMIM_CACHE", str(tmp_path / "cache"))
+    rows = toy_rows(40, absent=0.2) + toy_rows(12, 1, split="valid")
+    write_spec(tmp_path / "store", SPEC)
+    for part in (rows[::2], rows[1::2]):  # ids lie scattered over the parts
+        write_part(tmp_path / "store", rows_to_table(part, store_schema(DIMS), DIMS))
+    return tmp_path / "store"
+
+
+def test_mapped_equals_in_memory(store):
+    for split in ("train", "valid"):
+        memory, mapped = (load_split(store, split, MODEL, cache) for cache in ("auto", "stream"))
+        assert mapped.ids == memory.ids
+        assert torch.equal(mapped.labels, memory.labels)
+        for m, x in memory.features.items():
+            assert torch.equal(mapped.lengths[m], memory.lengths[m])
+            assert torch.equal(mapped.features[m][:, : x.shape[1]], x)
+        for a, b in zip(mapped.batches(7, shuffle_seed=(0, 1)), memory.batches(7, shuffle_seed=(0, 1)), strict=True):
+            assert all(torch.equal(a.features[m], b.features[m]) and torch.equal(a.masks[m], b.masks[m])
+                       for m in a.features)
+
+
+def test_training_from_files_gives_the_same_run(store):
+    histories = []
+    for cache in ("device", "stream"):
+        config = ExperimentConfig(store=str(store), model=MODEL, train=TrainConfig(epochs=2, batch_size=8, cache=cache))
+        data = [load_split(store, s, MODEL, cache) for s in ("train", "valid")]
+        histories.append([[e["train"], e["valid"]] for e in train(config, SPEC, *data).history])
+    assert histories[0] == histories[1]
+
+
+def test_the_files_are_made_once_and_follow_the_store(store, tmp_path):
+    folder = tmp_path / "cache" / "splits"
+    load_split(store, "train", MODEL, "stream")
+    (made,) = folder.iterdir()
+    stamp = (made / "text.npy").stat().st_mtime_ns
+    load_split(store, "train", MODEL, "stream")
+    assert (made / "text.npy").stat().st_mtime_ns == stamp
+    write_part(store, rows_to_table(toy_rows(3, 9, split="train9"), store_schema(DIMS), DIMS))
+    load_split(store, "train", MODEL, "stream")
+    (again,) = folder.iterdir()
+    assert again != made
+    with pytest.raises(InputError, match="no rows of split 'test'"):
+        load_split(store, "test", MODEL, "stream")
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from lfmim.config import ModelConfig
+from lfmim.data.loading import load_split
+
+def private() -> int:
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) // 1024
+
+peak = before = private()
+data = load_split(Path(sys.argv[1]), "train", ModelConfig(), sys.argv[2])
+peak = max(peak, private())
+for batch in data.batches(64, shuffle_seed=(0, 0)):
+    peak = max(peak, private())
+print(peak - before, sum(x.nbytes for x in data.features.values()) >> 20)
+"""
+
+
+@pytest.mark.process
+def test_private_memory_stays_flat(tmp_path, monkeypatch):
+    from lfmim.data.simulated import SimulatedConfig, simulate_corpus
+
+    monkeypatch.setenv("LFMIM_CACHE", str(tmp_path / "cache"))
+    simulate_corpus(tmp_path / "store", SimulatedConfig(utterances=1500, dims=dict.fromkeys(DIMS, 256)))
+    used = {}
+    for cache in ("host", "stream"):
+        done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "store"), cache], capture_output=True,
+                              text=True, check=True, cwd=ROOT)
+        used[cache], size = map(int, done.stdout.split())
+    assert size > 100
+    assert used["stream"] < 0.4 * used["host"], used
