@@ -14,7 +14,7 @@ import pyarrow.dataset as pad
 import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
-from lfmim.data.batches import STATISTICS_ROWS, UtteranceTensors, encode_labels, pad_sequences
+from lfmim.data.batches import UtteranceTensors, encode_labels, pad_sequences
 from lfmim.data.store import part_files, read_table, sequences
 from lfmim.schema import (
     FEATURE_COLUMNS,
@@ -27,6 +27,9 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+
+MAPPED_ROWS = 64
+"""Utterances in memory at a time while a split is mapped, besides one row group of the store."""
 
 
 def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto") -> UtteranceTensors:
@@ -115,8 +118,8 @@ def _tables(store: Path, split: str, columns: list[str]) -> Iterator[pa.Table]:
     """The split's rows, a few at a time and one part at a time, in no particular order."""
     for part in part_files(store):
         scanner = pad.dataset(part, format="parquet").scanner(
-            columns=[ID, *columns], filter=pad.field(SPLIT) == split, batch_size=STATISTICS_ROWS, batch_readahead=1,
-            fragment_readahead=0)
+            columns=[ID, *columns], filter=pad.field(SPLIT) == split, batch_size=MAPPED_ROWS, batch_readahead=1,
+            fragment_readahead=0, use_threads=False)
         for batch in scanner.to_batches():
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])

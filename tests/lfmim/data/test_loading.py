@@ -90,10 +90,13 @@ def test_private_memory_stays_flat(tmp_path, monkeypatch):
 
     monkeypatch.setenv("LFMIM_CACHE", str(tmp_path / "cache"))
     simulate_corpus(tmp_path / "store", SimulatedConfig(utterances=1500, dims=dict.fromkeys(DIMS, 256)))
-    used = {}
-    for cache in ("host", "stream"):
+    used = []
+    for cache in ("host", "stream", "stream"):
         done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "store"), cache], capture_output=True,
                               text=True, check=True, cwd=ROOT)
-        used[cache], size = map(int, done.stdout.split())
+        mib, size = map(int, done.stdout.split())
+        used.append(mib)
     assert size > 100
-    assert used["stream"] < 0.4 * used["host"], used
+    in_memory, while_mapping, mapped = used
+    assert while_mapping < 0.6 * in_memory, used  # some row groups of the store: the same for a larger one
+    assert mapped < 0.2 * in_memory, used
