@@ -27,9 +27,9 @@ test: setup lint
 slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
-# No Ray, no MLflow server, no programs started.
+# Without Ray, and without what takes seconds a test.
 unit: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not process"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not integration"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from lfmim.training.systems import BenchmarkConfig
 
 def main() -> int:
     config = auto_cli(BenchmarkConfig, as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store, report=config.report)
     from pathlib import Path
 
     from lfmim.data.loading import load_split

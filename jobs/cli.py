@@ -27,6 +27,8 @@ from lfmim.schema import InputError  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
+HOME = os.environ.get("LFMIM_HOME", "")
+"""Where a submitted job's relative paths start."""
 _terminated = False
 
 
@@ -60,12 +62,31 @@ def _catch_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def _start_at_home() -> None:
+    """A submitted job starts in a temporary copy of the working directory. Go to $LFMIM_HOME, if it is set, so that
+    paths mean what they mean to the submitter; files of the copy that were named (configs) are still found."""
+    if not (SUBMITTED and HOME):
+        return
+    for i, given in enumerate(sys.argv[1:], start=1):
+        option, equals, value = given.rpartition("=")
+        if value and os.path.isfile(value):
+            sys.argv[i] = option + equals + os.path.abspath(value)
+    try:
+        os.chdir(HOME)
+    except OSError as error:
+        sys.exit(f"error: LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees")
+
+
 def check_shared(**folders: str) -> None:
     """Refuse relative folders in a submitted job: they would land in the temporary copy of the working directory."""
     for name, folder in folders.items():
-        if SUBMITTED and folder and "://" not in folder and not os.path.isabs(folder):
+        if SUBMITTED and not HOME and folder and "://" not in folder and not os.path.isabs(folder):
             raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
-                             "copy of the working directory; give an absolute path on storage that every node sees")
+                             "copy of the working directory; give an absolute path on storage that every node sees, or "
+                             "set LFMIM_HOME, before `ray start`, to the folder where relative paths start")
+
+
+_start_at_home()
 
 
 @contextmanager

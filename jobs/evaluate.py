@@ -25,6 +25,7 @@ def evaluate(
         storage: run.storage of the training run, for the embedded registry.
         uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
     """
+    cli.check_shared(store=store, report=report)
     from pathlib import Path
 
     from rich.console import Console

@@ -17,6 +17,7 @@ from lfmim.training.search import TrialRecord, TuneConfig
 
 def main() -> int:
     config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
+    cli.check_shared(store=config.store, run__storage=config.run.storage)
     from lfmim.distributed.tuner import describe_sweep, tune_distributed
 
     what = describe_sweep(config)  # bad input is told before a cluster is started

@@ -74,7 +74,7 @@ def test_imports_point_one_way(path):
         assert there == here or RANK[there] < RANK[here], f"{label(path)} imports {there}"
 
 
-@pytest.mark.process
+@pytest.mark.integration
 def test_the_core_loads_neither_ray_nor_mlflow():
     code = ("import sys, lfmim.schema, lfmim.config, lfmim.metrics, lfmim.data.manifest, lfmim.data.batches, "
             "lfmim.models, lfmim.training.loop\n"

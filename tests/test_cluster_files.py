@@ -73,6 +73,7 @@ def test_a_head_that_computes_nothing_and_two_groups_that_grow_from_zero():
     assert "decode" not in groups["gpu"]["resources"]
 
 
+@pytest.mark.integration
 def test_instance_types_exist_and_have_what_their_group_offers(monkeypatch):
     moto, boto3 = pytest.importorskip("moto"), pytest.importorskip("boto3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

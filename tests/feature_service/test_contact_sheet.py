@@ -13,6 +13,7 @@ from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 
 
+@pytest.mark.integration
 def test_crops_of_real_clips_and_reasons(tmp_path):
     clip = tmp_path / "clip.mp4"
     make_clip(clip, {"text": "sadness", "audio": "anger", "vision": "happiness"}, key="k")

@@ -20,7 +20,7 @@ from feature_service.isolation import IsolatedDecoder
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from lfmim.data.manifest import read_manifest
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")

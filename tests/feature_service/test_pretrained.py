@@ -86,7 +86,7 @@ except InputError as error:
 """
 
 
-@pytest.mark.process
+@pytest.mark.integration
 def test_a_hub_model_offline_is_the_pinned_commit_or_one_message(tmp_path):
     tiny = build_tiny_encoders(tmp_path / "tiny")
     model = tmp_path / "hub" / "models--team--bert"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -24,9 +25,11 @@ class Head(NamedTuple):
     home: str
     env: dict[str, str]
 
-    def submit(self, *command: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- python ...`; stdout holds the streamed log."""
+    def submit(self, *command: str, wait: bool = True, home: str = "") -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python ...`, with $LFMIM_HOME if given; stdout holds the streamed log."""
         options = ["--address", self.address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+        if home:
+            options += ["--runtime-env-json", json.dumps({"env_vars": {"LFMIM_HOME": home}})]
         return subprocess.run([BIN / "ray", "job", "submit", *options, "--", "python", *command], cwd=ROOT,
                               env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
                               check=False)

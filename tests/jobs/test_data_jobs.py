@@ -13,7 +13,7 @@ from conftest import ROOT
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import read_table
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.integration
 
 MANIFEST = "id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal\n" + "".join(
     f"u{i},,你好{i},train,s{i % 7},anger,{'fear' if i % 2 else 'anger'},anger,anger\n" for i in range(20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from lfmim.data.demo_corpus import generate_demo_corpus
 from lfmim.data.store import stored_ids
 from lfmim.schema import InputError
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.integration
 
 BIN = Path(sys.executable).parent
 GOOD = "id,video,text,label_text\na,,你好,anger\n"
@@ -130,6 +131,17 @@ def test_submit_ends_with_the_jobs_own_exit_code(head, tmp_path):
 SPAM = ("WARNING", "INFO", "core_worker", "logging.cc", "Warning:", "Loading weights", "it/s]", "alembic",
         "mlflow.store", "mlflow.tracking")
 OF_THE_COMMAND = ("job_manager.py", "sdk.py", "cli.py")  # what `ray job submit` itself says
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_demo_config_is_submitted_as_it_is(head, toy_store, tmp_path):
+    """Its relative paths start at $LFMIM_HOME, as they would at the submitter's own folder."""
+    shutil.copytree(toy_store, tmp_path / "demo" / "features")
+    log = head.submit("jobs/train.py", "--config", "jobs/configs/demo.yaml", "--train.epochs=1", home=str(tmp_path))
+    assert log.returncode == 0, log.stdout[-3000:]
+    assert "registered models:/lfmim@champion (version 1" in log.stdout
+    assert (tmp_path / "demo" / "runs" / "mlflow.db").is_file()
 
 
 @pytest.mark.ray

@@ -90,6 +90,7 @@ def test_a_rerun_writes_the_missing_parts_only_and_gives_the_same_corpus(tmp_pat
     assert read_table(tmp_path / "killed").equals(read_table(tmp_path / "whole"))
 
 
+@pytest.mark.integration
 def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_from_all(tmp_path, cues):
     config = dataclasses.replace(SMALL, utterances=4000, strength=9.0, rows_per_part=4000)
     simulate_corpus(tmp_path, config)

@@ -41,6 +41,7 @@ def store(tmp_path):
     return tmp_path / "sims"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["lfmim", "mlf-dnn", "mlmf", "mtfn"])
 def test_table_3_systems(store, tmp_path, name):
     model = ModelConfig(name=name, task="sentiment", width=16, heads=2, layers=2, max_text=9, max_audio=9, max_vision=9,
@@ -82,7 +83,7 @@ def test_table_3_systems(store, tmp_path, name):
     assert page.count("data:image/png;base64,") == 2
 
 
-@pytest.mark.process
+@pytest.mark.integration
 def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
     model = ModelConfig(task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9)
     config = ExperimentConfig(store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1))

@@ -113,6 +113,7 @@ def sentiment(system: str, seed: int, noise: float) -> dict:
             "subsets": {}, "seconds": 1.0, "best_epoch": 0, "config": {}}
 
 
+@pytest.mark.integration
 def test_table_3_and_its_report(tmp_path):
     runs = [sentiment(s, k, n) for s, n in (("mtfn", 0.6), ("lfmim", 0.2)) for k in range(2)]
     table = table_3(runs)
@@ -135,6 +136,7 @@ def test_cka_knows_rotations_and_independence():
     assert linear_cka(x, rng.normal(size=(3000, 5))) < 0.01
 
 
+@pytest.mark.integration
 def test_all_files_are_written(tmp_path):
     page = write_comparison(tmp_path, RUNS, ["pmr 0: it broke <here>"], title="t").read_text(encoding="utf-8")
     names = {p.name for p in tmp_path.iterdir()}

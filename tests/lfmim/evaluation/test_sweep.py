@@ -32,6 +32,7 @@ def sweep(count: int) -> list[TrialRecord]:
     return records
 
 
+@pytest.mark.integration
 def test_the_parameter_that_matters_is_named_and_every_figure_drawn(tmp_path):
     records, style = sweep(30), dict(mpl.rcParams)
     share = importances(SPACE, records)

@@ -175,6 +175,7 @@ def test_a_missing_width_is_named():
         build_model(ModelConfig(**SIZES), {})
 
 
+@pytest.mark.integration
 def test_overfits_32_random_samples():
     g = torch.Generator().manual_seed(3)
     data = UtteranceTensors(

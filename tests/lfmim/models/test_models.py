@@ -200,6 +200,7 @@ def test_tfn_and_lmf_by_hand():
         torch.testing.assert_close(lmf(x, masks).logits[MULTIMODAL][row], lmf.head(h), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_learns(name):
     g = torch.Generator().manual_seed(0)

@@ -35,7 +35,7 @@ from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, REPORT_ORDER, InputError, Modality
 from lfmim.training.loop import train
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.integration
 
 SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_vision=16)
 

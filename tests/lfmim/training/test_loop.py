@@ -40,6 +40,7 @@ def data(toy_store):
     return [load_split(toy_store, split, SMALL) for split in ("train", "valid")]
 
 
+@pytest.mark.integration
 def test_it_learns_and_reports_what_it_did(data, tmp_path):
     config = experiment(epochs=12, lr=0.005, selection="text")
     meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
@@ -215,7 +216,7 @@ def test_a_validation_split_that_cannot_choose_is_refused():
         train(experiment(epochs=1), SPEC, random_data(SPEC, 8), valid)
 
 
-@pytest.mark.process
+@pytest.mark.integration
 def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
     n, batch = 29, 6  # batches of 6 and a last one of 5: one worker fills up
     config = experiment(model=STILL, optimizer="sgd", lr=0.05, momentum=0.9, epochs=3, batch_size=batch, grad_clip=1.0)

@@ -33,6 +33,7 @@ def data():
 OWN = [{"seed": 0, "lr": 0.003}, {"seed": 5, "lr": 0.01}, {"seed": 2, "lr": 0.001, "beta": BetaConfig(audio=0, text=2)}]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("fields", "rates"), [
     ({"weight_decay": 0.1, "grad_clip": 0.5}, True),
     ({"weight_decay": 0.1}, False),
