@@ -118,6 +118,7 @@ def test_submitted_training_survives_a_killed_worker_and_a_stop(head, toy_store,
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_submit_ends_with_the_jobs_own_exit_code(head, tmp_path):
     done = subprocess.run([sys.executable, ROOT / "jobs" / "submit.py", "--address", head.address, "jobs/train.py",
                            "--store", "features"], env=head.env, capture_output=True, text=True, timeout=120,

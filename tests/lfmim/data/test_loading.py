@@ -84,7 +84,7 @@ print(peak - before, sum(x.nbytes for x in data.features.values()) >> 20)
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_private_memory_stays_flat(tmp_path, monkeypatch):
     from lfmim.data.simulated import SimulatedConfig, simulate_corpus
 

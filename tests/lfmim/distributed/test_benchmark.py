@@ -68,6 +68,7 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_packed_seeds_are_the_runs_they_would_be_alone(ray_cluster, toy_store, tmp_path):
     """Without dropout, to float rounding; a preset that does not pack trains by itself, a run that diverges too."""
     from lfmim.distributed.benchmark import run_benchmark
