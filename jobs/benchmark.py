@@ -22,6 +22,7 @@ def main() -> int:
 
     from lfmim.data.loading import load_split
     from lfmim.evaluation.comparison_report import summary, write_comparison
+    from lfmim.progress import share
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import check_data
     from lfmim.training.systems import benchmark_experiment, load_presets, system_names
@@ -41,8 +42,8 @@ def main() -> int:
               f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, best epoch "
               f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s", flush=True)
 
-    what = (f"benchmark of {len(names)} systems x {config.seeds} seeds, {config.cpus_per_run:g} CPU"
-            + (f" + {config.gpus_per_run:g} GPU" if config.gpus_per_run else "") + f" a run | {config.report}")
+    what = (f"benchmark of {len(names)} systems x {config.seeds} seeds, "
+            f"{share(config.cpus_per_run, config.gpus_per_run)} a run | {config.report}")
     with cli.ray_session(what, cpus=config.cpus_per_run, gpus=config.gpus_per_run):
         from lfmim.distributed.benchmark import run_benchmark
 

@@ -20,6 +20,11 @@ def no_log(figures: Mapping[str, float], step: int) -> None:
     """Nobody listens."""
 
 
+def share(cpus: float, gpus: float) -> str:
+    """What one worker gets, for people: "1 CPU", "1 CPU + 0.5 GPU"."""
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
+
+
 @contextlib.contextmanager
 def watch(
     what: str, total: int, unit: str, *, log: Log = no_log, seconds: float = SECONDS_BETWEEN_LINES

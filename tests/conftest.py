@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def empty_database(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def small_disk():
+    """`mount(folder, size)` makes a folder a disk of that size (as `mount` takes it), or changes the size it has."""
+    mounted: list[Path] = []
+
+    def mount(folder: Path, size: str) -> None:
+        again = folder in mounted
+        folder.mkdir(exist_ok=True)
+        how = ["-o", f"remount,size={size}"] if again else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        done = subprocess.run(["mount", *how, str(folder)], check=False, capture_output=True, text=True)
+        if done.returncode and not again:
+            pytest.skip("mounting a small disk needs root")
+        assert done.returncode == 0, done.stderr
+        if not again:
+            mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def toy_rows(count: int, seed: int = 0, *, split: str = "train", absent: float = 0.0) -> list[dict]:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
 
-from lfmim.data.tables import cell, read_rows
+from lfmim.data.manifest import cell
+from lfmim.data.tables import read_rows
 from lfmim.schema import EMOTIONS, HEADS, ID, LABEL_COLUMNS, InputError, parse_emotion
 
 MODALITY, ANNOTATOR, LABEL = "modality", "annotator", "label"

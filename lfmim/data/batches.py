@@ -83,12 +83,12 @@ class UtteranceTensors:
         return len(self.ids)
 
     def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
-        """Batches on `device`. The features go there as a whole (`device`), stay where they are and are copied batch by
-        batch (`host`, `stream`), or whichever leaves the device half its free memory (`auto`)."""
+        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and are copied batch by
+        batch (`host`), or whichever leaves the device half its free memory (`auto`). Mapped ones stay in files."""
         if cache == "auto" and device.type == "cuda":
             size = sum(x.nbytes for x in self.features.values())
             cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
-        stay = cache in ("host", "stream")
+        stay = self.mapped or cache == "host"
         features = self.features if stay else {m: x.to(device) for m, x in self.features.items()}
         return dataclasses.replace(self, features=features, labels=self.labels.to(device))
 

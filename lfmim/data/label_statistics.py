@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from lfmim.data.importers.emotiontalk import TRANSCRIPT, strip_marks
+from lfmim.data.manifest import cell
 from lfmim.data.store import read_table
-from lfmim.data.tables import cell, read_rows
+from lfmim.data.tables import read_rows
 from lfmim.schema import (
     DURATION,
     FEATURE_COLUMNS,

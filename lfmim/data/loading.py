@@ -69,7 +69,7 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
     """The split's padded features as files in `cache_folder()`/splits, made by the first process that asks."""
     dims = FeatureSpec.load(store).dims
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    parts = [(p, os.stat(p).st_size, os.stat(p).st_mtime_ns) for p in part_files(store)]
+    parts = [(p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)]
     what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
     folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
     table = read_table(store, _label_columns(config), split)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fsspec
@@ -59,7 +59,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         rows, places = read_shards(path)
         frame = pd.DataFrame(rows, dtype=object)
     else:
-        frame = _read_table(path, suffix)
+        frame = read_frame(path, "manifest", (*READERS, ".tar"))
         places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
     for column in (ID, VIDEO):
         if column not in frame.columns:
@@ -74,7 +74,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
             raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
 
-    frame[ID] = [_text(v) for v in frame[ID]]
+    frame[ID] = [cell(v) for v in frame[ID]]
     first: dict[str, str] = {}
     for place, value in zip(places, frame[ID], strict=True):
         if not value:
@@ -84,7 +84,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
                              f"(first in {first[value].removeprefix(f'{path}: ')})")
         first[value] = place
     for column in (TEXT, SPLIT, SPEAKER):
-        frame[column] = [_text(v) for v in frame[column]] if column in frame else ""
+        frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
     for place, value in zip(places, frame[SPLIT], strict=True):
         if value and value not in SPLITS:
             raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
@@ -101,26 +101,29 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             dtype=object,
         )
     frame[VIDEO] = [
-        _resolve_video(path, place, _text(value), need_media) for place, value in zip(places, frame[VIDEO], strict=True)
+        _resolve_video(path, place, cell(value), need_media) for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
 
 
-def _read_table(path: str, suffix: str) -> pd.DataFrame:
+def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
+    """A CSV, JSONL or Parquet file as it is. Raises InputError, which calls it `kind` and names possible `formats`."""
+    suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
-        raise InputError(f"{path}: unknown manifest format; use one of {', '.join([*READERS, '.tar'])}")
+        raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
     try:
         with fsspec.open(path, "rb") as f:
             return READERS[suffix](f)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the manifest is empty; it needs a header line and at least one row") from error
+        raise InputError(f"{path}: the {kind} is empty; it needs a header line and at least one row") from error
     except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
         raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
 
 
-def _text(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A cell as stripped text; missing -> ""."""
     return "" if value is None or value != value else str(value).strip()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from lfmim.data.tables import cell
+from lfmim.data.manifest import cell
 from lfmim.schema import LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLITS, InputError
 
 METHODS = ("shuffled", "stratified", "speaker")

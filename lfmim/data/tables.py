@@ -6,25 +6,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import pandas as pd
 
-from lfmim.data.manifest import KNOWN_COLUMNS, READERS
+from lfmim.data.manifest import KNOWN_COLUMNS, READERS, cell, read_frame
 from lfmim.schema import VIDEO, InputError
 
 
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
     """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming file and column."""
-    suffix = "." + path.rsplit(".", 1)[-1].lower()
-    if suffix not in READERS:
-        raise InputError(f"{path}: unknown table format; use one of {', '.join(READERS)}")
-    try:
-        with fsspec.open(path, "rb") as f:
-            frame = READERS[suffix](f)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
-        raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
+    frame = read_frame(path, "table")
     frame = frame.rename(columns=lambda c: str(c).removeprefix("\ufeff")).reset_index(drop=True)
     missing = [c for c in required if c not in frame.columns]
     if missing:
@@ -33,11 +23,6 @@ def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
         raise InputError(f"{path}: the table has no rows")
     frame = frame.astype(object)
     return frame.where(frame.notna(), None)
-
-
-def cell(value: object) -> str:
-    """A cell as stripped text; missing -> ""."""
-    return "" if value is None or value != value else str(value).strip()
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:

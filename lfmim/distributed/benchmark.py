@@ -123,7 +123,7 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
     torch.set_num_threads(max(1, int(cpus)))
     started, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = [experiment_from_dict(run.config) for run in runs]
-    data = [load_split(Path(store), split, configs[0].model, configs[0].train.cache) for split in ("train", "valid")]
+    load = functools.partial(load_split, Path(store), config=configs[0].model, cache=configs[0].train.cache)
 
     def on_epoch(k: int, report: EpochReport, save: Callable[[Path], None]) -> None:
         home = Path(runs[k].folder)
@@ -134,15 +134,16 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
             save(home / BEST)
         save(home / LAST)
 
-    spec = FeatureSpec.load(Path(store))
+    given = FeatureSpec.load(Path(store)), load("train"), load("valid")
     if len(runs) > 1:
-        metas = train_packed(configs, spec, *data, device=device, on_epoch=on_epoch)
+        metas = train_packed(configs, *given, device=device, on_epoch=on_epoch)
     else:
-        metas = [train(configs[0], spec, *data, device=device, on_epoch=functools.partial(on_epoch, 0),
-                       resume=Path(runs[0].folder) / LAST if runs[0].begun else None)]
+        resume = Path(runs[0].folder) / LAST if runs[0].begun else None
+        metas = [train(configs[0], *given, device=device, on_epoch=functools.partial(on_epoch, 0), resume=resume)]
+    del given
     seconds = (time.perf_counter() - started) / len(runs)
     # From here on nothing is chosen any more: the only reading of the test split.
-    test = load_split(Path(store), "test", configs[0].model).to(device)
+    test = load("test").to(device)
     return [_result(run, meta, test, seconds) for run, meta in zip(runs, metas, strict=True)]
 
 

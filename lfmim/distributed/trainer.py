@@ -23,7 +23,7 @@ from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to
 from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
-from lfmim.progress import watch
+from lfmim.progress import share, watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, load_meta
@@ -66,10 +66,10 @@ def describe(config: ExperimentConfig) -> str:
     precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
-    share = f"{c.cpus_per_worker:g} CPU" + (f" + {c.gpus_per_worker:g} GPU" if gpu else "")
     name = run_name(config, data_fingerprint(Path(config.store)))
-    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x {share}, "
-            f"{'cuda' if gpu else 'cpu'}, precision {precision} | checkpoints {storage / name} | "
+    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
+            f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
+            f"checkpoints {storage / name} | "
             f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
 
 

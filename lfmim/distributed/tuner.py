@@ -20,6 +20,7 @@ from lfmim.distributed.trainer import TrainResult, data_fingerprint, train_distr
 from lfmim.distributed.trials import OnTrial, Trials
 from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
+from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.search import (
     Params,
@@ -76,9 +77,9 @@ def check_tune(config: TuneConfig) -> Space:
 def describe_sweep(config: TuneConfig) -> str:
     """One line: what will run with what, and where its results go."""
     run = config.run
-    share = f"{run.cpus_per_worker:g} CPU" + (f" + {run.gpus_per_worker:g} GPU" if run.gpus_per_worker else "")
     folder = _folder(config, _identity(config, check_tune(config)))
-    return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, {share} a trial, "
+    return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
+            f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
             f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")
 
 

@@ -27,7 +27,7 @@ from lfmim.evaluation.comparison import (
     table_subsets,
 )
 from lfmim.evaluation.figures import confusion_matrices, grouped_bars, learning_curves, test_curves
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
+from lfmim.evaluation.report import PAGE_STYLE, inline_image, markdown_table, write_text
 from lfmim.schema import MODALITIES, REPORT_ORDER
 
 HEAVY = ("predictions", "labels", "history", "test_curves")
@@ -106,7 +106,8 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         "of systems (Holm).</p>")
     for name, (heading, table) in tables(results).items():
         write_text(folder / f"{name}.csv", table.to_csv())
-        write_text(folder / f"{name}.md", to_markdown(table))
+        rows = [(i, *row) for i, *row in table.itertuples()]
+        write_text(folder / f"{name}.md", markdown_table([table.index.name, *table.columns], rows))
         write_text(folder / f"{name}.tex", table.to_latex(escape=True).replace("±", r"$\pm$"))
         page.append(f"<h2>{html.escape(heading)}</h2>{table.to_html()}")
     for name, (heading, figure) in figures(results).items():
@@ -115,10 +116,3 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
     slim = [{k: v for k, v in r.items() if k not in HEAVY} for r in results]
     write_text(folder / "results.json", json.dumps(slim, indent=1))
     return write_text(folder / "index.html", "\n".join(page))
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """A pipe table with the index as its first column."""
-    header = [str(table.index.name), *map(str, table.columns)]
-    lines = [header, ["---"] * len(header), *([str(i), *map(str, row)] for i, *row in table.itertuples())]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lfmim.config import to_dict
+from lfmim.evaluation.report import markdown_table
 from lfmim.metrics import Metrics, SentimentMetrics, metrics_from_dict
 from lfmim.models import build_model
 from lfmim.schema import EMOTIONS, MODALITIES, REPORT_ORDER, SENTIMENTS
@@ -95,9 +96,3 @@ def _shown(metrics: Metrics) -> dict[str, float]:
         return metrics.scalars()
     return {"accuracy": metrics.accuracy, "majority": metrics.majority, "weighted F1": metrics.weighted_f1,
             "macro F1": metrics.macro_f1, **{f"F1 {e}": metrics.f1[e] for e in REPORT_ORDER}}
-
-
-def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, ending with a line break."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)

@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 
 from lfmim.data.importers.dump import IMPORT_FILE
 from lfmim.data.label_statistics import read_labels
-from lfmim.data.store import quarantined, sequences
+from lfmim.data.store import part_files, quarantined, sequences
 from lfmim.evaluation.label_report import labels_html
 from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
 from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, SPLIT, FeatureSpec, InputError, Modality
@@ -72,7 +73,7 @@ class StoreSummary:
 def describe_store(store: Path) -> StoreSummary:
     """Read a store part by part, in bounded memory. Raises InputError if it is none or holds nothing."""
     spec = FeatureSpec.load(store)
-    parts = sorted(store.glob("part-*.parquet"))
+    parts = part_files(store)
     bad = quarantined(store).to_pylist()
     if not parts and not bad:
         raise InputError(f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py")
@@ -90,7 +91,7 @@ def describe_store(store: Path) -> StoreSummary:
                 sums[m].add(x)
     report = store / IMPORT_FILE
     return StoreSummary(
-        rows=sum(splits.values()), parts=len(parts), megabytes=sum(p.stat().st_size for p in parts) / 1e6,
+        rows=sum(splits.values()), parts=len(parts), megabytes=sum(os.path.getsize(p) for p in parts) / 1e6,
         splits=dict(splits), modalities={m: s.summary() for m, s in sums.items()}, durations=np.array(durations),
         face_rate=np.array(rates), quarantine=Counter(f"{r['stage']}: {r['error']}" for r in bad), spec=spec,
         imported=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,

@@ -33,6 +33,23 @@ class CheckpointMeta:
     best_epoch: int
     best_score: float
 
+    @classmethod
+    def start(cls, config: ExperimentConfig, spec: FeatureSpec) -> CheckpointMeta:
+        """Before the first epoch."""
+        return cls(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
+
+    @property
+    def over(self) -> bool:
+        """Whether the epochs or the patience have run out."""
+        c = self.config.train
+        return self.epoch >= c.epochs or bool(c.patience and self.epoch - 1 - self.best_epoch >= c.patience)
+
+    def after(self, entry: dict[str, Any]) -> CheckpointMeta:
+        """With one more finished epoch, an EpochReport as a dict."""
+        best = (entry["epoch"], entry["score"]) if entry["best"] else (self.best_epoch, self.best_score)
+        return dataclasses.replace(self, epoch=entry["epoch"] + 1, history=[*self.history, entry], best_epoch=best[0],
+                                   best_score=best[1])
+
 
 def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]) -> None:
     """Write a checkpoint into the existing or new folder; `checkpoint.json` comes last and marks it complete."""

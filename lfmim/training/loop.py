@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch.utils._triton import has_triton
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
-from lfmim.models import MODELS, build_model, check_dims
+from lfmim.models import MODELS, EmotionNet, build_model, check_dims
 from lfmim.models.layers import TransformerLayer
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
@@ -199,6 +199,32 @@ def check_data(config: ExperimentConfig, spec: FeatureSpec, *splits: UtteranceTe
                     "utterances out, or use " + " or ".join(n for n, model in MODELS.items() if model.accepts_absent))
 
 
+def new_models(
+    configs: Sequence[ExperimentConfig], spec: FeatureSpec, train_data: UtteranceTensors, valid_data: UtteranceTensors
+) -> list[EmotionNet]:
+    """A model with initial weights per config, all of one architecture. Raises InputError if data or recipe do not fit
+    it."""
+    model_config, models = configs[0].model, []
+    check_data(configs[0], spec, train_data, valid_data)
+    statistics = train_data.feature_statistics() if model_config.standardize else {}
+    for c in (config.train for config in configs):
+        if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
+            raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
+        torch.manual_seed(c.seed)
+        model = build_model(model_config, spec.dims)
+        if c.selection not in model.answers:
+            raise InputError(f"train.selection: {model_config.name} has no head '{c.selection}'; it has "
+                             + ", ".join(model.answers))
+        if not any(c.beta.as_dict()[h] for h in model.answers):
+            raise InputError(f"train.beta: every head of {model_config.name} has weight 0")
+        if c.modality_dropout and not model.accepts_absent:
+            raise InputError(f"train.modality_dropout: {model_config.name} needs every modality; set it to 0")
+        for m, (mean, scale) in statistics.items():
+            model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
+        models.append(model)
+    return models
+
+
 def train(
     config: ExperimentConfig, spec: FeatureSpec, train_data: UtteranceTensors, valid_data: UtteranceTensors, *,
     device: torch.device | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
@@ -210,25 +236,11 @@ def train(
     NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything of it is saved.
     """
     c = config.train
-    check_data(config, spec, train_data, valid_data)
-    if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
-        raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
-    device = device or torch.device("cpu")
-    rank, world = rank_and_world()
-    torch.manual_seed(c.seed)
-    model = build_model(config.model, spec.dims)
-    if c.selection not in model.answers:
-        raise InputError(f"train.selection: {config.model.name} has no head '{c.selection}'; it has "
-                         + ", ".join(model.answers))
-    if not any(c.beta.as_dict()[h] for h in model.answers):
-        raise InputError(f"train.beta: every head of {config.model.name} has weight 0")
-    if c.modality_dropout and not model.accepts_absent:
-        raise InputError(f"train.modality_dropout: {config.model.name} needs every modality; set it to 0")
+    (model,) = new_models([config], spec, train_data, valid_data)
     if c.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
-    if config.model.standardize:
-        for m, (mean, scale) in train_data.feature_statistics().items():
-            model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
+    device = device or torch.device("cpu")
+    rank, world = rank_and_world()
     model = model.to(device)
     optimizer = build_optimizer(c, model)
     precision = resolve_precision(c.precision, device)
@@ -242,7 +254,7 @@ def train(
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema))  # type: ignore[no-untyped-call]
     kept = model if averaged is None else averaged.module
     beta_H = torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device)
-    meta = CheckpointMeta(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
+    meta = CheckpointMeta.start(config, spec)
     if resume is not None:
         meta = dataclasses.replace(load_meta(resume), config=config)
         load_weights(resume, kept)
@@ -258,7 +270,7 @@ def train(
         compile_layers(model)
     micro_batch = micro_batch_size(c.micro_batch, device, config.model)
 
-    while meta.epoch < c.epochs and not (c.patience and meta.epoch - 1 - meta.best_epoch >= c.patience):
+    while not meta.over:
         epoch, started = meta.epoch, time.perf_counter()
         lr, steps = learning_rate(c, epoch), -(-len(train_data) // c.batch_size)
         # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
@@ -292,15 +304,11 @@ def train(
         judged = parallel if averaged is None else averaged.module
         valid_metrics = evaluate(judged, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
         score = valid_metrics[c.selection].score
-        better = is_better(score, meta.best_score)
         report = EpochReport(
-            epoch=epoch, lr=lr, train=train_metrics, valid=valid_metrics, score=score, best=better,
-            seconds=seconds, samples_per_second=len(train_data) / seconds,
+            epoch=epoch, lr=lr, train=train_metrics, valid=valid_metrics, score=score,
+            best=is_better(score, meta.best_score), seconds=seconds, samples_per_second=len(train_data) / seconds,
         )
-        meta = dataclasses.replace(
-            meta, epoch=epoch + 1, history=[*meta.history, report.as_dict()],
-            best_epoch=epoch if better else meta.best_epoch, best_score=score if better else meta.best_score,
-        )
+        meta = meta.after(report.as_dict())
 
         def save(folder: Path, meta: CheckpointMeta = meta) -> None:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}

@@ -7,8 +7,6 @@ checkpoints it would give alone: the same numbers up to float rounding without d
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,15 +19,14 @@ from torch.func import functional_call, stack_module_state
 from lfmim.config import ExperimentConfig, TrainConfig, to_dict
 from lfmim.data.batches import UtteranceTensors, epoch_order
 from lfmim.metrics import Metrics, sums_for
-from lfmim.models import build_model
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, save_checkpoint
 from lfmim.training.loop import (
     EpochReport,
     NonFiniteLossError,
     build_optimizer,
-    check_data,
     learning_rate,
+    new_models,
     resolve_precision,
     warmup_factor,
 )
@@ -155,20 +152,10 @@ def train_packed(
     together, and NonFiniteLossError naming the run.
     """
     check_packable(configs)
-    check_data(configs[0], spec, train_data, valid_data)
     c, runs, device = configs[0].train, len(configs), device or torch.device("cpu")
-    if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
-        raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
+    packed = Packed(new_models(configs, spec, train_data, valid_data), device)
     if c.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
-    models = []
-    for config in configs:
-        torch.manual_seed(config.train.seed)
-        models.append(build_model(config.model, spec.dims))
-        if configs[0].model.standardize:
-            for m, (mean, scale) in train_data.feature_statistics().items():
-                models[-1].inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
-    packed = Packed(models, device)
     optimizer = PackedOptimizer(c, list(packed.parameters.values()))
     precision = resolve_precision(c.precision, device)
     if precision == "fp16":
@@ -176,14 +163,10 @@ def train_packed(
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     beta = [torch.tensor([x.train.beta.as_dict()[h] for h in HEADS], device=device) for x in configs]
     train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
-    metas = [CheckpointMeta(config=x, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
-             for x in configs]
-
-    def over(meta: CheckpointMeta) -> bool:
-        return meta.epoch >= c.epochs or bool(c.patience and meta.epoch - 1 - meta.best_epoch >= c.patience)
+    metas = [CheckpointMeta.start(config, spec) for config in configs]
 
     for epoch in range(c.epochs):
-        if all(map(over, metas)):
+        if all(meta.over for meta in metas):
             break
         started = time.perf_counter()
         torch.manual_seed(c.seed * 100_003 + epoch)
@@ -228,18 +211,15 @@ def train_packed(
         seconds = time.perf_counter() - started
         valid = _evaluate(packed, valid_data, max(c.batch_size, 256), autocast)
         for k, meta in enumerate(metas):
-            if over(meta):
+            if meta.over:
                 continue
             score = valid[k][c.selection].score
-            better = is_better(score, meta.best_score)
             report = EpochReport(
-                epoch=epoch, lr=rates[k], train=trained[k], valid=valid[k], score=score, best=better,
-                seconds=seconds / runs, samples_per_second=runs * len(train_data) / seconds,
+                epoch=epoch, lr=rates[k], train=trained[k], valid=valid[k], score=score,
+                best=is_better(score, meta.best_score), seconds=seconds / runs,
+                samples_per_second=runs * len(train_data) / seconds,
             )
-            metas[k] = dataclasses.replace(
-                meta, epoch=epoch + 1, history=[*meta.history, report.as_dict()],
-                best_epoch=epoch if better else meta.best_epoch, best_score=score if better else meta.best_score,
-            )
+            metas[k] = meta.after(report.as_dict())
 
             def save(folder: Path, k: int = k, meta: CheckpointMeta = metas[k]) -> None:
                 state = {"optimizer": optimizer.state_of(k), "scaler": {}}

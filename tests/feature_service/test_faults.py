@@ -166,26 +166,20 @@ def test_text_alone_does_not_wait_for_video(undisturbed):
     assert max(text) < times["hang"]
 
 
-def test_a_full_disk_then_room_and_a_rerun(nodes, corpus, undisturbed):
+def test_a_full_disk_then_room_and_a_rerun(nodes, corpus, undisturbed, small_disk):
     store = corpus / "full"
-    store.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(store)], check=False,
-                      capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        code, output = finish(start(nodes, corpus, store))
-        assert code == 2, output
-        assert "No space left on device" in output
-        assert not list(store.rglob("*.tmp"))
-        done = len(stored_ids(store)) + quarantined(store).num_rows
-        assert 0 < done < ROWS
-        subprocess.run(["mount", "-o", "remount,size=50m", str(store)], check=True)
-        code, output = finish(start(nodes, corpus, store))
-        assert code == 3, output
-        assert f"{done} done before" in output
-        assert_same(store, undisturbed[0])
-    finally:
-        subprocess.run(["umount", "-l", str(store)], check=True)
+    small_disk(store, "40k")
+    code, output = finish(start(nodes, corpus, store))
+    assert code == 2, output
+    assert "No space left on device" in output
+    assert not list(store.rglob("*.tmp"))
+    done = len(stored_ids(store)) + quarantined(store).num_rows
+    assert 0 < done < ROWS
+    small_disk(store, "50m")
+    code, output = finish(start(nodes, corpus, store))
+    assert code == 3, output
+    assert f"{done} done before" in output
+    assert_same(store, undisturbed[0])
 
 
 def test_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):

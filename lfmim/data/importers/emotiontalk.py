@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lfmim.data.tables import cell, read_rows, write_manifest
+from lfmim.data.manifest import cell
+from lfmim.data.tables import read_rows, write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, parse_emotion
 
 TRANSCRIPT = "transcript"

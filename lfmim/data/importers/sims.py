@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from lfmim.data.tables import cell, read_rows, write_manifest
+from lfmim.data.manifest import cell
+from lfmim.data.tables import read_rows, write_manifest
 from lfmim.schema import ID, MULTIMODAL, SENTIMENT_COLUMNS, SPLIT, SPLITS, TEXT, VIDEO, InputError, parse_sentiment
 
 SCORES = {"text": "label_T", "audio": "label_A", "vision": "label_V", MULTIMODAL: "label"}

@@ -164,21 +164,15 @@ def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
     assert len(stored_ids(tmp_path)) == 400
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk(tmp_path, small_disk):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False,
-                      capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        part = rows_to_table(toy_rows(60), store_schema(DIMS), DIMS)
-        write_part(disk, part)
-        with pytest.raises(InputError, match=r"cannot be written to: .*No space left on device"):
-            write_part(disk, pa.concat_tables([part] * 20))
-        assert not list(disk.glob(".*"))
-        assert len(stored_ids(disk)) == 60  # whole parts only
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    small_disk(disk, "64k")
+    part = rows_to_table(toy_rows(60), store_schema(DIMS), DIMS)
+    write_part(disk, part)
+    with pytest.raises(InputError, match=r"cannot be written to: .*No space left on device"):
+        write_part(disk, pa.concat_tables([part] * 20))
+    assert not list(disk.glob(".*"))
+    assert len(stored_ids(disk)) == 60  # whole parts only
 
 
 def test_quarantined_rows_can_be_tried_again(tmp_path):

@@ -102,3 +102,11 @@ def test_what_does_not_fit_together_is_refused():
         train_packed([], SPEC, *data())
     with pytest.raises(NonFiniteLossError, match=r"seed 7, lr 1e\+30"):
         train_packed([experiment(optimizer="sgd"), experiment(optimizer="sgd", seed=7, lr=1e30)], SPEC, *data())
+
+
+def test_what_the_loop_refuses_is_refused():
+    lmf, whole = dataclasses.replace(STILL, name="lmf"), random_data(SPEC, N)
+    with pytest.raises(InputError, match=r"modality_dropout: lmf needs every modality"):
+        train_packed([experiment(model=lmf, modality_dropout=0.1)] * 2, SPEC, whole, whole)
+    with pytest.raises(InputError, match="lmf has no head 'text'"):
+        train_packed([experiment(model=lmf, selection="text")] * 2, SPEC, whole, whole)
