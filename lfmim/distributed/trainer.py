@@ -31,6 +31,10 @@ from lfmim.training.loop import DDP_OPTIONS, EpochReport, check_data, resolve_pr
 
 RUN_FILE = "run.json"
 SCORE = "score"
+IMPROVED = "improved_score"
+"""What Ray keeps checkpoints by: the score of an epoch that is strictly better than all before it, else NOT_BETTER. By
+the score alone Ray would keep the last of equally good epochs, and `best_epoch` is the first."""
+NOT_BETTER = -1e9  # finite: Ray writes it as JSON
 POLL_SECONDS = 2.0
 
 
@@ -100,7 +104,7 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
         run_config=RayRunConfig(
             name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=c.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
+                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=IMPROVED, checkpoint_score_order="max"
             ),
         ),
     )
@@ -117,7 +121,7 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
         raise
     if not result.best_checkpoints or result.checkpoint is None:
         raise RuntimeError(f"run {name} ended without a checkpoint; see {folder}")
-    scored = [(float(metrics[SCORE]), checkpoint) for checkpoint, metrics in result.best_checkpoints]
+    scored = [(float(metrics[IMPROVED]), checkpoint) for checkpoint, metrics in result.best_checkpoints]
     best = Path(max(scored, key=lambda pair: pair[0])[1].path)
     last = load_meta(Path(result.checkpoint.path))
     tracking.finish_run(uri, run_id, last)
@@ -187,7 +191,8 @@ def _train_worker(args: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
 
     def on_epoch(report: EpochReport, save: Any) -> None:
-        metrics = {SCORE: report.score, "epoch": report.epoch}
+        improved = report.score if report.best else NOT_BETTER
+        metrics = {SCORE: report.score, IMPROVED: improved, "epoch": report.epoch}
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if lead:
