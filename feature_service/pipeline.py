@@ -30,6 +30,9 @@ from lfmim.progress import Log, gpu_percent, no_log, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
+GPU_ROWS_PER_BATCH = 16
+"""Rows an encoder on a GPU is given at once, to fill its passes across utterances. (Faces keep the small batch: their
+frames are native ones.)"""
 MAX_SOURCE_ROWS = 32
 """Rows of one source block: what is decoded again when an actor is lost."""
 BLOCK_BYTES = 32 << 20
@@ -174,8 +177,10 @@ def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Sche
     Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all stages
     must fit side by side; each stage runs one thread.
     """
+    many = config.gpus_per_worker > 0 and stage != "face"
     return ds.map_batches(
-        _Stage, fn_constructor_args=(stage, config, schema), batch_format="pyarrow", batch_size=ROWS_PER_BATCH,
+        _Stage, fn_constructor_args=(stage, config, schema), batch_format="pyarrow",
+        batch_size=GPU_ROWS_PER_BATCH if many else ROWS_PER_BATCH,
         num_cpus=0.3 if stage == "face" else 0.1, num_gpus=config.gpus_per_worker,
         compute=ActorPoolStrategy(size=config.face_workers if stage == "face" else config.encoder_workers),
     )

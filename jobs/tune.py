@@ -49,8 +49,9 @@ def main() -> int:
           f"{_digits(given.score)}); {_values(winner)}")
     print("importance: " + (", ".join(f"{k} {v:.2f}" for k, v in result.importances.items()) or "nothing varies"))
     print(f"retrained from the logged config: {result.retrained.meta.best_score!r}, "
-          + ("the trial's score in every digit" if result.reproduced else f"NOT the trial's {winner.score!r}: this "
-             "device or its libraries do not repeat a computation exactly"))
+          + ("the trial's score in every digit" if result.reproduced else f"NOT the trial's {winner.score!r}: "
+             + ("trained alone, dropout and rounding are not those of the stack" if config.packed else
+                "this device or its libraries do not repeat a computation exactly")))
     print(f"over {len(scores)} seeds: {statistics.fmean(scores):.4f}"
           + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""))
     r = result.retrained.registered

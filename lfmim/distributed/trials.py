@@ -26,18 +26,20 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the sweep's own table says what became of a trial
 
+import ray
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from lfmim.config import ModelConfig, experiment_from_dict, to_dict
+from lfmim.config import ModelConfig, RunConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.checkpoint import META, load_meta
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train
+from lfmim.training.packed import train_packed
 from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
 
 TRIAL = "trial.json"
@@ -66,7 +68,6 @@ class Trials:
             path = self.home(n) / TRIAL
             if path.is_file():
                 self.records[n] = TrialRecord(**json.loads(path.read_text(encoding="utf-8")))
-        self.todo = [n for n in range(total) if n not in self.records]
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
@@ -84,8 +85,41 @@ class Trials:
         return [self.records[n] for n in known] if all(n in self.records for n in known) else None
 
     def run(self, store: Path) -> None:
-        """Run what is left on Ray Tune."""
-        if not self.todo:
+        """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a stack did not finish."""
+        size = self.window if self.config.packed else self.total
+        for first in range(0, self.total, size):
+            numbers = range(first, min(first + size, self.total))
+            if self.config.packed:
+                self._run_packed(store, numbers)
+            self._run_alone(store, [n for n in numbers if n not in self.records])
+
+    def _run_packed(self, store: Path, numbers: Sequence[int]) -> None:
+        """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails leaves its trials to
+        be run alone, from their last checkpoints."""
+        fresh = [n for n in numbers if n not in self.records and latest_checkpoint(self.home(n)) is None]
+        ready = [n for n in fresh if self.start(n, self.earlier(n) or [])]
+        run = self.config.run
+        task = ray.remote(_packed_trials).options(
+            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=0)
+        waiting = {}
+        for first in range(0, len(ready), self.config.packed):
+            stack = ready[first : first + self.config.packed]
+            homes = [str(self.home(n)) for n in stack]
+            waiting[task.remote(str(store), [self.started[n][1] for n in stack], homes)] = stack
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            stack = waiting.pop(done)
+            try:
+                ray.get(done)
+            except ray.exceptions.RayError as error:
+                logging.getLogger(__name__).warning(
+                    "trials %s go on one by one: %s", ", ".join(map(str, stack)), str(error).strip().splitlines()[-1])
+                continue
+            for number in stack:
+                self.end(number, "finished", "")
+
+    def _run_alone(self, store: Path, todo: Sequence[int]) -> None:
+        if not todo:
             return
         run = self.config.run
         resources = {"CPU": run.cpus_per_worker, **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {})}
@@ -94,15 +128,16 @@ class Trials:
             tune.with_resources(_trial, resources),
             param_space={"store": str(store)},
             tune_config=tune.TuneConfig(
-                search_alg=_Search(self), scheduler=_Scheduler(self), num_samples=-1, reuse_actors=True,
+                search_alg=_Search(self, todo), scheduler=_Scheduler(self), num_samples=-1, reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name=f"{self.folder.name}-{time.time_ns()}", storage_path=str(ray_folder), verbose=0,
             ),
         )
         tuner.fit()
-        if len(self.records) < self.total:
-            raise RuntimeError(f"Tune ended with {len(self.records)} of {self.total} trials; see {ray_folder}")
+        left = [n for n in todo if n not in self.records]
+        if left:
+            raise RuntimeError(f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}")
         shutil.rmtree(ray_folder, ignore_errors=True)
 
     def end(self, number: int, state: Literal["finished", "stopped", "diverged", "failed"], message: str) -> None:
@@ -147,9 +182,9 @@ class _Search(Searcher):
     Tune's own retries do not cover a trial that is handed to the idle process of a lost node.
     """
 
-    def __init__(self, trials: Trials) -> None:
+    def __init__(self, trials: Trials, todo: Sequence[int]) -> None:
         super().__init__()
-        self.trials, self.waiting = trials, list(trials.todo)
+        self.trials, self.todo, self.waiting = trials, todo, list(todo)
         self.numbers: dict[str, int] = {}
         self.deaths: Counter[int] = Counter()
 
@@ -166,7 +201,7 @@ class _Search(Searcher):
             self.waiting.pop(0)
             self.numbers[trial_id] = number
             return {"number": number, "home": str(self.trials.home(number)), "config": self.trials.started[number][1]}
-        done = len(self.trials.records) == self.trials.total
+        done = all(number in self.trials.records for number in self.todo)
         return cast(None, Searcher.FINISHED) if done else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -257,19 +292,38 @@ def _splits(store: str, model: ModelConfig, cache: str) -> tuple[FeatureSpec, Ut
     return FeatureSpec.load(folder), train_data, valid_data
 
 
+def _device(run: RunConfig) -> torch.device:
+    """The device of this process's trials, its threads set."""
+    device = torch.device("cuda" if run.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(run.cpus_per_worker)))
+    return device
+
+
+def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -> None:
+    """The trial's newest checkpoint in place of the one before."""
+    now = home / f"epoch_{report.epoch:04d}"
+    save(now)
+    for old in home.glob("epoch_*"):
+        if old != now:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _packed_trials(store: str, raw: Sequence[dict[str, Any]], homes: Sequence[str]) -> None:
+    """Several trials as one stacked model."""
+    configs = [experiment_from_dict(x) for x in raw]
+    data = _splits(store, configs[0].model, configs[0].train.cache)
+    train_packed(configs, *data, device=_device(configs[0].run),
+                 on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save))
+
+
 def _trial(args: Mapping[str, Any]) -> None:
     """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch, past ones again."""
     config, home = experiment_from_dict(args["config"]), Path(args["home"])
-    device = torch.device("cuda" if config.run.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    device = _device(config.run)
 
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
-        now = home / f"epoch_{report.epoch:04d}"
-        save(now)
-        for old in home.glob("epoch_*"):
-            if old != now:
-                shutil.rmtree(old, ignore_errors=True)
+        _keep_epoch(home, report, save)
         tune.report({"epoch": report.epoch + 1, "score": report.score})
 
     resume = latest_checkpoint(home)

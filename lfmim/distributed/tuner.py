@@ -22,6 +22,7 @@ from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.training.packed import OWN, check_packable
 from lfmim.training.search import (
     Params,
     Space,
@@ -68,6 +69,12 @@ def check_tune(config: TuneConfig) -> Space:
     if config.search == "grid" and len(grid_points(space)) + 1 > config.trials:
         raise InputError(f"trials: the grid has {len(grid_points(space))} points besides the config as given; set "
                          f"--trials {len(grid_points(space)) + 1} or thin it by a search space")
+    if config.packed:
+        check_packable([base])
+        own = [f for f in space if not f.startswith(tuple(f"train.{name}" for name in OWN))]
+        if own:
+            raise InputError(f"packed: stacked trials may differ in learning rate and β only, not in {', '.join(own)}; "
+                             "search without --packed")
     for split in ("train", "valid"):
         load_split(Path(config.store), split, config.model, config.train.cache)
     _known_sweep(config, _identity(config, space))
@@ -148,7 +155,7 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
         "data": data_fingerprint(Path(config.store).resolve()), "search": config.search,
         "scheduler": [config.scheduler, config.grace, config.reduction] if config.scheduler == "asha" else ["none"],
         "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
-        "cpus": config.run.cpus_per_worker, "gpus": config.run.gpus_per_worker,
+        "packed": config.packed, "cpus": config.run.cpus_per_worker, "gpus": config.run.gpus_per_worker,
     }
 
 
@@ -190,13 +197,14 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _window(config: TuneConfig) -> int:
-    """Twice the trials the cluster holds at once: a long trial then holds up few others."""
+    """Twice the trials the cluster holds at once: a long trial then holds up few others. Packed: as many as it holds,
+    since all of a window start together."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     run = config.run
     fits = have.get("CPU", 1) / run.cpus_per_worker
     if run.gpus_per_worker:
         fits = min(fits, have.get("GPU", 0) / run.gpus_per_worker)
-    return 2 * max(1, int(fits))
+    return (config.packed or 2) * max(1, int(fits))
 
 
 def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:

@@ -53,17 +53,24 @@ class TuneConfig(ExperimentConfig):
     when the sweep begins. Part of what makes a sweep repeatable."""
     seeds: int = 3
     """Seeds the winner is trained with, its own included."""
+    packed: int = 0
+    """Trials trained at once as one stacked model on one share of a device (0: each alone). Only learning rate and β
+    can be searched then, and no trial is stopped early. For GPUs; on a CPU it takes longer than one by one."""
     resume: bool = False
     """Continue the sweep of this config if there is one; no ended trial is repeated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, least in (("trials", 1), ("grace", 1), ("reduction", 2), ("window", 0), ("seeds", 1)):
+        for field, least in (("trials", 1), ("grace", 1), ("reduction", 2), ("window", 0), ("seeds", 1), ("packed", 0)):
             if getattr(self, field) < least:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
         for field, choices in (("search", ("optuna", "random", "grid")), ("scheduler", ("asha", "none"))):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}")
+        if self.packed and self.scheduler != "none":
+            raise InputError("packed: stacked trials train to their end together; add --scheduler none")
+        if self.packed and 0 < self.window < self.packed:
+            raise InputError(f"window: {self.window} must be at least packed ({self.packed}): so many run at once")
         if self.run.workers != 1:
             raise InputError("run.workers: a trial is one process; search with 1, then train the winner's config with "
                              "more by jobs/train.py")

@@ -83,6 +83,48 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_store, tmp_path):
+    """Without dropout, to float rounding. A stack with a trial that diverges goes on one by one."""
+    config = tiny_tune(toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4)
+    still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **still))
+    known = []
+
+    def plan(number, earlier):
+        known.append((number, len(earlier)))
+        return {"train.lr": 1e30 if number == 3 else 0.001 * (number + 1), "train.beta.text": 0.5 + len(earlier)}
+
+    trials = Trials(config, tmp_path / "sweep" / "trials", 6, config.window, plan, halving=False,
+                    on_trial=lambda record, records: None)
+    trials.run(toy_store)
+    assert sorted(set(known)) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]
+    expected = serial_sweep(config, plan, 6)
+    assert [(r.number, r.state, r.params) for r in trials.ended] == [(r.number, r.state, r.params) for r in expected]
+    assert trials.records[3].state == "diverged"
+    for got, want in zip(trials.ended, expected, strict=True):
+        losses = [[e["valid"]["multimodal"]["loss"] for e in r.history] for r in (got, want)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert all(latest_checkpoint(trials.home(n)) is None for n in range(6))
+
+
+def test_a_stacked_sweep_searches_what_can_be_stacked(toy_store, tmp_path):
+    from lfmim.distributed.tuner import check_tune
+
+    with pytest.raises(InputError, match=r"packed: .*add --scheduler none"):
+        tiny_tune(toy_store, tmp_path, packed=2)
+    with pytest.raises(InputError, match=r"window: 3 must be at least packed \(4\)"):
+        tiny_tune(toy_store, tmp_path, packed=4, scheduler="none")
+    config = tiny_tune(toy_store, tmp_path, packed=2, scheduler="none")
+    check_tune(config)
+    space = write(tmp_path, "train.lr: [0.01, 0.02]\nmodel.heads: [2, 4]")
+    with pytest.raises(InputError, match=r"not in model\.heads; search without --packed"):
+        check_tune(dataclasses.replace(config, space=space))
+    with pytest.raises(InputError, match=r"train\.ema: packed training does not support it"):
+        check_tune(dataclasses.replace(config, train=dataclasses.replace(config.train, ema=0.9)))
+
+
 def write(folder, text: str) -> str:
     (folder / "space.yaml").write_text(text, encoding="utf-8")
     return str(folder / "space.yaml")
