@@ -1,9 +1,9 @@
 """Extraction speed, side by side in one run: a straightforward script, this pipeline, and the encoders' floor.
 
-    python benchmarks/extraction.py --repeats 3 --encoders base
+    python benchmarks/extraction.py --repeats 3 --encoders base --write docs/benchmarks.md
 
 Seconds are for one pass over the clips; the job's are the difference of a manifest that holds them six times and one
-that holds them twice, so its start-up is a line of its own. Prints and writes a Markdown table and a JSON file. `base`:
+that holds them twice, so its start-up is a line of its own. Prints a Markdown table and writes a JSON file. `base`:
 encoders of the paper's sizes with random weights.
 """
 
@@ -35,6 +35,7 @@ import ray
 import torch
 import transformers
 from facenet_pytorch import MTCNN
+from page import machine, write_section
 from PIL import Image
 
 from feature_service.operators.decode import decode_clip
@@ -244,13 +245,8 @@ def run_once(clips: dict[str, Path], encoder_config: EncoderConfig, folder: Path
     return result
 
 
-def machine(device: str) -> str:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
-        cpu = names[0] if names else cpu
-    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    return (f"{cpu}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}, "
+def environment(device: str) -> str:
+    return (f"{machine(device)}; Python {platform.python_version()}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}, ray {ray.__version__}, decord {decord.__version__}")
 
 
@@ -260,7 +256,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--encoders", choices=("tiny", "base"), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("extraction_benchmark"), help="folder for table and JSON")
+    parser.add_argument("--output", type=Path, default=Path("extraction_benchmark"), help="folder of the JSON file")
+    parser.add_argument("--write", type=Path, help="page whose extraction section is replaced")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         media = ROOT.parent / "shared" / "media"
@@ -280,16 +277,18 @@ def main() -> None:
             print(f"repeat {i + 1} of {args.repeats} done", flush=True)
         ray.shutdown()
     medians = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
-    lines = [f"{machine(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, median of "
+    lines = [f"{environment(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, median of "
              f"{args.repeats}", "",
              "| measure (seconds, or a ratio or share) | median | min | max |", "|---|---|---|---|"]
     lines += [f"| {k} | {v:.2f} | {min(r[k] for r in runs):.2f} | {max(r[k] for r in runs):.2f} |"
               for k, v in medians.items()]
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "extraction.md").write_text("\n".join(lines) + "\n")
     (args.output / "extraction.json").write_text(json.dumps(
-        {"machine": machine(args.device), "clips": list(clips), "runs": runs, "medians": medians}, indent=2))
-    print("\n".join(lines))
+        {"machine": environment(args.device), "clips": list(clips), "runs": runs, "medians": medians}, indent=2))
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.write:
+        write_section(args.write, "extraction", text)
 
 
 if __name__ == "__main__":

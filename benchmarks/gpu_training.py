@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from corpus import CHERMA, SIZES, feature_spec, machine_floor, noise_corpus, training_flops
+from page import machine
 from reference import Reference, write_files
-from training import machine
 
 from lfmim.schema import HEADS
 from lfmim.training.loop import resolve_precision, train

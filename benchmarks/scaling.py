@@ -24,15 +24,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from corpus import SIZES, noise_corpus
+from page import machine, write_section
 from torch.nn.parallel import DistributedDataParallel
-from training import machine, write_section
 
 from lfmim.metrics import HeadSums
 from lfmim.models import build_model
 from lfmim.schema import HEADS
 from lfmim.training import loop
 
-BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 PROJECTED = (1, 8, 64, 256)
 
 
@@ -135,7 +134,7 @@ def main() -> None:
     if o.plot:
         plot(o.plot, strong, weak, projected)
     if o.write:
-        write_section(o.write, text, BEGIN, END)
+        write_section(o.write, "scaling", text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -20,10 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from page import machine, write_section
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
-
-BEGIN, END = "<!-- training: begin -->", "<!-- training: end -->"
 
 
 def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
@@ -176,16 +175,6 @@ def compare(size: str, n: int, device: str, workers: int, repeats: int) -> dict[
     return {what: {k: statistics.median(r[k] for r in seen) for k in seen[0]} for what, seen in rounds.items()}
 
 
-def machine(device: str) -> str:
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
-
-
 def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int], where: str) -> str:
     lines = [f"Machine: {where}. Samples per second unless another unit is named; medians."]
     for size, r in results.items():
@@ -214,14 +203,6 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
     return "\n".join(lines) + "\n"
 
 
-def write_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between the two marks of a page; without them, append."""
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
-    if begin not in old:
-        old += f"\n{begin}\n{end}\n"
-    path.write_text(f"{old.split(begin)[0]}{begin}\n{text}{end}{old.split(end)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["paper", "small"])
@@ -244,7 +225,7 @@ def main() -> None:
     text = page(results, sizes, machine(o.device))
     print(text)
     if o.write:
-        write_section(o.write, text)
+        write_section(o.write, "training", text)
 
 
 if __name__ == "__main__":

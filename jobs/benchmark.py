@@ -32,13 +32,17 @@ def main() -> int:
     presets = load_presets(names, Path(__file__).parent / "configs")
     splits = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid", "test")]
     for system in names:
-        check_data(benchmark_experiment(config, system, 0, presets), FeatureSpec.load(store), *splits)
+        check_data(benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits)
     del splits
-    started = time.perf_counter()
+    started, before = time.perf_counter(), 0
 
-    def say(done: int, total: int, result: dict[str, Any]) -> None:
+    def say(done: int, total: int, result: dict[str, Any], reused: bool) -> None:
+        nonlocal before
+        before += reused
         passed = time.perf_counter() - started
-        print(f"[{passed:5.0f} s, about {passed / done * (total - done):.0f} s left] {done}/{total} "
+        left = "done before" if reused else (
+            f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
+        print(f"[{left}] {done}/{total} "
               f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, best epoch "
               f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s", flush=True)
 

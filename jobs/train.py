@@ -14,17 +14,9 @@ from lfmim.config import ExperimentConfig
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
     cli.check_shared(store=config.store, run__storage=config.run.storage)
-    from pathlib import Path
+    from lfmim.distributed.trainer import check_experiment, describe, train_distributed
 
-    from lfmim.data.loading import load_split
-    from lfmim.schema import FeatureSpec
-    from lfmim.training.loop import check_data
-
-    store = Path(config.store)  # bad input is told before a cluster is started
-    splits = (load_split(store, s, config.model, config.train.cache) for s in ("train", "valid"))
-    check_data(config, FeatureSpec.load(store), *splits)
-    from lfmim.distributed.trainer import describe, train_distributed
-
+    check_experiment(config)  # bad input is told before a cluster is started
     c = config.run
     with cli.ray_session(describe(config), cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
         result = train_distributed(config)

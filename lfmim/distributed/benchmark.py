@@ -51,13 +51,13 @@ class Run:
 
 def run_benchmark(
     config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], *,
-    on_done: Callable[[int, int, dict[str, Any]], None] = lambda done, total, result: None,
+    on_done: Callable[[int, int, dict[str, Any], bool], None] = lambda done, total, result, reused: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same config are reused, begun
     ones go on from their last epoch.
 
-    `on_done(done, total, result)` is called as runs end. One failed run does not end the others: a packed group goes
-    on one by one if it fails.
+    `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the others: a
+    packed group goes on one by one if it fails.
     """
     store = Path(config.store).resolve()
     remote = ray.remote(_train_runs).options(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2)
@@ -68,7 +68,7 @@ def run_benchmark(
     for run in runs:
         if (Path(run.folder) / RESULT).is_file():
             results.append(json.loads((Path(run.folder) / RESULT).read_text(encoding="utf-8")))
-            on_done(len(results), len(runs), results[-1])
+            on_done(len(results), len(runs), results[-1], True)
         else:
             todo.append(run)
     waiting: dict[Any, list[Run]] = {}
@@ -92,7 +92,7 @@ def run_benchmark(
             continue
         for result in done:
             results.append(result)
-            on_done(len(results) + len(failed), len(runs), result)
+            on_done(len(results) + len(failed), len(runs), result, False)
     return results, failed
 
 

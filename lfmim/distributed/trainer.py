@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import tempfile
 import threading
@@ -19,10 +20,11 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.config import ExperimentConfig, ModelConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
+from lfmim.models import check_dims
 from lfmim.progress import share, watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
@@ -56,6 +58,24 @@ def data_fingerprint(store: Path) -> str:
     return config_hash(table.to_pydict(), FeatureSpec.load(store).fingerprint)
 
 
+def check_experiment(config: ExperimentConfig) -> str:
+    """Raise InputError for a store without what the experiment needs; returns the data's fingerprint.
+
+    For the jobs to call before anything is started. The same data and model are read only once.
+    """
+    store = Path(config.store).resolve()
+    check_dims(config.model, FeatureSpec.load(store).dims)
+    fingerprint = data_fingerprint(store)
+    _check_splits(store, fingerprint, config.model, config.train.cache)
+    return fingerprint
+
+
+@functools.lru_cache(maxsize=1)
+def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
+    for split in ("train", "valid"):
+        check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
+
+
 def run_name(config: ExperimentConfig, fingerprint: str) -> str:
     """config.run.name, or a name that depends on what is trained and on what data: the same command, the same run."""
     if config.run.name:
@@ -84,8 +104,7 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
-    check_data(config, spec, *(load_split(store, s, config.model, config.train.cache) for s in ("train", "valid")))
-    fingerprint = data_fingerprint(store)
+    fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)

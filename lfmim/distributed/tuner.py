@@ -15,8 +15,7 @@ import ray
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
-from lfmim.data.loading import load_split
-from lfmim.distributed.trainer import TrainResult, data_fingerprint, train_distributed
+from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_distributed
 from lfmim.distributed.trials import OnTrial, Trials
 from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
@@ -75,8 +74,7 @@ def check_tune(config: TuneConfig) -> Space:
         if own:
             raise InputError(f"packed: stacked trials may differ in learning rate and β only, not in {', '.join(own)}; "
                              "search without --packed")
-    for split in ("train", "valid"):
-        load_split(Path(config.store), split, config.model, config.train.cache)
+    check_experiment(base)
     _known_sweep(config, _identity(config, space))
     return space
 

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from matplotlib.figure import Figure
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
@@ -97,8 +97,7 @@ def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: s
         experiment_id = experiment.experiment_id
     run_id = str(client.create_run(experiment_id, run_name=run_name, tags={**tags, **git_tag()}).info.run_id)
     raw = config if isinstance(config, dict) else to_dict(config)
-    for key, value in _flatten(raw).items():
-        client.log_param(run_id, key, value)
+    _log_params(client, run_id, raw)
     client.log_text(run_id, yaml.safe_dump(raw, sort_keys=False), CONFIG_FILE)
     return run_id
 
@@ -236,8 +235,7 @@ def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
     tags = {PARENT_RUN: parent, "trial": str(record.number), "state": record.state, **git_tag()}
     run = client.create_run(client.get_run(parent).info.experiment_id, run_name=f"trial-{record.number:04d}", tags=tags)
     run_id = str(run.info.run_id)
-    for key, value in _flatten({k: record.config[k] for k in ("model", "train")}).items():
-        client.log_param(run_id, key, value)
+    _log_params(client, run_id, {k: record.config[k] for k in ("model", "train")})
     client.log_text(run_id, yaml.safe_dump(record.config, sort_keys=False), CONFIG_FILE)
     for entry in record.history:
         client.log_batch(run_id, metrics=_epoch_metrics(entry))
@@ -292,6 +290,12 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None, *, killed: bo
         client.log_metric(run_id, "best_score", meta.best_score)
         client.log_metric(run_id, "best_epoch", meta.best_epoch)
     client.set_terminated(run_id, "FINISHED" if meta else "KILLED" if killed else "FAILED")
+
+
+def _log_params(client: MlflowClient, run_id: str, tree: dict[str, Any]) -> None:
+    params = [Param(key, str(value)) for key, value in _flatten(tree).items()]
+    for start in range(0, len(params), 100):  # the most that one request may hold
+        client.log_batch(run_id, params=params[start : start + 100])
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -179,23 +179,23 @@ def evaluate(
     return sums.all_reduce().compute()
 
 
-def check_data(config: ExperimentConfig, spec: FeatureSpec, *splits: UtteranceTensors) -> None:
+def check_data(config: ModelConfig, spec: FeatureSpec, *splits: UtteranceTensors) -> None:
     """Raise InputError if the model needs a modality that the store, or an utterance of `splits`, does not have.
 
     For the jobs to call before anything is started; `train` calls it too.
     """
-    check_dims(config.model, spec.dims)
+    check_dims(config, spec.dims)
     for data in splits:
-        if data.labels.is_floating_point() != (config.model.task == "sentiment"):
+        if data.labels.is_floating_point() != (config.task == "sentiment"):
             raise ValueError("the labels are not those of model.task: load the split with the model's config")
-        if MODELS[config.model.name].accepts_absent:
+        if MODELS[config.name].accepts_absent:
             continue
         for m, length in data.lengths.items():
             absent = (length == 0).nonzero()
             if len(absent):
                 raise InputError(
                     f"utterance {data.ids[int(absent[0])]!r}, {FEATURE_COLUMNS[m]}: absent (so in {len(absent)} of "
-                    f"{len(data)} utterances), and model.name '{config.model.name}' needs every modality; leave such "
+                    f"{len(data)} utterances), and model.name '{config.name}' needs every modality; leave such "
                     "utterances out, or use " + " or ".join(n for n, model in MODELS.items() if model.accepts_absent))
 
 
@@ -205,7 +205,7 @@ def new_models(
     """A model with initial weights per config, all of one architecture. Raises InputError if data or recipe do not fit
     it."""
     model_config, models = configs[0].model, []
-    check_data(configs[0], spec, train_data, valid_data)
+    check_data(model_config, spec, train_data, valid_data)
     statistics = train_data.feature_statistics() if model_config.standardize else {}
     for c in (config.train for config in configs):
         if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):

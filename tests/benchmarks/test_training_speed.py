@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from corpus import SIZES, forward_flops, noise_corpus
+from page import write_section
 from reference import PlainLFMIM
 from scaling import step_model
-from training import write_section
 
 from lfmim.models import build_model
 
@@ -45,8 +45,8 @@ def test_the_scaling_model():
 def test_a_section_is_replaced(tmp_path):
     page = tmp_path / "page.md"
     for text in ("one\n", "two\n"):
-        write_section(page, text, "<b>", "</b>")
-    assert page.read_text().endswith("<b>\ntwo\n</b>\n")
+        write_section(page, "speed", text)
+    assert page.read_text().endswith("<!-- speed: begin -->\ntwo\n<!-- speed: end -->\n")
     assert "one" not in page.read_text()
 
 

@@ -27,7 +27,7 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
         train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16), cpus_per_run=1,
     )
     told: list[tuple[int, int]] = []
-    results, failed = run_benchmark(config, presets, on_done=lambda done, total, _: told.append((done, total)))
+    results, failed = run_benchmark(config, presets, on_done=lambda done, total, _, reused: told.append((done, total)))
     assert sorted(r["system"] for r in results) == ["lfmim", "lmf", "mine"]
     assert len(failed) == 1
     assert failed[0].startswith("broken 0: ")

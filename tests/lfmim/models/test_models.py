@@ -97,9 +97,9 @@ def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
             with pytest.raises(InputError, match=f"row 1, {absent[0]}_features.*'{name}'"):
                 predictor.predict(rows)
             with pytest.raises(InputError, match=f"'a', {absent[0]}_features.*'{name}'"):
-                check_data(plain, SPEC, data)
+                check_data(plain.model, SPEC, data)
             continue
-        check_data(plain, SPEC, data)
+        check_data(plain.model, SPEC, data)
         p = predictor.predict(rows)
         for h in HEADS:
             there = h in model.answers and (h == MULTIMODAL or h in subset)

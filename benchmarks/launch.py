@@ -1,0 +1,130 @@
+"""What `jobs/train.py` costs over the plain loop for the same work, and where it goes.
+
+    python benchmarks/launch.py [--repeats 3] [--epochs 10] [--write docs/benchmarks.md]
+
+Both train the same small model on the same store, each in a process of its own from start to exit; the plain loop
+writes its checkpoints, too. The job starts a local Ray, logs to MLflow and registers the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from page import machine, write_section
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+SIZE, UTTERANCES = "small", 1500
+FIELDS = {"width": 16, "heads": 2, "layers": 1, "max_text": 24, "max_audio": 25, "max_vision": 16}
+
+
+def plain(store: Path, folder: Path, epochs: int) -> None:
+    """The plain loop, as `--part plain`."""
+    from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+    from lfmim.data.loading import load_split
+    from lfmim.schema import FeatureSpec
+    from lfmim.training.loop import train
+
+    config = ExperimentConfig(store=str(store), model=ModelConfig(**FIELDS), train=TrainConfig(epochs=epochs))
+    data = [load_split(store, split, config.model) for split in ("train", "valid")]
+    train(config, FeatureSpec.load(store), *data,
+          on_epoch=lambda report, save: save(folder / f"epoch_{report.epoch:04d}"))
+
+
+def run(command: list[str], folder: Path) -> tuple[float, list[tuple[float, str]]]:
+    """Seconds of a process, and when it printed what."""
+    env = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    started, said = time.perf_counter(), list[tuple[float, str]]()
+    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append((time.perf_counter() - started, line.rstrip()))
+    if process.wait():
+        raise SystemExit("\n".join(line for _, line in said))
+    return time.perf_counter() - started, said
+
+
+class Watcher(threading.Thread):
+    """Notes when the first and the last epoch's checkpoint of a run appear."""
+
+    def __init__(self, folder: Path, epochs: int) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.names = folder, ("epoch_0000", f"epoch_{epochs - 1:04d}")
+        self.seen: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    def run(self) -> None:
+        while len(self.seen) < 2:
+            time.sleep(0.02)
+            for name in self.names:
+                if name not in self.seen and next(self.folder.glob(f"**/{name}/checkpoint.json"), None):
+                    self.seen[name] = time.perf_counter() - self.started
+
+
+def measure(store: Path, folder: Path, epochs: int) -> dict[str, float]:
+    """Seconds of both, and of the job's phases."""
+    me = [sys.executable, __file__, "--part", "plain", "--store", str(store), "--epochs", str(epochs)]
+    alone, _ = run([*me, "--folder", str(folder / "plain")], folder)
+    fields = [f"--model.{k}={v}" for k, v in FIELDS.items()]
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--store", str(store), "--run.storage",
+               str(folder / "runs"), "--train.epochs", str(epochs), *fields]
+    watcher = Watcher(folder / "runs", epochs)
+    watcher.start()
+    whole, said = run(command, folder)
+    watcher.join(timeout=1)
+    at = {word: next(t for t, line in said if word in line) for word in ("ray:", "registered")}
+    first, last = watcher.seen["epoch_0000"], watcher.seen[f"epoch_{epochs - 1:04d}"]
+    return {
+        "the plain loop, from start to exit": alone, "`jobs/train.py`, from start to exit": whole,
+        "the job over the loop": whole - alone,
+        "imports, check of the data, start of Ray": at["ray:"],
+        "MLflow run, start of the worker, its imports, data and first epoch": first - at["ray:"],
+        "the other epochs, their metrics and checkpoints": last - first,
+        "end of the run, registration": at["registered"] - last, "end of Ray": whole - at["registered"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--write", type=Path, help="page whose launch section is replaced")
+    parser.add_argument("--part", choices=["plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    o = parser.parse_args()
+    if o.part:
+        plain(o.store, o.folder, o.epochs)
+        return
+    from training import prepare
+
+    rounds = []
+    for i in range(o.repeats):
+        with tempfile.TemporaryDirectory() as name:
+            prepare(Path(name), SIZE, UTTERANCES)
+            rounds.append(measure(Path(name) / "store", Path(name), o.epochs))
+        print(f"round {i + 1} of {o.repeats}: {rounds[-1]['the job over the loop']:.1f} s", file=sys.stderr, flush=True)
+    lines = [f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} epochs, a new "
+             f"MLflow database each time; seconds, {o.repeats} rounds.", "", "| | median | min | max |",
+             "|---|---|---|---|"]
+    for key in rounds[0]:
+        values = [r[key] for r in rounds]
+        lines.append(f"| {key} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if o.write:
+        write_section(o.write, "launch", text)
+
+
+if __name__ == "__main__":
+    main()
