@@ -1,0 +1,119 @@
+"""What a change of the recipe is worth, by validation alone: systems x changes x seeds, and a preset choice by choice.
+
+    python benchmarks/recipes.py --store tuning --changes train.ema=0.99 train.lr=0.002+train.warmup=2 --seeds 3
+    python benchmarks/recipes.py --store tuning --systems mult pmr --changes train.lr=0.001 train.lr=0.002
+    python benchmarks/recipes.py --store tuning --systems strong        # with and without each of its choices
+
+A system is trained under the benchmark's common recipe and under it with each change (fields joined by +). A preset is
+trained as it is and with each field in which it differs from the common recipe put back. The test split is never read.
+Every run is kept in --output, so a rerun does only what is missing. Prints and writes a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+import yaml
+
+from lfmim.config import config_hash, experiment_from_dict, to_dict
+from lfmim.data.loading import load_split
+from lfmim.distributed.trainer import data_fingerprint
+from lfmim.evaluation.report import markdown_table, write_text
+from lfmim.schema import FeatureSpec
+from lfmim.training.loop import train
+from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, load_presets
+
+Config = dict[str, Any]
+
+
+def changed(base: Config, fields: dict[str, Any]) -> Config:
+    """`base` with the dotted fields (train.lr) replaced."""
+    mixed = {**base, "model": dict(base["model"]), "train": dict(base["train"])}
+    for name, value in fields.items():
+        section, field = name.split(".", 1)
+        mixed[section][field] = value
+    return mixed
+
+
+def plan(benchmark: BenchmarkConfig, systems: list[str], changes: list[str]) -> dict[tuple[str, str], Config]:
+    """(system, what is changed) -> config."""
+    presets = load_presets(systems, ROOT / "jobs" / "configs")
+    common = to_dict(benchmark_experiment(benchmark, "lfmim", 0, {}))
+    rows = {}
+    for system in systems:
+        base = to_dict(benchmark_experiment(benchmark, system, 0, presets))
+        rows[system, ""] = base
+        for change in changes:
+            fields = {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))}
+            rows[system, change.replace("+", ", ")] = changed(base, fields)
+        if system in presets:
+            for section in ("model", "train"):
+                for field, value in base[section].items():
+                    before = common[section][field]
+                    if before != value:
+                        rows[system, f"{section}.{field} {value} -> {before}"] = changed(
+                            base, {f"{section}.{field}": before})
+    return rows
+
+
+def validation_score(raw: Config, seed: int, output: Path, fingerprint: str) -> float:
+    """Best validation score of one run."""
+    raw = {**raw, "train": {**raw["train"], "seed": seed}}
+    path = output / f"{config_hash(raw['model'], raw['train'], fingerprint)}.json"
+    if not path.is_file():
+        config, store = experiment_from_dict(raw), Path(raw["store"])
+        data = [load_split(store, split, config.model) for split in ("train", "valid")]
+        meta = train(config, FeatureSpec.load(store), *data)
+        found = {"config": to_dict(config), "score": meta.best_score, "best_epoch": meta.best_epoch}
+        write_text(path, json.dumps(found))
+    return float(json.loads(path.read_text(encoding="utf-8"))["score"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", required=True)
+    parser.add_argument("--systems", nargs="+", default=["lfmim"])
+    parser.add_argument("--changes", nargs="*", default=[])
+    parser.add_argument("--common", default=str(ROOT / "jobs/configs/benchmark.yaml"), help="sizes and common recipe")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("recipes"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    o = parser.parse_args()
+    common = experiment_from_dict({**yaml.safe_load(Path(o.common).read_text(encoding="utf-8")), "store": o.store})
+    rows = plan(BenchmarkConfig(store=o.store, model=common.model, train=common.train), o.systems, o.changes)
+    o.output.mkdir(parents=True, exist_ok=True)
+    fingerprint = data_fingerprint(Path(o.store))
+    todo = [(name, seed) for seed in range(o.seeds) for name in rows]
+    scores: dict[tuple[str, str], list[float]] = {name: [] for name in rows}
+    with ProcessPoolExecutor(o.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        waiting = [pool.submit(validation_score, rows[name], seed, o.output, fingerprint) for name, seed in todo]
+        for i, ((name, seed), score) in enumerate(zip(todo, waiting, strict=True), start=1):
+            scores[name].append(100 * score.result())
+            print(f"{i}/{len(todo)} {' '.join(name)} seed {seed}: {scores[name][-1]:.2f}", file=sys.stderr, flush=True)
+    table = []
+    for (system, change), values in scores.items():
+        x = np.array(values)
+        delta = x - np.array(scores[system, ""])
+        spread = f" ± {x.std(ddof=1):.2f}" if len(x) > 1 else ""
+        table.append([system, change or "as it is", f"{x.mean():.2f}{spread}", "" if not change else
+                      f"{delta.mean():+.2f} ({', '.join(f'{d:+.1f}' for d in delta)})"])
+    text = markdown_table(["system", "change", f"validation accuracy of m, {o.seeds} seeds", "difference (per seed)"],
+                          table)
+    print(text)
+    write_text(o.output / "recipes.md", text)
+
+
+if __name__ == "__main__":
+    main()
