@@ -14,6 +14,7 @@ from typing import Any
 # Set before ray is imported anywhere. A local Ray has no server to protect by token; on a cluster set it yourself.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception, the rest is noise
@@ -118,8 +119,12 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     if not SUBMITTED:
         env_vars["PYTHONPATH"] = with_path
     address = os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars}}
+    if address == "local":  # its processes inherit: a runtime environment costs seconds, and so does the dashboard
+        os.environ.update(env_vars)
+        options = {"include_dashboard": False}
     with _no_stderr():  # Ray's C++ side announces its log level there
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": env_vars})
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
     _catch_sigterm()  # ray.init has set its own handler
     try:
         have = ray.cluster_resources()
