@@ -276,12 +276,15 @@ def main() -> None:
             runs.append(run_once(clips, encoders, folder, args.device))
             print(f"repeat {i + 1} of {args.repeats} done", flush=True)
         ray.shutdown()
-    medians = {k: statistics.median(r[k] for r in runs) for k in runs[0]}
     lines = [f"{environment(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, median of "
              f"{args.repeats}", "",
              "| measure (seconds, or a ratio or share) | median | min | max |", "|---|---|---|---|"]
-    lines += [f"| {k} | {v:.2f} | {min(r[k] for r in runs):.2f} | {max(r[k] for r in runs):.2f} |"
-              for k, v in medians.items()]
+    medians = {}
+    for key in runs[0]:
+        values = [run[key] for run in runs]
+        medians[key], digits = statistics.median(values), 3 if "IoU" in key else 2
+        lines.append(f"| {key} | " + " | ".join(f"{x:.{digits}f}" for x in (medians[key], min(values), max(values)))
+                     + " |")
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "extraction.json").write_text(json.dumps(
         {"machine": environment(args.device), "clips": list(clips), "runs": runs, "medians": medians}, indent=2))
