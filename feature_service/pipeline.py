@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import ray
-import torch
 from ray.data import ActorPoolStrategy, Dataset
 
 from feature_service.stages import STAGES, Row, build_feature_spec, build_stage
@@ -192,10 +191,14 @@ class _Stage:
     def __init__(self, name: str, config: ExtractConfig, schema: pa.Schema) -> None:
         self.name, self.schema = name, schema
         self.node = ray.get_runtime_context().get_node_id()
-        gpu = config.gpus_per_worker > 0 and name != "decode"
-        self.device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
-        if gpu and self.device == "cpu":
-            logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
+        self.device = "cpu"
+        if config.gpus_per_worker > 0 and name != "decode":
+            import torch  # decoding does without
+
+            if torch.cuda.is_available():
+                self.device = "cuda"
+            else:
+                logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
         self.run = build_stage(name, config, self.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:

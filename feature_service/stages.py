@@ -2,6 +2,8 @@
 
 Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and `error` ("" otherwise)
 and passes through the later stages untouched. Seconds spent are added to the row per stage.
+
+torch and the models' libraries take seconds to import; a process imports those of its own stage.
 """
 
 from __future__ import annotations
@@ -9,18 +11,12 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from feature_service.isolation import IsolatedDecoder
-from feature_service.operators.audio import AudioEncoder
 from feature_service.operators.decode import SAMPLE_RATE, ClipError, DecodeOptions
-from feature_service.operators.encoders import build_tiny_encoders
-from feature_service.operators.face import KEY_STEP, FaceCropper
-from feature_service.operators.text import TextEncoder
-from feature_service.operators.vision import VisionEncoder
 from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.schema import (
     AUDIO_STREAMS,
@@ -37,6 +33,9 @@ from lfmim.schema import (
     Modality,
 )
 
+if TYPE_CHECKING:
+    from feature_service.operators.face import FaceCropper
+
 Row = dict[str, Any]
 STAGES = ("decode", "face", "vision", "text", "audio")
 ERROR, STAGE = "error", "stage"
@@ -48,6 +47,8 @@ def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
     """Source per modality; tiny encoders are built into the cache of this machine on first use."""
     sources = config.sources
     if not all(sources.values()):
+        from feature_service.operators.encoders import build_tiny_encoders
+
         tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
         sources = {m: s or str(tiny[m]) for m, s in sources.items()}
     return sources
@@ -55,7 +56,9 @@ def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
 
 def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callable[[list[Row]], list[Row]]:
     """The stage `name` (one of STAGES), its model loaded on `device`."""
-    if device == "cpu":
+    if name != "decode" and device == "cpu":
+        import torch
+
         torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
     if name == "decode":
         options = DecodeOptions(
@@ -66,6 +69,8 @@ def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callab
         decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
         work: Callable[[Row], None] = lambda row: _decode(row, decoder)  # noqa: E731
     elif name == "face":
+        from feature_service.operators.face import FaceCropper
+
         cropper = FaceCropper(device=device)
         work = lambda row: _face(row, cropper)  # noqa: E731
     else:
@@ -77,6 +82,10 @@ def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callab
 
 def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Any:
     """The modality's encoder. Raises InputError if its source cannot be loaded."""
+    from feature_service.operators.audio import AudioEncoder
+    from feature_service.operators.text import TextEncoder
+    from feature_service.operators.vision import VisionEncoder
+
     source, revision = encoder_sources(config)[modality], config.revisions[modality]
     kinds = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
     return kinds[modality](source, revision=revision, device=device)
@@ -84,6 +93,8 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
 
 def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
+    from feature_service.operators.face import KEY_STEP
+
     libraries = ("torch", "torchaudio", "transformers", "av", "facenet-pytorch", "pillow")
     return FeatureSpec(
         encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},

@@ -43,7 +43,9 @@ def media() -> Path:
 def ray_cluster():
     import ray
 
-    ray.init("local", num_cpus=2, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    with pytest.MonkeyPatch.context() as patch:  # inherited by Ray's processes; a runtime environment costs seconds
+        patch.setenv("PYTHONPATH", str(ROOT))
+        ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 

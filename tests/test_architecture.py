@@ -81,3 +81,11 @@ def test_the_core_loads_neither_ray_nor_mlflow():
             "print(sorted({name.split('.')[0] for name in sys.modules} & {'ray', 'mlflow', 'torch'}))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "['torch']"
+
+
+@pytest.mark.integration
+def test_a_decode_worker_starts_without_torch():
+    code = ("import sys, feature_service.pipeline, feature_service.isolation\n"
+            "print(sorted({name.split('.')[0] for name in sys.modules} & {'ray', 'torch', 'transformers'}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "['ray']"
