@@ -49,15 +49,23 @@ def rows_to_wire(rows: list[Row], schema: pa.Schema) -> pa.Table:
         if name in dims:
             columns.append(feature_array((r.get(name) for r in rows), field.type.value_type.list_size))
         elif name in _RAW:
-            values = [r.get(name) for r in rows]
-            columns.append(pa.array([None if v is None else np.ascontiguousarray(v).data.cast("B") for v in values],
-                                    pa.large_binary()))
+            columns.append(_bytes_array([r.get(name) for r in rows]))
         elif name.endswith("_shape") and name.removesuffix("_shape") in _RAW:
             values = [r.get(name.removesuffix("_shape")) for r in rows]
             columns.append(pa.array([None if v is None else list(v.shape) for v in values], field.type))
         else:
             columns.append(pa.array([r.get(name) for r in rows], field.type))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _bytes_array(values: list[np.ndarray | None]) -> pa.LargeBinaryArray:
+    """The arrays' bytes. By hand: `pa.array` never lets go of what is behind a memoryview (pyarrow 25.0.1)."""
+    flat = [np.empty(0, np.uint8) if v is None else np.ascontiguousarray(v).reshape(-1).view(np.uint8) for v in values]
+    offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
+    there = pa.array([v is not None or None for v in values], pa.bool_())
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(flat), [there.buffers()[0], pa.py_buffer(offsets),
+                                       pa.py_buffer(np.concatenate(flat) if flat else b"")], there.null_count)
 
 
 def wire_to_rows(table: pa.Table) -> list[Row]:
