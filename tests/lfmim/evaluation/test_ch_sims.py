@@ -1,24 +1,25 @@
-"""The CH-SIMS path (Table 3): a feature store with sentiment scores, trained on, tested once, figures recomputed."""
+"""The CH-SIMS path (Table 3): an MMSA pickle, imported, trained on, tested once, figures recomputed."""
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DIMS, SPEC, toy_rows
+from conftest import DIMS, toy_rows
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.importers.mmsa import import_mmsa
 from lfmim.data.loading import load_split
-from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, FeatureSpec
 from lfmim.training.loop import train
 
 GRID = np.linspace(-1, 1, len(EMOTIONS))
@@ -28,16 +29,29 @@ RECIPE = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=8,
 @pytest.fixture
 def store(tmp_path):
     """Three splits; a score per modality that its features show, the mean of the three as the multimodal one."""
-    columns = list(SENTIMENT_COLUMNS.values())
-    write_spec(tmp_path / "sims", SPEC)
+    splits = {}
     for k, (split, count) in enumerate((("train", 80), ("valid", 30), ("test", 40))):
         rows = toy_rows(count, k, split=split)
-        for row in rows:
-            scores = [round(5 * GRID[EMOTIONS.index(row[LABEL_COLUMNS[m]])]) / 5 for m in MODALITIES]
-            row |= dict(zip(columns, [*scores, round(5 * float(np.mean(scores))) / 5], strict=True))
-            row |= dict.fromkeys(LABEL_COLUMNS.values())
-        rows[0][SENTIMENT_COLUMNS["audio"]] = None
-        write_part(tmp_path / "sims", rows_to_table(rows, store_schema(DIMS, columns), DIMS))
+        scores = np.array([[round(5 * GRID[EMOTIONS.index(row[LABEL_COLUMNS[m]])]) / 5 for m in MODALITIES]
+                           for row in rows])
+        part = {"id": [f"{split}$_${i:04d}" for i in range(count)], "raw_text": ["好"] * count,
+                "regression_labels": np.round(5 * scores.mean(axis=1)) / 5}
+        for i, m in enumerate(MODALITIES):
+            part[f"regression_labels_{m[0].upper()}"] = scores[:, i].copy()
+            sequences = [row[FEATURE_COLUMNS[m]] for row in rows]
+            lengths = np.array([len(x) for x in sequences])
+            part[m.value] = np.zeros((count, lengths.max(), DIMS[m]), np.float32)
+            for padded, x in zip(part[m.value], sequences, strict=True):
+                padded[: len(x)] = x
+            if m == "text":
+                mask = np.arange(lengths.max()) < lengths[:, None]
+                part["text_bert"] = np.stack([mask * 7, mask, mask * 0], axis=1)
+            else:
+                part[f"{m}_lengths"] = lengths
+        part["regression_labels_A"][0] = np.nan
+        splits[split] = part
+    (tmp_path / "unaligned.pkl").write_bytes(pickle.dumps(splits, 4))
+    import_mmsa(tmp_path / "unaligned.pkl", tmp_path / "sims")
     return tmp_path / "sims"
 
 
@@ -53,7 +67,7 @@ def test_table_3_systems(store, tmp_path, name):
         if report.best:
             save(tmp_path / "best")
 
-    meta = train(config, SPEC, *splits, on_epoch=on_epoch)
+    meta = train(config, FeatureSpec.load(store), *splits, on_epoch=on_epoch)
     errors = [e["valid"]["multimodal"]["mae"] for e in meta.history]
     assert meta.best_epoch == int(np.argmin(errors))
     assert meta.best_score == -min(errors)
@@ -88,14 +102,14 @@ def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
     model = ModelConfig(task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9)
     config = ExperimentConfig(store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1))
     uri = tracking.tracking_uri(config.tracking, str(tmp_path))
-    run_id = tracking.start_run(config, SPEC, uri=uri, run_name="s", tags={})
+    run_id = tracking.start_run(config, FeatureSpec.load(store), uri=uri, run_name="s", tags={})
 
     def on_epoch(report, save):
         tracking.log_epoch(uri, run_id, report)
         save(tmp_path / "last")
 
     data = load_split(store, "valid", model)
-    tracking.finish_run(uri, run_id, train(config, SPEC, data, data, on_epoch=on_epoch))
+    tracking.finish_run(uri, run_id, train(config, FeatureSpec.load(store), data, data, on_epoch=on_epoch))
     frame = pd.DataFrame({FEATURE_COLUMNS[m]: [torch.randn(3, d).tolist(), None] for m, d in DIMS.items()})
     registered = tracking.register(uri, run_id, tmp_path / "last", model_name="sims", example=frame.iloc[:1],
                                    data_fingerprint="d")
