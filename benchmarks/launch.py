@@ -18,25 +18,26 @@ import threading
 import time
 from pathlib import Path
 
+import yaml
 from page import machine, write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SIZE, UTTERANCES = "small", 1500
-FIELDS = {"width": 16, "heads": 2, "layers": 1, "max_text": 24, "max_audio": 25, "max_vision": 16}
+CONFIG = "train.yaml"
 
 
-def plain(store: Path, folder: Path, epochs: int) -> None:
+def plain(folder: Path) -> None:
     """The plain loop, as `--part plain`."""
-    from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+    from lfmim.config import experiment_from_dict
     from lfmim.data.loading import load_split
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import train
 
-    config = ExperimentConfig(store=str(store), model=ModelConfig(**FIELDS), train=TrainConfig(epochs=epochs))
-    data = [load_split(store, split, config.model) for split in ("train", "valid")]
-    train(config, FeatureSpec.load(store), *data,
-          on_epoch=lambda report, save: save(folder / f"epoch_{report.epoch:04d}"))
+    config = experiment_from_dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+    data = [load_split(Path(config.store), split, config.model) for split in ("train", "valid")]
+    train(config, FeatureSpec.load(Path(config.store)), *data,
+          on_epoch=lambda report, save: save(folder / "plain" / f"epoch_{report.epoch:04d}"))
 
 
 def run(command: list[str], folder: Path) -> tuple[float, list[tuple[float, str]]]:
@@ -71,16 +72,12 @@ class Watcher(threading.Thread):
                     self.seen[name] = time.perf_counter() - self.started
 
 
-def measure(store: Path, folder: Path, epochs: int) -> dict[str, float]:
+def measure(folder: Path, epochs: int) -> dict[str, float]:
     """Seconds of both, and of the job's phases."""
-    me = [sys.executable, __file__, "--part", "plain", "--store", str(store), "--epochs", str(epochs)]
-    alone, _ = run([*me, "--folder", str(folder / "plain")], folder)
-    fields = [f"--model.{k}={v}" for k, v in FIELDS.items()]
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--store", str(store), "--run.storage",
-               str(folder / "runs"), "--train.epochs", str(epochs), *fields]
+    alone, _ = run([sys.executable, __file__, "--part", "plain", "--folder", str(folder)], folder)
     watcher = Watcher(folder / "runs", epochs)
     watcher.start()
-    whole, said = run(command, folder)
+    whole, said = run([sys.executable, str(ROOT / "jobs" / "train.py"), "--config", CONFIG], folder)
     watcher.join(timeout=1)
     at = {word: next(t for t, line in said if word in line) for word in ("ray:", "registered")}
     first, last = watcher.seen["epoch_0000"], watcher.seen[f"epoch_{epochs - 1:04d}"]
@@ -100,19 +97,25 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--write", type=Path, help="page whose launch section is replaced")
     parser.add_argument("--part", choices=["plain"], help=argparse.SUPPRESS)
-    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.part:
-        plain(o.store, o.folder, o.epochs)
+        plain(o.folder)
         return
+    from corpus import SIZES
     from training import prepare
 
+    from lfmim.config import to_dict
+
+    model = to_dict(SIZES[SIZE][0].model)
     rounds = []
     for i in range(o.repeats):
         with tempfile.TemporaryDirectory() as name:
             prepare(Path(name), SIZE, UTTERANCES)
-            rounds.append(measure(Path(name) / "store", Path(name), o.epochs))
+            raw = {"store": f"{name}/store", "run": {"storage": f"{name}/runs"}, "model": model,
+                   "train": {"epochs": o.epochs}}
+            (Path(name) / CONFIG).write_text(yaml.safe_dump(raw), encoding="utf-8")
+            rounds.append(measure(Path(name), o.epochs))
         print(f"round {i + 1} of {o.repeats}: {rounds[-1]['the job over the loop']:.1f} s", file=sys.stderr, flush=True)
     lines = [f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} epochs, a new "
              f"MLflow database each time; seconds, {o.repeats} rounds.", "", "| | median | min | max |",

@@ -18,7 +18,6 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -27,53 +26,41 @@ import numpy as np
 import torch
 import yaml
 
-from lfmim.config import config_hash, experiment_from_dict, to_dict
+from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.report import markdown_table, write_text
 from lfmim.schema import FeatureSpec
 from lfmim.training.loop import train
+from lfmim.training.search import searchable, with_params
 from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, load_presets
 
-Config = dict[str, Any]
 
-
-def changed(base: Config, fields: dict[str, Any]) -> Config:
-    """`base` with the dotted fields (train.lr) replaced."""
-    mixed = {**base, "model": dict(base["model"]), "train": dict(base["train"])}
-    for name, value in fields.items():
-        section, field = name.split(".", 1)
-        mixed[section][field] = value
-    return mixed
-
-
-def plan(benchmark: BenchmarkConfig, systems: list[str], changes: list[str]) -> dict[tuple[str, str], Config]:
+def plan(benchmark: BenchmarkConfig, systems: list[str], changes: list[str]) -> dict[tuple[str, str], ExperimentConfig]:
     """(system, what is changed) -> config."""
     presets = load_presets(systems, ROOT / "jobs" / "configs")
-    common = to_dict(benchmark_experiment(benchmark, "lfmim", 0, {}))
+    common = searchable(benchmark_experiment(benchmark, "lfmim", 0, {}))
     rows = {}
     for system in systems:
-        base = to_dict(benchmark_experiment(benchmark, system, 0, presets))
+        base = benchmark_experiment(benchmark, system, 0, presets)
         rows[system, ""] = base
         for change in changes:
             fields = {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))}
-            rows[system, change.replace("+", ", ")] = changed(base, fields)
+            rows[system, change.replace("+", ", ")] = with_params(base, fields)
         if system in presets:
-            for section in ("model", "train"):
-                for field, value in base[section].items():
-                    before = common[section][field]
-                    if before != value:
-                        rows[system, f"{section}.{field} {value} -> {before}"] = changed(
-                            base, {f"{section}.{field}": before})
+            for field, value in searchable(base).items():
+                before = common[field]
+                if before != value:
+                    rows[system, f"{field} {value} -> {before}"] = with_params(base, {field: before})
     return rows
 
 
-def validation_score(raw: Config, seed: int, output: Path, fingerprint: str) -> float:
+def validation_score(config: ExperimentConfig, seed: int, output: Path, fingerprint: str) -> float:
     """Best validation score of one run."""
-    raw = {**raw, "train": {**raw["train"], "seed": seed}}
-    path = output / f"{config_hash(raw['model'], raw['train'], fingerprint)}.json"
+    config = with_params(config, {"train.seed": seed})
+    path = output / f"{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}.json"
     if not path.is_file():
-        config, store = experiment_from_dict(raw), Path(raw["store"])
+        store = Path(config.store)
         data = [load_split(store, split, config.model) for split in ("train", "valid")]
         meta = train(config, FeatureSpec.load(store), *data)
         found = {"config": to_dict(config), "score": meta.best_score, "best_epoch": meta.best_epoch}

@@ -14,11 +14,10 @@ from lfmim.config import ExperimentConfig
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
     cli.check_shared(store=config.store, run__storage=config.run.storage)
-    from lfmim.distributed.trainer import check_experiment, describe, train_distributed
+    from lfmim.distributed.trainer import describe, train_distributed
 
-    check_experiment(config)  # bad input is told before a cluster is started
-    c = config.run
-    with cli.ray_session(describe(config), cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
+    c, what = config.run, describe(config)  # bad input is told before a cluster is started
+    with cli.ray_session(what, cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
         result = train_distributed(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"

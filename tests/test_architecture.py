@@ -74,18 +74,21 @@ def test_imports_point_one_way(path):
         assert there == here or RANK[there] < RANK[here], f"{label(path)} imports {there}"
 
 
+def loaded(modules: str, among: set[str]) -> list[str]:
+    """Which of the packages `among` a new process has loaded after importing `modules`."""
+    code = f"import sys, {modules}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return sorted(among & set(done.stdout.split()))
+
+
 @pytest.mark.integration
 def test_the_core_loads_neither_ray_nor_mlflow():
-    code = ("import sys, lfmim.schema, lfmim.config, lfmim.metrics, lfmim.data.manifest, lfmim.data.batches, "
-            "lfmim.models, lfmim.training.loop\n"
-            "print(sorted({name.split('.')[0] for name in sys.modules} & {'ray', 'mlflow', 'torch'}))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "['torch']"
+    core = ("lfmim.schema, lfmim.config, lfmim.metrics, lfmim.data.manifest, lfmim.data.batches, lfmim.models, "
+            "lfmim.training.loop")
+    assert loaded(core, {"ray", "mlflow", "torch"}) == ["torch"]
 
 
 @pytest.mark.integration
 def test_a_decode_worker_starts_without_torch():
-    code = ("import sys, feature_service.pipeline, feature_service.isolation\n"
-            "print(sorted({name.split('.')[0] for name in sys.modules} & {'ray', 'torch', 'transformers'}))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "['ray']"
+    decoding = "feature_service.pipeline, feature_service.isolation"
+    assert loaded(decoding, {"ray", "torch", "transformers"}) == ["ray"]

@@ -24,7 +24,6 @@ from lfmim.config import ExperimentConfig, ModelConfig, config_hash, experiment_
 from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
-from lfmim.models import check_dims
 from lfmim.progress import share, watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
@@ -54,17 +53,17 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
+    spec = FeatureSpec.load(store)
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
-    return config_hash(table.to_pydict(), FeatureSpec.load(store).fingerprint)
+    return config_hash(table.to_pydict(), spec.fingerprint)
 
 
 def check_experiment(config: ExperimentConfig) -> str:
     """Raise InputError for a store without what the experiment needs; returns the data's fingerprint.
 
-    For the jobs to call before anything is started. The same data and model are read only once.
+    The same data and model are read only once.
     """
     store = Path(config.store).resolve()
-    check_dims(config.model, FeatureSpec.load(store).dims)
     fingerprint = data_fingerprint(store)
     _check_splits(store, fingerprint, config.model, config.train.cache)
     return fingerprint
@@ -84,13 +83,13 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
 
 
 def describe(config: ExperimentConfig) -> str:
-    """One line: what will run with what, and where its results go."""
+    """One line: what will run with what, and where its results go. Raises InputError as `check_experiment`."""
     c, storage = config.run, Path(config.run.storage).resolve()
     gpu = c.gpus_per_worker > 0
     precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
-    name = run_name(config, data_fingerprint(Path(config.store)))
+    name = run_name(config, check_experiment(config))
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
