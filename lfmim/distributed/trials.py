@@ -86,7 +86,7 @@ class Trials:
 
     def run(self, store: Path) -> None:
         """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a stack did not finish."""
-        size = self.window if self.config.packed else self.total
+        size = self.window if self.config.packed else max(1, self.total)
         for first in range(0, self.total, size):
             numbers = range(first, min(first + size, self.total))
             if self.config.packed:

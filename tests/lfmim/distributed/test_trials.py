@@ -83,6 +83,15 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
 
 
+@pytest.mark.parametrize("packed", [0, 2])
+def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(packed, toy_store, tmp_path):
+    config = tiny_tune(toy_store, tmp_path, scheduler="none", packed=packed)
+    trials = Trials(config, tmp_path / "seeds", 0, 1, lambda number, earlier: {}, halving=False,
+                    on_trial=lambda record, records: None)
+    trials.run(toy_store)
+    assert not trials.ended
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_store, tmp_path):
