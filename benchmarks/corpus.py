@@ -21,11 +21,17 @@ CHERMA = 28_717
 T, A, V = MODALITIES
 PAPER = ExperimentConfig(store="none")
 SMALL = replace(PAPER, model=ModelConfig(width=16, heads=2, layers=1, max_text=24, max_audio=25, max_vision=16))
+PAPER_DIMS = {T: 768, A: 768, V: 512}
 SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
-    "paper": (PAPER, {T: 768, A: 768, V: 512}), "small": (SMALL, {T: 64, A: 64, V: 32}),
+    "paper": (PAPER, PAPER_DIMS), "small": (SMALL, {T: 64, A: 64, V: 32}),
+    "light": (SMALL, PAPER_DIMS),  # a small model on features as they are extracted: loading dominates
     "tiny": (replace(SMALL, model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),
                      train=TrainConfig(batch_size=16)), {T: 12, A: 10, V: 8}),
 }
+
+
+STORED: dict[str, dict[Modality, int]] = {"light": {T: 80, A: 750, V: 64}}
+"""Limits of the stored features where they are not the model's: as long as extraction makes them."""
 
 
 def feature_spec(dims: dict[Modality, int]) -> FeatureSpec:
@@ -35,12 +41,14 @@ def feature_spec(dims: dict[Modality, int]) -> FeatureSpec:
     })
 
 
-def noise_corpus(n: int, size: str, *, seed: int = 0, device: str = "cpu") -> UtteranceTensors:
-    """`n` utterances of noise with CHERMA's lengths, cut to the model's limits; made on `device`."""
+def noise_corpus(
+    n: int, size: str, *, seed: int = 0, device: str = "cpu", limits: dict[Modality, int] | None = None
+) -> UtteranceTensors:
+    """`n` utterances of noise with CHERMA's lengths, cut to `limits` (the model's); made on `device`."""
     config, dims = SIZES[size]
     duration = np.random.default_rng(seed).lognormal(-0.12, 0.5, n)  # of mean 1
     mean = {T: 22 * duration, A: 230 * duration, V: np.full(n, 64.0)}
-    limits = config.model.max_lengths
+    limits = limits or config.model.max_lengths
     lengths = {m: torch.from_numpy(np.clip(x.round(), 3, limits[m]).astype(np.int64)) for m, x in mean.items()}
     g = torch.Generator(device).manual_seed(seed)
     features = {}

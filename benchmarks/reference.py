@@ -88,17 +88,22 @@ def write_files(data: UtteranceTensors, folder: Path) -> None:
 
 
 class Files(Dataset[Any]):
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, limits: dict[Modality, int]) -> None:
+        self.folder, self.limits = folder, limits
         self.rows = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple[list[Tensor], list[int]]:
-        row = self.rows[i]
-        return ([torch.from_numpy(np.load(self.folder / m / f"{row['id']}.npy")).float() for m in MODALITIES],
-                [row[h] for h in HEADS])
+        row, features = self.rows[i], []
+        for m in MODALITIES:
+            x = np.load(self.folder / m / f"{row['id']}.npy")
+            if len(x) > self.limits[m]:  # text is cut, audio and vision are sampled uniformly
+                x = (x[: self.limits[m]] if m == "text" else
+                     x[np.linspace(0, len(x) - 1, self.limits[m]).round().astype(int)])
+            features.append(torch.from_numpy(x).float())
+        return features, [row[h] for h in HEADS]
 
 
 def collate(rows: list[tuple[list[Tensor], list[int]]]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
@@ -119,8 +124,8 @@ class Reference:
         self.device = device
         self.model = PlainLFMIM(config, dims).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.005)
-        self.loader = DataLoader(Files(folder), batch_size, shuffle=True, num_workers=workers, collate_fn=collate,
-                                 pin_memory=device.type == "cuda")
+        self.loader = DataLoader(Files(folder, config.max_lengths), batch_size, shuffle=True, num_workers=workers,
+                                 collate_fn=collate, pin_memory=device.type == "cuda")
 
     def batches(self) -> Iterator[Any]:
         for x, padding, labels in self.loader:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 
-def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
+def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto") -> dict[str, float]:
     started = time.perf_counter()
     import torch
     from corpus import SIZES, wait
@@ -40,8 +39,8 @@ def measure_ours(folder: Path, size: str, device_name: str) -> dict[str, float]:
     device = torch.device(device_name)
     config, dims = SIZES[size]
     c = config.train
-    data = load_split(folder / "store", "train", config.model).to(device, c.cache)
-    test = load_split(folder / "store", "valid", config.model).to(device, c.cache)
+    data = load_split(folder / "store", "train", config.model, cache).to(device, cache)
+    test = load_split(folder / "store", "valid", config.model, cache).to(device, cache)
     model = build_model(config.model, dims).to(device)
     optimizer = loop.build_optimizer(c, model)
     precision = loop.resolve_precision(c.precision, device)
@@ -104,7 +103,8 @@ def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any
 
     out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / seconds(step, device=device, repeats=3),
            "epoch": n / seconds(epoch, device=device, repeats=1), "whole": n / seconds(whole, device=device, repeats=1)}
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss begins with the parent's
+    usage = int(status.split("VmHWM:")[1].split()[0]) / 1024
     if device.type == "cuda":
         import torch
 
@@ -137,7 +137,7 @@ def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
 
 
 def prepare(folder: Path, size: str, n: int) -> None:
-    from corpus import SIZES, feature_spec, noise_corpus
+    from corpus import SIZES, STORED, feature_spec, noise_corpus
     from reference import write_files
 
     from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
@@ -146,7 +146,7 @@ def prepare(folder: Path, size: str, n: int) -> None:
     _, dims = SIZES[size]
     write_spec(folder / "store", feature_spec(dims))
     for split, count, seed in (("train", n, 0), ("valid", n // 3, 1)):
-        data = noise_corpus(count, size, seed=seed)
+        data = noise_corpus(count, size, seed=seed, limits=STORED.get(size))
         write_files(data, folder / split)
         rows = [{"id": name, "split": split,
                  **{LABEL_COLUMNS[h]: EMOTIONS[int(data.labels[i, k])] for k, h in enumerate(HEADS)},
@@ -158,7 +158,8 @@ def prepare(folder: Path, size: str, n: int) -> None:
 def run_part(what: str, folder: Path, size: str, n: int, device: str, workers: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--part", what, "--folder", str(folder), "--sizes", size, "--utterances",
                str(n), "--device", device, "--workers", str(workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True,
+                          env={**os.environ, "LFMIM_CACHE": str(folder / "cache")})
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -167,7 +168,7 @@ def compare(size: str, n: int, device: str, workers: int, repeats: int) -> dict[
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, size, n)
-        rounds: dict[str, list[dict[str, float]]] = {"a": [], "b": [], "c": []}
+        rounds: dict[str, list[dict[str, float]]] = {"a": [], "b": [], "stream": [], "c": []}
         for i in range(repeats):
             for what, seen in rounds.items():
                 print(f"{size}: round {i + 1} of {repeats}, {what}", file=sys.stderr, flush=True)
@@ -192,6 +193,7 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
             row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
             row("step alone, floor at the peak rate", "step", c["peak"]), row("epoch", "epoch", c["shapes"]),
             row("epoch with its evaluations (a: train and test, b: validation)", "whole"),
+            row("epoch with `train.cache: stream`", "epoch", c["shapes"], b=r["stream"]),
             f"| time to first step, s | {a['first_step_s']:.1f} | {b['first_step_s']:.1f} | | | |",
             f"| peak memory, MiB | {a['peak_mib']:,.0f} | {b['peak_mib']:,.0f} | | | |",
             f"| model FLOPs utilisation | {a['step'] * c['flops'] / c['peak_rate']:.0%} | "
@@ -205,18 +207,19 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["paper", "small"])
-    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000], help="one per size")
+    parser.add_argument("--sizes", nargs="+", default=["paper", "small", "light"])
+    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000, 1500], help="one per size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of (a)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", type=Path, help="page whose training section is replaced")
-    parser.add_argument("--part", choices=["a", "b", "c"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["a", "b", "stream", "c"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.part:
         result = (measure_reference(o.folder, o.sizes[0], o.device, o.workers) if o.part == "a" else
                   measure_ours(o.folder, o.sizes[0], o.device) if o.part == "b" else
+                  measure_ours(o.folder, o.sizes[0], o.device, "stream") if o.part == "stream" else
                   measure_floor(o.sizes[0], o.utterances[0], o.device))
         print(json.dumps(result))
         return

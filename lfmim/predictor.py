@@ -89,7 +89,7 @@ class Predictor:
             for m, dim in spec.dims.items():
                 part = rows[m][start : start + batch_size]
                 padded, length = pad_sequences(part, m, dim, config.max_lengths[m], cut=config.cuts(m))
-                features[m.value] = padded.to(device).float()
+                features[m.value] = padded.to(device)
                 masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(device)
             logits = self.model(features, masks).logits
             present = {m: mask.any(dim=1) for m, mask in masks.items()}

@@ -35,8 +35,8 @@ STATISTICS_ROWS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """`features[u]` [B, T, D_u] float32, `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64 classes or
-    float32 sentiment scores."""
+    """`features[u]` [B, T, D_u] float16 as stored (models take them to their weights' type), `masks[u]` [B, T] bool
+    (True: valid), `labels` [B, heads] int64 classes or float32 sentiment scores."""
 
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -54,9 +54,15 @@ class Batch:
         if len(self.labels) <= size:
             yield self
             return
-        lengths = {m: mask.sum(dim=1) for m, mask in self.masks.items()}
-        order = torch.stack(list(lengths.values())).sum(dim=0).argsort(stable=True)
-        for rows in order.split(size):  # type: ignore[no-untyped-call]
+        # Up to the last valid position: there may be masked ones before it.
+        lengths = {m: (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+                   for m, mask in self.masks.items()}
+        total = torch.stack(list(lengths.values())).sum(dim=0)
+        order = total.argsort(stable=True)
+        parts = order.split(size)  # type: ignore[no-untyped-call]
+        if bool((total.diff() >= 0).all()):  # nothing to gather
+            parts = [slice(i, i + size) for i in range(0, len(order), size)]
+        for rows in parts:
             longest = {m: max(int(n[rows].max()), 1) for m, n in lengths.items()}
             yield Batch({m: x[rows, : longest[m]] for m, x in self.features.items()},
                         {m: x[rows, : longest[m]] for m, x in self.masks.items()},
@@ -129,10 +135,13 @@ class UtteranceTensors:
         for m, x in self.features.items():
             length = self.lengths[m][index]
             longest = max(int(length.max()), 1)
-            rows = x[index.to(x.device, non_blocking=True), :longest]
+            # Whole vectors by their number are copied as blocks of memory, elements of x[index, :longest] one by one.
+            position = torch.arange(longest, device=x.device)
+            vectors = index.to(x.device, non_blocking=True)[:, None] * x.shape[1] + position
+            rows = x.flatten(0, 1).index_select(0, vectors.flatten()).view(len(index), longest, -1)
             if rows.device != device:
                 rows = rows.pin_memory().to(device, non_blocking=True)
-            features[m] = rows.float()
+            features[m] = rows
             masks[m] = torch.arange(longest, device=device)[None, :] < length.to(device, non_blocking=True)[:, None]
         labels = torch.where(weight[:, None] > 0, self.labels[index.to(device, non_blocking=True)], IGNORE_LABEL)
         return Batch(features, masks, labels, weight, counts)
@@ -142,7 +151,8 @@ class UtteranceTensors:
     ) -> Iterator[Batch]:
         """One epoch's share of worker `rank`: every worker yields equally many batches.
 
-        `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order.
+        `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order; within a shuffled batch the
+        shorter come first, for `Batch.split`.
         """
         share = self._share(batch_size, rank, world, shuffle_seed)
         yield from _ahead(share) if self.mapped else share
@@ -150,10 +160,13 @@ class UtteranceTensors:
     def _share(self, batch_size: int, rank: int, world: int, shuffle_seed: tuple[int, int] | None) -> Iterator[Batch]:
         device = self.labels.device
         order = epoch_order(len(self), shuffle_seed)
+        total = torch.stack(list(self.lengths.values())).sum(dim=0)
         for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
             counts = (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL).sum(dim=0).float()
             mine = whole[rank::world]
             filled = -(-len(whole) // world) - len(mine)
+            if shuffle_seed is not None:
+                mine = mine[total[mine].argsort(stable=True)]
             weight = torch.ones(len(mine) + filled, device=device)
             if filled:  # a row of weight 0, so that every worker runs every collective
                 mine = torch.cat([mine, whole[:1]])

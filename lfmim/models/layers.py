@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models import cpu_kernels
 from lfmim.schema import MODALITIES, Modality
 
 
@@ -43,59 +44,30 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
     return table
 
 
-def keep_mask(like: Tensor, p: float) -> Tensor:
-    """Dropout's factors in `like`'s shape: 0 with probability `p` (to 2^-16), else 1/(1-p).
-
-    On a CPU torch draws one Bernoulli number at a time, which took a quarter of a training step; cutting 64 random
-    bits into four comparisons is ~5x faster and uses the same generator, so seeds mean what they did.
-    """
-    bits = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    numbers = bits.view(torch.int16)[: like.numel()].view(like.shape)
-    keep = torch.empty(like.shape, dtype=like.dtype)
-    return torch.ge(numbers, round(p * 65536) - 32768, out=keep).mul_(1 / (1 - p))
-
-
-def _vmapped(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
-def _plain_cpu(x: Tensor) -> bool:
-    """Whether the CPU's hand-written paths apply: eager, float32, neither under vmap nor being compiled."""
-    return (not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
-            and not _vmapped(x))
-
-
 class Dropout(nn.Dropout):
-    """nn.Dropout with `keep_mask` on the CPU."""
+    """nn.Dropout, faster on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not self.p:
             return input
-        return input * keep_mask(input, self.p) if _plain_cpu(input) else F.dropout(input, self.p)
+        return cpu_kernels.dropout(input, self.p) if cpu_kernels.applies(input) else F.dropout(input, self.p)
 
 
-def attend(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_B11S: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention [B, H, T, d] with dropout on its weights.
-
-    torch's CPU kernel without dropout is the fused one; with dropout it falls back to a slow composite, so that case
-    is written out.
-    """
-    if dropout and _vmapped(q_BHTd):  # the fused kernels' dropout knows no vmap
-        score = (q_BHTd / math.sqrt(q_BHTd.shape[-1])) @ k_BHSd.transpose(-2, -1)
-        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v_BHSd.dtype)
-        return F.dropout(weight, dropout) @ v_BHSd
-    if not dropout or not _plain_cpu(q_BHTd):
-        return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=mask_B11S, dropout_p=dropout)
-    b, h, t, d = q_BHTd.shape
-    q, k, v = (x.reshape(b * h, -1, d) for x in (q_BHTd, k_BHSd, v_BHSd))
-    bias = torch.zeros_like(mask_B11S, dtype=q.dtype).masked_fill_(~mask_B11S, -math.inf)
-    bias = bias.expand(b, h, 1, -1).reshape(b * h, 1, -1)
-    weight = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=1 / math.sqrt(d)).softmax(dim=-1)
-    return torch.bmm(weight * keep_mask(weight, dropout), v).view(b, h, t, d)
+def attend(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, mask_B11S: Tensor, dropout: float) -> Tensor:
+    """Scaled dot-product attention [B, T, H, d] with dropout on its weights."""
+    if dropout and cpu_kernels.applies(q_BTHd):
+        return cpu_kernels.attention(q_BTHd, k_BSHd, v_BSHd, mask_B11S, dropout)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSHd, v_BSHd))
+    if dropout and cpu_kernels.vmapped(q):  # the fused kernels' dropout knows no vmap
+        score = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
+        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v.dtype)
+        return (F.dropout(weight, dropout) @ v).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=dropout).transpose(1, 2)
 
 
 class InputProjection(nn.Module):
-    """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks)."""
+    """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks). Takes
+    features of any float type."""
 
     positions: Tensor
     mean: Tensor
@@ -114,6 +86,8 @@ class InputProjection(nn.Module):
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
         if self.standardize:
             x_BTF = (x_BTF - self.mean) * self.scale
+        if not torch.is_autocast_enabled(x_BTF.device.type):  # which casts to its own type, without a copy in between
+            x_BTF = x_BTF.to(self.conv.weight.dtype)
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
 
@@ -138,9 +112,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         b, t, d = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        y_BHTd = attend(q, k, v, attend_B11T, self.dropout if self.training else 0.0)
-        return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+        q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, d // self.heads).unbind(2)
+        y_BTHd = attend(q, k, v, attend_B11T, self.dropout if self.training else 0.0)
+        return self.out(y_BTHd.reshape(b, t, d))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -155,12 +129,10 @@ class CrossAttention(nn.Module):
 
     def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         b, t, d = target_BTD.shape
-        q = self.query(target_BTD).view(b, t, self.heads, d // self.heads).transpose(1, 2)
-        k, v = (
-            self.key_value(source_BSD).view(b, -1, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        )
-        y_BHTd = attend(q, k, v, attend_B11S, self.dropout if self.training else 0.0)
-        return self.out(y_BHTd.transpose(1, 2).reshape(b, t, d))  # type: ignore[no-any-return]
+        q = self.query(target_BTD).view(b, t, self.heads, d // self.heads)
+        k, v = self.key_value(source_BSD).view(b, -1, 2, self.heads, d // self.heads).unbind(2)
+        y_BTHd = attend(q, k, v, attend_B11S, self.dropout if self.training else 0.0)
+        return self.out(y_BTHd.reshape(b, t, d))  # type: ignore[no-any-return]
 
 
 def feed_forward(width: int, multiple: int, dropout: float) -> nn.Sequential:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.layers import Dropout
 from lfmim.models.multitask import Multitask
 from lfmim.schema import MODALITIES, Modality
 
@@ -19,7 +20,7 @@ class ConcatFusion(nn.Module):
         super().__init__()
         d = config.width
         self.layers = nn.Sequential(
-            nn.Dropout(config.dropout_ffn), nn.Linear(len(MODALITIES) * d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(),
+            Dropout(config.dropout_ffn), nn.Linear(len(MODALITIES) * d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(),
         )
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lfmim.config import ModelConfig
 from lfmim.models.layers import (
     CrossAttention,
+    Dropout,
     ModelOutput,
     Pooling,
     TransformerStack,
@@ -30,7 +31,7 @@ class CrossModalLayer(nn.Module):
         self.norm_target, self.norm_source, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = CrossAttention(d, config.heads, config.dropout_attention)
         self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
-        self.dropout = nn.Dropout(config.dropout_ffn)
+        self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         attended = self.attention(self.norm_target(x_BTD), self.norm_source(source_BSD), attend_B11S)

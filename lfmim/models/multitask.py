@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ClassifierHead, ModelOutput, Pooling, init_weights, input_projections
+from lfmim.models.layers import ClassifierHead, Dropout, ModelOutput, Pooling, init_weights, input_projections
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 
@@ -21,7 +21,7 @@ class LSTMEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.lstm = nn.LSTM(config.width, config.width, batch_first=True)
-        self.dropout = nn.Dropout(config.dropout_ffn)
+        self.dropout = Dropout(config.dropout_ffn)
         self.out = nn.Linear(config.width, config.width)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class DNNEncoder(nn.Module):
         d = config.width
         self.pool = Pooling(config.sequence_pooling, d)
         self.layers = nn.Sequential(
-            nn.Dropout(config.dropout_ffn), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d),
+            Dropout(config.dropout_ffn), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d),
             nn.ReLU(),
         )
 

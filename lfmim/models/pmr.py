@@ -14,6 +14,7 @@ from lfmim.config import ModelConfig
 from lfmim.models.layers import (
     ClassifierHead,
     CrossAttention,
+    Dropout,
     ModelOutput,
     Pooling,
     SelfAttention,
@@ -37,7 +38,7 @@ class ReinforcementUnit(nn.Module):
         self.gate_cross = nn.Linear(d, d)
         self.norm, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d)
         self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
-        self.dropout = nn.Dropout(config.dropout_ffn)
+        self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, target_BTD: Tensor, attend_target: Tensor, source_BSD: Tensor, attend_source: Tensor) -> Tensor:
         own = self.self_attention(target_BTD, attend_target)
@@ -58,7 +59,7 @@ class PMRLayer(nn.Module):
         self.score = nn.Linear(config.width, 1, bias=False)  # softmax over the modalities would ignore a bias
         self.norm = nn.LayerNorm(config.width)
         self.ffn = feed_forward(config.width, config.ffn_multiple, config.dropout_ffn)
-        self.dropout = nn.Dropout(config.dropout_ffn)
+        self.dropout = Dropout(config.dropout_ffn)
 
     def forward(
         self, z: Mapping[str, Tensor], hub: Tensor, attend: Mapping[str, Tensor], attend_hub: Tensor, valid_hub: Tensor

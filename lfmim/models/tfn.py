@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ModelOutput, Pooling, init_weights, input_projections
+from lfmim.models.layers import Dropout, ModelOutput, Pooling, init_weights, input_projections
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 RANK = 32
@@ -22,7 +22,7 @@ class TensorFusion(nn.Module):
         super().__init__()
         self.reduce = nn.ModuleDict({m: nn.Linear(config.width, RANK) for m in MODALITIES})
         self.fusion = nn.Sequential(
-            nn.Dropout(config.dropout_ffn), nn.Linear((RANK + 1) ** 3, config.width), nn.ReLU(),
+            Dropout(config.dropout_ffn), nn.Linear((RANK + 1) ** 3, config.width), nn.ReLU(),
             nn.Linear(config.width, config.width), nn.ReLU(),
         )
 

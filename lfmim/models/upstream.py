@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ModelOutput, SelfAttention, feed_forward, init_weights
+from lfmim.models.layers import Dropout, ModelOutput, SelfAttention, feed_forward, init_weights
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 FUSION_ORDER = (Modality.TEXT, Modality.VISION, Modality.AUDIO)
@@ -59,7 +59,7 @@ class StackInput(nn.Module):
         super().__init__()
         self.tokens = nn.Parameter(torch.empty(tokens, width))
         self.norm_before, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("positions", positions_from_one(tokens + length, width), persistent=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

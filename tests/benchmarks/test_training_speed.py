@@ -30,7 +30,7 @@ def test_both_sides_have_the_same_weights_and_the_counted_flops():
     assert trained[1] - trained[0] == 3  # the plain loop keeps the dead first row of ᾱ
     (batch,) = data.batches(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain.train()(batch.features, {m: ~v for m, v in batch.masks.items()})
+        plain.train()({m: x.float() for m, x in batch.features.items()}, {m: ~v for m, v in batch.masks.items()})
     assert counter.get_total_flops() == pytest.approx(sum(forward_flops(data, config.model).values()), rel=0.01)
 
 

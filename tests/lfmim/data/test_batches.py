@@ -17,6 +17,7 @@ from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, IGNORE_LABEL, MODALITIES, FeatureSpec, InputError, Modality
 from lfmim.training.losses import head_losses, weighted_loss
+from lfmim.training.regularization import drop_steps
 
 SIX = ModelConfig(max_text=6, max_audio=6, max_vision=6)
 shapes = {"n": st.integers(1, 40), "batch": st.integers(1, 17), "world": st.integers(1, 6),
@@ -191,20 +192,29 @@ def test_sentiment_labels(tmp_path):
         load_split(tmp_path / "none", "train", config)
 
 
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 40), size=st.integers(1, 12))
-def test_splitting_a_batch_keeps_its_rows_and_its_loss(n, size):
-    (whole,) = numbered(n).batches(n, shuffle_seed=(0, 0))
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 40), size=st.integers(1, 12), shuffle=st.sampled_from([None, (0, 0)]), holes=st.booleans())
+def test_splitting_a_batch_keeps_its_rows_and_its_loss(n, size, shuffle, holes):
+    (whole,) = numbered(n).batches(n, shuffle_seed=shuffle)
+    if holes:  # positions masked in the middle, as by train.step_dropout
+        torch.manual_seed(n)
+        whole = drop_steps(whole, 0.5)
     parts = list(whole.split(size))
     assert all(len(p.labels) <= size and torch.equal(p.counts, whole.counts) for p in parts)
-    rows = [(int(p.features["text"][i, 0, 0]), p.labels[i].tolist(), [int(p.masks[m][i].sum()) for m in MODALITIES])
-            for p in parts for i in range(len(p.labels))]
-    want = [(int(whole.features["text"][i, 0, 0]), whole.labels[i].tolist(),
-             [int(whole.masks[m][i].sum()) for m in MODALITIES]) for i in range(n)]
-    assert sorted(rows) == sorted(want)
-    for p in parts:
-        for m in MODALITIES:
-            assert p.masks[m].shape[1] == max(int(p.masks[m].sum(1).max()), 1)
+
+    def row(b, i):
+        return (int(b.features["text"][i, 0, 0]), b.labels[i].tolist(),
+                [b.masks[m][i].nonzero()[:, 0].tolist() for m in MODALITIES])
+
+    assert sorted(row(p, i) for p in parts for i in range(len(p.labels))) == sorted(row(whole, i) for i in range(n))
+    if len(parts) > 1:  # padded to what is valid
+        assert all(p.masks[m].shape[1] == 1 or p.masks[m][:, -1].any() for p in parts for m in MODALITIES)
+
+
+def test_a_shuffled_batch_begins_with_its_shortest_rows():
+    for b in numbered(40).batches(11, rank=1, world=2, shuffle_seed=(1, 2)):
+        total = torch.stack([b.masks[m].sum(1) for m in MODALITIES]).sum(0)[b.weight > 0]
+        assert (total.diff() >= 0).all()
 
 
 def test_features_in_host_memory_give_the_same_batches():

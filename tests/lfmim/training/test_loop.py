@@ -132,7 +132,7 @@ def test_gradient_clipping_bounds_the_step(tmp_path):
     train(config, SPEC, data, data, on_epoch=saver(tmp_path))
     a, b = (load_file(tmp_path / e / WEIGHTS) for e in ("0", "1"))
     step = torch.stack([(a[k] - b[k]).square().sum() for k in a]).sum().sqrt().item()
-    assert step == pytest.approx(0.5 * 0.01, rel=0.01)
+    assert step == pytest.approx(0.5 * 0.01, rel=0.02)
 
 
 def test_seeds_matter_and_repeat():
@@ -166,12 +166,11 @@ def test_compiled_layers_match_eager():
 
 def test_bf16_trains_finite():
     data = random_data(SPEC, 16)
-    meta = train(experiment(precision="bf16", epochs=2), SPEC, data, data)
-    fp32 = train(experiment(precision="fp32", epochs=2), SPEC, data, data)
+    meta, fp32 = (train(experiment(STILL, precision=p, epochs=2), SPEC, data, data) for p in ("bf16", "fp32"))
     for head in HEADS:
         low, high = (m.history[-1]["train"][head]["loss"] for m in (meta, fp32))
         assert low != high
-        assert low == pytest.approx(high, rel=0.05)
+        assert low == pytest.approx(high, rel=0.02)
 
 
 @pytest.mark.parametrize(("change", "words"), [
