@@ -123,6 +123,7 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     if address == "local":  # its processes inherit: a runtime environment costs seconds, and so does the dashboard
         os.environ.update(env_vars)
         options = {"include_dashboard": False}
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that watches for lost spot nodes
     with _no_stderr():  # Ray's C++ side announces its log level there
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
     _catch_sigterm()  # ray.init has set its own handler

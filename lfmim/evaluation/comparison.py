@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, REPORT_ORDER
 
@@ -102,6 +101,8 @@ def p_text(p: float) -> str:
 
 def _against_reference(results: Results) -> dict[str, dict[str, str]]:
     """Per system its difference to LFMIM and the p-value, corrected for the number of systems (Holm)."""
+    from statsmodels.stats.multitest import multipletests  # brings scipy: only who compares waits for it
+
     systems = systems_of(results)
     out = {s: {"vs LFMIM": "", "p (Holm)": ""} for s in systems}
     others = [s for s in systems if s != REFERENCE]

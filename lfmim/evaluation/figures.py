@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` by `height` inches. Only who draws waits for matplotlib's import."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the entries have
     it, test (as the paper's Figure 3)."""
-    figure = Figure(figsize=(3.2 * len(HEADS), 5.5), layout="constrained")
+    figure = new_figure(3.2 * len(HEADS), 5.5)
     axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
     epochs = [entry["epoch"] + 1 for entry in history]
     emotions = all("accuracy" in entry["valid"][HEADS[-1]] for entry in history)
@@ -32,7 +40,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             else:
                 axis.set_xlabel("epoch")
         axes[row, 0].set_ylabel(metric)
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].locator_params(axis="x", integer=True)
     axes[0, -1].legend()  # every model has the multimodal head
     return figure
 
@@ -42,7 +50,7 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Emotions are in report order; sentiment has its five classes."""
     heads = [h for h in HEADS if h in metrics]
-    figure = Figure(figsize=(4.6 * len(heads), 4.8), layout="constrained")
+    figure = new_figure(4.6 * len(heads), 4.8)
     for axis, head in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads, strict=True):
         counts, names = np.array(metrics[head]["confusion"]), SENTIMENTS
         if len(counts) == len(EMOTIONS):
@@ -62,7 +70,7 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged over its runs."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    figure = new_figure(8, 4.2)
     axis = figure.subplots()
     metric = "accuracy" if "accuracy" in next(iter(runs.values()))[0][0][MULTIMODAL] else "mae"
     for i, (system, curves) in enumerate(runs.items()):
@@ -70,7 +78,7 @@ def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Fi
         axis.plot(range(1, len(mean) + 1), mean, ("-", "--", ":")[i // 10 % 3], label=system)
     axis.grid(alpha=0.3)
     axis.set(xlabel="epoch", ylabel=metric)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.locator_params(axis="x", integer=True)
     axis.legend(ncols=2)
     return figure
 
@@ -80,7 +88,7 @@ Numbers = npt.NDArray[np.float64]
 
 def grouped_bars(groups: Sequence[str], bars: Mapping[str, tuple[Numbers, Numbers | None]], ylabel: str) -> Figure:
     """A bar per name of `bars` (heights and error bars, or None for none) in each of `groups`."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = new_figure(8, 3.6)
     axis = figure.subplots()
     width = 0.8 / len(bars)
     for i, (name, (heights, errors)) in enumerate(bars.items()):

@@ -10,10 +10,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from lfmim.data.batches import encode_labels
@@ -33,6 +32,9 @@ from lfmim.schema import (
     InputError,
 )
 from lfmim.training.losses import head_losses
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADLINE = {"emotion": "accuracy", "sentiment": "mae"}
 COLUMNS = {
