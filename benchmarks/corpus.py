@@ -89,9 +89,10 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def seconds(f: Callable[[], Any], *, device: torch.device, repeats: int = 5) -> float:
-    """Median seconds of `f` after one warm-up."""
-    f()
+def seconds(f: Callable[[], Any], *, device: torch.device, repeats: int = 5, warm_up: bool = True) -> float:
+    """Median seconds of `f`, by default after one warm-up."""
+    if warm_up:
+        f()
     times = []
     for _ in range(repeats):
         wait(device)

@@ -64,9 +64,10 @@ def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto")
     step(first)
     wait(device)
     out = {"first_step_s": time.perf_counter() - started}
+    sums.compute()  # imports scikit-learn, once per process
     out |= timings(len(data), device, data=lambda: [None for _ in data.batches(c.batch_size, shuffle_seed=(0, 1))],
                    step=lambda: step(first), batch=len(first.labels), epoch=epoch,
-                   whole=lambda: (epoch(), loop.evaluate(model, test, batch_size=256, autocast=autocast)))
+                   evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=autocast))
     return out
 
 
@@ -85,24 +86,26 @@ def measure_reference(folder: Path, size: str, device_name: str, workers: int) -
     wait(device)
     out = {"first_step_s": time.perf_counter() - started}
 
-    def whole() -> None:
-        train.epoch()
+    def evaluate() -> None:
         train.evaluate()
         test.model = train.model
         test.evaluate()
 
     n = len(train.loader.dataset)  # type: ignore[arg-type]
     out |= timings(n, device, data=lambda: [None for _ in train.batches()], step=lambda: train.step(first),
-                   batch=len(first[2]), epoch=train.epoch, whole=whole)
+                   batch=len(first[2]), epoch=train.epoch, evaluate=evaluate)
     return out
 
 
-def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any, whole: Any) -> dict[str, float]:
-    """Samples per second of each part (the whole: epoch and its evaluations), peak memory in MiB."""
+def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any, evaluate: Any) -> dict[str, float]:
+    """Samples per second of each part (the whole: epoch and its evaluations), peak memory in MiB. Steps have warmed up
+    before."""
     from corpus import seconds
 
-    out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / seconds(step, device=device, repeats=3),
-           "epoch": n / seconds(epoch, device=device, repeats=1), "whole": n / seconds(whole, device=device, repeats=1)}
+    one_step = seconds(step, device=device, repeats=3, warm_up=False)
+    trained, evaluated = (seconds(f, device=device, repeats=1, warm_up=False) for f in (epoch, evaluate))
+    out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / one_step, "epoch": n / trained,
+           "whole": n / (trained + evaluated)}
     status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss begins with the parent's
     usage = int(status.split("VmHWM:")[1].split()[0]) / 1024
     if device.type == "cuda":

@@ -52,6 +52,14 @@ def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto"
     )
 
 
+def check_labels(store: Path, split: str, config: ModelConfig) -> None:
+    """Raise InputError if the split is empty or without labels, as `load_split` would, without reading features."""
+    table = read_table(store, _label_columns(config), split)
+    for m in FeatureSpec.load(store).dims:
+        table = table.append_column(FEATURE_COLUMNS[m], pa.repeat(True, table.num_rows))
+    _labels(table, store, split, config)
+
+
 def _label_columns(config: ModelConfig) -> list[str]:
     return list((SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values())
 

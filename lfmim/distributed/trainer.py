@@ -21,9 +21,10 @@ from ray.train.torch import TorchTrainer
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, experiment_from_dict, to_dict
-from lfmim.data.loading import load_split
+from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
+from lfmim.models import MODELS
 from lfmim.progress import share, watch
 from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
 from lfmim.tracking import RegisteredVersion
@@ -61,7 +62,7 @@ def data_fingerprint(store: Path) -> str:
 def check_experiment(config: ExperimentConfig) -> str:
     """Raise InputError for a store without what the experiment needs; returns the data's fingerprint.
 
-    The same data and model are read only once.
+    Features are read, once for the same data and model, if the model needs every modality of every utterance.
     """
     store = Path(config.store).resolve()
     fingerprint = data_fingerprint(store)
@@ -71,8 +72,11 @@ def check_experiment(config: ExperimentConfig) -> str:
 
 @functools.lru_cache(maxsize=1)
 def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
+    check_data(model, FeatureSpec.load(store))
     for split in ("train", "valid"):
-        check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
+        check_labels(store, split, model)
+        if not MODELS[model.name].accepts_absent:
+            check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
 
 
 def run_name(config: ExperimentConfig, fingerprint: str) -> str:
