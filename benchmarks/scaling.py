@@ -2,7 +2,8 @@
 
     python benchmarks/scaling.py [--size paper] [--steps 6] [--write docs/benchmarks.md --plot docs/scaling.png]
 
-Strong scaling keeps the global batch, weak scaling the batch per worker. Workers beyond the cores only share them.
+Strong scaling keeps the global batch, weak scaling the batch per worker. A worker has one thread; workers beyond the
+cores only share them.
 
 The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its forward pass, in which
 nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes / bandwidth + 2 (N-1) · latency · buckets.
@@ -11,7 +12,6 @@ nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes / ba
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -37,7 +37,7 @@ PROJECTED = (1, 8, 64, 256)
 
 def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps: int) -> None:
     """Median seconds of a step, written by rank 0."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     config, dims = SIZES[size]
     torch.manual_seed(0)
@@ -118,7 +118,8 @@ def main() -> None:
     projected = {name: {n: compute / step_model(n, compute, gradient, *net) for n in PROJECTED}
                  for name, net in networks.items()}
     lines = [f"Machine: {machine('cpu')}. Size {o.size}; a step on one worker and {o.batch} samples takes "
-             f"{strong[min(strong)]:.2f} s; {gradient / 1e6:.1f} MB of gradients are exchanged.", "",
+             f"{strong[min(strong)]:.2f} s, one thread per worker; {gradient / 1e6:.1f} MB of gradients are exchanged.",
+             "",
              "| workers | strong: s/step | speed-up | weak: s/step | efficiency |", "|---|---|---|---|---|"]
     one = min(o.workers)
     lines += [f"| {w} | {strong[w]:.2f} | {strong[one] / strong[w]:.2f} | {weak[w]:.2f} | {weak[one] / weak[w]:.0%} |"
