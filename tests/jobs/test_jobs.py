@@ -147,6 +147,7 @@ def test_the_demo_config_is_submitted_as_it_is(head, toy_store, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # thirteen jobs, one after the other
 def test_every_job_runs_when_submitted(head, toy_store, tmp_path):
     """Extraction, stopped and continued; training; evaluation; prediction; then inputs that do not fit."""
     manifest = generate_demo_corpus(tmp_path / "corpus", clips=20)
