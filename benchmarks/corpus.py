@@ -24,7 +24,7 @@ SMALL = replace(PAPER, model=ModelConfig(width=16, heads=2, layers=1, max_text=2
 PAPER_DIMS = {T: 768, A: 768, V: 512}
 SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
     "paper": (PAPER, PAPER_DIMS), "small": (SMALL, {T: 64, A: 64, V: 32}),
-    "light": (SMALL, PAPER_DIMS),  # a small model on features as they are extracted: loading dominates
+    "light": (SMALL, PAPER_DIMS),  # a small model on features as they are extracted
     "tiny": (replace(SMALL, model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),
                      train=TrainConfig(batch_size=16)), {T: 12, A: 10, V: 8}),
 }
