@@ -16,6 +16,7 @@ from lfmim.data.label_statistics import (
     label_distribution,
     pairwise_inconsistency,
 )
+from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
 from lfmim.schema import HEADS
 
@@ -35,7 +36,7 @@ def label_tables(labels: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     """Figure 1 (a), (b), (c) side by side."""
-    figure = Figure(figsize=(17, 4.8), layout="constrained")
+    figure = new_figure(17, 4.8)
     a, b, c = figure.subplots(1, 3, width_ratios=(1.35, 0.9, 1.25))
     _bars(a, tables["figure_1a"])
     a.set(title="(a) labels", ylabel="utterances")

@@ -22,6 +22,7 @@ from PIL import Image
 from lfmim.data.importers.dump import IMPORT_FILE
 from lfmim.data.label_statistics import read_labels
 from lfmim.data.store import part_files, quarantined, sequences
+from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.label_report import labels_html
 from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
 from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, SPLIT, FeatureSpec, InputError, Modality
@@ -166,7 +167,7 @@ def distributions(summary: StoreSummary) -> Figure:
     panels = [("duration (s)", summary.durations), ("share of frames with a face", summary.face_rate)]
     panels += [(f"{m} length", s.lengths) for m, s in summary.modalities.items()]
     panels = [(title, values) for title, values in panels if len(values)]
-    figure = Figure(figsize=(3.4 * max(len(panels), 1), 2.8), layout="constrained")
+    figure = new_figure(3.4 * max(len(panels), 1), 2.8)
     for axis, (title, values) in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False):
         axis.hist(values, bins=20, range=(0, 1) if "share" in title else None)
         axis.set(title=title)

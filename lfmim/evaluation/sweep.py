@@ -13,6 +13,7 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from lfmim.evaluation.figures import new_figure
 from lfmim.training.search import Space, TrialRecord, study_of
 
 
@@ -48,7 +49,7 @@ def sweep_figures(space: Space, records: Sequence[TrialRecord]) -> dict[str, Fig
 
 
 def _best_so_far(records: Sequence[TrialRecord]) -> Figure:
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = new_figure(8, 4)
     axis = figure.subplots()
     scored = sorted((r for r in records if r.score is not None), key=lambda r: r.number)
     scores = np.array([r.score for r in scored], dtype=float)
@@ -86,7 +87,7 @@ def _parallel_coordinates(study: Study) -> Figure:
 
 
 def _importance(share: dict[str, float]) -> Figure:
-    figure = Figure(figsize=(7, 0.5 * len(share) + 1.2), layout="constrained")
+    figure = new_figure(7, 0.5 * len(share) + 1.2)
     axis = figure.subplots()
     names = list(reversed(share))
     bars = axis.barh(names, [share[n] for n in names])
