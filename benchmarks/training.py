@@ -47,13 +47,15 @@ def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto")
     scaler = loop.GradScaler(device.type, enabled=precision == "fp16")
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
     beta, sums = torch.ones(len(HEADS), device=device), HeadSums(device)
-    if loop.compiles(c.compile, device):
+    compiled = loop.compiles(c.compile, device)
+    if compiled:
         loop.compile_layers(model)
     micro = loop.micro_batch_size(c.micro_batch, device, config.model)
+    threads = loop.step_threads(device, precision=precision, compiled=compiled, world=1)
 
     def step(batch: Any) -> None:
         loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta, grad_clip=0,
-                        world=1, sums=sums, micro_batch=micro)
+                        world=1, sums=sums, micro_batch=micro, threads=threads)
 
     def epoch() -> None:
         for batch in data.batches(c.batch_size, shuffle_seed=(0, 1)):

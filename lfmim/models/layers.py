@@ -45,12 +45,14 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, faster on a CPU."""
+    """nn.Dropout, faster on a CPU; adds `residual` if given."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not self.p:
-            return input
-        return cpu_kernels.dropout(input, self.p) if cpu_kernels.applies(input) else F.dropout(input, self.p)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.training and self.p:
+            if cpu_kernels.applies(input):
+                return cpu_kernels.dropout(input, self.p, residual)
+            input = F.dropout(input, self.p)
+        return input if residual is None else residual + input
 
 
 def attend(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, mask_B11S: Tensor, dropout: float) -> Tensor:
@@ -135,11 +137,20 @@ class CrossAttention(nn.Module):
         return self.out(y_BTHd.reshape(b, t, d))  # type: ignore[no-any-return]
 
 
-def feed_forward(width: int, multiple: int, dropout: float) -> nn.Sequential:
+class FeedForward(nn.Sequential):
     """Linear, ReLU, dropout, Linear: width -> multiple * width -> width."""
-    return nn.Sequential(
-        nn.Linear(width, multiple * width), nn.ReLU(), Dropout(dropout), nn.Linear(multiple * width, width)
-    )
+
+    def __init__(self, width: int, multiple: int, dropout: float) -> None:
+        super().__init__(
+            nn.Linear(width, multiple * width), nn.ReLU(), Dropout(dropout), nn.Linear(multiple * width, width)
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        p = self[2].p
+        if self.training and p and cpu_kernels.applies(x_BTD):
+            w1, b1, w2, b2 = (*self[0].parameters(), *self[3].parameters())
+            return cpu_kernels.feed_forward(x_BTD, w1, b1, w2, b2, p)
+        return super().forward(x_BTD)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class TransformerLayer(nn.Module):
@@ -150,12 +161,12 @@ class TransformerLayer(nn.Module):
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout_attention)
         self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = feed_forward(width, ffn_multiple, dropout_ffn)
+        self.ffn = FeedForward(width, ffn_multiple, dropout_ffn)
         self.dropout = Dropout(dropout_ffn)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T))
-        return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
+        x_BTD = self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T), x_BTD)
+        return self.dropout(self.ffn(self.norm_ffn(x_BTD)), x_BTD)  # type: ignore[no-any-return]
 
 
 class TransformerStack(nn.Module):

@@ -11,11 +11,11 @@ from lfmim.config import ModelConfig
 from lfmim.models.layers import (
     CrossAttention,
     Dropout,
+    FeedForward,
     ModelOutput,
     Pooling,
     TransformerStack,
     attention_mask,
-    feed_forward,
     init_weights,
     input_projections,
 )
@@ -30,13 +30,13 @@ class CrossModalLayer(nn.Module):
         d = config.width
         self.norm_target, self.norm_source, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = CrossAttention(d, config.heads, config.dropout_attention)
-        self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         attended = self.attention(self.norm_target(x_BTD), self.norm_source(source_BSD), attend_B11S)
-        x_BTD = x_BTD + self.dropout(attended)
-        return x_BTD + self.dropout(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
+        x_BTD = self.dropout(attended, x_BTD)
+        return self.dropout(self.ffn(self.norm_ffn(x_BTD)), x_BTD)  # type: ignore[no-any-return]
 
 
 class MulT(nn.Module):
@@ -60,7 +60,7 @@ class MulT(nn.Module):
         width = 2 * config.width
         self.memory = nn.ModuleDict({m: TransformerStack(config, width) for m in MODALITIES})
         self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, width) for m in MODALITIES})
-        self.mlp = feed_forward(len(MODALITIES) * width, 1, config.dropout_ffn)
+        self.mlp = FeedForward(len(MODALITIES) * width, 1, config.dropout_ffn)
         self.head = nn.Linear(len(MODALITIES) * width, config.outputs)
         self.apply(init_weights)
 

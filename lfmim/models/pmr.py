@@ -15,11 +15,11 @@ from lfmim.models.layers import (
     ClassifierHead,
     CrossAttention,
     Dropout,
+    FeedForward,
     ModelOutput,
     Pooling,
     SelfAttention,
     attention_mask,
-    feed_forward,
     init_weights,
     input_projections,
 )
@@ -37,7 +37,7 @@ class ReinforcementUnit(nn.Module):
         self.gate_self = nn.Linear(d, d, bias=False)
         self.gate_cross = nn.Linear(d, d)
         self.norm, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, target_BTD: Tensor, attend_target: Tensor, source_BSD: Tensor, attend_source: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class ReinforcementUnit(nn.Module):
         other = self.cross_attention(target_BTD, source_BSD, attend_source)
         gate = torch.sigmoid(self.gate_self(own) + self.gate_cross(other))
         h = self.norm(gate * other + (1 - gate) * own)
-        return self.norm_ffn(h + self.dropout(self.ffn(h)))  # type: ignore[no-any-return]
+        return self.norm_ffn(self.dropout(self.ffn(h), h))  # type: ignore[no-any-return]
 
 
 class PMRLayer(nn.Module):
@@ -58,7 +58,7 @@ class PMRLayer(nn.Module):
         self.pool = Pooling("mean", config.width)
         self.score = nn.Linear(config.width, 1, bias=False)  # softmax over the modalities would ignore a bias
         self.norm = nn.LayerNorm(config.width)
-        self.ffn = feed_forward(config.width, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(config.width, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(
@@ -68,7 +68,7 @@ class PMRLayer(nn.Module):
         messages = [self.to_hub[m](hub, attend_hub, new[m], attend[m]) for m in MODALITIES]
         weight_BU = torch.cat([self.score(self.pool(x, valid_hub)) for x in messages], dim=1).softmax(dim=1)
         hub = torch.einsum("bu,ubtd->btd", weight_BU.to(hub.dtype), torch.stack(messages))
-        return new, self.norm(hub + self.dropout(self.ffn(hub)))
+        return new, self.norm(self.dropout(self.ffn(hub), hub))
 
 
 class PMR(nn.Module):

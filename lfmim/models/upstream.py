@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import Dropout, ModelOutput, SelfAttention, feed_forward, init_weights
+from lfmim.models.layers import Dropout, FeedForward, ModelOutput, SelfAttention, init_weights
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 FUSION_ORDER = (Modality.TEXT, Modality.VISION, Modality.AUDIO)
@@ -79,7 +79,7 @@ class SandwichLayer(nn.Module):
         self.norm_attention, self.norm_attended = nn.LayerNorm(d), nn.LayerNorm(d)
         self.attention = SelfAttention(d, config.heads, config.dropout_attention)
         self.norm_ffn, self.norm_fed = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.ffn = feed_forward(d, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         everywhere = torch.ones(x_BTD.shape[0], 1, 1, x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from torch.utils._triton import has_triton
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
-from lfmim.models import MODELS, EmotionNet, build_model, check_dims
+from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu_kernels
 from lfmim.models.layers import TransformerLayer
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
@@ -120,42 +123,101 @@ def compile_layers(model: nn.Module) -> None:
 def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> int:
     """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in its cache.
 
-    8 samples per thread at the paper's sizes, more for smaller models.
+    12 samples at the paper's sizes, more for smaller models.
     """
     if setting or device.type != "cpu":
         return setting or sys.maxsize
     paper = ModelConfig()
     relative = paper.width * sum(paper.max_lengths.values()) / (model.width * sum(model.max_lengths.values()))
-    return max(1, round(8 * torch.get_num_threads() * relative))
+    return max(1, round(12 * relative))
+
+
+def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
+    """How many threads may compute micro-batches side by side.
+
+    Only where nothing but cpu_kernels draws random numbers: torch's own dropout has one generator for all threads.
+    """
+    alone = device.type == "cpu" and precision == "fp32" and not compiled and world == 1
+    return torch.get_num_threads() if alone else 1
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute alone. torch's default for new threads, which their number changes, is put back."""
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    before = torch.get_num_threads()
+    barrier = threading.Barrier(threads)
+    for started in [pool.submit(barrier.wait) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(before)
+    return pool
 
 
 def train_step(
     model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
     autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int,
-    sums: HeadSums | SentimentSums, micro_batch: int = sys.maxsize, label_smoothing: float = 0.0,
+    sums: HeadSums | SentimentSums, micro_batch: int = sys.maxsize, label_smoothing: float = 0.0, threads: int = 1,
 ) -> Tensor:
-    """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached)."""
+    """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached).
+
+    With `threads` (see step_threads) each micro-batch is one thread's: operations this small gain little from several.
+    """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=batch.labels.device)
+    side_by_side = threads > 1 and len(batch.labels) > micro_batch
+    if side_by_side:
+        micro_batch = min(micro_batch, -(-len(batch.labels) // threads))
     parts = list(batch.split(micro_batch))
-    for i, part in enumerate(parts):
-        # DDP exchanges gradients once, with the last part.
-        held = model.no_sync() if i + 1 < len(parts) and isinstance(model, DistributedDataParallel) else nullcontext()
-        with held:
-            with autocast:
-                output = model(part.features, part.masks)
-            losses_BH = head_losses(output.logits, part.labels, label_smoothing=label_smoothing)
-            loss = weighted_loss(losses_BH, part.counts, beta_H)
-            # DDP averages gradients over the workers: undo the division.
-            scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
-        sums.update(output.logits, part.labels, losses_BH.detach())
-        total += loss.detach()
+
+    def forward(part: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        with autocast:
+            logits = model(part.features, part.masks).logits
+        losses_BH = head_losses(logits, part.labels, label_smoothing=label_smoothing)
+        return weighted_loss(losses_BH, part.counts, beta_H), logits, losses_BH.detach()
+
+    if side_by_side:
+        for part, loss, logits, losses_BH in _side_by_side(model, parts, forward, threads):
+            sums.update(logits, part.labels, losses_BH)
+            total += loss
+    else:
+        for i, part in enumerate(parts):
+            # DDP exchanges gradients once, with the last part.
+            last = i + 1 == len(parts)
+            held = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+            with held:
+                loss, logits, losses_BH = forward(part)
+                # DDP averages gradients over the workers: undo the division.
+                scaler.scale(loss * world).backward()  # type: ignore[no-untyped-call]
+            sums.update(logits, part.labels, losses_BH)
+            total += loss.detach()
     if grad_clip:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     scaler.step(optimizer)
     scaler.update()
     return total
+
+
+def _side_by_side(
+    model: nn.Module, parts: list[Any], forward: Callable[[Any], tuple[Tensor, dict[str, Tensor], Tensor]], threads: int
+) -> Iterator[tuple[Any, Tensor, dict[str, Tensor], Tensor]]:
+    """(part, loss, logits, losses) of each, computed by threads; gradients are added up in the order of the parts, so
+    the result does not depend on who is first."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def work(part: Any, seed: int) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
+        cpu_kernels.seed_thread(seed)
+        loss, logits, losses_BH = forward(part)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return loss.detach(), {h: x.detach() for h, x in logits.items()}, losses_BH, gradients
+
+    parts = parts[::-1]  # the longest first, so that no thread begins with it when the others end
+    seeds = torch.randint(2**62, (len(parts),)).tolist()
+    for part, (loss, logits, losses_BH, gradients) in zip(parts, _pool(threads).map(work, parts, seeds), strict=True):
+        for p, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
+        yield part, loss, logits, losses_BH
 
 
 @torch.no_grad()
@@ -266,9 +328,11 @@ def train(
         scaler.load_state_dict(state["scaler"])
     train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
     parallel = wrap(model)
-    if compiles(c.compile, device):
+    compiled = compiles(c.compile, device)
+    if compiled:
         compile_layers(model)
     micro_batch = micro_batch_size(c.micro_batch, device, config.model)
+    threads = step_threads(device, precision=precision, compiled=compiled, world=world)
 
     while not meta.over:
         epoch, started = meta.epoch, time.perf_counter()
@@ -288,7 +352,7 @@ def train(
                 batch = drop_steps(batch, c.step_dropout)
             loss = train_step(parallel, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta_H,
                               grad_clip=c.grad_clip, world=world, sums=sums, micro_batch=micro_batch,
-                              label_smoothing=c.label_smoothing)
+                              label_smoothing=c.label_smoothing, threads=threads)
             if averaged is not None:
                 averaged.update_parameters(model)
             bad += ~loss.isfinite()

@@ -1,13 +1,15 @@
-"""The CPU's hand-written dropout and attention against torch's."""
+"""The CPU's hand-written dropout, attention and feed-forward against torch's."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lfmim.models import cpu_kernels
-from lfmim.models.layers import Dropout, attend, attention_mask
+from lfmim.models.layers import Dropout, FeedForward, attend, attention_mask
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -68,3 +70,58 @@ def test_attention_with_dropout_equals_torchs_for_the_same_mask(monkeypatch, blo
         torch.testing.assert_close(a, b)
     plain = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask)
     torch.testing.assert_close(attend(q, k, v, mask, 0.0), plain.transpose(1, 2))
+
+
+@pytest.mark.parametrize("block", [1, 80, 2**19])
+def test_feed_forward_with_dropout_equals_torchs_for_the_same_mask(monkeypatch, block):
+    torch.manual_seed(0)
+    layer = FeedForward(6, 4, 0.5)
+    torch.nn.init.normal_(layer[0].bias)
+    x = torch.randn(3, 5, 6, requires_grad=True)
+    drawn = torch.randint(-128, 128, (15 * 24,), dtype=torch.int8)
+    left = drawn.clone()
+
+    def draw(n: int) -> torch.Tensor:
+        nonlocal left
+        now, left = left[:n], left[n:]
+        return now
+
+    monkeypatch.setattr(cpu_kernels, "random_bytes", draw)
+    monkeypatch.setattr(cpu_kernels, "BLOCK", block)  # one row at a time, three, all
+    got = layer(x)
+    assert not len(left)
+    keep = (drawn >= 0).float().view(3, 5, 24) * 2
+    want = layer[3](layer[0](x).relu() * keep)
+    torch.testing.assert_close(got, want)
+    direction, inputs = torch.randn(got.shape), (x, *layer.parameters())
+    for a, b in zip(torch.autograd.grad(got, inputs, direction), torch.autograd.grad(want, inputs, direction),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dropout_adds_the_residual():
+    x, residual = torch.randn(2, 40, requires_grad=True), torch.randn(2, 40, requires_grad=True)
+    torch.manual_seed(1)
+    dropped = Dropout(0.5)(x)
+    torch.manual_seed(1)
+    out = Dropout(0.5)(x, residual)
+    torch.testing.assert_close(out, dropped + residual)
+    for a, b in zip(torch.autograd.grad(out.square().sum(), (x, residual)),
+                    torch.autograd.grad((dropped + residual).square().sum(), (x, residual)), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(Dropout(0.5).eval()(x, residual), residual + x)
+
+
+def test_a_seeded_thread_draws_its_own_numbers():
+    def draw(seed: int) -> torch.Tensor:
+        cpu_kernels.seed_thread(seed)
+        return cpu_kernels.random_bytes(64)
+
+    with ThreadPoolExecutor(1) as pool:
+        first, other, again = (pool.submit(draw, seed).result() for seed in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.manual_seed(0)
+    mine = cpu_kernels.random_bytes(64)  # this thread was not seeded
+    torch.manual_seed(0)
+    assert torch.equal(mine, cpu_kernels.random_bytes(64))

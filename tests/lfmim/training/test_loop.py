@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -153,6 +154,42 @@ def test_micro_batches_change_nothing(tmp_path):
     a, b = (load_file(tmp_path / size / "1" / WEIGHTS) for size in ("1000", "3"))
     for name, weight in a.items():
         torch.testing.assert_close(weight, b[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_micro_batches_side_by_side_equal_those_in_turn(two_threads, tmp_path):
+    data = random_data(SPEC, 26, missing=0.3)
+    config = experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=5)
+    ran_on = set()
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: ran_on.add(threading.current_thread()))
+    side_by_side = train(config, SPEC, data, data, on_epoch=saver(tmp_path / "2"))
+    hook.remove()
+    assert len(ran_on) >= 2  # this thread evaluates
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    in_turn = train(config, SPEC, data, data, on_epoch=saver(tmp_path / "1"))
+    for a, b in zip(in_turn.history, side_by_side.history, strict=True):
+        assert a["train"]["multimodal"]["loss"] == pytest.approx(b["train"]["multimodal"]["loss"], rel=1e-5)
+        assert a["train"]["text"]["confusion"] == b["train"]["text"]["confusion"]
+    one, two = (load_file(tmp_path / n / "1" / WEIGHTS) for n in "12")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
+
+
+def test_side_by_side_training_repeats_bit_by_bit(two_threads, tmp_path):
+    data, config = random_data(SPEC, 26), experiment(epochs=2, micro_batch=5)
+    for folder in "ab":
+        train(config, SPEC, data, data, on_epoch=saver(tmp_path / folder))
+    a, b = (load_file(tmp_path / n / "1" / WEIGHTS) for n in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.slow
