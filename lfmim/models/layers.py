@@ -146,7 +146,7 @@ class FeedForward(nn.Sequential):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        p = self[2].p
+        p: float = self[2].p  # type: ignore[assignment]
         if self.training and p and cpu_kernels.applies(x_BTD):
             w1, b1, w2, b2 = (*self[0].parameters(), *self[3].parameters())
             return cpu_kernels.feed_forward(x_BTD, w1, b1, w2, b2, p)
