@@ -2,20 +2,25 @@
 
     python benchmarks/launch.py [--repeats 3] [--epochs 10] [--write docs/benchmarks.md]
 
-Both train the same small model on the same store, each in a process of its own from start to exit; the plain loop
-writes its checkpoints, too. The job starts a local Ray, logs to MLflow and registers the model.
+All train the same small model on the same store, each in a process of its own from start to exit; the plain loop
+writes its checkpoints, too. The job logs to MLflow and registers the model; it runs once in its own process, as without
+a cluster, and once on a Ray that is running already.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -40,9 +45,9 @@ def plain(folder: Path) -> None:
           on_epoch=lambda report, save: save(folder / "plain" / f"epoch_{report.epoch:04d}"))
 
 
-def run(command: list[str], folder: Path) -> tuple[float, list[tuple[float, str]]]:
-    """Seconds of a process, and when it printed what."""
-    env = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
+def run(command: list[str], folder: Path, address: str = "") -> tuple[float, list[tuple[float, str]]]:
+    """Seconds of a process, and when it printed what; `address` is the Ray that it shall use."""
+    env = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}
     env.pop("MLFLOW_TRACKING_URI", None)
     started, said = time.perf_counter(), list[tuple[float, str]]()
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -72,23 +77,55 @@ class Watcher(threading.Thread):
                     self.seen[name] = time.perf_counter() - self.started
 
 
-def measure(folder: Path, epochs: int) -> dict[str, float]:
-    """Seconds of both, and of the job's phases."""
-    alone, _ = run([sys.executable, __file__, "--part", "plain", "--folder", str(folder)], folder)
+@contextlib.contextmanager
+def running_ray() -> Iterator[str]:
+    """Address of a Ray on this machine."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray = str(Path(sys.executable).parent / "ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with tempfile.TemporaryDirectory(prefix="ray-") as name:
+        command = [ray, "start", "--head", "--block", "--port", address.split(":")[1], "--num-cpus", "2",
+                   "--include-dashboard=false", "--temp-dir", name, "--node-ip-address", "127.0.0.1"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert process.stdout is not None
+        if not any("runtime started" in line for line in process.stdout):
+            raise SystemExit("Ray did not start")
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        try:
+            yield address
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def job(folder: Path, epochs: int, address: str) -> tuple[float, dict[str, float]]:
+    """Seconds of the job, in all and by phase."""
     watcher = Watcher(folder / "runs", epochs)
     watcher.start()
-    whole, said = run([sys.executable, str(ROOT / "jobs" / "train.py"), "--config", CONFIG], folder)
+    whole, said = run([sys.executable, str(ROOT / "jobs" / "train.py"), "--config", CONFIG], folder, address)
     watcher.join(timeout=1)
-    at = {word: next(t for t, line in said if word in line) for word in ("ray:", "registered")}
+    begun, registered = (next(t for t, line in said if line.startswith(word))
+                         for word in ("train lfmim: 1", "registered"))
     first, last = watcher.seen["epoch_0000"], watcher.seen[f"epoch_{epochs - 1:04d}"]
-    return {
-        "the plain loop, from start to exit": alone, "`jobs/train.py`, from start to exit": whole,
-        "the job over the loop": whole - alone,
-        "imports, check of the data, start of Ray": at["ray:"],
-        "MLflow run, start of the worker, its imports, data and first epoch": first - at["ray:"],
+    shutil.rmtree(folder / "runs")
+    return whole, {
+        "imports, check of the data, Ray if any": begun, "MLflow run, data, first epoch; Ray's worker": first - begun,
         "the other epochs, their metrics and checkpoints": last - first,
-        "end of the run, registration": at["registered"] - last, "end of Ray": whole - at["registered"],
+        "end of the run, registration": registered - last, "end of the process": whole - registered,
     }
+
+
+def measure(folder: Path, epochs: int, address: str) -> dict[str, float]:
+    """Seconds of all three, and of the jobs' phases."""
+    alone, _ = run([sys.executable, __file__, "--part", "plain", "--folder", str(folder)], folder)
+    figures = {"the plain loop, from start to exit": alone}
+    for where, at in (("in its own process", ""), ("on a running Ray", address)):
+        whole, phases = job(folder, epochs, at)
+        figures |= {f"**`jobs/train.py` {where}**": whole, "over the plain loop" + " " * bool(at): whole - alone,
+                    **{phase + " " * bool(at): seconds for phase, seconds in phases.items()}}
+    return figures
 
 
 def main() -> None:
@@ -110,19 +147,19 @@ def main() -> None:
     model = to_dict(SIZES[SIZE][0].model)
     rounds = []
     for i in range(o.repeats):
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, running_ray() as address:
             prepare(Path(name), SIZE, UTTERANCES)
             raw = {"store": f"{name}/store", "run": {"storage": f"{name}/runs"}, "model": model,
                    "train": {"epochs": o.epochs}}
             (Path(name) / CONFIG).write_text(yaml.safe_dump(raw), encoding="utf-8")
-            rounds.append(measure(Path(name), o.epochs))
-        print(f"round {i + 1} of {o.repeats}: {rounds[-1]['the job over the loop']:.1f} s", file=sys.stderr, flush=True)
+            rounds.append(measure(Path(name), o.epochs, address))
+        print(f"round {i + 1} of {o.repeats}: {rounds[-1]['over the plain loop']:.1f} s", file=sys.stderr, flush=True)
     lines = [f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} epochs, a new "
              f"MLflow database each time; seconds, {o.repeats} rounds.", "", "| | median | min | max |",
              "|---|---|---|---|"]
     for key in rounds[0]:
         values = [r[key] for r in rounds]
-        lines.append(f"| {key} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
+        lines.append(f"| {key.strip()} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if o.write:

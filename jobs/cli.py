@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -48,6 +49,7 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
     except KeyboardInterrupt:
         print(f"{'stopped' if _terminated else 'interrupted'}; {again}", file=sys.stderr)
         code = 143 if _terminated else 130
+    gc.freeze()  # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
     sys.exit(code)
 
 
@@ -102,6 +104,23 @@ def _no_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def on_cluster() -> bool:
+    """Whether Ray is running already, so that work belongs on its workers."""
+    return SUBMITTED or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+def stay_here(what: str, *, cpus: float, gpus: float) -> None:
+    """`ray_session`'s line and check for a job that needs no Ray: it runs in this process."""
+    import torch
+
+    have = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    missing = [f"{need:g} {name} needed" for name, need in {"CPU": cpus, "GPU": gpus}.items() if need > have[name]]
+    where = ", ".join(f"{n:g} {name}" for name, n in have.items())
+    if missing:
+        raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+    print(f"{what} | in this process: {where}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -44,13 +44,13 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
         from feature_service.pipeline import extract_features
         from feature_service.predict import predict_clip
         from lfmim import tracking
-        from lfmim.distributed.trainer import train_distributed
+        from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
         say("extracting features (Ray Data)")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
-        result = train_distributed(config)
+        result = train_run(config)
     say("evaluating on the held-out test clips")
     predictor = tracking.load_predictor(result.tracking_uri, result.registered.uri)
     report = evaluate_store(predictor, Path(config.store), "test")

@@ -14,11 +14,16 @@ from lfmim.config import ExperimentConfig
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
     cli.check_shared(store=config.store, run__storage=config.run.storage)
-    from lfmim.distributed.trainer import describe, train_distributed
+    from lfmim.distributed.trainer import describe, train_run
 
     c, what = config.run, describe(config)  # bad input is told before a cluster is started
-    with cli.ray_session(what, cpus=c.workers * c.cpus_per_worker, gpus=c.workers * c.gpus_per_worker):
-        result = train_distributed(config)
+    needed = {"cpus": c.workers * c.cpus_per_worker, "gpus": c.workers * c.gpus_per_worker}
+    if c.workers == 1 and not cli.on_cluster():
+        cli.stay_here(what, **needed)
+        result = train_run(config, alone=True)
+    else:
+        with cli.ray_session(what, **needed):
+            result = train_run(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"
     print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation {metric} "

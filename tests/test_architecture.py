@@ -52,7 +52,7 @@ def room(name: str) -> str | None:
 def test_there_is_something_to_check():
     assert {"lfmim/schema.py", "lfmim/distributed/trainer.py", "jobs/train.py"} <= {label(p) for p in SOURCES}
     assert "lfmim.tracking" in imports(ROOT / "lfmim/distributed/trainer.py")
-    assert any(name.startswith("ray.") for name in imports(ROOT / "lfmim/distributed/trainer.py"))
+    assert any(name.startswith("ray.") for name in imports(ROOT / "lfmim/distributed/workers.py"))
 
 
 @pytest.mark.parametrize("path", IN_LFMIM, ids=label)

@@ -1,44 +1,39 @@
-"""Training on Ray Train: the plain loop under DDP, with checkpoints, failures and tracking."""
+"""One training run from feature store to registered model: checked, tracked, resumable, in this process or on Ray."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import tempfile
-import threading
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ray.train
-import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchTrainer
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, ModelConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.config import ExperimentConfig, ModelConfig, config_hash, to_dict
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import write_text
 from lfmim.models import MODELS
-from lfmim.progress import share, watch
-from lfmim.schema import FEATURE_COLUMNS, ID, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, SPLIT, FeatureSpec
+from lfmim.progress import gpu_percent, share, watch
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    ID,
+    LABEL_COLUMNS,
+    MODALITIES,
+    SENTIMENT_COLUMNS,
+    SPLIT,
+    FeatureSpec,
+    InputError,
+)
 from lfmim.tracking import RegisteredVersion
-from lfmim.training.checkpoint import CheckpointMeta, load_meta
-from lfmim.training.loop import DDP_OPTIONS, EpochReport, check_data, resolve_precision, train
+from lfmim.training.checkpoint import CheckpointMeta, epoch_folder, latest_checkpoint, load_meta
+from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train
 
 RUN_FILE = "run.json"
-SCORE = "score"
-IMPROVED = "improved_score"
-"""What Ray keeps checkpoints by: the score of an epoch that is strictly better than all before it, else NOT_BETTER. By
-the score alone Ray would keep the last of equally good epochs, and `best_epoch` is the first."""
-NOT_BETTER = -1e9  # finite: Ray writes it as JSON
-POLL_SECONDS = 2.0
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -100,10 +95,11 @@ def describe(config: ExperimentConfig) -> str:
             f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
 
 
-def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None) -> TrainResult:
+def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False) -> TrainResult:
     """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last checkpoint.
 
-    Raises InputError for a store without the splits it needs, before any worker starts.
+    On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises InputError for a store
+    without the splits it needs, before any worker starts.
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
@@ -112,72 +108,57 @@ def train_distributed(config: ExperimentConfig, *, tags: Mapping[str, str] | Non
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
     run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})
-
-    c = config.run
-    resources = {"CPU": c.cpus_per_worker}
-    if c.gpus_per_worker:
-        resources["GPU"] = c.gpus_per_worker
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"config": to_dict(config), "store": str(store), "uri": uri, "run_id": run_id},
-        scaling_config=ScalingConfig(
-            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0, resources_per_worker=resources
-        ),
-        run_config=RayRunConfig(
-            name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=c.max_failures),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=IMPROVED, checkpoint_score_order="max"
-            ),
-        ),
-    )
     try:
-        with _watched(uri, run_id, config.train.epochs):
-            result = trainer.fit()
-    except (KeyboardInterrupt, SystemExit) as stop:
-        tracking.finish_run(uri, run_id, None, killed=True)
-        if isinstance(stop, SystemExit):  # Ray Train's own answer to Ctrl-C: exit code 0
-            raise KeyboardInterrupt from stop
+        if alone:
+            last = _train_here(config, store, folder, uri, run_id)
+        else:
+            from lfmim.distributed.workers import fit  # Ray Train takes seconds to import
+
+            last = fit(config, store, folder, uri, run_id)
+    except BaseException as error:
+        tracking.finish_run(uri, run_id, None, killed=isinstance(error, KeyboardInterrupt))
         raise
-    except BaseException:
-        tracking.finish_run(uri, run_id, None)
-        raise
-    if not result.best_checkpoints or result.checkpoint is None:
-        raise RuntimeError(f"run {name} ended without a checkpoint; see {folder}")
-    scored = [(float(metrics[IMPROVED]), checkpoint) for checkpoint, metrics in result.best_checkpoints]
-    best = Path(max(scored, key=lambda pair: pair[0])[1].path)
-    last = load_meta(Path(result.checkpoint.path))
-    tracking.finish_run(uri, run_id, last)
+    meta = load_meta(last)
+    best = epoch_folder(folder, meta.best_epoch)
+    tracking.finish_run(uri, run_id, meta)
     registered = tracking.register(
         uri, run_id, best, model_name=config.tracking.model_name, example=_example(store), data_fingerprint=fingerprint
     )
-    return TrainResult(name, uri, run_id, best, last, registered)
+    return TrainResult(name, uri, run_id, best, meta, registered)
 
 
-@contextlib.contextmanager
-def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
-    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
-    stop = threading.Event()
+def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
+    """The plain loop in this process, with the checkpoints that Ray Train would keep; returns the last one.
 
-    def follow() -> None:
-        with watch("train", epochs, "epochs") as show:
-            while True:
-                last = stop.wait(POLL_SECONDS)
-                with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
-                    m = tracking.latest_metrics(uri, run_id)
-                    figures = {"gpu_percent": m["gpu_percent"]} if "gpu_percent" in m else {}
-                    note = (f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
-                            if "epochs_done" in m else "starting workers")
-                    show(int(m.get("epochs_done", 0)), note, **figures)
-                if last:
-                    return
+    Raises InputError if the loss does not stay finite.
+    """
+    device = torch.device("cuda" if config.run.gpus_per_worker else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    resume = latest_checkpoint(folder)
+    past = load_meta(resume).history if resume else []
+    improved = [entry["epoch"] for entry in past if entry["best"]]
+    data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
+    with watch("train", config.train.epochs, "epochs") as show, tracking.system_metrics(uri, run_id):
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
+        def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
+            now = epoch_folder(folder, report.epoch)
+            save(now)
+            tracking.log_epoch(uri, run_id, report)
+            improved.extend([report.epoch] * report.best)
+            kept = {now, *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :])}
+            for old in set(folder.glob("epoch_*")) - kept:
+                shutil.rmtree(old)
+            use = gpu_percent()
+            show(report.epoch + 1, f"{report.samples_per_second:.0f} samples/s, validation score {report.score:.3f}",
+                 **({} if use is None else {"gpu_percent": use}))
+
+        show(len(past))
+        try:
+            meta = train(config, FeatureSpec.load(store), *data, device=device, on_epoch=on_epoch, resume=resume)
+        except NonFiniteLossError as error:
+            raise InputError(str(error)) from error
+    return epoch_folder(folder, meta.epoch - 1)
 
 
 def _run_id(
@@ -201,51 +182,3 @@ def _example(store: Path) -> Any:
         FEATURE_COLUMNS[m]: [None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)]
         for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
     })
-
-
-def _train_worker(args: dict[str, Any]) -> None:
-    """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
-    config = experiment_from_dict(args["config"])
-    context = ray.train.get_context()
-    store, lead = Path(args["store"]), context.get_world_rank() == 0
-    device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
-
-    def on_epoch(report: EpochReport, save: Any) -> None:
-        improved = report.score if report.best else NOT_BETTER
-        metrics = {SCORE: report.score, IMPROVED: improved, "epoch": report.epoch}
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if lead:
-                save(Path(folder))
-                tracking.log_epoch(args["uri"], args["run_id"], report)
-                checkpoint = Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=f"epoch_{report.epoch:04d}"
-                             if lead else None)
-
-    def run(resume: Path | None) -> None:
-        data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
-        train(config, FeatureSpec.load(store), *data, device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume)
-
-    def run_tracked(resume: Path | None) -> None:
-        if context.get_local_rank() == 0:  # one per node
-            several = context.get_world_size() > context.get_local_world_size()
-            node = f"node_{context.get_node_rank()}" if several else None
-            with tracking.system_metrics(args["uri"], args["run_id"], node):
-                run(resume)
-        else:
-            run(resume)
-
-    latest = ray.train.get_checkpoint()
-    if latest is None:
-        run_tracked(None)
-    else:
-        with latest.as_directory() as folder:
-            run_tracked(Path(folder))
-
-
-def _wrap(model: torch.nn.Module) -> torch.nn.Module:
-    if ray.train.get_context().get_world_size() == 1:
-        return model
-    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=dict(DDP_OPTIONS))

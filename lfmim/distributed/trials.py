@@ -37,7 +37,7 @@ from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
-from lfmim.training.checkpoint import META, load_meta
+from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train
 from lfmim.training.packed import train_packed
 from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
@@ -278,12 +278,6 @@ class _Scheduler(FIFOScheduler):
         self.trials.errors[int(trial.config["number"])] = lines[-1] if lines else "it died"
 
 
-def latest_checkpoint(home: Path) -> Path | None:
-    """The newest whole checkpoint of a trial's folder."""
-    whole = sorted(p for p in home.glob("epoch_*") if (p / META).is_file())
-    return whole[-1] if whole else None
-
-
 @functools.lru_cache(maxsize=1)
 def _splits(store: str, model: ModelConfig, cache: str) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
     """Training and validation data: trials that reuse a process load it once."""
@@ -302,7 +296,7 @@ def _device(run: RunConfig) -> torch.device:
 
 def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -> None:
     """The trial's newest checkpoint in place of the one before."""
-    now = home / f"epoch_{report.epoch:04d}"
+    now = epoch_folder(home, report.epoch)
     save(now)
     for old in home.glob("epoch_*"):
         if old != now:

@@ -15,7 +15,7 @@ import ray
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
-from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_distributed
+from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
 from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
@@ -128,7 +128,7 @@ def tune_distributed(
     # From the config as logged, by the path of jobs/train.py.
     chosen = experiment_from_dict(tracking.logged_config(uri, logged[winner.number]))
     run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
-    retrained = train_distributed(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
+    retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
     again = retrained.meta
     loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
     reproduced = (again.best_score, loss, again.best_epoch) == (winner.score, winner.loss, winner.best_epoch)

@@ -62,6 +62,17 @@ def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state:
     (folder / META).write_text(json.dumps(raw, indent=1), encoding="utf-8")
 
 
+def epoch_folder(home: Path, epoch: int) -> Path:
+    """Where a run keeps its checkpoint after `epoch` (from 0)."""
+    return home / f"epoch_{epoch:04d}"
+
+
+def latest_checkpoint(home: Path) -> Path | None:
+    """The newest whole checkpoint of a run's folder."""
+    whole = sorted(p for p in home.glob("epoch_*") if (p / META).is_file())
+    return whole[-1] if whole else None
+
+
 def load_meta(folder: Path) -> CheckpointMeta:
     """Read `checkpoint.json`. Raises InputError if the folder is no checkpoint."""
     path = folder / META

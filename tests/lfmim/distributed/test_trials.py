@@ -8,8 +8,9 @@ import json
 import pytest
 from serial_sweep import serial_sweep, tiny_tune
 
-from lfmim.distributed.trials import Trials, latest_checkpoint, successive_halving
+from lfmim.distributed.trials import Trials, successive_halving
 from lfmim.schema import InputError
+from lfmim.training.checkpoint import latest_checkpoint
 from lfmim.training.search import TrialRecord, TuneConfig, best_trial, read_space, suggest, with_params
 
 

@@ -1,0 +1,138 @@
+"""Ray Train: the plain loop on workers under DDP, with checkpoints and recovery from lost workers."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchTrainer
+
+from lfmim import tracking
+from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.data.loading import load_split
+from lfmim.progress import watch
+from lfmim.schema import FeatureSpec
+from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, train
+
+SCORE = "score"
+IMPROVED = "improved_score"
+"""What Ray keeps checkpoints by: the score of an epoch that is strictly better than all before it, else NOT_BETTER. By
+the score alone Ray would keep the last of equally good epochs, and `best_epoch` is the first."""
+NOT_BETTER = -1e9  # finite: Ray writes it as JSON
+POLL_SECONDS = 2.0
+
+
+def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
+    """Train on Ray's workers, checkpoints into `folder`; returns the last one."""
+    c = config.run
+    resources = {"CPU": c.cpus_per_worker}
+    if c.gpus_per_worker:
+        resources["GPU"] = c.gpus_per_worker
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": to_dict(config), "store": str(store), "folder": str(folder), "uri": uri,
+                           "run_id": run_id},
+        scaling_config=ScalingConfig(
+            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RayRunConfig(
+            name=folder.name, storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=c.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=IMPROVED, checkpoint_score_order="max"
+            ),
+        ),
+    )
+    try:
+        with _watched(uri, run_id, config.train.epochs):
+            result = trainer.fit()
+    except SystemExit as stop:  # Ray Train's own answer to Ctrl-C: exit code 0
+        raise KeyboardInterrupt from stop
+    if result.checkpoint is None:
+        raise RuntimeError(f"run {folder.name} ended without a checkpoint; see {folder}")
+    return Path(result.checkpoint.path)
+
+
+@contextlib.contextmanager
+def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
+    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        with watch("train", epochs, "epochs") as show:
+            while True:
+                last = stop.wait(POLL_SECONDS)
+                with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
+                    m = tracking.latest_metrics(uri, run_id)
+                    figures = {"gpu_percent": m["gpu_percent"]} if "gpu_percent" in m else {}
+                    note = (f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
+                            if "epochs_done" in m else "starting workers")
+                    show(int(m.get("epochs_done", 0)), note, **figures)
+                if last:
+                    return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def _train_worker(args: dict[str, Any]) -> None:
+    """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
+    config = experiment_from_dict(args["config"])
+    context = ray.train.get_context()
+    store, lead = Path(args["store"]), context.get_world_rank() == 0
+    device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+
+    def on_epoch(report: EpochReport, save: Any) -> None:
+        improved = report.score if report.best else NOT_BETTER
+        metrics = {SCORE: report.score, IMPROVED: improved, "epoch": report.epoch}
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if lead:
+                save(Path(folder))
+                tracking.log_epoch(args["uri"], args["run_id"], report)
+                checkpoint = Checkpoint.from_directory(folder)
+            name = epoch_folder(Path(), report.epoch).name if lead else None
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    def run(resume: Path | None) -> None:
+        data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
+        train(config, FeatureSpec.load(store), *data, device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume)
+
+    def run_tracked(resume: Path | None) -> None:
+        if context.get_local_rank() == 0:  # one per node
+            several = context.get_world_size() > context.get_local_world_size()
+            node = f"node_{context.get_node_rank()}" if several else None
+            with tracking.system_metrics(args["uri"], args["run_id"], node):
+                run(resume)
+        else:
+            run(resume)
+
+    latest = ray.train.get_checkpoint()
+    if latest is None:  # perhaps the run began without Ray
+        run_tracked(latest_checkpoint(Path(args["folder"])))
+    else:
+        with latest.as_directory() as folder:
+            run_tracked(Path(folder))
+
+
+def _wrap(model: torch.nn.Module) -> torch.nn.Module:
+    if ray.train.get_context().get_world_size() == 1:
+        return model
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=dict(DDP_OPTIONS))
