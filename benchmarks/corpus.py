@@ -25,6 +25,8 @@ PAPER_DIMS = {T: 768, A: 768, V: 512}
 SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
     "paper": (PAPER, PAPER_DIMS), "small": (SMALL, {T: 64, A: 64, V: 32}),
     "light": (SMALL, PAPER_DIMS),  # a small model on features as they are extracted
+    # With next to no arithmetic, so that loading dominates the plain loop.
+    "fusion": (replace(SMALL, model=replace(SMALL.model, name="mlf-dnn")), {T: 64, A: 64, V: 32}),
     "tiny": (replace(SMALL, model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),
                      train=TrainConfig(batch_size=16)), {T: 12, A: 10, V: 8}),
 }
@@ -65,14 +67,17 @@ def noise_corpus(
 
 
 def forward_flops(data: UtteranceTensors, config: ModelConfig) -> dict[str, float]:
-    """FLOPs (multiply-add = 2) of LFMIM's forward pass over `data` without padding: `projection`, `linear`,
-    `attention`. The heads, a few thousand per sample, are left out."""
+    """FLOPs (multiply-add = 2) of the forward pass of LFMIM or MLF-DNN over `data` without padding: `projection`,
+    `linear`, `attention`. What comes once per sample, a few thousand, is left out."""
     d, layers = config.width, config.layers
     n = {m: data.lengths[m].double() for m in MODALITIES}
+    projection = sum(float(2 * n[m].sum() * x.shape[-1] * d) for m, x in data.features.items())
+    if config.name == "mlf-dnn":
+        return {"projection": projection, "linear": float(2 * n[T].sum() * 8 * d * d), "attention": 0.0}  # an LSTM
     joint = sum(n.values(), torch.zeros(())) + config.fex_tokens
     sequences = [*n.values(), joint]
     return {
-        "projection": sum(float(2 * n[m].sum() * x.shape[-1] * d) for m, x in data.features.items()),
+        "projection": projection,
         "linear": sum(float(2 * s.sum() * layers * (4 + 2 * config.ffn_multiple) * d * d) for s in sequences),
         "attention": sum(float(4 * (s * s).sum() * layers * d) for s in sequences),
     }

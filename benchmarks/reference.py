@@ -2,7 +2,8 @@
 
 Three .npy files per sample and epoch through a DataLoader with workers, padding in the collate function, float32,
 nn.MultiheadAttention, `loss.item()` at every step, evaluation of test and train splits after every epoch. The
-architecture and its sizes are LFMIM's as in docs/model.md, so both sides do the same arithmetic.
+architecture and its sizes are LFMIM's as in docs/model.md, so both sides do the same arithmetic; a rival is this
+project's own module.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lfmim.config import ModelConfig
 from lfmim.data.batches import UtteranceTensors
+from lfmim.models import build_model
 from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
 
 
@@ -76,6 +78,15 @@ class PlainLFMIM(nn.Module):
         return logits
 
 
+class PlainRival(nn.Module):
+    def __init__(self, c: ModelConfig, dims: dict[Modality, int]) -> None:
+        super().__init__()
+        self.model = build_model(c, dims)
+
+    def forward(self, x: dict[str, Tensor], padding: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.model(x, {m: ~p for m, p in padding.items()}).logits
+
+
 def write_files(data: UtteranceTensors, folder: Path) -> None:
     """The corpus as the published features lie: one .npy per sample and modality, and a label file."""
     for m in MODALITIES:
@@ -122,7 +133,7 @@ class Reference:
     def __init__(self, config: ModelConfig, dims: dict[Modality, int], folder: Path, *, batch_size: int, workers: int,
                  device: torch.device) -> None:
         self.device = device
-        self.model = PlainLFMIM(config, dims).to(device)
+        self.model = (PlainLFMIM if config.name == "lfmim" else PlainRival)(config, dims).to(device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.005)
         self.loader = DataLoader(Files(folder, config.max_lengths), batch_size, shuffle=True, num_workers=workers,
                                  collate_fn=collate, pin_memory=device.type == "cuda")

@@ -212,8 +212,8 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["paper", "small", "light"])
-    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000, 1500], help="one per size")
+    parser.add_argument("--sizes", nargs="+", default=["paper", "small", "light", "fusion"])
+    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000, 1500, 3000], help="one per size")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of (a)")
     parser.add_argument("--repeats", type=int, default=3)

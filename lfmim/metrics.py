@@ -59,15 +59,20 @@ class HeadSums:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.confusion = torch.zeros(len(HEADS), C, C, dtype=torch.float64, device=device)
+        self.first = torch.arange(len(HEADS), device=device) * C * C  # each head's first cell
         self.loss = torch.zeros(len(HEADS), dtype=torch.float64, device=device)
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
         """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0 where missing."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
-        for i, head in enumerate(HEADS):
-            if head in logits:
-                label = labels_BH[:, i]
-                self.confusion[i] += _count(label, logits[head].argmax(dim=1), label != IGNORE_LABEL, C)
+        answered = [i for i, head in enumerate(HEADS) if head in logits]
+        label = torch.stack([labels_BH[:, i] for i in answered])
+        prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
+        # Unlabelled rows count 0 in the first cell: boolean indexing and bincount would force a device sync.
+        known = label != IGNORE_LABEL
+        first = torch.stack([self.first[i] for i in answered])[:, None]
+        cell = torch.where(known, first + label * C + prediction, 0)
+        self.confusion.view(-1).index_add_(0, cell.flatten(), known.flatten().double())
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
