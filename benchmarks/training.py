@@ -70,6 +70,8 @@ def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto")
     out |= timings(len(data), device, data=lambda: [None for _ in data.batches(c.batch_size, shuffle_seed=(0, 1))],
                    step=lambda: step(first), batch=len(first.labels), epoch=epoch,
                    evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=autocast))
+    if cache == "auto":
+        out["share"] = measured_in_turn(size, len(data), device, lambda: step(first), len(first.labels))
     return out
 
 
@@ -117,28 +119,59 @@ def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any
     return {**out, "peak_mib": usage}
 
 
-def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
-    import torch
-    from corpus import SIZES, forward_flops, machine_floor, noise_corpus, training_flops
+def floor_of(size: str, n: int) -> Any:
+    """(c) from the measured rates: a function of `machine_floor`'s result that gives samples/s at the shapes' own
+    rates, at the peak rate and of the data alone."""
+    from corpus import SIZES, forward_flops, noise_corpus, training_flops
 
     from lfmim.models import build_model
-    from lfmim.training.loop import micro_batch_size, resolve_precision
 
     config, dims = SIZES[size]
-    device, data = torch.device(device_name), noise_corpus(n, size)
-    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
-    rows = min(config.train.batch_size, micro_batch_size(0, device, config.model)) * 180
-    rate = machine_floor(config.model, device=device, dtype=dtype, rows=rows)
+    data = noise_corpus(n, size)
     flops, forward = training_flops(data, config.model) / n, forward_flops(data, config.model)
     share = forward["attention"] / sum(forward.values())
     weights = sum(p.nbytes for p in build_model(config.model, dims).parameters())
     # Read each real feature vector once; per step read weights twice, write and read gradients, read and write weights.
     features = sum(float(data.lengths[m].sum()) * dims[m] * 2 for m in dims) / n
     moved = features + 6 * weights / config.train.batch_size
-    return {"flops": flops, **{f"{k}_rate": v for k, v in rate.items()},
-            "peak": 1 / max(flops / rate["peak"], moved / rate["copy"]),
-            "shapes": 1 / (flops * (1 - share) / rate["linear"] + flops * share / rate["attention"]),
-            "data": rate["copy"] / features}
+
+    def floor(rate: dict[str, float]) -> dict[str, float]:
+        return {"flops": flops, **{f"{k}_rate": v for k, v in rate.items()},
+                "peak": 1 / max(flops / rate["peak"], moved / rate["copy"]),
+                "shapes": 1 / (flops * (1 - share) / rate["linear"] + flops * share / rate["attention"]),
+                "data": rate["copy"] / features}
+
+    return floor
+
+
+def measure_rates(size: str, device: Any) -> dict[str, float]:
+    import torch
+    from corpus import SIZES, machine_floor
+
+    from lfmim.training.loop import micro_batch_size, resolve_precision
+
+    config, _ = SIZES[size]
+    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
+    rows = min(config.train.batch_size, micro_batch_size(0, device, config.model)) * 180
+    return machine_floor(config.model, device=device, dtype=dtype, rows=rows)
+
+
+def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
+    import torch
+
+    device = torch.device(device_name)
+    return dict(floor_of(size, n)(measure_rates(size, device)))
+
+
+def measured_in_turn(size: str, n: int, device: Any, step: Any, batch: int, rounds: int = 7) -> float:
+    """Share of the floor at the shapes' own rates that the step reaches: median of pairs, each within seconds."""
+    from corpus import seconds
+
+    floor, shares = floor_of(size, n), []
+    for _ in range(rounds):
+        took = seconds(step, device=device, repeats=1, warm_up=False)
+        shares.append(batch / took / floor(measure_rates(size, device))["shapes"])
+    return statistics.median(shares)
 
 
 def prepare(folder: Path, size: str, n: int) -> None:
@@ -196,6 +229,7 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
         lines += [
             row("data alone", "data", c["data"]),
             row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
+            f"| the same, step and floor timed in turn in one process | | | | | {b['share']:.0%} |",
             row("step alone, floor at the peak rate", "step", c["peak"]), row("epoch", "epoch", c["shapes"]),
             row("epoch with its evaluations (a: train and test, b: validation)", "whole"),
             row("epoch with `train.cache: stream`", "epoch", c["shapes"], b=r["stream"]),
