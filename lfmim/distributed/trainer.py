@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,12 @@ from lfmim.schema import (
     InputError,
 )
 from lfmim.tracking import RegisteredVersion
-from lfmim.training.checkpoint import CheckpointMeta, epoch_folder, latest_checkpoint, load_meta
-from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train
+from lfmim.training.checkpoint import CheckpointMeta, epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
+from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train, worker_device
 
 RUN_FILE = "run.json"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of a run's checkpoints. It refuses a run where one of them is gone."""
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -119,7 +120,7 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
         tracking.finish_run(uri, run_id, None, killed=isinstance(error, KeyboardInterrupt))
         raise
     meta = load_meta(last)
-    best = epoch_folder(folder, meta.best_epoch)
+    best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
     tracking.finish_run(uri, run_id, meta)
     registered = tracking.register(
         uri, run_id, best, model_name=config.tracking.model_name, example=_example(store), data_fingerprint=fingerprint
@@ -132,9 +133,7 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
 
     Raises InputError if the loss does not stay finite.
     """
-    device = torch.device("cuda" if config.run.gpus_per_worker else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
+    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)  # from here on Ray, too, would begin with the folder's newest
     resume = latest_checkpoint(folder)
     past = load_meta(resume).history if resume else []
     improved = [entry["epoch"] for entry in past if entry["best"]]
@@ -147,15 +146,15 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
             tracking.log_epoch(uri, run_id, report)
             improved.extend([report.epoch] * report.best)
             kept = {now, *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :])}
-            for old in set(folder.glob("epoch_*")) - kept:
-                shutil.rmtree(old)
+            remove_checkpoints(folder, keep=kept)
             use = gpu_percent()
             show(report.epoch + 1, f"{report.samples_per_second:.0f} samples/s, validation score {report.score:.3f}",
                  **({} if use is None else {"gpu_percent": use}))
 
         show(len(past))
         try:
-            meta = train(config, FeatureSpec.load(store), *data, device=device, on_epoch=on_epoch, resume=resume)
+            meta = train(config, FeatureSpec.load(store), *data, device=worker_device(config.run),
+                         on_epoch=on_epoch, resume=resume)
         except NonFiniteLossError as error:
             raise InputError(str(error)) from error
     return epoch_folder(folder, meta.epoch - 1)

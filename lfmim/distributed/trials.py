@@ -27,18 +27,17 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the sweep's own table says what became of a trial
 
 import ray
-import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from lfmim.config import ModelConfig, RunConfig, experiment_from_dict, to_dict
+from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
-from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta
-from lfmim.training.loop import EpochReport, NonFiniteLossError, train
+from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
+from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 from lfmim.training.packed import train_packed
 from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
 
@@ -158,8 +157,7 @@ class Trials:
         self.records[number] = record
         self.home(number).mkdir(parents=True, exist_ok=True)
         write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
-        for old in self.home(number).glob("epoch_*"):
-            shutil.rmtree(old, ignore_errors=True)
+        remove_checkpoints(self.home(number))
         self.log(record)
         self.on_trial(record, self.ended)
 
@@ -286,35 +284,25 @@ def _splits(store: str, model: ModelConfig, cache: str) -> tuple[FeatureSpec, Ut
     return FeatureSpec.load(folder), train_data, valid_data
 
 
-def _device(run: RunConfig) -> torch.device:
-    """The device of this process's trials, its threads set."""
-    device = torch.device("cuda" if run.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(run.cpus_per_worker)))
-    return device
-
-
 def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -> None:
     """The trial's newest checkpoint in place of the one before."""
     now = epoch_folder(home, report.epoch)
     save(now)
-    for old in home.glob("epoch_*"):
-        if old != now:
-            shutil.rmtree(old, ignore_errors=True)
+    remove_checkpoints(home, keep={now})
 
 
 def _packed_trials(store: str, raw: Sequence[dict[str, Any]], homes: Sequence[str]) -> None:
     """Several trials as one stacked model."""
     configs = [experiment_from_dict(x) for x in raw]
     data = _splits(store, configs[0].model, configs[0].train.cache)
-    train_packed(configs, *data, device=_device(configs[0].run),
+    train_packed(configs, *data, device=worker_device(configs[0].run),
                  on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save))
 
 
 def _trial(args: Mapping[str, Any]) -> None:
     """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch, past ones again."""
     config, home = experiment_from_dict(args["config"]), Path(args["home"])
-    device = _device(config.run)
+    device = worker_device(config.run)
 
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
         _keep_epoch(home, report, save)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,13 @@ def latest_checkpoint(home: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder."""
     whole = sorted(p for p in home.glob("epoch_*") if (p / META).is_file())
     return whole[-1] if whole else None
+
+
+def remove_checkpoints(home: Path, *, keep: Collection[Path] = ()) -> None:
+    """Delete a run's checkpoints but those to keep."""
+    for old in home.glob("epoch_*"):
+        if old not in keep:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def load_meta(folder: Path) -> CheckpointMeta:

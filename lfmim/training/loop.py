@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._triton import has_triton
 
-from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
 from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu_kernels
@@ -69,6 +69,14 @@ def rank_and_world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def worker_device(run: RunConfig) -> torch.device:
+    """The device that a run without Ray Train's workers gets in this process, its threads set."""
+    device = torch.device("cuda" if run.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(run.cpus_per_worker)))
+    return device
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

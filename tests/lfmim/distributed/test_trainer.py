@@ -41,6 +41,12 @@ def test_of_equally_good_epochs_the_first_is_kept_and_registered(ray_cluster, to
     assert (more.run_id, more.meta.epoch, more.meta.best_epoch) == (result.run_id, 7, 0)
     assert more.meta.history[:5] == result.meta.history
 
+    # And again on Ray, which knows nothing of the epochs in between.
+    last = train_run(experiment(toy_store, tmp_path, epochs=9))
+    assert (last.run_id, last.meta.epoch, last.meta.best_epoch) == (result.run_id, 9, 0)
+    assert last.meta.history[:7] == more.meta.history
+    assert load_meta(last.checkpoint).epoch == 1
+
 
 @pytest.mark.integration
 def test_a_run_in_this_process_is_killed_continued_and_registered(toy_store, tmp_path, monkeypatch):
