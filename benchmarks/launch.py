@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SIZE, UTTERANCES = "small", 1500
 CONFIG = "train.yaml"
+PLAIN, OVER = "the plain loop, from start to exit", "over the plain loop"
+HERE, ON_RAY = "**`jobs/train.py` in its own process**", "**`jobs/train.py` on a running Ray**"
 
 
 def plain(folder: Path) -> None:
@@ -117,14 +119,14 @@ def job(folder: Path, epochs: int, address: str) -> tuple[float, dict[str, float
     }
 
 
-def measure(folder: Path, epochs: int, address: str) -> dict[str, float]:
-    """Seconds of all three, and of the jobs' phases."""
+def measure(folder: Path, epochs: int, address: str) -> dict[tuple[str, str], float]:
+    """Seconds of all three, and of the jobs' phases; keyed by (where the job ran, what)."""
     alone, _ = run([sys.executable, __file__, "--part", "plain", "--folder", str(folder)], folder)
-    figures = {"the plain loop, from start to exit": alone}
-    for where, at in (("in its own process", ""), ("on a running Ray", address)):
+    figures = {(PLAIN, ""): alone}
+    for where, at in ((HERE, ""), (ON_RAY, address)):
         whole, phases = job(folder, epochs, at)
-        figures |= {f"**`jobs/train.py` {where}**": whole, "over the plain loop" + " " * bool(at): whole - alone,
-                    **{phase + " " * bool(at): seconds for phase, seconds in phases.items()}}
+        figures |= {(where, ""): whole, (where, OVER): whole - alone,
+                    **{(where, phase): seconds for phase, seconds in phases.items()}}
     return figures
 
 
@@ -153,13 +155,13 @@ def main() -> None:
                    "train": {"epochs": o.epochs}}
             (Path(name) / CONFIG).write_text(yaml.safe_dump(raw), encoding="utf-8")
             rounds.append(measure(Path(name), o.epochs, address))
-        print(f"round {i + 1} of {o.repeats}: {rounds[-1]['over the plain loop']:.1f} s", file=sys.stderr, flush=True)
+        print(f"round {i + 1} of {o.repeats}: {rounds[-1][HERE, OVER]:.1f} s", file=sys.stderr, flush=True)
     lines = [f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} epochs, a new "
              f"MLflow database each time; seconds, {o.repeats} rounds.", "", "| | median | min | max |",
              "|---|---|---|---|"]
-    for key in rounds[0]:
-        values = [r[key] for r in rounds]
-        lines.append(f"| {key.strip()} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
+    for where, what in rounds[0]:
+        values = [r[where, what] for r in rounds]
+        lines.append(f"| {what or where} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if o.write:

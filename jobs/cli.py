@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,22 @@ def on_cluster() -> bool:
     return SUBMITTED or os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
 
 
+def _missing(have: Mapping[str, float], *, cpus: float, gpus: float) -> list[str]:
+    return [f"{need:g} {name} needed" for name, need in {"CPU": cpus, "GPU": gpus}.items() if need > have.get(name, 0)]
+
+
+def _refuse(missing: list[str], where: str) -> None:
+    raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+
+
 def stay_here(what: str, *, cpus: float, gpus: float) -> None:
     """`ray_session`'s line and check for a job that needs no Ray: it runs in this process."""
     import torch
 
     have = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
-    missing = [f"{need:g} {name} needed" for name, need in {"CPU": cpus, "GPU": gpus}.items() if need > have[name]]
     where = ", ".join(f"{n:g} {name}" for name, n in have.items())
-    if missing:
-        raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+    if missing := _missing(have, cpus=cpus, gpus=gpus):
+        _refuse(missing, where)
     print(f"{what} | in this process: {where}", file=sys.stderr, flush=True)
 
 
@@ -149,11 +156,10 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     try:
         have = ray.cluster_resources()
         count = len([n for n in ray.nodes() if n["Alive"]])
-        needed = {"CPU": cpus, "GPU": gpus}
-        missing = [f"{need:g} {name} needed" for name, need in needed.items() if need > have.get(name, 0)]
+        missing = _missing(have, cpus=cpus, gpus=gpus)
         where = f"{count} node{'s' * (count > 1)}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
         if missing and address == "local":
-            raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+            _refuse(missing, where)
         waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
         print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
         yield

@@ -17,11 +17,13 @@ C = len(EMOTIONS)
 
 
 def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Tensor:
-    """Confusion counts [classes, classes] of the known rows."""
+    """Confusion counts [heads, classes, classes] of the known ones of [heads, B] each."""
+    heads = len(label)
+    first = torch.arange(heads, device=label.device)[:, None] * classes**2
     # Unlabelled rows count 0 in cell 0: boolean indexing and bincount would force a device sync.
-    cell = torch.where(known, label * classes + prediction, 0)
-    counts = torch.zeros(classes * classes, dtype=torch.float64, device=cell.device)
-    return counts.index_add_(0, cell, known.double()).view(classes, classes)
+    cell = torch.where(known, first + label * classes + prediction, 0).flatten()
+    counts = torch.zeros(heads * classes**2, dtype=torch.float64, device=cell.device)
+    return counts.index_add_(0, cell, known.flatten().double()).view(heads, classes, classes)
 
 
 def class_f1(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -59,7 +61,6 @@ class HeadSums:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.confusion = torch.zeros(len(HEADS), C, C, dtype=torch.float64, device=device)
-        self.first = torch.arange(len(HEADS), device=device) * C * C  # each head's first cell
         self.loss = torch.zeros(len(HEADS), dtype=torch.float64, device=device)
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
@@ -68,11 +69,8 @@ class HeadSums:
         answered = [i for i, head in enumerate(HEADS) if head in logits]
         label = torch.stack([labels_BH[:, i] for i in answered])
         prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
-        # Unlabelled rows count 0 in the first cell: boolean indexing and bincount would force a device sync.
-        known = label != IGNORE_LABEL
-        first = torch.stack([self.first[i] for i in answered])[:, None]
-        cell = torch.where(known, first + label * C + prediction, 0)
-        self.confusion.view(-1).index_add_(0, cell.flatten(), known.flatten().double())
+        for i, counts in zip(answered, _count(label, prediction, label != IGNORE_LABEL, C), strict=True):
+            self.confusion[i] += counts
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
@@ -157,9 +155,10 @@ class SentimentSums:
             p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
             for k, edges in EDGES.items():
                 bounds = torch.tensor(edges, device=y.device)
-                cells = _count(torch.bucketize(y, bounds), torch.bucketize(p, bounds), known, k)
+                (cells,) = _count(torch.bucketize(y, bounds)[None], torch.bucketize(p, bounds)[None], known[None], k)
                 self.confusion[k][i] += cells
-            self.nonzero[i] += _count((y > 0).long(), (p > 0).long(), known & (y != 0), 2)
+            (cells,) = _count((y > 0).long()[None], (p > 0).long()[None], (known & (y != 0))[None], 2)
+            self.nonzero[i] += cells
             y, p = y.double(), p.double()
             self.moments[i] += torch.stack([(y - p).abs(), y, p, y * y, p * p, y * p]).sum(dim=1)
 
