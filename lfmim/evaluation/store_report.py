@@ -143,7 +143,8 @@ def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     out["Encoders"] = pd.DataFrame({m: {
         "name": e.name, "revision": e.revision or "–", "weights SHA-256": e.weights_sha256, "width": str(e.dim),
         "longest": str(e.max_length or "as it is")} for m, e in summary.spec.encoders.items()}).T
-    traced = {**summary.spec.sampling, **{f"version of {k}": v for k, v in summary.spec.library_versions.items()}}
+    spec = dataclasses.asdict(summary.spec)
+    traced = {**spec["sampling"], **{f"version of {k}": v for k, v in spec["library_versions"].items()}}
     out["Sampling and versions"] = pd.DataFrame({"": {"fingerprint": summary.spec.fingerprint, **{
         k: str(v) for k, v in traced.items()}}})
     if summary.quarantine:
