@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
@@ -110,24 +109,29 @@ def seconds(f: Callable[[], Any], *, device: torch.device, repeats: int = 5, war
 
 def machine_floor(config: ModelConfig, *, device: torch.device, dtype: torch.dtype, rows: int) -> dict[str, float]:
     """Rates of this machine: `peak` FLOP/s of a large matmul; `linear` and `attention` FLOP/s of the model's own
-    shapes (forward and both gradients, time-weighted); `copy` bytes/s of memory read plus written."""
+    shapes (forward and both gradients, time-weighted); `copy` bytes/s of memory read plus written. Results go where
+    memory has been touched before: new pages cost more than some of the products."""
     def rand(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype)
 
+    def rate(pairs: list[tuple[Tensor, Tensor]]) -> float:
+        work, spent = 0, 0.0
+        for a, b in pairs:
+            out = a @ b
+            work += 2 * out.numel() * a.shape[-1]
+            spent += seconds(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), device=device)
+        return work / spent
+
     n = 8192 if device.type == "cuda" else 1024
-    a, b = rand(n, n), rand(n, n)
-    peak = 2 * n**3 / seconds(lambda: a @ b, device=device)
-    d, work, spent = config.width, 0.0, 0.0
+    d, linear = config.width, []
     for k, out in ((d, 3 * d), (d, d), (d, config.ffn_multiple * d), (config.ffn_multiple * d, d)):
         x, w, g = rand(rows, k), rand(out, k), rand(rows, out)
-        for f in (lambda x=x, w=w: F.linear(x, w), lambda g=g, w=w: g @ w, lambda g=g, x=x: g.t() @ x):
-            work, spent = work + 2 * rows * k * out, spent + seconds(f, device=device, repeats=3)
+        linear += [(x, w.t()), (g, w), (g.t(), x)]
     length = sum(config.max_lengths.values()) * 3 // 4
     groups = max(1, rows // length) * config.heads
     q, p = rand(groups, length, d // config.heads), rand(groups, length, length)
-    flops = 2 * groups * length * length * (d // config.heads)
-    attention = [seconds(f, device=device, repeats=3) for f in (lambda: q @ q.transpose(1, 2), lambda: p @ q)]
     source = torch.zeros(2**26 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / seconds(lambda: target.copy_(source), device=device)
-    return {"peak": peak, "linear": work / spent, "attention": 2 * flops / sum(attention), "copy": copy}
+    return {"peak": rate([(rand(n, n), rand(n, n))]), "linear": rate(linear),
+            "attention": rate([(q, q.transpose(1, 2)), (p, q)]), "copy": copy}

@@ -106,8 +106,13 @@ def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any
     before."""
     from corpus import seconds
 
-    one_step = seconds(step, device=device, repeats=3, warm_up=False)
-    trained, evaluated = (seconds(f, device=device, repeats=1, warm_up=False) for f in (epoch, evaluate))
+    def several(f: Any, least: int) -> float:
+        """Median of at least `least` runs, of a second's worth of what is shorter."""
+        once = seconds(f, device=device, repeats=1, warm_up=False)
+        more = min(200, max(least, round(1 / once))) - 1
+        return seconds(f, device=device, repeats=more, warm_up=False) if more else once
+
+    one_step, trained, evaluated = several(step, 3), several(epoch, 1), several(evaluate, 1)
     out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / one_step, "epoch": n / trained,
            "whole": n / (trained + evaluated)}
     status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss begins with the parent's

@@ -1,27 +1,30 @@
 """Dropout, attention and feed-forward with dropout, as a CPU trains fastest: float32, eager, not under vmap.
 
 torch draws one Bernoulli number at a time and passes over attention's score matrices a dozen times; together that was
-more than half of a training step. GPUs, other dtypes, compiled code and vmap use torch's own (see layers.py).
+more than half of a training step. Here the loops of cpu_loops.py go through a row while it is in the cache, and masks
+are computed from a seed, in the backward pass again. GPUs, other dtypes, compiled code and vmap use torch's own (see
+layers.py).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
 from torch import Tensor
 
-BLOCK = 2**19
-"""Scores of attention, and hidden numbers of a feed-forward, computed at a time: 2 MiB, so that all passes over them
-stay in the processor's cache."""
+from lfmim.models import cpu_loops
 
-ZEROS = bytes(2**20)
+BLOCK = 2**19
+"""Hidden numbers of a feed-forward computed at a time: 2 MiB, so that all passes over them stay in the cache."""
+WORTH_SHARING = 2**17
+"""Numbers below which a loop is one thread's: to wake another takes as long."""
 
 _of_thread = threading.local()
 
@@ -31,8 +34,9 @@ def seed_thread(seed: int) -> None:
     _of_thread.generator = torch.Generator().manual_seed(seed)
 
 
-def _generator() -> torch.Generator | None:
-    return getattr(_of_thread, "generator", None)
+def draw_seed() -> np.uint64:
+    """Seed of one layer's mask, from the thread's or torch's generator."""
+    return np.uint64(torch.randint(2**62, (), generator=getattr(_of_thread, "generator", None)).item())
 
 
 def vmapped(x: Tensor) -> bool:
@@ -46,24 +50,24 @@ def applies(x: Tensor) -> bool:
             and not vmapped(x))
 
 
-def random_bytes(n: int) -> Tensor:
-    """`n` uniform int8 numbers, seeded from the thread's or torch's generator: the key stream of AES, for which
-    processors have instructions, 14x faster than torch's own."""
-    seed = torch.randint(-(2**31), 2**31, (8,), dtype=torch.int32, generator=_generator()).numpy().tobytes()
-    encryptor = Cipher(AES(seed[:16]), CTR(seed[16:])).encryptor()
-    slack = 15  # what update_into demands behind the last byte
-    out = torch.empty(n + slack, dtype=torch.uint8)
-    view = memoryview(out.numpy())  # type: ignore[arg-type]  # numpy's stubs promise no buffer
-    for i in range(0, n, len(ZEROS)):
-        size = min(len(ZEROS), n - i)
-        encryptor.update_into(ZEROS[:size], view[i : i + size + slack])
-    return out[:n].view(torch.int8)
+def _mask(p: float) -> tuple[np.uint64, np.uint32, np.float32]:
+    """What a mask is made from: seed, the uint32 below which a random number drops, the factor of what is kept."""
+    return draw_seed(), np.uint32(min(round(p * 2**32), 2**32 - 1)), np.float32(1 / (1 - p))
 
 
-def threshold(p: float) -> int:
-    """Of int8 numbers, the share `p` is below this one: p · 256 is no integer, so the one below or above is drawn, with
-    the probabilities that make p exact."""
-    return math.floor(p * 256 + torch.rand((), generator=_generator()).item()) - 128
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def _share_out(loop: Callable[..., None], *arguments: Any, rows: int, size: int) -> None:
+    """`loop(*arguments, start, stop)` over `rows` rows, `size` numbers in all, by as many threads as torch has."""
+    threads = min(torch.get_num_threads(), rows) if size >= WORTH_SHARING else 1
+    if threads == 1:
+        loop(*arguments, 0, rows)
+        return
+    bounds = [rows * i // threads for i in range(threads + 1)]
+    list(_pool(threads).map(lambda start, stop: loop(*arguments, start, stop), bounds, bounds[1:]))
 
 
 def _blocks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -71,19 +75,27 @@ def _blocks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(x.split(size) for x in tensors), strict=True)  # type: ignore[no-untyped-call]
 
 
+def _flat(x: Tensor) -> Any:
+    return x.detach().numpy().ravel()
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, residual: Tensor | None) -> Tensor:
-        kept = torch.ge(random_bytes(x.numel()).view(x.shape), threshold(p), out=torch.empty(x.shape))
-        ctx.save_for_backward(kept)
-        ctx.scale, ctx.added = 1 / (1 - p), residual is not None
-        return torch.addcmul(torch.zeros(()) if residual is None else residual, x, kept, value=ctx.scale)
+        out = torch.empty(x.shape)
+        ctx.mask, ctx.added = _mask(p), residual is not None
+        ctx.sharing = {"rows": -(-x.numel() // cpu_loops.CHUNK), "size": x.numel()}
+        if residual is None:
+            _share_out(cpu_loops.dropout, _flat(x), *ctx.mask, _flat(out), **ctx.sharing)
+        else:
+            _share_out(cpu_loops.dropout_add, _flat(x), _flat(residual), *ctx.mask, _flat(out), **ctx.sharing)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (kept,) = ctx.saved_tensors
-        return (torch.addcmul(torch.zeros(()), grads[0], kept, value=ctx.scale), None,
-                grads[0] if ctx.added else None)
+        dx = torch.empty(grads[0].shape)
+        _share_out(cpu_loops.dropout, _flat(grads[0]), *ctx.mask, _flat(dx), **ctx.sharing)
+        return dx, None, grads[0] if ctx.added else None
 
 
 def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
@@ -101,15 +113,14 @@ class _FeedForward(torch.autograd.Function):
         x_ND = x.reshape(-1, x.shape[-1])
         n, hidden = len(x_ND), len(w1)
         hidden_NH, out_ND = x.new_empty(n, hidden), x.new_empty(n, len(w2))
-        limit, scale, block = threshold(p), 1 / (1 - p), max(1, BLOCK // hidden)
-        scratch = x.new_empty(min(block, n), hidden)
-        for h, rows, out in _blocks(block, hidden_NH, x_ND, out_ND):
-            torch.addmm(b1, rows, w1.t(), out=h)
-            kept = torch.ge(random_bytes(h.numel()).view(h.shape), limit, out=scratch[: len(h)])
-            h.relu_().mul_(kept)
-            torch.addmm(b2, h, w2.t(), alpha=scale, out=out)
+        (seed, limit, factor), block = _mask(p), max(1, BLOCK // hidden)
+        for i, (h, rows, out) in enumerate(_blocks(block, hidden_NH, x_ND, out_ND)):
+            torch.mm(rows, w1.t(), out=h)
+            _share_out(cpu_loops.relu_dropout, h.numpy(), _flat(b1), seed, limit, i * block, rows=len(h),
+                       size=h.numel())
+            torch.addmm(b2, h, w2.t(), alpha=float(factor), out=out)
         ctx.save_for_backward(x_ND, w1, w2, hidden_NH)
-        ctx.scale, ctx.block, ctx.shape = scale, block, x.shape
+        ctx.scale, ctx.block, ctx.shape = float(factor), block, x.shape
         return out_ND.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -122,7 +133,7 @@ class _FeedForward(torch.autograd.Function):
         for h, g, x, dx in _blocks(block, hidden_NH, g_ND, x_ND, dx_ND):
             dw2.addmm_(g.t(), h, alpha=scale)
             d_hidden = torch.mm(g, w2, out=scratch[: len(h)])
-            torch.ops.aten.threshold_backward.grad_input(d_hidden, h, 0, grad_input=d_hidden)
+            _share_out(cpu_loops.relu_dropout_backward, d_hidden.numpy(), h.numpy(), rows=len(h), size=h.numel())
             dw1.addmm_(d_hidden.t(), x, alpha=scale)
             db1 += d_hidden.sum(dim=0)
             torch.addmm(dx, d_hidden, w1, beta=0, alpha=scale, out=dx)
@@ -134,59 +145,41 @@ def feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, p: f
     return _FeedForward.apply(x, w1, b1, w2, b2, p)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _bmm(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
-    """`factor` · `a` @ `b` into `out`."""
-    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
+def _heads(x_BTE: Tensor, channels: int) -> Any:
+    x = x_BTE.detach().numpy()
+    return np.ascontiguousarray(x).reshape(*x.shape[:2], -1, channels)
 
 
 class _Attention(torch.autograd.Function):
-    """A block of matrices goes through all steps before the next begins; what the backward pass needs of their size is
-    the softmax and the random numbers, and masks are made from these again."""
-
     @staticmethod
-    def forward(ctx: Any, q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, mask_B11S: Tensor, p: float) -> Tensor:
-        (b, t, h, d), s = q_BTHd.shape, k_BSHd.shape[1]
-        n = b * h  # matrices, written N below
-        q_NTd = q_BTHd.transpose(1, 2).reshape(n, t, d)
-        k_NSd = k_BSHd.transpose(1, 2).reshape(n, s, d)
-        v_NSd = v_BSHd.transpose(1, 2).reshape(n, s, d)
-        bias = torch.zeros(mask_B11S.shape).masked_fill_(~mask_B11S, -math.inf)
-        bias_N1S = bias.expand(b, h, 1, s).reshape(n, 1, s)
-        draws, limit = random_bytes(n * t * s).view(n, t, s), threshold(p)
-        temperature, scale = 1 / math.sqrt(d), 1 / (1 - p)
-        weight, out = torch.empty(n, t, s), torch.empty(n, t, d)
-        block = max(1, min(n, BLOCK // (t * s)))
-        scratch = torch.empty(block, t, s)
-        for bias, q, k, v, w, draw, o in _blocks(block, bias_N1S, q_NTd, k_NSd, v_NSd, weight, draws, out):
-            torch.baddbmm(bias, q, k.transpose(1, 2), alpha=temperature, out=w)
-            torch.softmax(w, -1, out=w)
-            dropped = torch.ge(draw, limit, out=scratch[: len(w)]).mul_(w)
-            _bmm(dropped, v, scale, o)
-        ctx.save_for_backward(q_NTd, k_NSd, v_NSd, weight, draws)
-        ctx.temperature, ctx.scale, ctx.limit, ctx.block = temperature, scale, limit, block
-        return out.view(b, h, t, d).transpose(1, 2).contiguous()
+    def forward(ctx: Any, q: Tensor, kv: Tensor | None, mask_B11S: Tensor, heads: int, p: float) -> Tensor:
+        source = q if kv is None else kv
+        width = source.shape[2] // (3 if kv is None else 2)
+        b, t, s, ctx.channels = *q.shape[:2], source.shape[1], width // heads
+        out_BTD, log_sum_BHT = torch.empty(b, t, width), torch.empty(b, heads, t)
+        valid_BS = mask_B11S.reshape(-1, s).contiguous().numpy()
+        ctx.settings = (valid_BS, *_mask(p), np.float32(1 / math.sqrt(ctx.channels)))
+        ctx.sharing = {"rows": b, "size": b * heads * t * s}
+        q_BTHd, kv_BSHd, out_BTHd = (_heads(x, ctx.channels) for x in (q, source, out_BTD))
+        _share_out(cpu_loops.attention, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(), **ctx.sharing)
+        ctx.save_for_backward(q, kv, out_BTD, log_sum_BHT)
+        return out_BTD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_NTd, k_NSd, v_NSd, weight, draws = ctx.saved_tensors
-        n, t, s = weight.shape
-        block, limit, scale, temperature, heads = ctx.block, ctx.limit, ctx.scale, ctx.temperature, grads[0].shape[2]
-        g_NTd = grads[0].transpose(1, 2).reshape(n, t, -1)
-        dq, dk, dv = (torch.empty_like(x) for x in (q_NTd, k_NSd, v_NSd))
-        scratch = torch.empty(3, block, t, s)
-        for q, k, v, w, draw, g, q_grad, k_grad, v_grad in _blocks(
-                block, q_NTd, k_NSd, v_NSd, weight, draws, g_NTd, dq, dk, dv):
-            kept, d_scores, d_weight = (x[: len(w)] for x in scratch)
-            dropped = torch.mul(torch.ge(draw, limit, out=kept), w, out=d_scores)
-            _bmm(dropped.transpose(1, 2), g, scale, v_grad)
-            _bmm(g, v.transpose(1, 2), scale, d_weight).mul_(kept)
-            torch._softmax_backward_data(d_weight, w, -1, torch.float32, grad_input=d_scores)
-            _bmm(d_scores, k, temperature, q_grad)
-            _bmm(d_scores.transpose(1, 2), q, temperature, k_grad)
-        return *(x.view(-1, heads, *x.shape[1:]).transpose(1, 2) for x in (dq, dk, dv)), None, None
+        q, kv, out_BTD, log_sum_BHT = ctx.saved_tensors
+        dq = torch.zeros(q.shape)  # masked keys get no gradient
+        dkv = None if kv is None else torch.zeros(kv.shape)
+        q_BTHd, kv_BSHd, out_BTHd, grad_BTHd, dq_BTHd, dkv_BSHd = (
+            _heads(x, ctx.channels)
+            for x in (q, q if kv is None else kv, out_BTD, grads[0], dq, dq if dkv is None else dkv))
+        _share_out(cpu_loops.attention_backward, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(),
+                   grad_BTHd, dq_BTHd, dkv_BSHd, **ctx.sharing)
+        return dq, dkv, None, None, None
 
 
-def attention(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, mask_B11S: Tensor, p: float) -> Tensor:
-    """Scaled dot-product attention [B, T, H, d] with dropout of `p` on its weights. `mask_B11S`: True where a key may
-    be attended to, for at least one key per row."""
-    return _Attention.apply(q_BTHd, k_BSHd, v_BSHd, mask_B11S, p)  # type: ignore[no-any-return,no-untyped-call]
+def attention(q: Tensor, kv: Tensor | None, mask_B11S: Tensor, heads: int, p: float) -> Tensor:
+    """Scaled dot-product attention [B, T, D] with dropout of `p` on its weights: queries `q` [B, T, D] over keys and
+    values `kv` [B, S, 2D], or `q` [B, T, 3D] holds all three. `mask_B11S`: True where a key may be attended to, for at
+    least one key per row."""
+    return _Attention.apply(q, kv, mask_B11S, heads, p)  # type: ignore[no-any-return,no-untyped-call]

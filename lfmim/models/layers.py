@@ -55,16 +55,20 @@ class Dropout(nn.Dropout):
         return input if residual is None else residual + input
 
 
-def attend(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, mask_B11S: Tensor, dropout: float) -> Tensor:
-    """Scaled dot-product attention [B, T, H, d] with dropout on its weights."""
-    if dropout and cpu_kernels.applies(q_BTHd):
-        return cpu_kernels.attention(q_BTHd, k_BSHd, v_BSHd, mask_B11S, dropout)
-    q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSHd, v_BSHd))
+def attend(q_BTE: Tensor, kv_BSE: Tensor | None, mask_B11S: Tensor, heads: int, dropout: float) -> Tensor:
+    """Scaled dot-product attention [B, T, D] with dropout on its weights: queries [B, T, D] over keys and values
+    [B, S, 2D], or `q_BTE` [B, T, 3D] holds all three."""
+    if dropout and cpu_kernels.applies(q_BTE):
+        return cpu_kernels.attention(q_BTE, kv_BSE, mask_B11S, heads, dropout)
+    parts = q_BTE.chunk(3, dim=-1) if kv_BSE is None else (q_BTE, *kv_BSE.chunk(2, dim=-1))
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in parts)
     if dropout and cpu_kernels.vmapped(q):  # the fused kernels' dropout knows no vmap
         score = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
         weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v.dtype)
-        return (F.dropout(weight, dropout) @ v).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=dropout).transpose(1, 2)
+        out = F.dropout(weight, dropout) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=dropout)
+    return out.transpose(1, 2).flatten(2)
 
 
 class InputProjection(nn.Module):
@@ -113,10 +117,8 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
-        b, t, d = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, d // self.heads).unbind(2)
-        y_BTHd = attend(q, k, v, attend_B11T, self.dropout if self.training else 0.0)
-        return self.out(y_BTHd.reshape(b, t, d))  # type: ignore[no-any-return]
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(self.qkv(x_BTD), None, attend_B11T, self.heads, dropout))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -130,11 +132,9 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
-        b, t, d = target_BTD.shape
-        q = self.query(target_BTD).view(b, t, self.heads, d // self.heads)
-        k, v = self.key_value(source_BSD).view(b, -1, 2, self.heads, d // self.heads).unbind(2)
-        y_BTHd = attend(q, k, v, attend_B11S, self.dropout if self.training else 0.0)
-        return self.out(y_BTHd.reshape(b, t, d))  # type: ignore[no-any-return]
+        dropout = self.dropout if self.training else 0.0
+        y_BTD = attend(self.query(target_BTD), self.key_value(source_BSD), attend_B11S, self.heads, dropout)
+        return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Sequential):

@@ -131,13 +131,13 @@ def compile_layers(model: nn.Module) -> None:
 def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> int:
     """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in its cache.
 
-    12 samples at the paper's sizes, more for smaller models.
+    16 samples at the paper's sizes, more for smaller models.
     """
     if setting or device.type != "cpu":
         return setting or sys.maxsize
     paper = ModelConfig()
     relative = paper.width * sum(paper.max_lengths.values()) / (model.width * sum(model.max_lengths.values()))
-    return max(1, round(12 * relative))
+    return max(1, round(16 * relative))
 
 
 def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
@@ -152,7 +152,11 @@ def step_threads(device: torch.device, *, precision: str, compiled: bool, world:
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Threads that compute alone. torch's default for new threads, which their number changes, is put back."""
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first use of torch sets the default, which would undo the next line
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, initializer=alone)
     before = torch.get_num_threads()
     barrier = threading.Barrier(threads)
     for started in [pool.submit(barrier.wait) for _ in range(threads)]:

@@ -20,7 +20,7 @@ from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.loading import load_split
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
-from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
+from lfmim.training.loop import NonFiniteLossError, _pool, evaluate, learning_rate, train
 from lfmim.training.losses import head_losses
 
 SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=12, max_audio=12, max_vision=12)
@@ -182,6 +182,12 @@ def test_micro_batches_side_by_side_equal_those_in_turn(two_threads, tmp_path):
     one, two = (load_file(tmp_path / n / "1" / WEIGHTS) for n in "12")
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-6)
+
+
+def test_threads_side_by_side_compute_alone(two_threads):
+    pool = _pool(2)
+    assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
+    assert torch.get_num_threads() == 2
 
 
 def test_side_by_side_training_repeats_bit_by_bit(two_threads, tmp_path):
