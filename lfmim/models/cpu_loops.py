@@ -1,7 +1,7 @@
 """The innermost loops of cpu_kernels.py on numpy arrays, compiled by numba: one thread each, without Python's lock.
 
-Written so that LLVM vectorises them: the innermost loop runs over keys or channels, and there are four rows per pass,
-so that a number once loaded is used four times. Suffixes: N rows, D channels, S keys; `_4S`: four rows.
+Attention goes through four rows of queries at a time, so that a number once loaded is used four times and scores stay
+in the cache. Shape suffixes as in layers.py, and: N rows, S keys, d channels of a head, 4 the four rows.
 """
 
 from __future__ import annotations
@@ -160,9 +160,7 @@ def _products(builder: Any, a_TD: Any, i: Any, x_DS: Any, base_1S: Any, out_4S: 
 
 
 @_vector_code
-def _products_over_keys(
-    builder: Any, w_4S: Any, x_SD: Any, scale_14: Any, out_TD: Any, i: Any, n: Any
-) -> None:
+def _products_over_keys(builder: Any, w_4S: Any, x_SD: Any, scale_14: Any, out_TD: Any, i: Any, n: Any) -> None:
     """Four rows of out from `i` on = scale of the row · w @ x over the first `n` keys. Columns are a multiple of
     LANES."""
     rows = [INTEGER(r) for r in range(ROWS)]
@@ -207,6 +205,8 @@ def _valid_keys(valid_BS: NDArray[np.bool_], b: int, out_S: NDArray[np.int64], b
     return n, padded
 
 
+# Between the tensors' layout, [sample, position, head, channel], where a head's rows are so far apart that each misses
+# the cache, and the loops'. Four channels at a time, as a loop over so few costs more than it copies.
 @_vector_code
 def _copy_four(builder: Any, x: Any, b: Any, t: Any, g: Any, c: Any, factor: Any, out: Any, h: Any, i: Any) -> None:
     """Four channels from `c` on: out[h, i] = factor · x[b, t, g]."""
