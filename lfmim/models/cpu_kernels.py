@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfmim.models import cpu_loops
-
 BLOCK = 2**19
 """Hidden numbers of a feed-forward computed at a time: 2 MiB, so that all passes over them stay in the cache."""
 WORTH_SHARING = 2**17
@@ -56,6 +54,14 @@ def _mask(p: float) -> tuple[np.uint64, np.uint32, np.float32]:
 
 
 @functools.cache
+def _loops() -> Any:
+    """cpu_loops.py, when a CPU begins to train: a registered model predicts where numba is not installed."""
+    from lfmim.models import cpu_loops
+
+    return cpu_loops
+
+
+@functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
@@ -84,17 +90,17 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float, residual: Tensor | None) -> Tensor:
         out = torch.empty(x.shape)
         ctx.mask, ctx.added = _mask(p), residual is not None
-        ctx.sharing = {"rows": -(-x.numel() // cpu_loops.CHUNK), "size": x.numel()}
+        ctx.sharing = {"rows": -(-x.numel() // _loops().CHUNK), "size": x.numel()}
         if residual is None:
-            _share_out(cpu_loops.dropout, _flat(x), *ctx.mask, _flat(out), **ctx.sharing)
+            _share_out(_loops().dropout, _flat(x), *ctx.mask, _flat(out), **ctx.sharing)
         else:
-            _share_out(cpu_loops.dropout_add, _flat(x), _flat(residual), *ctx.mask, _flat(out), **ctx.sharing)
+            _share_out(_loops().dropout_add, _flat(x), _flat(residual), *ctx.mask, _flat(out), **ctx.sharing)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dx = torch.empty(grads[0].shape)
-        _share_out(cpu_loops.dropout, _flat(grads[0]), *ctx.mask, _flat(dx), **ctx.sharing)
+        _share_out(_loops().dropout, _flat(grads[0]), *ctx.mask, _flat(dx), **ctx.sharing)
         return dx, None, grads[0] if ctx.added else None
 
 
@@ -116,7 +122,7 @@ class _FeedForward(torch.autograd.Function):
         (seed, limit, factor), block = _mask(p), max(1, BLOCK // hidden)
         for i, (h, rows, out) in enumerate(_blocks(block, hidden_NH, x_ND, out_ND)):
             torch.mm(rows, w1.t(), out=h)
-            _share_out(cpu_loops.relu_dropout, h.numpy(), _flat(b1), seed, limit, i * block, rows=len(h),
+            _share_out(_loops().relu_dropout, h.numpy(), _flat(b1), seed, limit, i * block, rows=len(h),
                        size=h.numel())
             torch.addmm(b2, h, w2.t(), alpha=float(factor), out=out)
         ctx.save_for_backward(x_ND, w1, w2, hidden_NH)
@@ -133,7 +139,7 @@ class _FeedForward(torch.autograd.Function):
         for h, g, x, dx in _blocks(block, hidden_NH, g_ND, x_ND, dx_ND):
             dw2.addmm_(g.t(), h, alpha=scale)
             d_hidden = torch.mm(g, w2, out=scratch[: len(h)])
-            _share_out(cpu_loops.relu_dropout_backward, d_hidden.numpy(), h.numpy(), rows=len(h), size=h.numel())
+            _share_out(_loops().relu_dropout_backward, d_hidden.numpy(), h.numpy(), rows=len(h), size=h.numel())
             dw1.addmm_(d_hidden.t(), x, alpha=scale)
             db1 += d_hidden.sum(dim=0)
             torch.addmm(dx, d_hidden, w1, beta=0, alpha=scale, out=dx)
@@ -161,7 +167,7 @@ class _Attention(torch.autograd.Function):
         ctx.settings = (valid_BS, *_mask(p), np.float32(1 / math.sqrt(ctx.channels)))
         ctx.sharing = {"rows": b, "size": b * heads * t * s}
         q_BTHd, kv_BSHd, out_BTHd = (_heads(x, ctx.channels) for x in (q, source, out_BTD))
-        _share_out(cpu_loops.attention, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(), **ctx.sharing)
+        _share_out(_loops().attention, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(), **ctx.sharing)
         ctx.save_for_backward(q, kv, out_BTD, log_sum_BHT)
         return out_BTD
 
@@ -173,7 +179,7 @@ class _Attention(torch.autograd.Function):
         q_BTHd, kv_BSHd, out_BTHd, grad_BTHd, dq_BTHd, dkv_BSHd = (
             _heads(x, ctx.channels)
             for x in (q, q if kv is None else kv, out_BTD, grads[0], dq, dq if dkv is None else dkv))
-        _share_out(cpu_loops.attention_backward, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(),
+        _share_out(_loops().attention_backward, q_BTHd, kv_BSHd, *ctx.settings, out_BTHd, log_sum_BHT.numpy(),
                    grad_BTHd, dq_BTHd, dkv_BSHd, **ctx.sharing)
         return dq, dkv, None, None, None
 
