@@ -62,8 +62,19 @@ def _loops() -> Any:
 
 
 @functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that compute alone. torch's default for new threads, which their number changes, is put back."""
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first use of torch sets the default, which would undo the next line
+        torch.set_num_threads(1)
+
+    executor = ThreadPoolExecutor(threads, initializer=alone)
+    before = torch.get_num_threads()
+    barrier = threading.Barrier(threads)
+    for started in [executor.submit(barrier.wait) for _ in range(threads)]:
+        started.result()
+    torch.set_num_threads(before)
+    return executor
 
 
 def _share_out(loop: Callable[..., None], *arguments: Any, rows: int, size: int) -> None:
@@ -73,7 +84,7 @@ def _share_out(loop: Callable[..., None], *arguments: Any, rows: int, size: int)
         loop(*arguments, 0, rows)
         return
     bounds = [rows * i // threads for i in range(threads + 1)]
-    list(_pool(threads).map(lambda start, stop: loop(*arguments, start, stop), bounds, bounds[1:]))
+    list(pool(threads).map(lambda start, stop: loop(*arguments, start, stop), bounds, bounds[1:]))
 
 
 def _blocks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -119,11 +130,10 @@ class _FeedForward(torch.autograd.Function):
         x_ND = x.reshape(-1, x.shape[-1])
         n, hidden = len(x_ND), len(w1)
         hidden_NH, out_ND = x.new_empty(n, hidden), x.new_empty(n, len(w2))
-        (seed, limit, factor), block = _mask(p), max(1, BLOCK // hidden)
+        (seed, limit, factor), block, bias = _mask(p), max(1, BLOCK // hidden), _flat(b1)
         for i, (h, rows, out) in enumerate(_blocks(block, hidden_NH, x_ND, out_ND)):
             torch.mm(rows, w1.t(), out=h)
-            _share_out(_loops().relu_dropout, h.numpy(), _flat(b1), seed, limit, i * block, rows=len(h),
-                       size=h.numel())
+            _share_out(_loops().relu_dropout, h.numpy(), bias, seed, limit, i * block, rows=len(h), size=h.numel())
             torch.addmm(b2, h, w2.t(), alpha=float(factor), out=out)
         ctx.save_for_backward(x_ND, w1, w2, hidden_NH)
         ctx.scale, ctx.block, ctx.shape = float(factor), block, x.shape
@@ -139,7 +149,7 @@ class _FeedForward(torch.autograd.Function):
         for h, g, x, dx in _blocks(block, hidden_NH, g_ND, x_ND, dx_ND):
             dw2.addmm_(g.t(), h, alpha=scale)
             d_hidden = torch.mm(g, w2, out=scratch[: len(h)])
-            _share_out(_loops().relu_dropout_backward, d_hidden.numpy(), h.numpy(), rows=len(h), size=h.numel())
+            torch.ops.aten.threshold_backward.grad_input(d_hidden, h, 0, grad_input=d_hidden)
             dw1.addmm_(d_hidden.t(), x, alpha=scale)
             db1 += d_hidden.sum(dim=0)
             torch.addmm(dx, d_hidden, w1, beta=0, alpha=scale, out=dx)

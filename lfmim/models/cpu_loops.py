@@ -399,14 +399,6 @@ def relu_dropout(x_ND: Floats, bias_D: Floats, seed: int, limit: int, first: int
             x_ND[i, j] = float32(0) if (x < float32(0)) | (_random(key, j) < limit) else x
 
 
-@compiled
-def relu_dropout_backward(grad_ND: Floats, out_ND: Floats, start: int, stop: int) -> None:
-    """Rows `start` to `stop` of the gradient in place: 0 where `relu_dropout` gave 0."""
-    for i in range(start, stop):
-        for j in range(grad_ND.shape[1]):
-            grad_ND[i, j] = float32(0) if out_ND[i, j] == float32(0) else grad_ND[i, j]
-
-
 CHUNK = 4096
 """Numbers that share a row's key where there are no rows."""
 

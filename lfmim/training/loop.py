@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -149,22 +146,6 @@ def step_threads(device: torch.device, *, precision: str, compiled: bool, world:
     return torch.get_num_threads() if alone else 1
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that compute alone. torch's default for new threads, which their number changes, is put back."""
-    def alone() -> None:
-        torch.get_num_threads()  # a thread's first use of torch sets the default, which would undo the next line
-        torch.set_num_threads(1)
-
-    pool = ThreadPoolExecutor(threads, initializer=alone)
-    before = torch.get_num_threads()
-    barrier = threading.Barrier(threads)
-    for started in [pool.submit(barrier.wait) for _ in range(threads)]:
-        started.result()
-    torch.set_num_threads(before)
-    return pool
-
-
 def train_step(
     model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
     autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int,
@@ -225,7 +206,8 @@ def _side_by_side(
 
     parts = parts[::-1]  # the longest first, so that no thread begins with it when the others end
     seeds = torch.randint(2**62, (len(parts),)).tolist()
-    for part, (loss, logits, losses_BH, gradients) in zip(parts, _pool(threads).map(work, parts, seeds), strict=True):
+    results = cpu_kernels.pool(threads).map(work, parts, seeds)
+    for part, (loss, logits, losses_BH, gradients) in zip(parts, results, strict=True):
         for p, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
