@@ -34,8 +34,8 @@ from ray.tune.search import Searcher
 from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
-from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 from lfmim.training.packed import train_packed
@@ -155,7 +155,6 @@ class Trials:
             seconds=sum(e["seconds"] for e in history), message=message, config=config,
         )
         self.records[number] = record
-        self.home(number).mkdir(parents=True, exist_ok=True)
         write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
         remove_checkpoints(self.home(number))
         self.log(record)
