@@ -11,7 +11,7 @@ from pathlib import Path
 import cli
 from jsonargparse import auto_cli
 
-from lfmim.storage import output_file, output_folder
+from lfmim.storage import local_path, output_file, output_folder
 
 
 def report(*, source: str, report: str = "labels", split: str = "") -> int:
@@ -23,9 +23,12 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
         split: only this split; empty: all rows.
     """
     from lfmim.data.label_statistics import read_labels
+    from lfmim.data.manifest import READERS
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
     from lfmim.schema import SPLIT, InputError
 
+    if not source.endswith(tuple(READERS)):  # tables are read from anywhere
+        local_path(source, "--source")
     folder = output_folder(report, "--report", files=("index.html",))
     labels = read_labels(source)
     if split:
