@@ -75,6 +75,28 @@ def test_imports_point_one_way(path):
         assert there == here or RANK[there] < RANK[here], f"{label(path)} imports {there}"
 
 
+def writes(path: Path) -> set[str]:
+    """Calls that make, rename or fill files and folders."""
+    calls = {(node.func.attr, getattr(node.func.value, "id", ""))
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    methods = {"mkdir", "makedirs", "mkdtemp", "write_text", "write_bytes"}
+    return {name for name, owner in calls
+            if name in methods or (owner == "os" and name in ("replace", "rename"))}
+
+
+# In temporary folders of their own.
+SCRATCH = {"lfmim/tracking/registry.py": {"mkdir", "write_text"},
+           "feature_service/operators/encoders.py": {"mkdir", "write_text"}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_only_storage_writes(path):
+    assert writes(ROOT / "lfmim/storage.py") >= {"mkdir", "write_bytes", "replace", "rename"}
+    if label(path) != "lfmim/storage.py":
+        assert writes(path) <= SCRATCH.get(label(path), set())
+
+
 def loaded(modules: str, among: set[str]) -> list[str]:
     """Which of the packages `among` a new process has loaded after importing `modules`."""
     code = f"import sys, {modules}\nprint(*{{name.split('.')[0] for name in sys.modules}})"

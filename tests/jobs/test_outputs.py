@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +178,86 @@ def test_a_disk_that_fills_is_one_message(line, folder, capsys, small_disk):
     assert errors[0].startswith("error: full/x")
     assert "cannot be written to: No space left on device" in errors[0]
     assert not [p for p in Path("full").rglob(".*") if p.name != ".lock"]
+
+
+SMALL = "--model.width 16 --model.heads 2 --model.layers 1"
+NO_SPACE = "cannot be written to: No space left on device"
+
+
+def fill(disk: Path, leave: int) -> None:
+    room = os.statvfs(disk)
+    (disk / "filling").write_bytes(b"x" * max(0, room.f_bavail * room.f_frsize - leave))
+
+
+def the_error(text: str) -> str:
+    assert "Traceback" not in text, text
+    (line,) = [x for x in text.splitlines() if x.startswith("error: ")]
+    return line
+
+
+@pytest.mark.integration
+def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
+    assert run(f"train --store store --train.epochs 1 {SMALL}") == 0
+    (whole,) = Path("runs").glob("*/epoch_0000")
+    full = folder / "full"
+    small_disk(full, "3m")
+    fill(full, 64 << 10)
+    assert run("evaluate --store store --report full/report") == 2
+    assert re.match(rf"error: full/report/\w+\.\w+: {NO_SPACE}", the_error(capsys.readouterr().err))
+    assert not list(full.rglob(".*"))
+
+    (full / "filling").unlink()
+    database = f"sqlite:///{full}/mlflow.db"
+    assert run(f"train --store store --train.epochs 1 --run.storage other --tracking.uri {database} "
+               "--train.seed 1 " + SMALL) == 0
+    capsys.readouterr()
+    fill(full, 100 << 10)
+    assert run(f"train --store store --train.epochs 60 --run.storage other --tracking.uri {database} {SMALL}") == 2
+    said = the_error(capsys.readouterr().err)
+    assert f"tracking server {database}: " in said
+    assert "full" in said.replace(str(full), "") or "disk I/O error" in said
+    assert Path("other").is_dir()
+
+    (full / "filling").unlink()
+    fill(full, 300 << 10)
+    line = f"train --store store --train.epochs 3 --run.storage full/runs --tracking.uri sqlite:///{folder}/runs/mlflow.db"
+    assert run(line) == 2
+    assert re.match(rf"error: {full}/runs/[^/]+/epoch_0000: {NO_SPACE}", the_error(capsys.readouterr().err))
+    assert {p.name for p in (full / "runs").rglob("*") if p.is_file()} == {"run.json"}
+    assert whole.is_dir()
+
+
+def job(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    name, *args = line.split()
+    return subprocess.run([sys.executable, ROOT / "jobs" / f"{name}.py", *args], capture_output=True, text=True,
+                          cwd=cwd, check=False, timeout=450)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_jobs_on_ray_when_a_disk_fills(folder, small_disk):
+    """A checkpoint that a worker copies, a trial's, a benchmark run's, and predictions."""
+    database = f"--tracking.uri sqlite:///{folder}/runs/mlflow.db"
+    assert run(f"train --store store --train.epochs 1 {SMALL}") == 0
+    full = folder / "full"
+    small_disk(full, "3m")
+    epochs = f"--store store --train.epochs 2 {database}"
+    for line in (
+        f"train {epochs} --run.workers 2 --run.cpus_per_worker 0.5 --run.max_failures 0 --run.storage full/runs",
+        f"benchmark {epochs} --systems [lfmim] --seeds 2 --report full/b",
+        f"tune {epochs} --trials 3 --seeds 1 --run.storage full/t",
+    ):
+        done = job(line, folder)
+        assert done.returncode == 2, done.stderr
+        said = the_error(done.stderr)
+        assert said.startswith(f"error: {full}/")
+        assert NO_SPACE in said
+        assert not [p for p in full.rglob(".*") if "ray" not in p.parts], line
+        assert not list(full.rglob("trial.json")), "a trial is not over for want of room"
+        subprocess.run(f"rm -rf {full}/*", shell=True, check=True)  # noqa: S602
+    fill(full, 4 << 10)
+    done = job("predict --store store --output full/p.jsonl", folder)
+    assert done.returncode == 2, done.stderr
+    assert re.match(rf"error: full/p.jsonl.*: {NO_SPACE}", the_error(done.stderr))
+    assert not list(full.rglob(".*"))
