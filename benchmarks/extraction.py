@@ -259,7 +259,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=report_folder, default="extraction_benchmark",
                         help="folder of the JSON file")
-    parser.add_argument("--write", type=report_file, help="page whose extraction section is replaced")
+    parser.add_argument("--write", type=report_file,
+                        help="page whose extraction section is replaced")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         media = ROOT.parent / "shared" / "media"

@@ -191,7 +191,7 @@ def job_session(
     uri = tracking.tracking_uri(tracking_config, storage)
     if uri.startswith("sqlite:"):
         check_shared(storage=storage)
-    if uri == tracking.tracking_uri(TrackingConfig(), storage):
+    if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         output_folder(storage, "--storage")
     with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
         yield log

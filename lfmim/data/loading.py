@@ -86,8 +86,9 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
             with new_folder(folder, first=True) as scratch:
                 _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
         except WriteError as error:
-            raise InputError(f"train.cache stream: {folder.parent} cannot be written to: {error.reason}; set "
-                             "LFMIM_CACHE to a folder with room for the padded features") from error
+            raise InputError(f"train.cache stream: {folder.parent} cannot be written to: "
+                             f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
+                             "features") from error
         for old in folder.parent.glob(f"{what}-*"):  # of the store as it was; who still reads one keeps it open
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)

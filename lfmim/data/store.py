@@ -113,15 +113,15 @@ def exclusive(folder: Path) -> Iterator[None]:
 def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
     """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
 
-    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique. Raises
-    WriteError.
+    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is
+    unique. Raises WriteError.
     """
-    # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and reading a column that has them
-    # takes several times as long.
+    # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and reading a
+    # column that has them takes several times as long.
     plain = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
     with new_file(folder / (name or f"part-{uuid.uuid4().hex}.parquet")) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP, use_dictionary=plain,
-                       write_statistics=plain)
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP,
+                       use_dictionary=plain, write_statistics=plain)
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:

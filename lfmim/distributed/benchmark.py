@@ -84,7 +84,7 @@ def run_benchmark(
         try:
             done = ray.get(ready)
         except ray.exceptions.RayError as error:
-            if isinstance(error, WriteError):  # a full disk fails every run: stop, and go on when there is room
+            if isinstance(error, WriteError):  # it would fail every run
                 raise WriteError(error.path, error.reason) from error
             if len(group) > 1:
                 for run in group:

@@ -63,7 +63,7 @@ class Trials:
         self.stopped: set[int] = set()
         self.errors: dict[int, str] = {}
         self.unwritten: WriteError | None = None
-        """Of a full disk, which would fail every trial: the sweep stops, to go on when there is room."""
+        """Of a full disk, which would fail every trial: the sweep stops until there is room."""
         self.records: dict[int, TrialRecord] = {}
         for n in range(total):
             path = self.home(n) / TRIAL

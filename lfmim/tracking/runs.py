@@ -45,6 +45,8 @@ PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+for _name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # what they log is raised, too
 
 
 def tracking_uri(config: TrackingConfig, storage: str) -> str:
@@ -61,8 +63,8 @@ def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P]
         try:
             return call(uri, *args, **kwargs)
         except TRACKING_ERRORS as error:
-            raise InputError(f"tracking server {uri}: {_reason(error)}; start it, make room, or name "
-                             "another by MLFLOW_TRACKING_URI") from error
+            raise InputError(f"tracking server {uri}: {_reason(error)}; start it, make room, or "
+                             "name another by MLFLOW_TRACKING_URI") from error
 
     return telling
 

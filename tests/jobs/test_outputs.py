@@ -1,4 +1,4 @@
-"""What a job cannot write is told before any work: no URL becomes a folder, no name is taken over."""
+"""What a job cannot write is told before any work; a disk that fills midway in one message."""
 
 from __future__ import annotations
 
@@ -17,33 +17,56 @@ from conftest import ROOT
 from jsonargparse import auto_cli
 
 MANIFEST = "id,video,text,split,label_text,label_audio,label_vision,label_multimodal\n" + "".join(
-    f"u{i},,你好{i},train,anger,anger,anger,anger\n" for i in range(9))
+    f"u{i},,你好{i},train,anger,anger,anger,anger\n" for i in range(9)
+)
 VOTES = "id,modality,annotator,label\n" + "".join(
-    f"a,{m},{k},anger\n" for m in ("text", "audio", "vision", "multimodal") for k in range(3))
+    f"a,{m},{k},anger\n" for m in ("text", "audio", "vision", "multimodal") for k in range(3)
+)
 URL = "s3://bucket/x"
 
-# Job and its options; * stands for the one that is asked about. Inputs that the check must come before are not there.
+# Job and its options; * stands for the one that is asked about. Later inputs are not there.
 OUTPUTS = [
-    "extract_features --manifest m.csv --store *", "extract_features --manifest m.csv --store f --storage *",
-    "train --store store --run.storage *", "tune --store store --run.storage *", "benchmark --store store --report *",
-    "evaluate --store store --report *", "predict --store store --output *.jsonl",
-    "predict --manifest m.csv --output *.jsonl", "predict --manifest m.csv --output p.jsonl --features *",
-    "import_checkpoint --checkpoint c.pth --heads 2 --storage *", "simulate --utterances 20 --store *",
-    "import_dataset mmsa --source dump.pkl --store *", "import_dataset cherma --source CHERMA --store *",
-    "import_dataset sims --source SIMS --output *.csv", "import_dataset emotiontalk --source m.csv --output *.csv",
+    "extract_features --manifest m.csv --store *",
+    "extract_features --manifest m.csv --store f --storage *",
+    "train --store store --run.storage *",
+    "tune --store store --run.storage *",
+    "benchmark --store store --report *",
+    "evaluate --store store --report *",
+    "predict --store store --output *.jsonl",
+    "predict --manifest m.csv --output *.jsonl",
+    "predict --manifest m.csv --output p.jsonl --features *",
+    "import_checkpoint --checkpoint c.pth --heads 2 --storage *",
+    "simulate --utterances 20 --store *",
+    "import_dataset mmsa --source dump.pkl --store *",
+    "import_dataset cherma --source CHERMA --store *",
+    "import_dataset sims --source SIMS --output *.csv",
+    "import_dataset emotiontalk --source m.csv --output *.csv",
     "import_dataset annotations --source votes.csv --output *.csv",
-    "import_dataset char_ngrams --source m.csv --store *", "analyze_labels report --source m.csv --report *",
-    "analyze_labels split --manifest m.csv --output *.csv", "inspect_features --store store --page *.html",
+    "import_dataset char_ngrams --source m.csv --store *",
+    "analyze_labels report --source m.csv --report *",
+    "analyze_labels split --manifest m.csv --output *.csv",
+    "inspect_features --store store --page *.html",
     "demo --clips 2 --folder *",
 ]
 INPUTS = [
-    "train --store *", "tune --store *", "benchmark --store *", "evaluate --store *", "predict --store *",
-    "promote --store *", "inspect_features --store *", "analyze_labels report --source *",
-    "import_checkpoint --checkpoint c.pth --heads 2 --features *", "import_checkpoint --heads 2 --checkpoint *",
-    "import_dataset mmsa --store f --source *", "import_dataset cherma --store f --source *",
+    "train --store *",
+    "tune --store *",
+    "benchmark --store *",
+    "evaluate --store *",
+    "predict --store *",
+    "promote --store *",
+    "inspect_features --store *",
+    "analyze_labels report --source *",
+    "import_checkpoint --checkpoint c.pth --heads 2 --features *",
+    "import_checkpoint --heads 2 --checkpoint *",
+    "import_dataset mmsa --store f --source *",
+    "import_dataset cherma --store f --source *",
 ]
-READS_A_REGISTRY = ["evaluate --store store --storage *", "promote --store store --storage *",
-                    "predict --text x --storage *"]
+READS_A_REGISTRY = [
+    "evaluate --store store --storage *",
+    "promote --store store --storage *",
+    "predict --text x --storage *",
+]
 FILES = ("*.jsonl", "*.csv", "*.html")
 
 
@@ -53,7 +76,9 @@ def folder(tmp_path, toy_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     Path("m.csv").write_text(MANIFEST, encoding="utf-8")
     Path("votes.csv").write_text(VOTES, encoding="utf-8")
-    Path("dump.pkl").write_bytes(pickle.dumps({"train": {"id": ["v$_$1"], "text": np.ones((1, 3, 4))}}))
+    Path("dump.pkl").write_bytes(
+        pickle.dumps({"train": {"id": ["v$_$1"], "text": np.ones((1, 3, 4))}})
+    )
     return tmp_path
 
 
@@ -70,8 +95,13 @@ def run(line: str, *more: str) -> int:
             start = job if own == "main" else lambda: auto_cli(job, as_positional=False)
         else:
             start = lambda: auto_cli(  # noqa: E731
-                [f for f in vars(module).values() if getattr(f, "__module__", "") == name and f.__name__[0] != "_"],
-                as_positional=False)
+                [
+                    f
+                    for f in vars(module).values()
+                    if getattr(f, "__module__", "") == name and f.__name__[0] != "_"
+                ],
+                as_positional=False,
+            )
         with pytest.raises(SystemExit) as end:
             cli.run(start)
     return int(end.value.code)
@@ -91,8 +121,13 @@ def refusal(line: str, capsys) -> str:
 def test_no_output_is_a_url(line, folder, capsys):
     said = refusal(line.replace("*", URL), capsys)
     assert URL in said
-    assert "is a URL, and object storage is not written to yet" in said or "it is not read from there" in said
-    assert "is a URL; give the path alone: /" in refusal(line.replace("*", "file:///nowhere/x"), capsys)
+    assert (
+        "is a URL, and object storage is not written to yet" in said
+        or "it is not read from there" in said
+    )
+    assert "is a URL; give the path alone: /" in refusal(
+        line.replace("*", "file:///nowhere/x"), capsys
+    )
 
 
 @pytest.mark.parametrize("line", INPUTS + READS_A_REGISTRY)
@@ -102,26 +137,38 @@ def test_no_local_input_is_a_url(line, folder, capsys):
 
 
 @pytest.mark.parametrize("line", OUTPUTS)
-def test_a_taken_name_and_a_disk_that_is_read_only_are_told_before_any_work(line, folder, capsys, small_disk):
+def test_a_taken_name_and_a_disk_that_is_read_only_are_told_before_any_work(
+    line, folder, capsys, small_disk
+):
     Path("file").write_text("mine")
     for name in ("isdir", "isdir.jsonl", "isdir.csv", "isdir.html"):
         Path(name).mkdir()
     small_disk(folder / "ro", "1m,ro")
     is_file = any(f in line for f in FILES)
-    assert "isdir" in (said := refusal(line.replace("*", "isdir"), capsys)) if is_file else (
-        "is a file where a folder" in (said := refusal(line.replace("*", "file"), capsys)))
+    assert (
+        "isdir" in (said := refusal(line.replace("*", "isdir"), capsys))
+        if is_file
+        else ("is a file where a folder" in (said := refusal(line.replace("*", "file"), capsys)))
+    )
     assert "remove it" in said
     said = refusal(line.replace("*", "file/x"), capsys)
     assert f"{folder}/file is no folder" in said
-    assert "cannot be written to: Read-only file system" in refusal(line.replace("*", "ro/x"), capsys)
+    assert "cannot be written to: Read-only file system" in refusal(
+        line.replace("*", "ro/x"), capsys
+    )
     assert Path("file").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("line", "taken"), [
-    ("evaluate --store store --report r", "r/index.html"), ("evaluate --store store --report r", "r/report.json"),
-    ("benchmark --store store --report r", "r/results.json"), ("simulate --store r", "r/feature_spec.json"),
-    ("analyze_labels report --source m.csv --report r", "r/index.html"),
-])
+@pytest.mark.parametrize(
+    ("line", "taken"),
+    [
+        ("evaluate --store store --report r", "r/index.html"),
+        ("evaluate --store store --report r", "r/report.json"),
+        ("benchmark --store store --report r", "r/results.json"),
+        ("simulate --store r", "r/feature_spec.json"),
+        ("analyze_labels report --source m.csv --report r", "r/index.html"),
+    ],
+)
 def test_a_folder_where_a_reports_file_is_to_be(line, taken, folder, capsys):
     Path(taken).mkdir(parents=True)
     assert f"{taken}: is a folder where a file is to be written" in refusal(line, capsys)
@@ -133,12 +180,23 @@ def test_names_beside_the_output_are_asked_for(folder, capsys):
     Path("p.csv.features").write_text("mine")
     assert "p.jsonl.parts: is a file" in refusal("predict --store store --output p.jsonl", capsys)
     assert "discarded.csv: is a folder" in refusal(
-        "import_dataset annotations --source votes.csv --output o.csv", capsys)
+        "import_dataset annotations --source votes.csv --output o.csv", capsys
+    )
 
 
-@pytest.mark.parametrize(("script", "option"), [
-    ("recipes", "--output"), ("bounded", "--report"), ("gpu_training", "--out"), ("scaling", "--write"),
-    ("scaling", "--plot"), ("training", "--write"), ("launch", "--write"), ("extraction", "--output")])
+@pytest.mark.parametrize(
+    ("script", "option"),
+    [
+        ("recipes", "--output"),
+        ("bounded", "--report"),
+        ("gpu_training", "--out"),
+        ("scaling", "--write"),
+        ("scaling", "--plot"),
+        ("training", "--write"),
+        ("launch", "--write"),
+        ("extraction", "--output"),
+    ],
+)
 def test_the_benchmarks_reports(script, option):
     """They name the check as the option's type: what it says is what argparse says."""
     source = (ROOT / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
@@ -148,23 +206,32 @@ def test_the_benchmarks_reports(script, option):
 @pytest.mark.integration
 @pytest.mark.parametrize("script", ["scaling", "training"])
 def test_a_benchmark_refuses_a_url(script, tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / f"{script}.py", "--write", URL], capture_output=True,
-                          text=True, cwd=tmp_path, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--write", URL],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 2
     assert f"error: argument --write: path {URL}: is a URL, and object storage" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("line", [
-    "simulate --utterances 200 --store full/x",
-    "import_dataset char_ngrams --source many.csv --dim 32 --store full/x",
-    "import_dataset annotations --source many.csv --output full/x.csv",
-    "analyze_labels report --source m.csv --report full/x",
-    "analyze_labels split --manifest many.csv --output full/x.csv",
-    "inspect_features --store store --crops 0 --page full/x.html",
-    "demo --clips 2 --folder full/x",
-])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "simulate --utterances 200 --store full/x",
+        "import_dataset char_ngrams --source many.csv --dim 32 --store full/x",
+        "import_dataset annotations --source many.csv --output full/x.csv",
+        "analyze_labels report --source m.csv --report full/x",
+        "analyze_labels split --manifest many.csv --output full/x.csv",
+        "inspect_features --store store --crops 0 --page full/x.html",
+        "demo --clips 2 --folder full/x",
+    ],
+)
 def test_a_disk_that_fills_is_one_message(line, folder, capsys, small_disk):
     small_disk(folder / "full", "32k")
     votes = "".join(f"b{i}{row[1:]}\n" for i in range(4000) for row in VOTES.splitlines()[1:])
@@ -208,11 +275,11 @@ def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
 
     (full / "filling").unlink()
     database = f"sqlite:///{full}/mlflow.db"
-    assert run(f"train --store store --train.epochs 1 --run.storage other --tracking.uri {database} "
-               "--train.seed 1 " + SMALL) == 0
+    into = f"--run.storage other --tracking.uri {database} {SMALL}"
+    assert run(f"train --store store --train.epochs 1 --train.seed 1 {into}") == 0
     capsys.readouterr()
     fill(full, 100 << 10)
-    assert run(f"train --store store --train.epochs 60 --run.storage other --tracking.uri {database} {SMALL}") == 2
+    assert run(f"train --store store --train.epochs 60 {into}") == 2
     said = the_error(capsys.readouterr().err)
     assert f"tracking server {database}: " in said
     assert "full" in said.replace(str(full), "") or "disk I/O error" in said
@@ -220,17 +287,26 @@ def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
 
     (full / "filling").unlink()
     fill(full, 300 << 10)
-    line = f"train --store store --train.epochs 3 --run.storage full/runs --tracking.uri sqlite:///{folder}/runs/mlflow.db"
+    registry = f"--tracking.uri sqlite:///{folder}/runs/mlflow.db"
+    line = f"train --store store --train.epochs 3 --run.storage full/runs {registry}"
     assert run(line) == 2
-    assert re.match(rf"error: {full}/runs/[^/]+/epoch_0000: {NO_SPACE}", the_error(capsys.readouterr().err))
+    assert re.match(
+        rf"error: {full}/runs/[^/]+/epoch_0000: {NO_SPACE}", the_error(capsys.readouterr().err)
+    )
     assert {p.name for p in (full / "runs").rglob("*") if p.is_file()} == {"run.json"}
     assert whole.is_dir()
 
 
 def job(line: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     name, *args = line.split()
-    return subprocess.run([sys.executable, ROOT / "jobs" / f"{name}.py", *args], capture_output=True, text=True,
-                          cwd=cwd, check=False, timeout=450)
+    return subprocess.run(
+        [sys.executable, ROOT / "jobs" / f"{name}.py", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        timeout=450,
+    )
 
 
 @pytest.mark.ray
@@ -244,7 +320,8 @@ def test_jobs_on_ray_when_a_disk_fills(folder, small_disk):
     small_disk(full, "3m")
     epochs = f"--store store --train.epochs 2 {database}"
     for line in (
-        f"train {epochs} --run.workers 2 --run.cpus_per_worker 0.5 --run.max_failures 0 --run.storage full/runs",
+        f"train {epochs} --run.workers 2 --run.cpus_per_worker 0.5 --run.max_failures 0 "
+        "--run.storage full/runs",
         f"benchmark {epochs} --systems [lfmim] --seeds 2 --report full/b",
         f"tune {epochs} --trials 3 --seeds 1 --run.storage full/t",
     ):
@@ -261,3 +338,12 @@ def test_jobs_on_ray_when_a_disk_fills(folder, small_disk):
     assert done.returncode == 2, done.stderr
     assert re.match(rf"error: full/p.jsonl.*: {NO_SPACE}", the_error(done.stderr))
     assert not list(full.rglob(".*"))
+
+
+def test_a_storage_that_is_not_used_is_not_asked(folder, capsys, monkeypatch):
+    """With a tracking server of its own a job has no use for --storage."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/none.db")
+    for line in READS_A_REGISTRY:
+        run(line.replace("*", URL))
+        assert "is a URL" not in capsys.readouterr().err
+    assert not list(Path().glob("s3*"))
