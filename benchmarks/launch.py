@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from page import machine, write_section
+from page import machine, report_file, write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -134,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--write", type=Path, help="page whose launch section is replaced")
+    parser.add_argument("--write", type=report_file, help="page whose launch section is replaced")
     parser.add_argument("--part", choices=["plain"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
+from lfmim.storage import new_file, write_text
 
 ROWS_PER_CALL = 64
 CPUS_PER_WORKER = 0.5
@@ -165,10 +165,7 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
             raise InputError(f"{parts}: left by a run with another model or other features; delete it or use "
                              "another --output")
         return
-    parts.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(mine, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, mine)
 
 
 def _run(
@@ -250,11 +247,10 @@ def _part_writer(parts: Path) -> Iterator[Callable[[pa.Table], None]]:
 
 
 def _write_output(result: pa.Table, output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.tmp")
-    if output.suffix == ".parquet":
-        pq.write_table(result, temporary)
-    else:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in result.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, output)
+    with new_file(output) as temporary:
+        if output.suffix == ".parquet":
+            pq.write_table(result, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in result.to_pylist():
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")

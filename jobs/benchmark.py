@@ -12,11 +12,14 @@ from typing import Any
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_folder
 from lfmim.training.systems import BenchmarkConfig
 
 
 def main() -> int:
     config = auto_cli(BenchmarkConfig, as_positional=False, description=__doc__)
+    local_path(config.store, "--store")
+    output_folder(config.report, "--report", files=("results.json", "index.html"))
     cli.check_shared(store=config.store, report=config.report)
     from pathlib import Path
 

@@ -26,6 +26,7 @@ if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . need
 
 from lfmim.config import TrackingConfig  # noqa: E402
 from lfmim.schema import InputError  # noqa: E402
+from lfmim.storage import disk_failure, output_folder  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
@@ -45,6 +46,12 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
         code = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except Exception as error:
+        failed = disk_failure(error)  # in a library that writes by itself
+        if failed is None:
+            raise
+        print(f"error: {failed}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{'stopped' if _terminated else 'interrupted'}; {again}", file=sys.stderr)
@@ -184,5 +191,7 @@ def job_session(
     uri = tracking.tracking_uri(tracking_config, storage)
     if uri.startswith("sqlite:"):
         check_shared(storage=storage)
+    if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        output_folder(storage, "--storage")
     with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
         yield log

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import auto_cli
 
 from lfmim.schema import HEADS, MULTIMODAL
+from lfmim.storage import output_folder
 
 
 def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
@@ -29,7 +30,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     from lfmim.config import ExtractConfig, experiment_from_dict
     from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
 
-    started, root = time.perf_counter(), Path(folder)
+    started, root = time.perf_counter(), output_folder(folder, "--folder")
 
     def say(step: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {step}", flush=True)

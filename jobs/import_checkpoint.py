@@ -9,6 +9,7 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import TrackingConfig
+from lfmim.storage import local_path, output_folder
 
 
 def import_checkpoint(
@@ -33,8 +34,9 @@ def import_checkpoint(
     from lfmim.schema import FEATURE_COLUMNS, FeatureSpec
     from lfmim.training.published import read_published, save_imported
 
-    path = Path(checkpoint)
-    spec = FeatureSpec.load(Path(features)) if features else None
+    path = local_path(checkpoint, "--checkpoint")
+    output_folder(storage, "--storage")
+    spec = FeatureSpec.load(local_path(features, "--features")) if features else None
     imported = read_published(path, heads=heads, features=spec)
     settings = TrackingConfig(uri=uri, model_name=name)
     server = tracking.tracking_uri(settings, storage)

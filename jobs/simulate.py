@@ -29,13 +29,13 @@ def simulate(
         seed: of the corpus.
         labels: Parquet table with the four label columns whose joint distribution is used; empty: the built-in one.
     """
-    from pathlib import Path
-
     import pandas as pd
 
     from lfmim.data.simulated import SimulatedConfig, calibrate, ceilings, label_joint, simulate_corpus
-    from lfmim.schema import MODALITIES, InputError
+    from lfmim.schema import MODALITIES, SPEC_FILE, InputError
+    from lfmim.storage import output_folder
 
+    folder = output_folder(store, "--store", files=(SPEC_FILE,))
     widths = dims if isinstance(dims, list) else [dims] * len(MODALITIES)
     if len(widths) != len(MODALITIES):
         raise InputError(f"dims: {len(widths)} numbers where one, or three for text, audio and vision, are expected")
@@ -48,7 +48,7 @@ def simulate(
         passed = time.perf_counter() - started
         print(f"\rpart {done} of {total}, about {passed / done * (total - done):.0f} s left ", end="", file=sys.stderr)
 
-    simulate_corpus(Path(store), config, table, on_part=say)
+    simulate_corpus(folder, config, table, on_part=say)
     print(file=sys.stderr)
     joint = label_joint(table)
     print("best possible accuracy of each label from the cues of")

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_folder
 from lfmim.training.search import TrialRecord, TuneConfig
 
 
 def main() -> int:
     config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
+    local_path(config.store, "--store")
+    output_folder(config.run.storage, "--run.storage")
     cli.check_shared(store=config.store, run__storage=config.run.storage)
     from lfmim.distributed.tuner import describe_sweep, tune_distributed
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
+from lfmim.storage import local_path
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -334,7 +335,8 @@ def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
 
 def cache_folder() -> Path:
     """$LFMIM_CACHE, else ~/.cache/lfmim."""
-    return Path(os.environ.get("LFMIM_CACHE") or Path.home() / ".cache" / "lfmim")
+    named = os.environ.get("LFMIM_CACHE")
+    return local_path(named, "LFMIM_CACHE") if named else Path.home() / ".cache" / "lfmim"
 
 
 def config_hash(*parts: Any) -> str:

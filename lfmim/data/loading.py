@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import WriteError, new_folder
 
 MAPPED_ROWS = 64
 """Utterances in memory at a time while a split is mapped, besides one row group of the store."""
@@ -82,17 +82,13 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
     folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
     table = read_table(store, _label_columns(config), split)
     if not folder.is_dir() and table.num_rows:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{what}-"))
         try:
-            _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
-            os.rename(scratch, folder)
-        except OSError as error:
-            if not folder.is_dir():  # else another process was first
-                raise InputError(f"train.cache stream: {folder.parent} cannot be written to: {error}; set LFMIM_CACHE "
-                                 "to a folder with room for the padded features") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with new_folder(folder, first=True) as scratch:
+                _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
+        except WriteError as error:
+            raise InputError(f"train.cache stream: {folder.parent} cannot be written to: "
+                             f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
+                             "features") from error
         for old in folder.parent.glob(f"{what}-*"):  # of the store as it was; who still reads one keeps it open
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
@@ -110,6 +106,9 @@ def _write_arrays(
     row_of = {name: i for i, name in enumerate(ids)}
     arrays = {m: np.lib.format.open_memmap(folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d))
               for m, (t, d, _) in shapes.items()}
+    for m in shapes:  # writing into a map whose disk is full kills the process
+        with (folder / f"{m}.npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     lengths = {m: np.zeros(len(ids), dtype=np.int64) for m in shapes}
     for table in _tables(store, split, [FEATURE_COLUMNS[m] for m in shapes]):
         rows = [row_of[name] for name in table[ID].to_pylist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,7 +16,6 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, to_dict
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import read_table, sequences
-from lfmim.evaluation.report import write_text
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, share, watch
 from lfmim.schema import (
@@ -28,6 +28,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
+from lfmim.storage import make_folder, output_folder, write_text
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.checkpoint import CheckpointMeta, epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train, worker_device
@@ -90,6 +91,7 @@ def describe(config: ExperimentConfig) -> str:
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
     name = run_name(config, check_experiment(config))
+    output_folder(str(storage / name), "--run.storage")
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
@@ -107,7 +109,7 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = storage / name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})
     try:
         if alone:
@@ -117,7 +119,8 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
 
             last = fit(config, store, folder, uri, run_id)
     except BaseException as error:
-        tracking.finish_run(uri, run_id, None, killed=isinstance(error, KeyboardInterrupt))
+        with contextlib.suppress(InputError):  # what failed first is told
+            tracking.finish_run(uri, run_id, None, killed=isinstance(error, KeyboardInterrupt))
         raise
     meta = load_meta(last)
     best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last

@@ -34,8 +34,8 @@ from ray.tune.search import Searcher
 from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
-from lfmim.evaluation.report import write_text
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 from lfmim.training.packed import train_packed
@@ -62,6 +62,8 @@ class Trials:
         """Values and whole config of the trials begun in this process."""
         self.stopped: set[int] = set()
         self.errors: dict[int, str] = {}
+        self.unwritten: WriteError | None = None
+        """Of a full disk, which would fail every trial: the sweep stops until there is room."""
         self.records: dict[int, TrialRecord] = {}
         for n in range(total):
             path = self.home(n) / TRIAL
@@ -110,6 +112,8 @@ class Trials:
             stack = waiting.pop(done)
             try:
                 ray.get(done)
+            except WriteError as error:
+                raise WriteError(error.path, error.reason) from error
             except ray.exceptions.RayError as error:
                 logging.getLogger(__name__).warning(
                     "trials %s go on one by one: %s", ", ".join(map(str, stack)), str(error).strip().splitlines()[-1])
@@ -134,6 +138,8 @@ class Trials:
             ),
         )
         tuner.fit()
+        if self.unwritten:
+            raise self.unwritten
         left = [n for n in todo if n not in self.records]
         if left:
             raise RuntimeError(f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}")
@@ -155,7 +161,6 @@ class Trials:
             seconds=sum(e["seconds"] for e in history), message=message, config=config,
         )
         self.records[number] = record
-        self.home(number).mkdir(parents=True, exist_ok=True)
         write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
         remove_checkpoints(self.home(number))
         self.log(record)
@@ -187,6 +192,8 @@ class _Search(Searcher):
         self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.trials.unwritten:
+            return cast(None, Searcher.FINISHED)
         while self.waiting:
             number = self.waiting[0]
             if number not in self.trials.started:
@@ -203,6 +210,12 @@ class _Search(Searcher):
         return cast(None, Searcher.FINISHED) if done else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        try:
+            self._complete(trial_id, result, error)
+        except WriteError as failure:
+            self.trials.unwritten = failure
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         number = self.numbers.pop(trial_id)
         result = result or {}
         if error:
@@ -211,6 +224,8 @@ class _Search(Searcher):
                 self.waiting.insert(0, number)
             else:
                 self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
+        elif "unwritten" in result:
+            raise WriteError(*result["unwritten"])
         elif result.get("problem"):
             self.trials.end(number, result["kind"], result["problem"])
         else:
@@ -317,5 +332,7 @@ def _trial(args: Mapping[str, Any]) -> None:
         train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})
+    except WriteError as error:
+        tune.report({"unwritten": [error.path, error.reason], "problem": error.reason})
     except InputError as error:
         tune.report({"kind": "failed", "problem": str(error)})

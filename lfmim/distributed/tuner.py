@@ -17,10 +17,10 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
-from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import output_folder, write_text
 from lfmim.training.packed import OWN, check_packable
 from lfmim.training.search import (
     Params,
@@ -83,6 +83,7 @@ def describe_sweep(config: TuneConfig) -> str:
     """One line: what will run with what, and where its results go."""
     run = config.run
     folder = _folder(config, _identity(config, check_tune(config)))
+    output_folder(str(folder), "--run.storage")
     return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
             f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
             f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")
@@ -189,7 +190,6 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
     run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
                                 tags={"kind": "sweep", "data": identity["data"]})
     state = {"run_id": run_id, "uri": uri, "window": config.window or _window(config), "identity": identity}
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
 

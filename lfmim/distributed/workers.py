@@ -20,9 +20,10 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.progress import watch
-from lfmim.schema import FeatureSpec
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import WriteError, disk_failure
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
-from lfmim.training.loop import DDP_OPTIONS, EpochReport, train
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, NonFiniteLossError, train
 
 SCORE = "score"
 IMPROVED = "improved_score"
@@ -56,6 +57,16 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
     try:
         with _watched(uri, run_id, config.train.epochs):
             result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raised = [*getattr(error, "worker_failures", {}).values(),
+                  getattr(error, "controller_failure", None)]
+        for failed in filter(None, map(disk_failure, raised)):  # in our code or Ray's copying
+            place = failed.path if failed.path.startswith(str(folder)) else folder
+            raise WriteError(place, failed.reason) from error
+        for failure in raised:
+            if isinstance(failure, InputError | NonFiniteLossError):
+                raise InputError(str(failure)) from error
+        raise
     except SystemExit as stop:  # Ray Train's own answer to Ctrl-C: exit code 0
         raise KeyboardInterrupt from stop
     if result.checkpoint is None:

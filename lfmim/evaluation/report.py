@@ -7,7 +7,6 @@ import dataclasses
 import html
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
+from lfmim.storage import write_text
 from lfmim.training.losses import head_losses
 
 if TYPE_CHECKING:
@@ -86,7 +86,6 @@ def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metric
 
 def write_report(folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns = COLUMNS[report["task"]]
     table = {head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}} for head, m in report["heads"].items()}
     rows = "".join(
@@ -120,11 +119,3 @@ def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -
     """A Markdown table, ending with a line break."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write under a temporary name, then rename; returns `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

@@ -22,7 +22,7 @@ import lfmim
 from lfmim.evaluation.model_card import model_card
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
-from lfmim.tracking.runs import git_tag
+from lfmim.tracking.runs import git_tag, told
 from lfmim.training.checkpoint import META, WEIGHTS, is_better, load_meta
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -42,6 +42,7 @@ class RegisteredVersion:
     reason: str
 
 
+@told
 def register(
     uri: str, run_id: str, checkpoint: Path, *, model_name: str, example: pd.DataFrame, data_fingerprint: str
 ) -> RegisteredVersion:

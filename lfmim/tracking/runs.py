@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 import yaml
@@ -27,6 +28,7 @@ from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
+from lfmim.storage import local_path, make_folder
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 from lfmim.training.search import TrialRecord
@@ -36,17 +38,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIG_FILE = "config.yaml"
+P = ParamSpec("P")
+T = TypeVar("T")
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+for _name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # what they log is raised, too
 
 
 def tracking_uri(config: TrackingConfig, storage: str) -> str:
     """config.uri, else $MLFLOW_TRACKING_URI, else a SQLite file in `storage` (absolute: workers have another cwd)."""
-    default = f"sqlite:///{Path(storage).resolve()}/mlflow.db"
-    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    named = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or f"sqlite:///{local_path(storage, '--storage').resolve()}/mlflow.db"
+
+
+def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """A function whose first argument is the server's URI: what goes wrong there is an InputError."""
+
+    @functools.wraps(call)
+    def telling(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(uri, *args, **kwargs)
+        except TRACKING_ERRORS as error:
+            raise InputError(f"tracking server {uri}: {_reason(error)}; start it, make room, or "
+                             "name another by MLFLOW_TRACKING_URI") from error
+
+    return telling
 
 
 def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name: str, tags: dict[str, str]) -> str:
@@ -87,7 +107,7 @@ def _reason(error: BaseException) -> str:
 
 def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
     if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(uri.removeprefix("sqlite:///")).parent)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
@@ -104,6 +124,7 @@ def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: s
     return run_id
 
 
+@told
 def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: Path) -> str:
     """A run for a finished benchmark with test metrics per system and head (mean over seeds) and the report's files,
     and inside it a run per system and seed. Logged once: the same results again give the run that is there."""
@@ -195,6 +216,7 @@ def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[N
         yield
 
 
+@told
 def log_epoch(uri: str, run_id: str, report: EpochReport) -> None:
     """Losses and metrics per head of one epoch, as `train/<head>/loss`, `valid/<head>/accuracy`, ..."""
     MlflowClient(uri).log_batch(run_id, metrics=_epoch_metrics(report.as_dict()))
@@ -211,6 +233,7 @@ def _epoch_metrics(entry: Mapping[str, Any]) -> list[Metric]:
     return [Metric(k, v, _now(), entry["epoch"]) for k, v in values.items()]
 
 
+@told
 def logged_trials(uri: str, parent: str) -> dict[int, str]:
     """Trial number -> child run, of the trials of a sweep that are in MLflow already. Unfinished rests are deleted."""
     client = MlflowClient(uri)
@@ -231,6 +254,7 @@ def logged_trials(uri: str, parent: str) -> dict[int, str]:
             return known
 
 
+@told
 def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
     """A finished trial as a child run of the sweep: config, curves, outcome; returns its id."""
     client = MlflowClient(uri)
@@ -250,6 +274,7 @@ def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
     return run_id
 
 
+@told
 def logged_config(uri: str, run_id: str) -> dict[str, Any]:
     """The config that a run has logged, as plain data."""
     return dict(yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE))))
@@ -260,6 +285,7 @@ def _artifact_uri(uri: str, run_id: str, name: str) -> str:
     return f"runs:/{run_id}/{name}"
 
 
+@told
 def log_sweep(
     uri: str, run_id: str, *, metrics: Mapping[str, float], figures: Mapping[str, Figure], texts: Mapping[str, str],
     tags: Mapping[str, str],
@@ -277,11 +303,13 @@ def log_sweep(
     client.set_terminated(run_id)
 
 
+@told
 def log_best(uri: str, run_id: str, number: int, score: float) -> None:
     """Best score so far after trial `number`, into the parent run."""
     MlflowClient(uri).log_metric(run_id, "best_score", score, step=number)
 
 
+@told
 def finish_run(uri: str, run_id: str, meta: CheckpointMeta | None, *, killed: bool = False) -> None:
     """Log the figures and close the run; `meta` None marks it failed, or killed."""
     client = MlflowClient(uri)

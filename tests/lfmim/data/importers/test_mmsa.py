@@ -148,8 +148,8 @@ def test_refused_with_nothing_written(change, message, tmp_path):
 
 def test_an_import_is_whole_or_not_there(tmp_path, monkeypatch):
     path = dump(tmp_path, sims())
-    (tmp_path / ".store.importing").mkdir()
-    (tmp_path / ".store.importing" / "part-0.parquet").write_bytes(b"of a killed import")
+    (tmp_path / ".store.tmp").mkdir()
+    (tmp_path / ".store.tmp" / "part-0.parquet").write_bytes(b"of a killed import")
     from lfmim.data.importers import dump as writer
 
     with monkeypatch.context() as m:
