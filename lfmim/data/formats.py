@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any, BinaryIO
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from lfmim.schema import InputError
 from lfmim.text_files import UTF16, decode, parse_json
@@ -32,7 +33,7 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
     rows: list[list[str]] = []
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
-            if not "".join(cells).strip() and len(cells) < 2:
+            if len(cells) < 2 and not "".join(cells).strip():
                 continue  # an empty line
             if not names:
                 names = [name or f"Unnamed: {i}" for i, name in enumerate(cells)]
@@ -54,7 +55,7 @@ def _check_row(cells: list[str], names: list[str], separator: str, where: str) -
         raise InputError(f"{where}: {len(cells)} cells, {'more' if more else 'fewer'} cells than the header's "
                          f"{len(names)}; " + ("quote cells that contain a comma" if more else
                                               "write an empty cell as nothing between two commas"))
-    for i, cell in enumerate(cells):
+    for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
         lines = cell.replace("\r\n", "\n").split("\n")[1:]
         # Rows that an open quote swallowed: each as wide as the header, the last up to this column.
         counts = [line.count(separator) for line in lines]
@@ -90,9 +91,9 @@ def read_jsonl(file: BinaryIO, path: str) -> pd.DataFrame:
 
 def read_parquet(file: BinaryIO, path: str) -> pd.DataFrame:
     """As objects; whole numbers as such even where a gap has made their column one of floats, and bytes as text."""
-    frame = pd.read_parquet(file)
-    frame.columns = [str(c) for c in frame.columns]
-    check_names(list(frame.columns), path)
+    check_names(pq.read_schema(file).names, path)
+    file.seek(0)
+    frame = pd.read_parquet(file).rename(columns=str)
     return pd.DataFrame({c: pd.Series([_plain(v) for v in frame[c].astype(object)], dtype=object) for c in frame})
 
 
