@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from feature_service.pipeline import ExtractSummary, extract_features, quiet_ray_data
-from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage
+from feature_service.stages import ERROR, STAGE, STAGES, UNCUT_TOKENS, Row, build_feature_spec, build_stage
 from lfmim.config import ExtractConfig, config_hash
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
@@ -37,8 +38,10 @@ from lfmim.schema import (
     VIDEO,
     FeatureSpec,
     InputError,
+    Modality,
 )
 from lfmim.storage import new_file, write_text
+from lfmim.text_files import whole
 
 ROWS_PER_CALL = 64
 CPUS_PER_WORKER = 0.5
@@ -63,11 +66,14 @@ def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, tex
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
-    row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: text, ERROR: "", STAGE: "", DURATION: 0.0}
+    row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: whole(text), ERROR: "", STAGE: "", DURATION: 0.0}
     for stage in STAGES:
         (row,) = build_stage(stage, config)([row])
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
+    if tokens := row.get(UNCUT_TOKENS):
+        logging.getLogger(__name__).warning("the text has %d tokens; only the first %d are read", tokens,
+                                            len(row[FEATURE_COLUMNS[Modality.TEXT]]))
     return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[0]
 
 

@@ -27,6 +27,7 @@ if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . need
 from lfmim.config import TrackingConfig  # noqa: E402
 from lfmim.schema import InputError  # noqa: E402
 from lfmim.storage import disk_failure, output_folder  # noqa: E402
+from lfmim.text_files import read_yaml  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
@@ -43,6 +44,7 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
     logging.getLogger("jsonargparse").setLevel(logging.ERROR)
     _catch_sigterm()
     try:
+        _check_yaml(sys.argv[1:])
         code = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -58,6 +60,14 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
         code = 143 if _terminated else 130
     gc.freeze()  # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
     sys.exit(code)
+
+
+def _check_yaml(given: list[str]) -> None:
+    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a key twice)."""
+    for option, value in zip(["", *given], given, strict=False):
+        name, _, path = value.rpartition("=")
+        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(path):
+            read_yaml(path)
 
 
 def _catch_sigterm() -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 
 import cli
-import yaml
 from jsonargparse import auto_cli
 
 from lfmim.schema import HEADS, MULTIMODAL
 from lfmim.storage import output_folder
+from lfmim.text_files import read_yaml
 
 
 def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
@@ -37,7 +37,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
 
     say(f"making {clips} utterance videos")
     manifest = generate_demo_corpus(root / "corpus", clips=clips, seed=seed)
-    raw = yaml.safe_load((cli.REPOSITORY / "jobs" / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(cli.REPOSITORY / "jobs" / "configs" / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
     extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)

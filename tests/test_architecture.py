@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 
 # A room may import itself and the rooms of lower rank.
-RANK = {"lfmim": 0, "lfmim.schema": 0, "lfmim.storage": 0.5, "lfmim.config": 1, "lfmim.progress": 1,
-        "lfmim.metrics": 2, "lfmim.data": 2, "lfmim.models": 2, "lfmim.training": 3,
-        "lfmim.predictor": 4, "lfmim.evaluation": 5, "lfmim.tracking": 6, "lfmim.distributed": 7,
-        "feature_service": 8, "jobs": 9}
+RANK = {"lfmim": 0, "lfmim.schema": 0, "lfmim.storage": 1, "lfmim.text_files": 1, "lfmim.config": 2,
+        "lfmim.progress": 2, "lfmim.metrics": 3, "lfmim.data": 3, "lfmim.models": 3,
+        "lfmim.training": 4, "lfmim.predictor": 5, "lfmim.evaluation": 6, "lfmim.tracking": 7,
+        "lfmim.distributed": 8, "feature_service": 9, "jobs": 10}
 SOURCES = sorted(p for top in ("lfmim", "feature_service", "jobs") for p in (ROOT / top).rglob("*.py"))
 IN_LFMIM = [p for p in SOURCES if p.relative_to(ROOT).parts[0] == "lfmim"]
 

@@ -5,7 +5,6 @@ Nothing is unpacked: a sample's media is named by its shard and byte range, and 
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from urllib.parse import quote, unquote
 import fsspec
 
 from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
+from lfmim.text_files import decode, parse_json, whole
 
 MEDIA_SUFFIXES = frozenset((
     "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "flv", "wmv", "3gp", "ogv",
@@ -100,6 +100,9 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.isreg() and not member.issparse():
+                if member.name != whole(member.name):  # how tarfile shows bytes that are no UTF-8
+                    raise InputError(f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; names "
+                                     "are ids, so pack it again with names in UTF-8")
                 yield member.name, member.offset_data, member.size
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
@@ -118,8 +121,10 @@ def _add_member(
     file.seek(place[2])  # tarfile seeks by itself
     content = file.read(size)
     try:
-        text = content.decode("utf-8-sig").strip()
-        value = json.loads(text) if kind == "json" else text
+        text = decode(content, f"{where}: its .{kind} cannot be read")[0].strip()
+        value = parse_json(text) if kind == "json" else text
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{where}: its .{kind} cannot be read: {error}") from error
     if kind == "json":

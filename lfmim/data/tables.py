@@ -16,13 +16,11 @@ from lfmim.storage import new_file
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
     """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming file and column."""
     frame = read_frame(path, "table")
-    frame = frame.rename(columns=lambda c: str(c).removeprefix("\ufeff")).reset_index(drop=True)
     missing = [c for c in required if c not in frame.columns]
     if missing:
         raise InputError(f"{path}: column '{missing[0]}' is missing; found: {', '.join(frame.columns) or 'none'}")
     if frame.empty:
         raise InputError(f"{path}: the table has no rows")
-    frame = frame.astype(object)
     return frame.where(frame.notna(), None)
 
 

@@ -7,17 +7,16 @@ import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.schema import HEADS, InputError
+from lfmim.text_files import read_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 Value = float | int | str | bool
@@ -161,15 +160,7 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
     `points` is what a grid takes of the range. Raises InputError naming file, field and what is wrong.
     """
     source = path or "default search space"
-    if path:
-        try:
-            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"space: cannot read {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    else:
-        raw = default_space(base)
+    raw = read_yaml(path) if path else default_space(base)
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{source}: give fields and their values, such as 'train.lr: {{low: 0.0001, high: 0.01}}'")
     known = searchable(base)
