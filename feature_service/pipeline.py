@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
 
-from feature_service.stages import STAGES, Row, build_feature_spec, build_stage
+from feature_service.stages import STAGES, Row, build_feature_spec, build_stage, pinned
 from feature_service.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
 from feature_service.writer import StoreWriter
 from lfmim.config import ExtractConfig
@@ -136,6 +136,7 @@ def quiet_ray_data() -> None:
 
 
 def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+    config = pinned(config, spec)
     quiet_ray_data()
     ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
     # Nodes with the decode resource are there to decode: one unit and one CPU a worker.
@@ -149,14 +150,15 @@ def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, ex
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
-            _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1,
+            _Stage, fn_constructor_args=("decode", config, spec, schema), batch_format="pyarrow", batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)), **place,
         )
         for stage in STAGES[1:]:
-            media = _model_stage(media, stage, config, schema)
+            media = _model_stage(media, stage, config, spec, schema)
         streams.append(media)
     if text_alone.any():
-        streams.append(_model_stage(_source(todo[text_alone], schema, cpus), Modality.TEXT.value, config, schema))
+        texts = _source(todo[text_alone], schema, cpus)
+        streams.append(_model_stage(texts, Modality.TEXT.value, config, spec, schema))
     ds = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
     for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
         yield from wire_to_rows(table)
@@ -170,7 +172,9 @@ def _source(rows: pd.DataFrame, schema: pa.Schema, cpus: int) -> Dataset:
     ])
 
 
-def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Schema) -> Dataset:
+def _model_stage(
+    ds: Dataset, stage: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema
+) -> Dataset:
     """A stage with a model: a pool of its own, on its own share of a GPU.
 
     Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all stages
@@ -178,7 +182,7 @@ def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Sche
     """
     many = config.gpus_per_worker > 0 and stage != "face"
     return ds.map_batches(
-        _Stage, fn_constructor_args=(stage, config, schema), batch_format="pyarrow",
+        _Stage, fn_constructor_args=(stage, config, spec, schema), batch_format="pyarrow",
         batch_size=GPU_ROWS_PER_BATCH if many else ROWS_PER_BATCH,
         num_cpus=0.3 if stage == "face" else 0.1, num_gpus=config.gpus_per_worker,
         compute=ActorPoolStrategy(size=config.face_workers if stage == "face" else config.encoder_workers),
@@ -188,7 +192,7 @@ def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Sche
 class _Stage:
     """Ray Data actor around one stage; loads once."""
 
-    def __init__(self, name: str, config: ExtractConfig, schema: pa.Schema) -> None:
+    def __init__(self, name: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema) -> None:
         self.name, self.schema = name, schema
         self.node = ray.get_runtime_context().get_node_id()
         self.device = "cpu"
@@ -199,7 +203,7 @@ class _Stage:
                 self.device = "cuda"
             else:
                 logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
-        self.run = build_stage(name, config, self.device)
+        self.run = build_stage(name, config, self.device, spec=spec)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         rows = self.run(wire_to_rows(table))

@@ -21,7 +21,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from feature_service.pipeline import ExtractSummary, extract_features, quiet_ray_data
-from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage
+from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage, pinned
 from lfmim.config import ExtractConfig, config_hash
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
@@ -60,12 +60,14 @@ def prediction_schema(predictor: Predictor) -> pa.Schema:
 
 def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, text: str) -> pd.Series:
     """One clip, in this process. Raises InputError if it cannot be read or the encoders are not the model's."""
-    predictor.check_spec(build_feature_spec(config), have="the configured encoders")
+    spec = build_feature_spec(config)
+    predictor.check_spec(spec, have="the configured encoders")
+    config = pinned(config, spec)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
     row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: text, ERROR: "", STAGE: "", DURATION: 0.0}
     for stage in STAGES:
-        (row,) = build_stage(stage, config)([row])
+        (row,) = build_stage(stage, config, spec=spec)([row])
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
     return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[0]
