@@ -113,7 +113,8 @@ def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec)
 
 def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
     """The config with hub encoders at the commits in `spec`: a branch may move before a worker loads it."""
-    commits = {f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision}
+    commits: dict[str, Any] = {
+        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision}
     return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
 
 

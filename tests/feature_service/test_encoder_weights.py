@@ -1,4 +1,4 @@
-"""Encoders whose weights are not what they seem: incomplete folders, other bytes on a worker, a hub branch that moves."""
+"""Encoders whose weights are not what they seem: incomplete folders, other bytes on a worker, a moving branch."""
 
 from __future__ import annotations
 
