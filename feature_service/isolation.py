@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import weakref
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,6 +27,8 @@ from feature_service.operators.decode import ClipError, DecodedClip, DecodeOptio
 MEMORY_BYTES = 4 << 30
 """Private memory of a decoder."""
 START_SECONDS = 180.0
+LAST_WORDS = 4000
+"""Bytes of the child's own message that are kept at most."""
 GRACE_SECONDS = 5
 """After timeout and grace the kernel ends a decoder whose parent is gone."""
 
@@ -44,10 +47,11 @@ class IsolatedDecoder:
             return
         self.close()
         ours, theirs = socket.socketpair()
+        self._said = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115 (as long as the child)
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                stdin=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
             )
         self._child = process, Connection(ours.detach())
@@ -59,8 +63,15 @@ class IsolatedDecoder:
         except (EOFError, OSError):
             ready = False
         if not ready:
+            how = _ending(process)
             self.close()
-            raise RuntimeError("the decoder process does not start; its own message is in the worker's log")
+            raise RuntimeError(f"the decoder process does not start ({how}){self._last_words(lines=20)}")
+
+    def _last_words(self, lines: int) -> str:
+        """The last lines that the child wrote to its stderr, after a colon; "" if there are none."""
+        self._said.seek(0)
+        said = self._said.read()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()[-lines:]
+        return ": " + "\n".join(said) if said else ""
 
     @property
     def pid(self) -> int:
@@ -81,6 +92,7 @@ class IsolatedDecoder:
         process, connection = self._child
         try:
             connection.send_bytes(json.dumps({"video": video, "key": key}).encode())
+            self._said.truncate(0)
             if not connection.poll(self.timeout_s):
                 self.close()
                 raise ClipError("decode", f"timed out after {self.timeout_s:g} s")
@@ -89,17 +101,24 @@ class IsolatedDecoder:
                 raise ClipError(head["stage"], head["error"])
             arrays = {name: _receive(connection, *about) for name, about in head.pop("arrays").items()}
         except (EOFError, OSError) as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_SECONDS)
-            code = process.poll()
+            how = _ending(process)
             self.close()
-            how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-            raise ClipError("decode", f"the decoder crashed ({how})") from error
+            raise ClipError("decode", f"the decoder crashed ({how}){self._last_words(lines=1)}") from error
         frames = arrays.get("frames")
         if frames is not None:  # each frame travels once, however often it was sampled
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
         return DecodedClip(frames, arrays["frame_indices"], arrays.get("waveform"), **head)
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    """How the child ended: the signal or the exit code."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    code = process.poll()
+    if code is None:
+        return f"no answer in {START_SECONDS:g} s"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:

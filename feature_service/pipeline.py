@@ -18,14 +18,16 @@ import pandas as pd
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, Dataset
+from ray.data.exceptions import ExecutionTimeoutError
 
-from feature_service.stages import STAGES, Row, build_feature_spec, build_stage
+from feature_service.stages import STAGES, Row, build_feature_spec, build_stage, pinned
 from feature_service.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
 from feature_service.writer import StoreWriter
 from lfmim.config import ExtractConfig
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.data.store import discard_quarantined, exclusive, quarantined, stored_ids, write_spec
-from lfmim.progress import Log, gpu_percent, no_log, watch
+from lfmim.distributed import at_work
+from lfmim.progress import Log, at, gpu_percent, no_log, say_when_stuck, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
@@ -113,7 +115,9 @@ def _extract(
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
-    with watch("extract", len(todo), "utterances", log=log) as show:
+    at_work.forget()
+    with (say_when_stuck("extract", "row", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost) as moved,
+          watch("extract", len(todo), "utterances", log=log, moves=moved) as show):
         show(0)
         try:
             for row in _run_stages(config, spec, todo, extra):
@@ -131,23 +135,37 @@ def _extract(
                     figures |= {"texts_cut": writer.texts_cut, "longest_text_tokens": writer.longest_text}
                     notes.append(f"{writer.texts_cut} texts cut")
                 show(len(todo) - len(writer.pending), ", ".join(notes), **figures)
-        except BaseException:
+        except BaseException as error:
             writer.flush()  # what is finished is kept when the run is stopped, too
+            if isinstance(error, RAY_FAILURES):
+                raise at_work.worker_failure(error, "extract") from None
             raise
         writer.finish()
     return {s: seen[s] / busy[s] for s in STAGES if busy[s]}, {s: dict(n) for s, n in nodes.items()}
 
 
-def quiet_ray_data() -> None:
-    """Our own progress instead of Ray Data's bars, hints and execution plans."""
+RAY_FAILURES = (ray.exceptions.RayError, ExecutionTimeoutError)
+"""What Ray Data raises when a worker failed, or none gets on."""
+GIVE_UP = 6
+"""Ray Data ends a run in which nothing moved for this many times `stuck_minutes`."""
+
+
+def own_reports(stuck_minutes: float) -> None:
+    """Our own progress and messages instead of Ray Data's bars, hints, execution plans and tracebacks.
+
+    Its detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks the dashboard:
+    `say_when_stuck` takes its place. Its guard against a run without any movement stays.
+    """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context.execution_no_progress_timeout_s = GIVE_UP * stuck_minutes * 60
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and `worker_failure` shows it
 
 
 def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
-    quiet_ray_data()
+    config = pinned(config, spec)
+    own_reports(config.stuck_minutes)
     ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
     # Nodes with the decode resource are there to decode: one unit and one CPU a worker.
     place: dict[str, Any] = {"num_cpus": 0.3}
@@ -160,14 +178,15 @@ def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, ex
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
-            _Stage, fn_constructor_args=("decode", config, schema), batch_format="pyarrow", batch_size=1,
+            _Stage, fn_constructor_args=("decode", config, spec, schema), batch_format="pyarrow", batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)), **place,
         )
         for stage in STAGES[1:]:
-            media = _model_stage(media, stage, config, schema)
+            media = _model_stage(media, stage, config, spec, schema)
         streams.append(media)
     if text_alone.any():
-        streams.append(_model_stage(_source(todo[text_alone], schema, cpus), Modality.TEXT.value, config, schema))
+        texts = _source(todo[text_alone], schema, cpus)
+        streams.append(_model_stage(texts, Modality.TEXT.value, config, spec, schema))
     ds = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
     for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
         yield from wire_to_rows(table)
@@ -181,7 +200,9 @@ def _source(rows: pd.DataFrame, schema: pa.Schema, cpus: int) -> Dataset:
     ])
 
 
-def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Schema) -> Dataset:
+def _model_stage(
+    ds: Dataset, stage: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema
+) -> Dataset:
     """A stage with a model: a pool of its own, on its own share of a GPU.
 
     Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all stages
@@ -189,7 +210,7 @@ def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Sche
     """
     many = config.gpus_per_worker > 0 and stage != "face"
     return ds.map_batches(
-        _Stage, fn_constructor_args=(stage, config, schema), batch_format="pyarrow",
+        _Stage, fn_constructor_args=(stage, config, spec, schema), batch_format="pyarrow",
         batch_size=GPU_ROWS_PER_BATCH if many else ROWS_PER_BATCH,
         num_cpus=0.3 if stage == "face" else 0.1, num_gpus=config.gpus_per_worker,
         compute=ActorPoolStrategy(size=config.face_workers if stage == "face" else config.encoder_workers),
@@ -199,9 +220,10 @@ def _model_stage(ds: Dataset, stage: str, config: ExtractConfig, schema: pa.Sche
 class _Stage:
     """Ray Data actor around one stage; loads once."""
 
-    def __init__(self, name: str, config: ExtractConfig, schema: pa.Schema) -> None:
+    def __init__(self, name: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema) -> None:
         self.name, self.schema = name, schema
         self.node = ray.get_runtime_context().get_node_id()
+        at_work.begin(f"{name}:{ray.get_runtime_context().get_actor_id()}", name)
         self.device = "cpu"
         if config.gpus_per_worker > 0 and name != "decode":
             import torch  # decoding does without
@@ -210,12 +232,16 @@ class _Stage:
                 self.device = "cuda"
             else:
                 logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
-        self.run = build_stage(name, config, self.device)
+        self.run = build_stage(name, config, self.device, spec=spec)
+        at("")
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        at(", ".join(table[ID].to_pylist()))
         rows = self.run(wire_to_rows(table))
         for row in rows:
             row[f"node_{self.name}"] = self.node
             if self.device == "cuda":
                 row["gpu_percent"] = gpu_percent()
-        return rows_to_wire(rows, self.schema)
+        done = rows_to_wire(rows, self.schema)
+        at("")
+        return done

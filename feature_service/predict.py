@@ -20,13 +20,14 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from feature_service.pipeline import ExtractSummary, extract_features, quiet_ray_data
-from feature_service.stages import ERROR, STAGE, STAGES, UNCUT_TOKENS, Row, build_feature_spec, build_stage
-from lfmim.config import ExtractConfig, config_hash
+from feature_service.pipeline import RAY_FAILURES, ExtractSummary, extract_features, own_reports
+from feature_service.stages import ERROR, STAGE, STAGES, UNCUT_TOKENS, Row, build_feature_spec, build_stage, pinned
+from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
+from lfmim.distributed import at_work
 from lfmim.predictor import Predictor, to_frame
-from lfmim.progress import Log, gpu_percent, no_log, watch
+from lfmim.progress import Log, at, gpu_percent, no_log, say_when_stuck, watch
 from lfmim.schema import (
     DURATION,
     FEATURE_COLUMNS,
@@ -63,12 +64,14 @@ def prediction_schema(predictor: Predictor) -> pa.Schema:
 
 def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, text: str) -> pd.Series:
     """One clip, in this process. Raises InputError if it cannot be read or the encoders are not the model's."""
-    predictor.check_spec(build_feature_spec(config), have="the configured encoders")
+    spec = build_feature_spec(config)
+    predictor.check_spec(spec, have="the configured encoders")
+    config = pinned(config, spec)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
     row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: whole(text), ERROR: "", STAGE: "", DURATION: 0.0}
     for stage in STAGES:
-        (row,) = build_stage(stage, config)([row])
+        (row,) = build_stage(stage, config, spec=spec)([row])
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
     if tokens := row.get(UNCUT_TOKENS):
@@ -105,12 +108,13 @@ def predict_manifest(
     extracted = extract_features(config, log=log)
     ids = set(read_manifest(config.manifest, need_media=False)[ID])
     return extracted, predict_store(predictor, Path(config.store), output, workers=workers,
-                                    gpus_per_worker=config.gpus_per_worker, only=ids, log=log)
+                                    gpus_per_worker=config.gpus_per_worker, only=ids,
+                                    stuck_minutes=config.stuck_minutes, log=log)
 
 
 def predict_store(
     predictor: Predictor, store: Path, output: Path, *, workers: int = 1, gpus_per_worker: float = 0.0,
-    only: set[str] | None = None, log: Log = no_log,
+    only: set[str] | None = None, stuck_minutes: float = STUCK_MINUTES, log: Log = no_log,
 ) -> PredictSummary:
     """Predict the rows of a feature store (those of `only`) into `output` (.parquet or .jsonl), in id order.
 
@@ -135,7 +139,10 @@ def predict_store(
     pending = {i for here in todo.values() for i in here}
     count, total, nodes = 0, len(pending), Counter[str]()
     if total:
-        with watch("predict", total, "rows", log=log) as show, _part_writer(parts) as write:
+        own_reports(stuck_minutes)
+        at_work.forget()
+        with (say_when_stuck("predict", "row", stuck_minutes, at_work=at_work.at_work, lost=at_work.lost) as moved,
+              watch("predict", total, "rows", log=log, moves=moved) as show, _part_writer(parts) as write):
             for table in _run(predictor, todo, workers, gpus_per_worker):
                 fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
                 table = table.filter(fresh)  # what Ray hands over again after a failure is not written again
@@ -181,7 +188,6 @@ def _run(
 
     The actors read the parts themselves, row group by row group: features never travel through the object store.
     """
-    quiet_ray_data()
     units = [pa.table({"path": [path], "group": [group]}) for path in todo
              for group in range(pq.ParquetFile(path).num_row_groups)]
     wanted = frozenset(i for ids in todo.values() for i in ids)
@@ -190,9 +196,12 @@ def _run(
         num_cpus=CPUS_PER_WORKER, num_gpus=gpus_per_worker, compute=ActorPoolStrategy(size=workers),
     )
     table: pa.Table
-    for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
-        if len(table):
-            yield table
+    try:
+        for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
+            if len(table):
+                yield table
+    except RAY_FAILURES as error:
+        raise at_work.worker_failure(error, "predict") from None
 
 
 class _Predict:
@@ -203,6 +212,8 @@ class _Predict:
         self.predictor, self.wanted = predictor, wanted
         self.cuda = gpu and torch.cuda.is_available()
         self.node = ray.get_runtime_context().get_node_id()
+        at_work.begin(f"predict:{ray.get_runtime_context().get_actor_id()}", "predict")
+        at("")
         if self.cuda:
             predictor.model.to("cuda")
 
@@ -211,11 +222,14 @@ class _Predict:
         file = pq.ParquetFile(path)
         columns = [c for c in (ID, *FEATURE_COLUMNS.values()) if c in file.schema_arrow.names]
         for batch in file.iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
-            wanted = pa.array([i in self.wanted for i in batch.column(ID).to_pylist()], pa.bool_())
+            ids = batch.column(ID).to_pylist()
+            at(f"rows {ids[0]} to {ids[-1]} of {path}" if ids else "")
+            wanted = pa.array([i in self.wanted for i in ids], pa.bool_())
             out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
             gpu = gpu_percent() if self.cuda else None
             yield (out.append_column("node", pa.array([self.node] * len(out), pa.string()))
                    .append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64())))
+        at("")
 
 
 def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:

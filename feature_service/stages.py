@@ -8,7 +8,9 @@ torch and the models' libraries take seconds to import; a process imports those 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,9 @@ from lfmim.schema import (
     TEXT,
     VIDEO,
     VIDEO_STREAMS,
+    EncoderSpec,
     FeatureSpec,
+    InputError,
     Modality,
 )
 
@@ -57,8 +61,13 @@ def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
     return sources
 
 
-def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callable[[list[Row]], list[Row]]:
-    """The stage `name` (one of STAGES), its model loaded on `device`."""
+def build_stage(
+    name: str, config: ExtractConfig, device: str = "cpu", *, spec: FeatureSpec | None = None
+) -> Callable[[list[Row]], list[Row]]:
+    """The stage `name` (one of STAGES), its model loaded on `device`.
+
+    Raises InputError if an encoder's weights are not those of `spec`, which the features will be taken for.
+    """
     if name != "decode" and device == "cpu":
         import torch
 
@@ -78,6 +87,8 @@ def build_stage(name: str, config: ExtractConfig, device: str = "cpu") -> Callab
         work = lambda row: _face(row, cropper)  # noqa: E731
     else:
         encoder = build_encoder(Modality(name), config.encoders, device)
+        if spec is not None:
+            _check_weights(Modality(name), encoder.spec, spec.encoders[name])
         raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[Modality(name)]
         after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
         if name == Modality.TEXT:
@@ -95,6 +106,22 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
     source, revision = encoder_sources(config)[modality], config.revisions[modality]
     kinds = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
     return kinds[modality](source, revision=revision, device=device)
+
+
+def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec) -> None:
+    if here.weights_sha256 != expected.weights_sha256:
+        raise InputError(
+            f"{modality} encoder {here.name!r}: a worker on host {socket.gethostname()} loaded other weights than the "
+            f"job began with: sha256 {here.weights_sha256} there, {expected.weights_sha256} where the job was started. "
+            "Nothing was stored from them. Give every node the same files under this name, or a hub id with a commit "
+            f"(--encoders.{modality}_revision), and run the same command again.")
+
+
+def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
+    """The config with hub encoders at the commits in `spec`: a branch may move before a worker loads it."""
+    commits: dict[str, Any] = {
+        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision}
+    return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
 
 
 def build_feature_spec(config: ExtractConfig) -> FeatureSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import gc
 import logging
 import os
@@ -25,7 +26,7 @@ if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . need
     sys.path.insert(0, str(REPOSITORY))
 
 from lfmim.config import TrackingConfig  # noqa: E402
-from lfmim.schema import InputError  # noqa: E402
+from lfmim.schema import InputError, WorkerError  # noqa: E402
 from lfmim.storage import disk_failure, output_folder  # noqa: E402
 from lfmim.text_files import read_yaml  # noqa: E402
 
@@ -33,6 +34,12 @@ SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
 HOME = os.environ.get("LFMIM_HOME", "")
 """Where a submitted job's relative paths start."""
+TRAVELS = (
+    "LFMIM_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "MLFLOW_TRACKING_*",
+    "AWS_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+)
+"""Variables of this process (patterns) that its workers get, too. By a hook that each worker runs first: the variables
+of a runtime environment stand in Ray's logs, and some of these are secrets."""
 _terminated = False
 
 
@@ -49,6 +56,9 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except WorkerError as error:
+        print(f"error: {error}\n{again}", file=sys.stderr)
+        code = 1
     except Exception as error:
         failed = disk_failure(error)  # in a library that writes by itself
         if failed is None:
@@ -157,18 +167,25 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     import ray
 
     with_path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
-    names = ("LFMIM_CACHE", "HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI")
-    env_vars = {"OMP_NUM_THREADS": "1", **{n: os.environ[n] for n in names if n in os.environ}}
+    env_vars = {"OMP_NUM_THREADS": "1"}
     if not SUBMITTED:
         env_vars["PYTHONPATH"] = with_path
     address = os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars}}
+    travelling = {n: v for n, v in os.environ.items() if any(fnmatch.fnmatchcase(n, p) for p in TRAVELS)}
+
+    def arrive() -> None:
+        os.environ.update(travelling)
+
+    options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars, "worker_process_setup_hook": arrive}}
     if address == "local":  # its processes inherit: a runtime environment costs seconds, and so does the dashboard
         os.environ.update(env_vars)
         options = {"include_dashboard": False}
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that watches for lost spot nodes
     with _no_stderr():  # Ray's C++ side announces its log level there
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
+    from lfmim.distributed.at_work import show_worker_errors
+
+    errors = show_worker_errors()  # of what the workers print
     _catch_sigterm()  # ray.init has set its own handler
     try:
         have = ray.cluster_resources()
@@ -181,6 +198,7 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
         print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
         yield
     finally:
+        errors.close()
         ray.shutdown()
 
 

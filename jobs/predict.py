@@ -10,7 +10,7 @@ from __future__ import annotations
 import cli
 from jsonargparse import auto_cli
 
-from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
+from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
 from lfmim.storage import local_path, output_file, output_folder
 
@@ -20,6 +20,7 @@ def predict(
     features: str = "", model: str = "models:/lfmim@champion", storage: str = "runs", uri: str = "",
     encoders: EncoderConfig = EncoderConfig(), workers: int = 1, face_workers: int = 1,  # noqa: B008 (frozen)
     encoder_workers: int = 1, decode_workers: int = 0, decode_resource: str = "", gpus_per_worker: float = 0.0,
+    stuck_minutes: float = STUCK_MINUTES,
 ) -> int:
     """Predict emotions.
 
@@ -40,6 +41,7 @@ def predict(
         decode_workers: CPU tasks decoding at once; 0: one per CPU.
         decode_resource: custom Ray resource of the nodes that decode; empty: any node.
         gpus_per_worker: GPU share of each encoder and predictor; 0 runs them on CPU.
+        stuck_minutes: after so many minutes without a row the job says which stage is at which rows, and since when.
     """
     from pathlib import Path
 
@@ -53,6 +55,7 @@ def predict(
         manifest=manifest or "-", store=store or features or f"{output}.features", encoders=encoders,
         face_workers=face_workers, encoder_workers=encoder_workers, decode_workers=decode_workers,
         decode_resource=decode_resource, gpus_per_worker=gpus_per_worker,
+        stuck_minutes=stuck_minutes,
     )
     if workers < 1:
         raise InputError(f"--workers: {workers} must be at least 1")
@@ -85,7 +88,7 @@ def predict(
                 print(summary)
         else:
             print(predict_store(predictor, Path(store), Path(output), workers=workers, gpus_per_worker=gpus_per_worker,
-                                log=log))
+                                stuck_minutes=stuck_minutes, log=log))
     print(f"predictions: {output}")
     return 0
 

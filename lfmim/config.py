@@ -22,6 +22,13 @@ def _check(ok: bool, field: str, message: str) -> None:
         raise InputError(f"{field}: {message}")
 
 
+STUCK_MINUTES = 5.0
+
+
+def _check_stuck(minutes: float, field: str) -> None:
+    _check(0 < minutes < math.inf, field, f"{minutes} must be positive and finite")
+
+
 def _check_choices(config: Any, prefix: str) -> None:
     """Fields of a Literal type hold one of its values: configs also come from checkpoints, not only from the CLI."""
     for field, hint in get_type_hints(type(config)).items():
@@ -185,6 +192,8 @@ class RunConfig:
     """Worker failures survived before the run is given up."""
     keep_checkpoints: int = 2
     """Best checkpoints kept, by validation score (the latest is kept as well)."""
+    stuck_minutes: float = STUCK_MINUTES
+    """After so many minutes without a step the job says which worker is at what, and since when."""
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "run.workers", f"{self.workers} must be at least 1")
@@ -192,6 +201,7 @@ class RunConfig:
         _check(self.cpus_per_worker > 0, "run.cpus_per_worker", f"{self.cpus_per_worker} must be positive")
         _check(self.max_failures >= 0, "run.max_failures", f"{self.max_failures} must not be negative")
         _check(self.keep_checkpoints >= 1, "run.keep_checkpoints", f"{self.keep_checkpoints} must be at least 1")
+        _check_stuck(self.stuck_minutes, "run.stuck_minutes")
         _check("/" not in self.name and ".." not in self.name, "run.name", f"{self.name!r} must be a plain name")
 
 
@@ -298,6 +308,9 @@ class ExtractConfig:
     """Larger frames are reduced to it (faces are cropped from the native frame up to this size)."""
     max_media_mb: int = 2048
     """Largest file fetched from object storage, MiB."""
+    stuck_minutes: float = STUCK_MINUTES
+    """After so many minutes without a row the job says which stage is at which rows, and since when; after six times as
+    many without any movement it gives up."""
 
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):
@@ -307,6 +320,7 @@ class ExtractConfig:
             _check(getattr(self, field) >= 1, field, f"{getattr(self, field)} must be at least 1")
         for field in ("decode_timeout_s", "max_duration_s"):
             _check(getattr(self, field) > 0, field, f"{getattr(self, field)} must be positive")
+        _check_stuck(self.stuck_minutes, "stuck_minutes")
         _check(0 <= self.max_error_fraction <= 1, "max_error_fraction", f"{self.max_error_fraction} is not in [0, 1]")
         _check(self.decode_workers >= 0, "decode_workers", "must not be negative")
         _check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
@@ -345,7 +359,7 @@ def config_hash(*parts: Any) -> str:
 
 
 __all__ = [
-    "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
+    "STUCK_MINUTES", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
     "RunConfig", "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict",
     "to_dict",
 ]

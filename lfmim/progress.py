@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,6 +16,54 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Log = Callable[[Mapping[str, float], int], None]
 """Takes named figures and the step they belong to."""
 SECONDS_BETWEEN_LINES = 10.0
+
+
+SECONDS_BETWEEN_LOOKS = 2.0
+
+
+class Work(NamedTuple):
+    """What a worker is at: its stage, rows or step, since when (seconds of `time.time`), and which process it is."""
+
+    stage: str
+    what: str
+    since: float
+    where: str
+
+
+_here: list[Work] = []
+
+
+def _remember(what: str, step: bool) -> None:
+    _here[:] = [Work("this process", what, time.time(), "")] if what else []
+
+
+_tell: Callable[[str, bool], None] = _remember
+
+
+def tell_by(tell: Callable[[str, bool], None]) -> None:
+    """In a worker: `tell(what, step)` takes what `at` and `at_step` say."""
+    global _tell
+    _tell = tell
+
+
+def at(what: str) -> None:
+    """This process begins `what`; "" when it is done with it. What a stuck job names."""
+    _tell(what, False)
+
+
+def at_step(what: str) -> None:
+    """As `at`, for what follows so fast that not each needs telling."""
+    _tell(what, True)
+
+
+def here() -> list[Work]:
+    """What this process is at, where it does the work itself."""
+    return list(_here)
+
+
+def nobody() -> list[Work]:
+    """No worker died."""
+    return []
 
 
 def no_log(figures: Mapping[str, float], step: int) -> None:
@@ -27,26 +77,30 @@ def share(cpus: float, gpus: float) -> str:
 
 @contextlib.contextmanager
 def watch(
-    what: str, total: int, unit: str, *, log: Log = no_log, seconds: float = SECONDS_BETWEEN_LINES
+    what: str, total: int, unit: str, *, log: Log = no_log, seconds: float = SECONDS_BETWEEN_LINES,
+    moves: Callable[[], None] = lambda: None,
 ) -> Iterator[Callable[..., None]]:
     """Yields `show(done, note="", **figures)`, to be called as often as one likes.
 
     A terminal shows a bar; anything else (a submitted job's log, a file) gets a line at the first result, then every
     `seconds` at most. `log` gets throughput, ETA and `figures` as often, with step = done. The rate leaves out what was
-    done before the first call.
+    done before the first call. `moves` is called whenever `done` has grown.
     """
     console = Console(stderr=True)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal)
     started = time.monotonic()
-    last, first, latest = started - seconds, -1, -1
+    last, first, latest, most = started - seconds, -1, -1, 0
     with bar:
         task = bar.add_task(what, total=total, text="")
 
         def show(done: int, note: str = "", **figures: float) -> None:
-            nonlocal last, first, latest
+            nonlocal last, first, latest, most
             now = time.monotonic()
             first = done if first < 0 else first
+            if done > most:
+                most = done
+                moves()
             rate = (done - first) / max(now - started, 1e-9)
             eta = (total - done) / rate if rate else None
             text = ", ".join(filter(None, (
@@ -62,6 +116,82 @@ def watch(
                 log({f"{unit}_per_second": rate, **({} if eta is None else {"eta_seconds": eta}), **figures}, done)
 
         yield show
+
+
+@contextlib.contextmanager
+def say_when_stuck(
+    what: str, unit: str, minutes: float, *, at_work: Callable[[], Sequence[Work]] = here,
+    lost: Callable[[], Sequence[Work]] = nobody,
+) -> Iterator[Callable[[], None]]:
+    """Yields `moved()`, to be called for every `unit`. If that does not happen for `minutes`, stderr says so, with what
+    the workers are at and since when; again after as long.
+
+    Where the unit is "step", a worker that begins something new is one. `lost` tells of workers that died; each is
+    said at once.
+    """
+    end = threading.Event()
+    moved_at = told_at = time.time()
+
+    def moved() -> None:
+        nonlocal moved_at, told_at
+        moved_at = told_at = time.time()
+
+    def look() -> None:
+        nonlocal told_at
+        before: Sequence[Work] = []
+        while not end.wait(min(SECONDS_BETWEEN_LOOKS, minutes * 60 / 4)):
+            try:
+                dead, works = lost(), at_work()
+            except Exception:  # Ray's head is away for a moment: that must not end the telling
+                continue
+            if dead:
+                who = ("a worker died and was started again; it was at" if len(dead) == 1 else
+                       f"{len(dead)} workers were started again after one of them died; they were at")
+                _say("\n".join([f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]))
+            if unit == "step" and works != before:
+                before = works
+                moved()
+            if time.time() - told_at >= minutes * 60:
+                told_at = time.time()
+                _say(_stuck(what, unit, moved_at, works))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield moved
+    finally:
+        end.set()
+        thread.join(timeout=10)
+
+
+WORKERS_SHOWN = 8
+
+
+def _stuck(what: str, unit: str, since: float, works: Sequence[Work]) -> str:
+    lines = [f"{what}: stuck: no {unit} for {_span(time.time() - since)} (since {_clock(since)})"]
+    if works:
+        lines += [f"  {_line(work)}" for work in works[:WORKERS_SHOWN]]
+        more = len(works) - WORKERS_SHOWN
+        lines += [f"  and {more} more workers"] if more > 0 else []
+    else:
+        lines += ["  no worker is at anything: Ray may be waiting for nodes, CPUs or GPUs (`ray status` says which)"]
+    return "\n".join([*lines, "  still waiting; Ctrl-C ends the job, what is finished is kept"])
+
+
+def _line(work: Work) -> str:
+    return f"{work.stage}: {work.what}, since {_clock(work.since)}" + (f" ({work.where})" if work.where else "")
+
+
+def _clock(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%H:%M:%S")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def gpu_percent() -> float | None:

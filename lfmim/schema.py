@@ -22,6 +22,13 @@ class InputError(ValueError):
     """
 
 
+class WorkerError(RuntimeError):
+    """A worker of the job failed, or none of them gets on. The message carries what the worker said.
+
+    The jobs print it without the driver's traceback and exit with code 1.
+    """
+
+
 class Modality(StrEnum):
     """An input stream of an utterance."""
 

@@ -22,6 +22,7 @@ class AudioEncoder:
     """Last hidden states of a wav2vec2, kept at their true length."""
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
+        revision = resolved_revision(source, revision)
         self.normalize = bool(from_pretrained(Wav2Vec2FeatureExtractor, source, revision).do_normalize)
         self.model = from_pretrained(Wav2Vec2Model, source, revision).eval().to(device)
         self.device = device
@@ -29,9 +30,9 @@ class AudioEncoder:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use: the driver asks for it, the actors need not."""
+        """Hashes the weights on first use."""
         return EncoderSpec(
-            name=self.source, revision=resolved_revision(self.source, self.revision),
+            name=self.source, revision=self.revision,
             weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_size, max_length=0,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,17 +90,34 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+UNUSED = re.compile(r"(^|\.)(pooler\..*|masked_spec_embed|num_batches_tracked)$")
+"""Tensors that do not reach the features: poolers, and what only training reads."""
+NAMES_SHOWN = 20
+
+
 def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: Any) -> Any:
-    """`loader.from_pretrained` for a folder or hub id; InputError if it cannot be loaded."""
+    """`loader.from_pretrained` for a folder or hub id.
+
+    Raises InputError if it cannot be loaded, or if a tensor that the features depend on is not in the checkpoint or has
+    another shape there: transformers would fill it with random numbers, others at each load.
+    """
     local = Path(source).is_dir()
+    network = issubclass(loader, nn.Module)
     expected = {"BertModel": "bert", "Wav2Vec2Model": "wav2vec2", "ResNetModel": "resnet"}.get(loader.__name__)
-    if local and expected and (Path(source) / "config.json").is_file():
-        found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type", expected)
-        if found != expected:  # transformers would load it all the same, with random weights for what is missing
-            raise InputError(f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here")
+    info: dict[str, Any] = {}
     try:
-        return loader.from_pretrained(source, revision=revision or "main", local_files_only=local, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+        if local and expected and (Path(source) / "config.json").is_file():
+            found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type", expected)
+            if found != expected:
+                raise InputError(f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here")
+        if network:
+            kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded = loader.from_pretrained(source, revision=revision or "main", local_files_only=local, **kwargs)
+        if network:
+            loaded, info = loaded
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise many kinds: safetensors', pickle's, torch's
         lines = str(error).splitlines()
         hint = "Give a folder made by save_pretrained, or a hub id that this machine can reach."
         if not local and huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -109,14 +127,57 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
         raise InputError(
             f"encoder {source!r}: cannot be loaded as {loader.__name__}: {lines[0] if lines else error!r}. {hint}"
         ) from error
+    if network:
+        _check_complete(loaded, source, info)
+    return loaded
+
+
+def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None:
+    """Raise InputError for tensors missing or misshapen in what transformers has loaded. Unused ones become 0: random,
+    they would change the weights' hash."""
+    missing = sorted(set(info["missing_keys"]))
+    misshapen = sorted((name, tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"])
+    state = model.state_dict()
+    for name in (*missing, *(name for name, *_ in misshapen)):
+        if UNUSED.search(name) and name in state:
+            state[name].zero_()
+    missing = [name for name in missing if not UNUSED.search(name)]
+    wrong = [f"{name}: {_shape(there)}, not {_shape(here)}" for name, there, here in misshapen
+             if not UNUSED.search(name)]
+    problems = [f"{_count(len(names))} {what} ({_listed(names)})" for names, what in
+                ((missing, "missing"), (wrong, "of another shape")) if names]
+    if problems:
+        raise InputError(
+            f"encoder {source!r}: not a complete {type(model).__name__} as its config.json describes it: "
+            f"{' and '.join(problems)}. With random numbers in their place every load would give other features. Give "
+            "the whole checkpoint, with the config.json that belongs to it.")
+
+
+def _count(n: int) -> str:
+    return f"{n} tensor{'s' * (n > 1)}"
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def resolved_revision(source: str, revision: str | None) -> str:
-    """The commit of a cached hub model, also where a branch or tag was asked for; "" for a folder or file."""
-    if Path(source).exists():
+    """The commit of a hub model that a branch, a tag or no revision stands for now; "" for a folder or file.
+
+    Where the hub cannot be asked, the cache's; what is in neither comes back as it was given.
+    """
+    if Path(source).exists() or source.endswith((".pth", ".pt")):
         return ""
-    found = huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision or "main")
-    return Path(found).parent.name if isinstance(found, str) else revision or ""
+    try:
+        found = huggingface_hub.hf_hub_download(source, "config.json", revision=revision or "main")
+    except Exception:  # loading the model says why
+        return revision or ""
+    return Path(found).parent.name
 
 
 def load_resnet(source: str, revision: str | None) -> ResNetModel:
@@ -140,8 +201,8 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     if wrong or missing:
         raise InputError(f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
-                         f"{len(missing)} tensors missing ({', '.join(missing[:3])}), "
-                         f"{len(wrong)} unknown or of another shape ({', '.join(wrong[:3])})")
+                         f"{_count(len(missing))} missing ({_listed(missing)}), "
+                         f"{len(wrong)} unknown or of another shape ({_listed(wrong)})")
     model.load_state_dict(state, strict=False)
     return model
 

@@ -23,6 +23,7 @@ class TextEncoder:
         self, source: str, *, revision: str | None = None, max_tokens: int = 80, device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
+        revision = resolved_revision(source, revision)  # once, or a moving branch gives tokenizer and model apart
         self.model = from_pretrained(BertModel, source, revision, add_pooling_layer=False).eval().to(device)
         self.tokenizer = from_pretrained(AutoTokenizer, source, revision)
         self.max_tokens, self.device = max_tokens, device
@@ -31,9 +32,9 @@ class TextEncoder:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use: the driver asks for it, the actors need not."""
+        """Hashes the weights on first use."""
         return EncoderSpec(
-            name=self.source, revision=resolved_revision(self.source, self.revision),
+            name=self.source, revision=self.revision,
             weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_size, max_length=self.max_tokens,
         )
 

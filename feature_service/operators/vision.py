@@ -20,6 +20,7 @@ class VisionEncoder:
     def __init__(
         self, source: str, *, revision: str | None = None, device: str = "cpu", batch_size: int | None = None
     ) -> None:
+        revision = resolved_revision(source, revision)
         self.model = load_resnet(source, revision).eval().to(device, memory_format=torch.channels_last)
         self.device, self.batch_size = device, batch_size or (8 if device == "cpu" else 64)
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
@@ -28,9 +29,9 @@ class VisionEncoder:
 
     @functools.cached_property
     def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use: the driver asks for it, the actors need not."""
+        """Hashes the weights on first use."""
         return EncoderSpec(
-            name=self.source, revision=resolved_revision(self.source, self.revision),
+            name=self.source, revision=self.revision,
             weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_sizes[-1], max_length=0,
         )
 

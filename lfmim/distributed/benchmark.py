@@ -18,10 +18,12 @@ import torch
 from lfmim.config import config_hash, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
+from lfmim.distributed import at_work
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.comparison import linear_cka
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
+from lfmim.progress import at, say_when_stuck
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
@@ -76,25 +78,27 @@ def run_benchmark(
     def submit(group: list[Run]) -> None:
         waiting[remote.remote(group, str(store), config.cpus_per_run)] = group
 
+    at_work.forget()
     for group in _groups(todo, config.packed):
         submit(group)
-    while waiting:
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        group = waiting.pop(ready)
-        try:
-            done = ray.get(ready)
-        except ray.exceptions.RayError as error:
-            if isinstance(error, WriteError):  # it would fail every run
-                raise WriteError(error.path, error.reason) from error
-            if len(group) > 1:
-                for run in group:
-                    submit([run])
-            else:
-                failed.append(f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}")
-            continue
-        for result in done:
-            results.append(result)
-            on_done(len(results) + len(failed), len(runs), result, False)
+    with say_when_stuck("benchmark", "step", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            group = waiting.pop(ready)
+            try:
+                done = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                if isinstance(error, WriteError):  # it would fail every run
+                    raise WriteError(error.path, error.reason) from error
+                if len(group) > 1:
+                    for run in group:
+                        submit([run])
+                else:
+                    failed.append(f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}")
+                continue
+            for result in done:
+                results.append(result)
+                on_done(len(results) + len(failed), len(runs), result, False)
     return results, failed
 
 
@@ -123,6 +127,8 @@ def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
 def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, Any]]:
     """One training run, or several as one; a single one continues from its last checkpoint. Leaves `result.json`s."""
     torch.set_num_threads(max(1, int(cpus)))
+    names = f"{runs[0].system} seed {', '.join(str(run.seed) for run in runs)}"
+    at_work.begin(names, names)
     started, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     configs = [experiment_from_dict(run.config) for run in runs]
     load = functools.partial(load_split, Path(store), config=configs[0].model, cache=configs[0].train.cache)
@@ -146,7 +152,10 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
     seconds = (time.perf_counter() - started) / len(runs)
     # From here on nothing is chosen any more: the only reading of the test split.
     test = load("test").to(device)
-    return [_result(run, meta, test, seconds) for run, meta in zip(runs, metas, strict=True)]
+    at("test")
+    results = [_result(run, meta, test, seconds) for run, meta in zip(runs, metas, strict=True)]
+    at("")
+    return results
 
 
 def _result(run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lfmim.config import ExperimentConfig, ModelConfig, config_hash, to_dict
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.models import MODELS
-from lfmim.progress import gpu_percent, share, watch
+from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
     FEATURE_COLUMNS,
     ID,
@@ -141,7 +141,8 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
     past = load_meta(resume).history if resume else []
     improved = [entry["epoch"] for entry in past if entry["best"]]
     data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
-    with watch("train", config.train.epochs, "epochs") as show, tracking.system_metrics(uri, run_id):
+    with (say_when_stuck("train", "step", config.run.stuck_minutes),
+          watch("train", config.train.epochs, "epochs") as show, tracking.system_metrics(uri, run_id)):
 
         def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
             now = epoch_folder(folder, report.epoch)

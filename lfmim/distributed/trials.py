@@ -34,6 +34,8 @@ from ray.tune.search import Searcher
 from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
+from lfmim.distributed import at_work
+from lfmim.progress import at, say_when_stuck
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
@@ -88,11 +90,13 @@ class Trials:
     def run(self, store: Path) -> None:
         """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a stack did not finish."""
         size = self.window if self.config.packed else max(1, self.total)
-        for first in range(0, self.total, size):
-            numbers = range(first, min(first + size, self.total))
-            if self.config.packed:
-                self._run_packed(store, numbers)
-            self._run_alone(store, [n for n in numbers if n not in self.records])
+        at_work.forget()
+        with say_when_stuck("tune", "step", self.config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+            for first in range(0, self.total, size):
+                numbers = range(first, min(first + size, self.total))
+                if self.config.packed:
+                    self._run_packed(store, numbers)
+                self._run_alone(store, [n for n in numbers if n not in self.records])
 
     def _run_packed(self, store: Path, numbers: Sequence[int]) -> None:
         """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails leaves its trials to
@@ -309,15 +313,18 @@ def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -
 def _packed_trials(store: str, raw: Sequence[dict[str, Any]], homes: Sequence[str]) -> None:
     """Several trials as one stacked model."""
     configs = [experiment_from_dict(x) for x in raw]
+    at_work.begin(homes[0], f"trials {Path(homes[0]).name} to {Path(homes[-1]).name}")
     data = _splits(store, configs[0].model, configs[0].train.cache)
     train_packed(configs, *data, device=worker_device(configs[0].run),
                  on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save))
+    at("")
 
 
 def _trial(args: Mapping[str, Any]) -> None:
     """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch, past ones again."""
     config, home = experiment_from_dict(args["config"]), Path(args["home"])
     device = worker_device(config.run)
+    at_work.begin(args["home"], f"trial {home.name}")
 
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
         _keep_epoch(home, report, save)
@@ -330,6 +337,7 @@ def _trial(args: Mapping[str, Any]) -> None:
     try:
         spec, train_data, valid_data = _splits(args["store"], config.model, config.train.cache)
         train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
+        at("")
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})
     except WriteError as error:

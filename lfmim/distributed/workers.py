@@ -15,11 +15,13 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
-from lfmim.progress import watch
+from lfmim.distributed import at_work
+from lfmim.progress import at, say_when_stuck, watch
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, disk_failure
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
@@ -55,9 +57,9 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
         ),
     )
     try:
-        with _watched(uri, run_id, config.train.epochs):
+        with _watched(uri, run_id, config):
             result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         raised = [*getattr(error, "worker_failures", {}).values(),
                   getattr(error, "controller_failure", None)]
         for failed in filter(None, map(disk_failure, raised)):  # in our code or Ray's copying
@@ -66,7 +68,7 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
         for failure in raised:
             if isinstance(failure, InputError | NonFiniteLossError):
                 raise InputError(str(failure)) from error
-        raise
+        raise at_work.worker_failure(error, f"train {folder.name}") from None
     except SystemExit as stop:  # Ray Train's own answer to Ctrl-C: exit code 0
         raise KeyboardInterrupt from stop
     if result.checkpoint is None:
@@ -75,12 +77,12 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
 
 
 @contextlib.contextmanager
-def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
+def _watched(uri: str, run_id: str, config: ExperimentConfig) -> Iterator[None]:
     """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
     stop = threading.Event()
 
     def follow() -> None:
-        with watch("train", epochs, "epochs") as show:
+        with watch("train", config.train.epochs, "epochs") as show:
             while True:
                 last = stop.wait(POLL_SECONDS)
                 with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
@@ -94,8 +96,10 @@ def _watched(uri: str, run_id: str, epochs: int) -> Iterator[None]:
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
+    at_work.forget()
     try:
-        yield
+        with say_when_stuck("train", "step", config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+            yield
     finally:
         stop.set()
         thread.join(timeout=10)
@@ -106,6 +110,7 @@ def _train_worker(args: dict[str, Any]) -> None:
     config = experiment_from_dict(args["config"])
     context = ray.train.get_context()
     store, lead = Path(args["store"]), context.get_world_rank() == 0
+    at_work.begin(str(context.get_world_rank()), f"worker {context.get_world_rank()}")
     device = ray.train.torch.get_device()  # the CPU where a node's GPUs cannot be used
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
@@ -141,6 +146,7 @@ def _train_worker(args: dict[str, Any]) -> None:
     else:
         with latest.as_directory() as folder:
             run_tracked(Path(folder))
+    at("")
 
 
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -24,6 +24,7 @@ from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
 from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu_kernels
 from lfmim.models.layers import TransformerLayer
+from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
 from lfmim.training.losses import head_losses, weighted_loss
@@ -338,6 +339,7 @@ def train(
         bad = torch.zeros((), device=device)
         batches = train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
         for step, batch in enumerate(batches):
+            at_step(f"epoch {epoch + 1}, step {step + 1} of {steps}")
             for group in optimizer.param_groups:
                 group["lr"] = lr * warmup_factor(c, epoch, step, steps)
             if c.modality_dropout:
@@ -359,6 +361,7 @@ def train(
             )
         train_metrics = sums.all_reduce().compute()
         seconds = time.perf_counter() - started
+        at_step(f"epoch {epoch + 1}, validation")
         judged = parallel if averaged is None else averaged.module
         valid_metrics = evaluate(judged, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
         score = valid_metrics[c.selection].score

@@ -19,6 +19,7 @@ from torch.func import functional_call, stack_module_state
 from lfmim.config import ExperimentConfig, TrainConfig, to_dict
 from lfmim.data.batches import UtteranceTensors, epoch_order
 from lfmim.metrics import Metrics, sums_for
+from lfmim.progress import at_step
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta, is_better, save_checkpoint
 from lfmim.training.loop import (
@@ -175,6 +176,7 @@ def train_packed(
         orders = torch.stack([epoch_order(len(train_data), (x.train.seed, epoch)) for x in configs])
         steps = -(-len(train_data) // c.batch_size)
         for step, index_KB in enumerate(orders.split(c.batch_size, dim=1)):  # type: ignore[no-untyped-call]
+            at_step(f"epoch {epoch + 1}, step {step + 1} of {steps}")
             size = index_KB.shape[1]
             ones = torch.ones(runs * size, device=device)
             batch = train_data.gather(index_KB.flatten(), ones, ones[: len(HEADS)])

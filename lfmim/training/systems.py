@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lfmim.config import ExperimentConfig, ModelConfig, TrackingConfig, TrainConfig, experiment_from_dict, to_dict
+from lfmim.config import (
+    STUCK_MINUTES,
+    ExperimentConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+    experiment_from_dict,
+    to_dict,
+)
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
 
@@ -45,6 +54,8 @@ class BenchmarkConfig:
     cpus_per_run: float = 1.0
     gpus_per_run: float = 0.0
     """GPU share of a run; fractions put several runs on one GPU."""
+    stuck_minutes: float = STUCK_MINUTES
+    """After so many minutes without a step the job says which run is at what, and since when."""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
@@ -55,6 +66,7 @@ class BenchmarkConfig:
             "seeds": (self.seeds >= 1, f"{self.seeds} must be at least 1"),
             "curves": (self.curves >= 0, f"{self.curves} must not be negative"),
             "cpus_per_run": (self.cpus_per_run > 0, f"{self.cpus_per_run} must be positive"),
+            "stuck_minutes": (0 < self.stuck_minutes < math.inf, f"{self.stuck_minutes} must be positive and finite"),
             "gpus_per_run": (self.gpus_per_run >= 0, f"{self.gpus_per_run} must not be negative"),
         }
         for field, (ok, message) in checks.items():
