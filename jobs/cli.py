@@ -184,5 +184,6 @@ def job_session(
     uri = tracking.tracking_uri(tracking_config, storage)
     if uri.startswith("sqlite:"):
         check_shared(storage=storage)
+    tracking.check_server(uri, create=True)  # before a cluster is started
     with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
         yield log

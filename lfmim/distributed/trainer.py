@@ -89,11 +89,12 @@ def describe(config: ExperimentConfig) -> str:
     precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
-    name = run_name(config, check_experiment(config))
+    name, uri = run_name(config, check_experiment(config)), tracking.tracking_uri(config.tracking, str(storage))
+    tracking.check_server(uri, create=True)
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
-            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
+            f"mlflow {uri}")
 
 
 def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False) -> TrainResult:
@@ -106,6 +107,7 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
+    tracking.check_server(uri, create=True)
     folder = storage / name
     folder.mkdir(parents=True, exist_ok=True)
     run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})

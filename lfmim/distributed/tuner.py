@@ -83,6 +83,7 @@ def describe_sweep(config: TuneConfig) -> str:
     """One line: what will run with what, and where its results go."""
     run = config.run
     folder = _folder(config, _identity(config, check_tune(config)))
+    tracking.check_server(_uri(config), create=True)
     return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
             f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
             f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")

@@ -1,1 +1,1 @@
-"""The only reader of the test split: reports, tables and figures."""
+"""What became of models and data: reports, comparisons, tables and figures. Nothing here is trained or chosen by."""

@@ -5,6 +5,7 @@ from lfmim.tracking.registry import (
     CHAMPION,
     RegisteredVersion,
     load_predictor,
+    not_registered,
     register,
     resolve_version,
     rollback,
@@ -27,10 +28,11 @@ from lfmim.tracking.runs import (
     system_metrics,
     tracking_uri,
 )
+from lfmim.tracking.server import check_server
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "PARENT_RUN", "RegisteredVersion", "find_run", "finish_run", "job_run",
+    "CHALLENGER", "CHAMPION", "PARENT_RUN", "RegisteredVersion", "check_server", "find_run", "finish_run", "job_run",
     "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_epoch", "log_sweep", "log_trial",
-    "logged_config", "logged_trials", "register", "resolve_version", "rollback", "set_champion", "start_run",
-    "system_metrics", "tracking_uri",
+    "logged_config", "logged_trials", "not_registered", "register", "resolve_version", "rollback", "set_champion",
+    "start_run", "system_metrics", "tracking_uri",
 ]

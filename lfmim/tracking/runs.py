@@ -17,16 +17,15 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
 from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
 
 import lfmim
 from lfmim.config import ExperimentConfig, TrackingConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
-from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
+from lfmim.schema import SPEC_FILE, FeatureSpec
+from lfmim.tracking.server import TRACKING_ERRORS, check_server, gist, server_error, told
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 from lfmim.training.search import TrialRecord
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIG_FILE = "config.yaml"
-TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 for _name in ("mlflow", "alembic"):
@@ -56,6 +54,7 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
     return run_id
 
 
+@told
 def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     """Id of the experiment's finished run of that name, if there is one."""
     client = MlflowClient(uri)
@@ -72,17 +71,11 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
 
     Raises InputError if the tracking server cannot be reached or written to.
     """
+    check_server(uri, create=True)
     try:
         return _try_create_run(uri, config, tracking, run_name, tags)
     except TRACKING_ERRORS as error:
-        raise InputError(f"tracking server {uri}: {_reason(error)}; start it, make room, or name another by "
-                         "MLFLOW_TRACKING_URI") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The line of an MLflow error that says what is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
+        raise server_error(uri, error) from error
 
 
 def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
@@ -104,6 +97,7 @@ def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: s
     return run_id
 
 
+@told
 def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: Path) -> str:
     """A run for a finished benchmark with test metrics per system and head (mean over seeds) and the report's files,
     and inside it a run per system and seed. Logged once: the same results again give the run that is there."""
@@ -159,7 +153,7 @@ def job_run(
         try:
             call()
         except TRACKING_ERRORS as error:
-            logging.getLogger(__name__).warning("tracking server %s: %s", uri, _reason(error))
+            logging.getLogger(__name__).warning("tracking server %s: %s", uri, gist(error))
 
     def log(figures: Mapping[str, float], step: int) -> None:
         metrics = [Metric(k, float(v), _now(), step) for k, v in figures.items()]
