@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import read_table, sequences
+from lfmim.data.store import part_files, read_table, sequences
 from lfmim.evaluation.report import write_text
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, share, watch
@@ -50,9 +52,19 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    spec = FeatureSpec.load(store)
+    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))[1]
+
+
+def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes whenever the store does."""
+    return tuple((p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_labels(store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]) -> tuple[pa.Table, str]:
+    """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
-    return config_hash(table.to_pydict(), spec.fingerprint)
+    return table, config_hash(table.to_pydict(), spec)
 
 
 def check_experiment(config: ExperimentConfig) -> str:
@@ -69,8 +81,9 @@ def check_experiment(config: ExperimentConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
     check_data(model, FeatureSpec.load(store))
+    table, _ = _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
     for split in ("train", "valid"):
-        check_labels(store, split, model)
+        check_labels(table, store, split, model)
         if not MODELS[model.name].accepts_absent:
             check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
 

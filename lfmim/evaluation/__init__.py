@@ -1,1 +1,1 @@
-"""What became of models and data: reports, comparisons, tables and figures. Nothing here is trained or chosen by."""
+"""Reports of models, systems, labels and stores; the test for promotion; model cards, tables and figures."""

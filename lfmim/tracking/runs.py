@@ -57,6 +57,7 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
 @told
 def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     """Id of the experiment's finished run of that name, if there is one."""
+    check_server(uri, create=True)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:

@@ -130,13 +130,14 @@ def listed(names: Iterable[str], like: str = "") -> str:
 def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
     """A function whose first argument is the server's URI: whatever goes wrong there becomes an InputError."""
 
-    def telling(uri: str, *args: P.args, **kwargs: P.kwargs) -> T:
+    def telling(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(uri, *args, **kwargs)
         except TRACKING_ERRORS as error:
             raise server_error(uri, error) from error
 
-    return functools.update_wrapper(telling, call)
+    functools.update_wrapper(telling, call)
+    return telling
 
 
 def server_error(uri: str, error: BaseException) -> InputError:
