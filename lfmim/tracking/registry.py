@@ -40,6 +40,7 @@ MEASURED = {
     "score_split": "validated on the split {}, the champion (version {}) on {}",
 }
 """Tags that say what a version's `score` measures -> what is said where the champion's is another."""
+LAST_VERSION = 2**31 - 1  # more than a registry's database can hold
 MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 
@@ -151,13 +152,13 @@ def _find(client: MlflowClient, model_name: str, which: str) -> ModelVersion | N
     try:
         if not which.isdecimal():
             which = client.get_registered_model(model_name).aliases.get(which, "")
-        return client.get_model_version(model_name, str(int(which))) if which else None
+        if not which or int(which) > LAST_VERSION:
+            return None
+        return client.get_model_version(model_name, str(int(which)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    except OverflowError:  # more digits than the database's numbers have
-        pass
-    return None
+        return None
 
 
 def not_registered(uri: str, model_name: str, which: str) -> InputError:

@@ -96,7 +96,7 @@ def test_a_reader_of_a_server_that_is_away_says_so(job, nobody, monkeypatch):
     started = time.monotonic()
     with pytest.raises(InputError, match=rf"the server at {nobody} does not answer \(Connection refused\)"):
         readers({})[job]()
-    assert time.monotonic() - started < 60  # MLflow's own retries take over four minutes
+    assert time.monotonic() - started < 180  # MLflow's own retries take over four minutes
 
 
 def run_writer(job: str, store: Path, tmp_path: Path, monkeypatch) -> None:
@@ -134,7 +134,7 @@ def test_a_server_that_is_away_is_told_before_any_work(job, nobody, toy_store, t
     before = time.monotonic()
     with pytest.raises(InputError, match=rf"the server at {nobody} does not answer"):
         run_writer(job, toy_store, tmp_path, monkeypatch)
-    assert time.monotonic() - before < 90
+    assert time.monotonic() - before < 180
     assert {p.name for p in tmp_path.iterdir()} <= {"m.csv", "p.pth", "store"}
 
 
@@ -197,7 +197,7 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
     for name in ("alpha", "published", "lfmim"):
         client.create_registered_model(name)
         for _ in range(11 if name == "lfmim" else 1):
-            client.create_model_version(name, str(tmp_path), None)
+            client.create_model_version(name, str(tmp_path / "gone"), None)
     client.set_registered_model_alias("lfmim", "challenger", "11")
     client.set_registered_model_alias("lfmim", "champion", "9")
     said = {
