@@ -7,10 +7,10 @@ import fcntl
 import functools
 import hashlib
 import os
+import shutil
 import sqlite3
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lfmim.schema import InputError
-from lfmim.storage import make_folder
+from lfmim.storage import make_folder, new_file
 
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 BUSY_SECONDS = 20.0
@@ -78,12 +78,12 @@ def _check(path: Path, writing: bool) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make the database under another name, then rename: one that is there is whole, whenever its maker was killed."""
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed, for the lock is ours
-        left.unlink()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers by name what it has opened
-    MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-    os.replace(temporary, path)
+    """Make the database elsewhere, then put it there whole, whenever its maker is killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / path.name
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        with new_file(path) as temporary:
+            shutil.copyfile(made, temporary)
 
 
 def gist(error: BaseException) -> str:

@@ -163,12 +163,13 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
-    (folder / "sweep.json").write_text(json.dumps({"identity": {}, "uri": "sqlite:////else.db", "window": 7}))
+    then = {"run_id": "1", "identity": {}, "uri": "sqlite:////else.db", "window": 7}
+    (folder / "sweep.json").write_text(json.dumps(then))
     with pytest.raises(InputError, match="add --resume to continue it"):
         check_tune(named)
     with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
         check_tune(dataclasses.replace(named, resume=True))
-    whole = {"window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
+    whole = {"run_id": "1", "window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
     for repeatable in (True, False):
         mine = dataclasses.replace(named, repeatable=repeatable, window=0, resume=True)
         then = {**_identity(mine, check_tune(dataclasses.replace(mine, resume=False, run=config.run)))}
