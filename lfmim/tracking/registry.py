@@ -79,7 +79,8 @@ def register(
             client.log_text(run_id, card, CARD)
         with contextlib.suppress(MlflowException):  # there already
             client.create_registered_model(model_name)
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card)
+        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card,
+                                            model_id=info.model_id)  # a server insists
     number = str(entry.version)
     champion = _by_alias(client, model_name, CHAMPION)
     score = float(entry.tags["score"])
