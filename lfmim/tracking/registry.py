@@ -100,15 +100,8 @@ def register(
             client.log_text(run_id, card, CARD)
         with contextlib.suppress(MlflowException):  # there already
             client.create_registered_model(model_name)
-<<<<<<< HEAD
         entry = client.create_model_version(model_name, f"models:/{model_id}", run_id=run_id, tags=tags,
                                             description=card, model_id=model_id)
-||||||| 9244d72
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card)
-=======
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card,
-                                            model_id=info.model_id)  # a server insists
->>>>>>> fix-submit
     number = str(entry.version)
     champion = _find(client, model_name, CHAMPION)
     promoted, reason = True, "there was no champion"
