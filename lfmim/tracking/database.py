@@ -7,21 +7,22 @@ import fcntl
 import functools
 import hashlib
 import os
-import shutil
 import sqlite3
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lfmim.schema import InputError
-from lfmim.storage import make_folder, new_file
+from lfmim.storage import WriteError, make_folder
 
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 BUSY_SECONDS = 20.0
@@ -61,7 +62,7 @@ def connect(uri: str, *, writing: bool = False) -> MlflowClient:
                 MlflowClient(uri).search_experiments(max_results=1)  # an older MLflow's tables are brought up to date
             _open.add(uri)
         return MlflowClient(uri)
-    except (*TRACKING_ERRORS, sqlite3.Error) as error:
+    except (*TRACKING_ERRORS, WriteError, sqlite3.Error) as error:
         raise unusable(path, error) from error
 
 
@@ -78,12 +79,12 @@ def _check(path: Path, writing: bool) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make the database elsewhere, then put it there whole, whenever its maker is killed."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
-        with new_file(path) as temporary:
-            shutil.copyfile(made, temporary)
+    """Make the database under another name, then rename: one that is there is whole, whenever its maker was killed."""
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed, for the lock is ours
+        left.unlink()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers by name what it has opened
+    MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+    os.replace(temporary, path)
 
 
 def gist(error: BaseException) -> str:
@@ -106,6 +107,17 @@ def unusable(path: Path, error: BaseException) -> InputError:
         advice = "Make the file and its folder usable, or name"
     return InputError(f"tracking server sqlite:///{path}: this database cannot be used: {said}. {advice} another "
                       "folder, or a server by MLFLOW_TRACKING_URI")
+
+
+def use(uri: str) -> None:
+    """Make `uri` MLflow's default in this process. MLflow writes it into the environment too, where the next look for
+    a tracker would take it for the user's word: that is undone."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextlib.contextmanager

@@ -95,5 +95,5 @@ def test_promotion_needs_a_significant_gain(toy_store):
     worse = against(range(20), range(5))
     assert "it is not better" in worse.verdict(0.05)[1]
     assert against(range(9), range(9)).p_value == 1
-    with pytest.raises(InputError, match="no label"):
+    with pytest.raises(InputError, match="no rows of split 'none'"):
         compare(Guess(labels, range(1)), Guess(labels, range(1)), toy_store, split="none", head="multimodal")
