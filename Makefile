@@ -31,6 +31,7 @@ unit: setup
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not integration"
 
 lint: setup
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

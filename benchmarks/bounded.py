@@ -2,9 +2,10 @@
 
     python benchmarks/bounded.py --report bounded            # 5,000 rows; --rows 200 to try it
 
-The same few clips are repeated under new ids (every 25th row has a face; `--three-hours` copies of a 3-hour video are
-spread among them). Writes bounded.png, bounded.csv and bounded.md: private memory (RSS less what is shared) of driver,
-Ray's own processes, stages and decoders, and what the object store holds.
+The same few clips are repeated under new ids (every 25th row has a face; `--three-hours` copies of
+a 3-hour video are spread among them). Writes bounded.png, bounded.csv and bounded.md: private
+memory (RSS less what is shared) of driver, Ray's own processes, stages and decoders, and what the
+object store holds.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ from lfmim.config import ExtractConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.storage import new_file, write_text
 
-GROUPS = {"driver": None, "decoders": "feature_service.isolation", "stages": "MapWorker", "Ray itself": ""}
+GROUPS = {
+    "driver": None,
+    "decoders": "feature_service.isolation",
+    "stages": "MapWorker",
+    "Ray itself": "",
+}
 FACE_EVERY, CLIPS, THREE_HOURS = 25, 12, 3 * 3600
 WARM_UP = 0.2
-"""Share of the run before memory is taken for settled: models are loaded, buffers grow to their size."""
+"""Share of the run before memory is taken for settled: models are loaded, buffers grow to their
+size."""
 
 
 def write_plain_clip(path: Path, *, seconds: float, fps: int, size: int, rate: int) -> None:
@@ -71,18 +78,23 @@ def make_corpus(folder: Path, rows: int, three_hours: int) -> Path:
     for k in range(CLIPS):
         write_plain_clip(folder / f"{k}.mp4", seconds=0.4 + 0.05 * k, fps=20, size=48, rate=16_000)
     for k in range(3):
-        make_clip(folder / f"face{k}.mp4", dict.fromkeys(("text", "audio", "vision"), "anger"), key=str(k))
+        make_clip(
+            folder / f"face{k}.mp4", dict.fromkeys(("text", "audio", "vision"), "anger"), key=str(k)
+        )
     write_plain_clip(folder / "three_hours.mp4", seconds=THREE_HOURS, fps=1, size=16, rate=8000)
     names = [f"face{i % 3}.mp4" if i % FACE_EVERY == 0 else f"{i % CLIPS}.mp4" for i in range(rows)]
     for k in range(three_hours):
         names[(k + 1) * rows // (three_hours + 1)] = "three_hours.mp4"
-    table = pd.DataFrame({"id": [f"row{i:06d}" for i in range(rows)], "video": names, "text": "今天真高兴。"})
+    table = pd.DataFrame(
+        {"id": [f"row{i:06d}" for i in range(rows)], "video": names, "text": "今天真高兴。"}
+    )
     table.to_csv(folder / "m.csv", index=False)
     return folder / "m.csv"
 
 
 class Sampler(threading.Thread):
-    """Samples memory until stopped: one row of MiB per group, and of the object store, every `seconds`."""
+    """Samples memory until stopped: one row of MiB per group, and of the object store, every
+    `seconds`."""
 
     def __init__(self, store: Path, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -99,15 +111,25 @@ class Sampler(threading.Thread):
                     info, command = process.memory_info(), " ".join(process.cmdline())
                 except psutil.Error:
                     continue  # ended meanwhile
-                group = "driver" if process == me else next(g for g, word in GROUPS.items()
-                                                            if word is not None and word in command)
+                group = (
+                    "driver"
+                    if process == me
+                    else next(
+                        g for g, word in GROUPS.items() if word is not None and word in command
+                    )
+                )
                 memory[group] += (info.rss - info.shared) / 2**20
             stats = get_memory_info_reply(state).store_stats
             parts = len(list(self.store.glob("part-*.parquet")))
-            self.samples.append({
-                "seconds": time.monotonic() - self.started, "parts": parts, **memory,
-                "object store": stats.object_store_bytes_used / 2**20, "spilled": stats.spilled_bytes_total / 2**20,
-            })
+            self.samples.append(
+                {
+                    "seconds": time.monotonic() - self.started,
+                    "parts": parts,
+                    **memory,
+                    "object store": stats.object_store_bytes_used / 2**20,
+                    "spilled": stats.spilled_bytes_total / 2**20,
+                }
+            )
 
     def stop(self) -> pd.DataFrame:
         self.stopped.set()
@@ -115,7 +137,9 @@ class Sampler(threading.Thread):
         return pd.DataFrame(self.samples)
 
 
-def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, rows_per_part: int) -> str:
+def write_report(
+    folder: Path, table: pd.DataFrame, summary: ExtractSummary, rows_per_part: int
+) -> str:
     """Plot, figures and their table; returns the table (Markdown)."""
     table["rows"] = table["parts"] * rows_per_part
     table["all processes"] = table[list(GROUPS)].sum(axis=1)
@@ -134,14 +158,25 @@ def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, row
     with new_file(folder / "bounded.png") as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     third = max(1, len(settled) // 3)
-    lines = [f"{summary.rows_in} rows in {summary.seconds:.0f} s ({summary.rows_in / summary.seconds:.1f} a second), "
-             f"{os.cpu_count()} cores, {summary.stored} stored, {sum(summary.quarantined.values())} quarantined.", "",
-             "| MiB | median, first third | median, last third | peak | growth per 1,000 rows |",
-             "|---|---|---|---|---|"]
+    lines = [
+        f"{summary.rows_in} rows in {summary.seconds:.0f} s "
+        f"({summary.rows_in / summary.seconds:.1f} a second), "
+        f"{os.cpu_count()} cores, {summary.stored} stored, {sum(summary.quarantined.values())} "
+        "quarantined.",
+        "",
+        "| MiB | median, first third | median, last third | peak | growth per 1,000 rows |",
+        "|---|---|---|---|---|",
+    ]
     for name in (*GROUPS, "all processes", "object store"):
         first, last = settled[name].head(third).median(), settled[name].tail(third).median()
-        slope = np.polyfit(settled["rows"], settled[name], 1)[0] * 1000 if settled["rows"].nunique() > 1 else np.nan
-        lines.append(f"| {name} | {first:.0f} | {last:.0f} | {table[name].max():.0f} | {slope:+.1f} |")
+        slope = (
+            np.polyfit(settled["rows"], settled[name], 1)[0] * 1000
+            if settled["rows"].nunique() > 1
+            else np.nan
+        )
+        lines.append(
+            f"| {name} | {first:.0f} | {last:.0f} | {table[name].max():.0f} | {slope:+.1f} |"
+        )
     lines += ["", *(f"Quarantined: {n} x {why}" for why, n in summary.quarantined.items())]
     text = "\n".join(lines) + "\n"
     write_text(folder / "bounded.md", text)
@@ -149,19 +184,32 @@ def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--report", type=report_folder, default="bounded")
     parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--three-hours", type=int, default=1, help="copies of the 3-hour video among the rows")
+    parser.add_argument(
+        "--three-hours", type=int, default=1, help="copies of the 3-hour video among the rows"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="between samples")
     args = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="bounded-"))
     try:
         manifest = make_corpus(scratch / "corpus", args.rows, args.three_hours)
-        config = ExtractConfig(manifest=str(manifest), store=str(scratch / "store"), face_workers=1, decode_workers=1,
-                               rows_per_part=max(10, args.rows // 100))
-        ray.init("local", log_to_driver=False, logging_level="ERROR",
-                 runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}})
+        config = ExtractConfig(
+            manifest=str(manifest),
+            store=str(scratch / "store"),
+            face_workers=1,
+            decode_workers=1,
+            rows_per_part=max(10, args.rows // 100),
+        )
+        ray.init(
+            "local",
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
+        )
         sampler = Sampler(scratch / "store", args.seconds)
         sampler.start()
         summary = extract_features(config)

@@ -1,10 +1,12 @@
-"""Training at CHERMA's size on one GPU: one run, five packed seeds, the plain loop; one command, under ten minutes.
+"""Training at CHERMA's size on one GPU: one run, five packed seeds, the plain loop; one command,
+under ten minutes.
 
-    python benchmarks/gpu_training.py [--out FOLDER]          # FOLDER defaults to $OUT, else benchmarks/out
+    python benchmarks/gpu_training.py [--out FOLDER]    # default: $OUT, else benchmarks/out
 
-Needs torch, numpy, pyarrow and safetensors. Features are noise of CHERMA's lengths, made on the device; speed does not
-depend on what they say. After each stage `gpu_training.json` and `gpu_training.md` are rewritten, so a run that is cut
-off leaves what it had. Stages that would pass the time limit train fewer epochs, and say so.
+Needs torch, numpy, pyarrow and safetensors. Features are noise of CHERMA's lengths, made on the
+device; speed does not depend on what they say. After each stage `gpu_training.json` and
+`gpu_training.md` are rewritten, so a run that is cut off leaves what it had. Stages that would pass
+the time limit train fewer epochs, and say so.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ class Enough(Exception):
 
 
 def timed(run: Callable[[Callable[[], None]], Any], limit_s: float) -> dict[str, float]:
-    """Run a training; `run` gets a function to call after every epoch. Wall seconds, epochs reached, seconds per epoch
-    after the first (which holds compilation and warm-up)."""
+    """Run a training; `run` gets a function to call after every epoch. Wall seconds, epochs
+    reached, seconds per epoch after the first (which holds compilation and warm-up)."""
     started = time.perf_counter()
     marks: list[float] = []
 
@@ -58,45 +60,78 @@ def timed(run: Callable[[Callable[[], None]], Any], limit_s: float) -> dict[str,
 
 def page(r: dict[str, Any]) -> str:
     """The results so far as Markdown."""
-    lines = [f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} utterances "
-             f"({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. "
-             f"{r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak measured {r['floor']['peak'] / 1e12:.1f} TFLOP/s.",
-             "",
-             "| | wall, s | epochs | s/epoch after the first | samples/s | MFU |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} "
+        "utterances "
+        f"({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. "
+        f"{r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak measured "
+        f"{r['floor']['peak'] / 1e12:.1f} TFLOP/s.",
+        "",
+        "| | wall, s | epochs | s/epoch after the first | samples/s | MFU |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, s in r["stages"].items():
         if "error" in s:
             lines.append(f"| {name} | failed: {s['error']} | | | | |")
         elif "epoch_s" in s:
             rate = s["runs"] * r["train"] / s["epoch_s"]
-            lines.append(f"| {name} | {s['wall_s']:.1f} | {s['epochs']} | {s['epoch_s']:.3f} | {rate:,.0f} | "
-                         f"{rate * r['flops'] / r['floor']['peak']:.1%} |")
+            lines.append(
+                f"| {name} | {s['wall_s']:.1f} | {s['epochs']} | {s['epoch_s']:.3f} | {rate:,.0f} "
+                "| "
+                f"{rate * r['flops'] / r['floor']['peak']:.1%} |"
+            )
     a, one, five = (r["stages"].get(k, {}) for k in ("plain loop", "one run", "packed"))
     if "train_rate" in a:
-        lines += ["", f"Plain loop, measured on {a['measured_on']} utterances and scaled: {a['train_rate']:,.0f} "
-                  f"samples/s training, {a['evaluate_rate']:,.0f} evaluating; {a['wall_s']:,.0f} s for {r['epochs']} "
-                  "epochs with its evaluations of the train and test splits."]
+        lines += [
+            "",
+            f"Plain loop, measured on {a['measured_on']} utterances and scaled: "
+            f"{a['train_rate']:,.0f} "
+            f"samples/s training, {a['evaluate_rate']:,.0f} evaluating; {a['wall_s']:,.0f} s for "
+            f"{r['epochs']} "
+            "epochs with its evaluations of the train and test splits.",
+        ]
     if "epoch_s" in one:
         whole = one["first_epoch_s"] + (r["epochs"] - 1) * one["epoch_s"]
-        lines += ["", f"One run of {r['epochs']} epochs: {whole:.1f} s" + (
-            f", {a['wall_s'] / whole:.1f}x faster than the plain loop." if "wall_s" in a else ".")]
+        lines += [
+            "",
+            f"One run of {r['epochs']} epochs: {whole:.1f} s"
+            + (
+                f", {a['wall_s'] / whole:.1f}x faster than the plain loop."
+                if "wall_s" in a
+                else "."
+            ),
+        ]
         if "epoch_s" in five:
-            lines += [f"{five['runs']} packed seeds take {five['epoch_s'] / one['epoch_s']:.2f}x the time of one."]
+            lines += [
+                f"{five['runs']} packed seeds take {five['epoch_s'] / one['epoch_s']:.2f}x the "
+                "time of one."
+            ]
     if "losses" in r:
-        lines += ["", "First epoch's training loss (multimodal head): " + ", ".join(
-            f"{k} {v:.4f}" for k, v in r["losses"].items()) + "."]
+        lines += [
+            "",
+            "First epoch's training loss (multimodal head): "
+            + ", ".join(f"{k} {v:.4f}" for k, v in r["losses"].items())
+            + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=report_folder, default=os.environ.get("OUT") or "benchmarks/out")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=report_folder, default=os.environ.get("OUT") or "benchmarks/out"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--utterances", type=int, default=CHERMA)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=5, help="packed runs")
     parser.add_argument("--reference-utterances", type=int, default=2000)
-    parser.add_argument("--workers", type=int, default=8, help="DataLoader workers of the plain loop")
+    parser.add_argument(
+        "--workers", type=int, default=8, help="DataLoader workers of the plain loop"
+    )
     parser.add_argument("--limit", type=float, default=540, help="seconds for everything")
     o = parser.parse_args()
     started = time.perf_counter()
@@ -111,9 +146,17 @@ def main() -> None:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     rows = config.train.batch_size * 180
     results: dict[str, Any] = {
-        "machine": machine(o.device), "precision": precision, "torch": torch.__version__, "utterances": o.utterances,
-        "train": n, "size": o.size, "epochs": o.epochs, "flops": training_flops(data, config.model) / n,
-        "floor": machine_floor(config.model, device=device, dtype=dtype, rows=rows), "stages": {}, "losses": {},
+        "machine": machine(o.device),
+        "precision": precision,
+        "torch": torch.__version__,
+        "utterances": o.utterances,
+        "train": n,
+        "size": o.size,
+        "epochs": o.epochs,
+        "flops": training_flops(data, config.model) / n,
+        "floor": machine_floor(config.model, device=device, dtype=dtype, rows=rows),
+        "stages": {},
+        "losses": {},
     }
 
     def keep() -> None:
@@ -127,11 +170,15 @@ def main() -> None:
             results["stages"][name] = run(max(left * share, 1.0))
         except Exception as error:
             traceback.print_exc()
-            results["stages"][name] = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            results["stages"][name] = {
+                "error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            }
         if device.type == "cuda":
             torch.cuda.empty_cache()
         keep()
-        print(f"[{time.perf_counter() - started:.0f} s] {name}: {results['stages'][name]}", flush=True)
+        print(
+            f"[{time.perf_counter() - started:.0f} s] {name}: {results['stages'][name]}", flush=True
+        )
 
     def single(limit: float, **fields: Any) -> dict[str, Any]:
         c = replace(config, train=replace(config.train, **fields))
@@ -151,8 +198,14 @@ def main() -> None:
         configs = [replace(config, train=replace(config.train, seed=s)) for s in range(o.seeds)]
 
         def run(mark: Callable[[], None]) -> None:
-            train_packed(configs, spec, data, valid, device=device,
-                         on_epoch=lambda k, report, save: mark() if k == o.seeds - 1 else None)
+            train_packed(
+                configs,
+                spec,
+                data,
+                valid,
+                device=device,
+                on_epoch=lambda k, report, save: mark() if k == o.seeds - 1 else None,
+            )
 
         return {"runs": o.seeds, **timed(run, limit)}
 
@@ -160,8 +213,14 @@ def main() -> None:
         m = min(o.reference_utterances, n)
         with tempfile.TemporaryDirectory() as name:
             write_files(noise_corpus(m, o.size), Path(name))
-            loop = Reference(config.model, dims, Path(name), batch_size=config.train.batch_size, workers=o.workers,
-                             device=device)
+            loop = Reference(
+                config.model,
+                dims,
+                Path(name),
+                batch_size=config.train.batch_size,
+                workers=o.workers,
+                device=device,
+            )
             loop.epoch()
             times = []
             for f in (loop.epoch, loop.evaluate):
@@ -175,7 +234,11 @@ def main() -> None:
     short = {"epochs": 2}
     stage("eager, 2 epochs", lambda limit: single(limit, compile="off", **short), 0.15)
     stage("compiled, 2 epochs", lambda limit: single(limit, compile="on", **short), 0.25)
-    stage("eager float32, 2 epochs", lambda limit: single(limit, compile="off", precision="fp32", **short), 0.15)
+    stage(
+        "eager float32, 2 epochs",
+        lambda limit: single(limit, compile="off", precision="fp32", **short),
+        0.15,
+    )
     stage("plain loop", plain, 1)
     stage("one run", lambda limit: single(limit), 0.45)
     stage("packed", packed, 0.95)

@@ -2,9 +2,9 @@
 
     python benchmarks/launch.py [--repeats 3] [--epochs 10] [--write docs/benchmarks.md]
 
-All train the same small model on the same store, each in a process of its own from start to exit; the plain loop
-writes its checkpoints, too. The job logs to MLflow and registers the model; it runs once in its own process, as without
-a cluster, and once on a Ray that is running already.
+All train the same small model on the same store, each in a process of its own from start to exit;
+the plain loop writes its checkpoints, too. The job logs to MLflow and registers the model; it runs
+once in its own process, as without a cluster, and once on a Ray that is running already.
 """
 
 from __future__ import annotations
@@ -44,17 +44,24 @@ def plain(folder: Path) -> None:
 
     config = experiment_from_dict(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
     data = [load_split(Path(config.store), split, config.model) for split in ("train", "valid")]
-    train(config, FeatureSpec.load(Path(config.store)), *data,
-          on_epoch=lambda report, save: save(folder / "plain" / f"epoch_{report.epoch:04d}"))
+    train(
+        config,
+        FeatureSpec.load(Path(config.store)),
+        *data,
+        on_epoch=lambda report, save: save(folder / "plain" / f"epoch_{report.epoch:04d}"),
+    )
 
 
-def run(command: list[str], folder: Path, address: str = "") -> tuple[float, list[tuple[float, str]]]:
+def run(
+    command: list[str], folder: Path, address: str = ""
+) -> tuple[float, list[tuple[float, str]]]:
     """Seconds of a process, and when it printed what; `address` is the Ray that it shall use."""
     env = {**os.environ, "RAY_ADDRESS": address, "OMP_NUM_THREADS": "1"}
     env.pop("MLFLOW_TRACKING_URI", None)
     started, said = time.perf_counter(), list[tuple[float, str]]()
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         said.append((time.perf_counter() - started, line.rstrip()))
@@ -76,7 +83,9 @@ class Watcher(threading.Thread):
         while len(self.seen) < 2:
             time.sleep(0.02)
             for name in self.names:
-                if name not in self.seen and next(self.folder.glob(f"**/{name}/checkpoint.json"), None):
+                if name not in self.seen and next(
+                    self.folder.glob(f"**/{name}/checkpoint.json"), None
+                ):
                     self.seen[name] = time.perf_counter() - self.started
 
 
@@ -89,9 +98,24 @@ def running_ray() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with tempfile.TemporaryDirectory(prefix="ray-") as name:
-        command = [ray, "start", "--head", "--block", "--port", address.split(":")[1], "--num-cpus", "2",
-                   "--include-dashboard=false", "--temp-dir", name, "--node-ip-address", "127.0.0.1"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [
+            ray,
+            "start",
+            "--head",
+            "--block",
+            "--port",
+            address.split(":")[1],
+            "--num-cpus",
+            "2",
+            "--include-dashboard=false",
+            "--temp-dir",
+            name,
+            "--node-ip-address",
+            "127.0.0.1",
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert process.stdout is not None
         if not any("runtime started" in line for line in process.stdout):
             raise SystemExit("Ray did not start")
@@ -107,16 +131,22 @@ def job(folder: Path, epochs: int, address: str) -> tuple[float, dict[str, float
     """Seconds of the job, in all and by phase."""
     watcher = Watcher(folder / "runs", epochs)
     watcher.start()
-    whole, said = run([sys.executable, str(ROOT / "jobs" / "train.py"), "--config", CONFIG], folder, address)
+    whole, said = run(
+        [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", CONFIG], folder, address
+    )
     watcher.join(timeout=1)
-    begun, registered = (next(t for t, line in said if line.startswith(word))
-                         for word in ("train lfmim: 1", "registered"))
+    begun, registered = (
+        next(t for t, line in said if line.startswith(word))
+        for word in ("train lfmim: 1", "registered")
+    )
     first, last = watcher.seen["epoch_0000"], watcher.seen[f"epoch_{epochs - 1:04d}"]
     shutil.rmtree(folder / "runs")
     return whole, {
-        "imports, check of the data, Ray if any": begun, "MLflow run, data, first epoch; Ray's worker": first - begun,
+        "imports, check of the data, Ray if any": begun,
+        "MLflow run, data, first epoch; Ray's worker": first - begun,
         "the other epochs, their metrics and checkpoints": last - first,
-        "end of the run, registration": registered - last, "end of the process": whole - registered,
+        "end of the run, registration": registered - last,
+        "end of the process": whole - registered,
     }
 
 
@@ -126,13 +156,18 @@ def measure(folder: Path, epochs: int, address: str) -> dict[tuple[str, str], fl
     figures = {(PLAIN, ""): alone}
     for where, at in ((HERE, ""), (ON_RAY, address)):
         whole, phases = job(folder, epochs, at)
-        figures |= {(where, ""): whole, (where, OVER): whole - alone,
-                    **{(where, phase): seconds for phase, seconds in phases.items()}}
+        figures |= {
+            (where, ""): whole,
+            (where, OVER): whole - alone,
+            **{(where, phase): seconds for phase, seconds in phases.items()},
+        }
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--write", type=report_file, help="page whose launch section is replaced")
@@ -152,17 +187,33 @@ def main() -> None:
     for i in range(o.repeats):
         with tempfile.TemporaryDirectory() as name, running_ray() as address:
             prepare(Path(name), SIZE, UTTERANCES)
-            raw = {"store": f"{name}/store", "run": {"storage": f"{name}/runs"}, "model": model,
-                   "train": {"epochs": o.epochs}}
+            raw = {
+                "store": f"{name}/store",
+                "run": {"storage": f"{name}/runs"},
+                "model": model,
+                "train": {"epochs": o.epochs},
+            }
             (Path(name) / CONFIG).write_text(yaml.safe_dump(raw), encoding="utf-8")
             rounds.append(measure(Path(name), o.epochs, address))
-        print(f"round {i + 1} of {o.repeats}: {rounds[-1][HERE, OVER]:.1f} s", file=sys.stderr, flush=True)
-    lines = [f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} epochs, a new "
-             f"MLflow database each time; seconds, {o.repeats} rounds.", "", "| | median | min | max |",
-             "|---|---|---|---|"]
+        print(
+            f"round {i + 1} of {o.repeats}: {rounds[-1][HERE, OVER]:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    lines = [
+        f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} "
+        "epochs, a new "
+        f"MLflow database each time; seconds, {o.repeats} rounds.",
+        "",
+        "| | median | min | max |",
+        "|---|---|---|---|",
+    ]
     for where, what in rounds[0]:
         values = [r[where, what] for r in rounds]
-        lines.append(f"| {what or where} | {statistics.median(values):.1f} | {min(values):.1f} | {max(values):.1f} |")
+        lines.append(
+            f"| {what or where} | {statistics.median(values):.1f} | {min(values):.1f} | "
+            f"{max(values):.1f} |"
+        )
     text = "\n".join(lines) + "\n"
     print(text)
     if o.write:

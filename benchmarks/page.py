@@ -21,7 +21,11 @@ def machine(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()}"
 
@@ -44,7 +48,8 @@ def _checked(check: Callable[[str, str], Path], text: str) -> Path:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Replace what stands between the section's two marks in a Markdown page; without them, append."""
+    """Replace what stands between the section's two marks in a Markdown page; without them,
+    append."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
     if begin not in old:

@@ -1,12 +1,16 @@
-"""What a change of the recipe is worth, by validation alone: systems x changes x seeds, and a preset choice by choice.
+r"""What a change of the recipe is worth, by validation alone: systems x changes x seeds, and a
+preset choice by choice.
 
-    python benchmarks/recipes.py --store tuning --changes train.ema=0.99 train.lr=0.002+train.warmup=2 --seeds 3
-    python benchmarks/recipes.py --store tuning --systems mult pmr --changes train.lr=0.001 train.lr=0.002
-    python benchmarks/recipes.py --store tuning --systems strong        # with and without each of its choices
+    python benchmarks/recipes.py --store tuning --seeds 3 \
+        --changes train.ema=0.99 train.lr=0.002+train.warmup=2
+    python benchmarks/recipes.py --store tuning --systems mult pmr \
+        --changes train.lr=0.001 train.lr=0.002
+    python benchmarks/recipes.py --store tuning --systems strong    # without each of its choices
 
-A system is trained under the benchmark's common recipe and under it with each change (fields joined by +). A preset is
-trained as it is and with each field in which it differs from the common recipe put back. The test split is never read.
-Every run is kept in --output, so a rerun does only what is missing. Prints and writes a Markdown table.
+A system is trained under the benchmark's common recipe and under it with each change (fields joined
+by +). A preset is trained as it is and with each field in which it differs from the common recipe
+put back. The test split is never read. Every run is kept in --output, so a rerun does only what is
+missing. Prints and writes a Markdown table.
 """
 
 from __future__ import annotations
@@ -38,7 +42,9 @@ from lfmim.training.search import searchable, with_params
 from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, load_presets
 
 
-def plan(benchmark: BenchmarkConfig, systems: list[str], changes: list[str]) -> dict[tuple[str, str], ExperimentConfig]:
+def plan(
+    benchmark: BenchmarkConfig, systems: list[str], changes: list[str]
+) -> dict[tuple[str, str], ExperimentConfig]:
     """(system, what is changed) -> config."""
     presets = load_presets(systems, ROOT / "jobs" / "configs")
     common = searchable(benchmark_experiment(benchmark, "lfmim", 0, {}))
@@ -47,13 +53,17 @@ def plan(benchmark: BenchmarkConfig, systems: list[str], changes: list[str]) -> 
         base = benchmark_experiment(benchmark, system, 0, presets)
         rows[system, ""] = base
         for change in changes:
-            fields = {k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))}
+            fields = {
+                k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))
+            }
             rows[system, change.replace("+", ", ")] = with_params(base, fields)
         if system in presets:
             for field, value in searchable(base).items():
                 before = common[field]
                 if before != value:
-                    rows[system, f"{field} {value} -> {before}"] = with_params(base, {field: before})
+                    rows[system, f"{field} {value} -> {before}"] = with_params(
+                        base, {field: before}
+                    )
     return rows
 
 
@@ -71,34 +81,63 @@ def validation_score(config: ExperimentConfig, seed: int, output: Path, fingerpr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--store", required=True)
     parser.add_argument("--systems", nargs="+", default=["lfmim"])
     parser.add_argument("--changes", nargs="*", default=[])
-    parser.add_argument("--common", default=str(ROOT / "jobs/configs/benchmark.yaml"), help="sizes and common recipe")
+    parser.add_argument(
+        "--common",
+        default=str(ROOT / "jobs/configs/benchmark.yaml"),
+        help="sizes and common recipe",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=report_folder, default="recipes")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each"
+    )
     o = parser.parse_args()
-    common = experiment_from_dict({**yaml.safe_load(Path(o.common).read_text(encoding="utf-8")), "store": o.store})
-    rows = plan(BenchmarkConfig(store=o.store, model=common.model, train=common.train), o.systems, o.changes)
+    common = experiment_from_dict(
+        {**yaml.safe_load(Path(o.common).read_text(encoding="utf-8")), "store": o.store}
+    )
+    rows = plan(
+        BenchmarkConfig(store=o.store, model=common.model, train=common.train), o.systems, o.changes
+    )
     fingerprint = data_fingerprint(Path(o.store))
     todo = [(name, seed) for seed in range(o.seeds) for name in rows]
     scores: dict[tuple[str, str], list[float]] = {name: [] for name in rows}
     with ProcessPoolExecutor(o.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(validation_score, rows[name], seed, o.output, fingerprint) for name, seed in todo]
+        waiting = [
+            pool.submit(validation_score, rows[name], seed, o.output, fingerprint)
+            for name, seed in todo
+        ]
         for i, ((name, seed), score) in enumerate(zip(todo, waiting, strict=True), start=1):
             scores[name].append(100 * score.result())
-            print(f"{i}/{len(todo)} {' '.join(name)} seed {seed}: {scores[name][-1]:.2f}", file=sys.stderr, flush=True)
+            print(
+                f"{i}/{len(todo)} {' '.join(name)} seed {seed}: {scores[name][-1]:.2f}",
+                file=sys.stderr,
+                flush=True,
+            )
     table = []
     for (system, change), values in scores.items():
         x = np.array(values)
         delta = x - np.array(scores[system, ""])
         spread = f" ± {x.std(ddof=1):.2f}" if len(x) > 1 else ""
-        table.append([system, change or "as it is", f"{x.mean():.2f}{spread}", "" if not change else
-                      f"{delta.mean():+.2f} ({', '.join(f'{d:+.1f}' for d in delta)})"])
-    text = markdown_table(["system", "change", f"validation accuracy of m, {o.seeds} seeds", "difference (per seed)"],
-                          table)
+        table.append(
+            [
+                system,
+                change or "as it is",
+                f"{x.mean():.2f}{spread}",
+                ""
+                if not change
+                else f"{delta.mean():+.2f} ({', '.join(f'{d:+.1f}' for d in delta)})",
+            ]
+        )
+    text = markdown_table(
+        ["system", "change", f"validation accuracy of m, {o.seeds} seeds", "difference (per seed)"],
+        table,
+    )
     print(text)
     write_text(o.output / "recipes.md", text)
 

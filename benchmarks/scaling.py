@@ -1,12 +1,15 @@
-"""DDP on this machine with 1, 2 and 4 workers (gloo), and the efficiency to expect at 8, 64 and 256 GPUs.
+"""DDP on this machine with 1, 2 and 4 workers (gloo), and the efficiency to expect at 8, 64 and 256
+GPUs.
 
-    python benchmarks/scaling.py [--size paper] [--steps 6] [--write docs/benchmarks.md --plot docs/scaling.png]
+    python benchmarks/scaling.py [--size paper] [--steps 6]
+        [--write docs/benchmarks.md --plot docs/scaling.png]
 
-Strong scaling keeps the global batch, weak scaling the batch per worker. A worker has one thread; workers beyond the
-cores only share them.
+Strong scaling keeps the global batch, weak scaling the batch per worker. A worker has one thread;
+workers beyond the cores only share them.
 
-The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its forward pass, in which
-nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes / bandwidth + 2 (N-1) · latency · buckets.
+The projection: t(N) = max(t_c, t_f + t_r(N)) with t_c the compute of a step, t_f = t_c / 3 its
+forward pass, in which nothing can be exchanged, and a ring all-reduce t_r(N) = 2 (N-1)/N · bytes /
+bandwidth + 2 (N-1) · latency · buckets.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ PROJECTED = (1, 8, 64, 256)
 def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps: int) -> None:
     """Median seconds of a step, written by rank 0."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
     config, dims = SIZES[size]
     torch.manual_seed(0)
     model: torch.nn.Module = build_model(config.model, dims)
@@ -53,12 +58,23 @@ def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps
             dist.barrier()
             started = time.perf_counter()
             scaler = loop.GradScaler("cpu", enabled=False)
-            loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=off,
-                            beta_H=torch.ones(len(HEADS)), grad_clip=0, world=world, sums=HeadSums(device),
-                            micro_batch=loop.micro_batch_size(0, device, config.model))
+            loop.train_step(
+                model,
+                batch,
+                optimizer=optimizer,
+                scaler=scaler,
+                autocast=off,
+                beta_H=torch.ones(len(HEADS)),
+                grad_clip=0,
+                world=world,
+                sums=HeadSums(device),
+                micro_batch=loop.micro_batch_size(0, device, config.model),
+            )
             times.append(time.perf_counter() - started)
     if rank == 0:
-        Path(folder, f"{world}-{batch_size}").write_text(str(statistics.median(times[1:])), encoding="utf-8")
+        Path(folder, f"{world}-{batch_size}").write_text(
+            str(statistics.median(times[1:])), encoding="utf-8"
+        )
     dist.destroy_process_group()
 
 
@@ -68,7 +84,9 @@ def step_seconds(world: int, size: str, batch_size: int, steps: int) -> float:
         return float(Path(folder, f"{world}-{batch_size}").read_text(encoding="utf-8"))
 
 
-def step_model(n: int, compute_s: float, gradient_bytes: int, bandwidth: float, latency: float) -> float:
+def step_model(
+    n: int, compute_s: float, gradient_bytes: int, bandwidth: float, latency: float
+) -> float:
     """Seconds of a step on `n` workers by the model in this file's docstring."""
     if n == 1:
         return compute_s
@@ -77,7 +95,12 @@ def step_model(n: int, compute_s: float, gradient_bytes: int, bandwidth: float, 
     return max(compute_s, compute_s / 3 + reduce)
 
 
-def plot(path: Path, strong: dict[int, float], weak: dict[int, float], projected: dict[str, dict[int, float]]) -> None:
+def plot(
+    path: Path,
+    strong: dict[int, float],
+    weak: dict[int, float],
+    projected: dict[str, dict[int, float]],
+) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,13 +123,25 @@ def plot(path: Path, strong: dict[int, float], weak: dict[int, float], projected
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--batch", type=int, default=48, help="global batch; weak scaling gives each worker a quarter")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=48,
+        help="global batch; weak scaling gives each worker a quarter",
+    )
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--gpu-step-ms", type=float, default=8.0,
-                        help="compute of a step of 96 on one GPU, an assumption until gpu_training.py has measured it")
+    parser.add_argument(
+        "--gpu-step-ms",
+        type=float,
+        default=8.0,
+        help="compute of a step of 96 on one GPU, an assumption until gpu_training.py has measured "
+        "it",
+    )
     parser.add_argument("--write", type=report_file)
     parser.add_argument("--plot", type=report_file)
     o = parser.parse_args()
@@ -114,24 +149,50 @@ def main() -> None:
     weak = {w: step_seconds(w, o.size, o.batch // 4 * w, o.steps) for w in o.workers}
     config, dims = SIZES[o.size]
     gradient = sum(p.nbytes for p in build_model(config.model, dims).parameters())
-    networks = {"NVLink 300 GB/s, 5 µs": (300e9, 5e-6), "InfiniBand 25 GB/s, 10 µs": (25e9, 10e-6),
-                "Ethernet 1.25 GB/s, 50 µs": (1.25e9, 50e-6)}
+    networks = {
+        "NVLink 300 GB/s, 5 µs": (300e9, 5e-6),
+        "InfiniBand 25 GB/s, 10 µs": (25e9, 10e-6),
+        "Ethernet 1.25 GB/s, 50 µs": (1.25e9, 50e-6),
+    }
     compute = o.gpu_step_ms / 1e3
-    projected = {name: {n: compute / step_model(n, compute, gradient, *net) for n in PROJECTED}
-                 for name, net in networks.items()}
-    lines = [f"Machine: {machine('cpu')}. Size {o.size}; a step on one worker and {o.batch} samples takes "
-             f"{strong[min(strong)]:.2f} s, one thread per worker; {gradient / 1e6:.1f} MB of gradients are exchanged.",
-             "",
-             "| workers | strong: s/step | speed-up | weak: s/step | efficiency |", "|---|---|---|---|---|"]
+    projected = {
+        name: {n: compute / step_model(n, compute, gradient, *net) for n in PROJECTED}
+        for name, net in networks.items()
+    }
+    lines = [
+        f"Machine: {machine('cpu')}. Size {o.size}; a step on one worker and {o.batch} samples "
+        "takes "
+        f"{strong[min(strong)]:.2f} s, one thread per worker; {gradient / 1e6:.1f} MB of gradients "
+        "are exchanged.",
+        "",
+        "| workers | strong: s/step | speed-up | weak: s/step | efficiency |",
+        "|---|---|---|---|---|",
+    ]
     one = min(o.workers)
-    lines += [f"| {w} | {strong[w]:.2f} | {strong[one] / strong[w]:.2f} | {weak[w]:.2f} | {weak[one] / weak[w]:.0%} |"
-              for w in o.workers]
-    lines += ["", f"Projected weak-scaling efficiency with {o.gpu_step_ms:g} ms of compute per step and GPU (batch 96 "
-              "each; an assumption until gpu_training.py has measured it):", "",
-              "| network | " + " | ".join(f"{n} GPUs" for n in PROJECTED[1:]) + " |", "|---" * len(PROJECTED) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{e[n]:.0%}" for n in PROJECTED[1:]) + " |" for name, e in projected.items()]
-    lines += ["", "t(N) = max(t_c, t_c/3 + t_r), t_r = 2(N-1)/N · bytes/bandwidth + 2(N-1) · latency · buckets: a ring "
-              "all-reduce in buckets of 4 MB that overlaps with the backward pass."]
+    lines += [
+        f"| {w} | {strong[w]:.2f} | {strong[one] / strong[w]:.2f} | {weak[w]:.2f} | "
+        f"{weak[one] / weak[w]:.0%} |"
+        for w in o.workers
+    ]
+    lines += [
+        "",
+        f"Projected weak-scaling efficiency with {o.gpu_step_ms:g} ms of compute per step and GPU "
+        "(batch 96 "
+        "each; an assumption until gpu_training.py has measured it):",
+        "",
+        "| network | " + " | ".join(f"{n} GPUs" for n in PROJECTED[1:]) + " |",
+        "|---" * len(PROJECTED) + "|",
+    ]
+    lines += [
+        f"| {name} | " + " | ".join(f"{e[n]:.0%}" for n in PROJECTED[1:]) + " |"
+        for name, e in projected.items()
+    ]
+    lines += [
+        "",
+        "t(N) = max(t_c, t_c/3 + t_r), t_r = 2(N-1)/N · bytes/bandwidth + 2(N-1) · latency · "
+        "buckets: a ring "
+        "all-reduce in buckets of 4 MB that overlaps with the backward pass.",
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     if o.plot:

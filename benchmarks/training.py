@@ -1,8 +1,10 @@
-"""Training speed side by side: (a) a straightforward loop over .npy files, (b) this project's, (c) the machine's floor.
+"""Training speed side by side: (a) a straightforward loop over .npy files, (b) this project's, (c)
+the machine's floor.
 
     python benchmarks/training.py [--device cpu] [--repeats 3] [--write docs/benchmarks.md]
 
-Each system is measured in processes of its own, in turn, so that peak memory and time to first step are its own.
+Each system is measured in processes of its own, in turn, so that peak memory and time to first step
+are its own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 
 
-def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto") -> dict[str, float]:
+def measure_ours(
+    folder: Path, size: str, device_name: str, cache: str = "auto"
+) -> dict[str, float]:
     started = time.perf_counter()
     import torch
     from corpus import SIZES, wait
@@ -54,8 +58,19 @@ def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto")
     threads = loop.step_threads(device, precision=precision, compiled=compiled, world=1)
 
     def step(batch: Any) -> None:
-        loop.train_step(model, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta, grad_clip=0,
-                        world=1, sums=sums, micro_batch=micro, threads=threads)
+        loop.train_step(
+            model,
+            batch,
+            optimizer=optimizer,
+            scaler=scaler,
+            autocast=autocast,
+            beta_H=beta,
+            grad_clip=0,
+            world=1,
+            sums=sums,
+            micro_batch=micro,
+            threads=threads,
+        )
 
     def epoch() -> None:
         for batch in data.batches(c.batch_size, shuffle_seed=(0, 1)):
@@ -67,11 +82,19 @@ def measure_ours(folder: Path, size: str, device_name: str, cache: str = "auto")
     wait(device)
     out = {"first_step_s": time.perf_counter() - started}
     sums.compute()  # imports scikit-learn, once per process
-    out |= timings(len(data), device, data=lambda: [None for _ in data.batches(c.batch_size, shuffle_seed=(0, 1))],
-                   step=lambda: step(first), batch=len(first.labels), epoch=epoch,
-                   evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=autocast))
+    out |= timings(
+        len(data),
+        device,
+        data=lambda: [None for _ in data.batches(c.batch_size, shuffle_seed=(0, 1))],
+        step=lambda: step(first),
+        batch=len(first.labels),
+        epoch=epoch,
+        evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=autocast),
+    )
     if cache == "auto":
-        out["share"] = measured_in_turn(size, len(data), device, lambda: step(first), len(first.labels))
+        out["share"] = measured_in_turn(
+            size, len(data), device, lambda: step(first), len(first.labels)
+        )
     return out
 
 
@@ -83,8 +106,17 @@ def measure_reference(folder: Path, size: str, device_name: str, workers: int) -
 
     config, dims = SIZES[size]
     device = torch.device(device_name)
-    train, test = (Reference(config.model, dims, folder / s, batch_size=config.train.batch_size, workers=workers,
-                             device=device) for s in ("train", "valid"))
+    train, test = (
+        Reference(
+            config.model,
+            dims,
+            folder / s,
+            batch_size=config.train.batch_size,
+            workers=workers,
+            device=device,
+        )
+        for s in ("train", "valid")
+    )
     first = next(iter(train.batches()))
     train.step(first)
     wait(device)
@@ -96,14 +128,23 @@ def measure_reference(folder: Path, size: str, device_name: str, workers: int) -
         test.evaluate()
 
     n = len(train.loader.dataset)  # type: ignore[arg-type]
-    out |= timings(n, device, data=lambda: [None for _ in train.batches()], step=lambda: train.step(first),
-                   batch=len(first[2]), epoch=train.epoch, evaluate=evaluate)
+    out |= timings(
+        n,
+        device,
+        data=lambda: [None for _ in train.batches()],
+        step=lambda: train.step(first),
+        batch=len(first[2]),
+        epoch=train.epoch,
+        evaluate=evaluate,
+    )
     return out
 
 
-def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any, evaluate: Any) -> dict[str, float]:
-    """Samples per second of each part (the whole: epoch and its evaluations), peak memory in MiB. Steps have warmed up
-    before."""
+def timings(
+    n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any, evaluate: Any
+) -> dict[str, float]:
+    """Samples per second of each part (the whole: epoch and its evaluations), peak memory in MiB.
+    Steps have warmed up before."""
     from corpus import seconds
 
     def several(f: Any, least: int) -> float:
@@ -113,9 +154,14 @@ def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any
         return seconds(f, device=device, repeats=more, warm_up=False) if more else once
 
     one_step, trained, evaluated = several(step, 3), several(epoch, 1), several(evaluate, 1)
-    out = {"data": n / seconds(data, device=device, repeats=3), "step": batch / one_step, "epoch": n / trained,
-           "whole": n / (trained + evaluated)}
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss begins with the parent's
+    out = {
+        "data": n / seconds(data, device=device, repeats=3),
+        "step": batch / one_step,
+        "epoch": n / trained,
+        "whole": n / (trained + evaluated),
+    }
+    # ru_maxrss begins with the parent's
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     usage = int(status.split("VmHWM:")[1].split()[0]) / 1024
     if device.type == "cuda":
         import torch
@@ -125,8 +171,8 @@ def timings(n: int, device: Any, *, data: Any, step: Any, batch: int, epoch: Any
 
 
 def floor_of(size: str, n: int) -> Any:
-    """(c) from the measured rates: a function of `machine_floor`'s result that gives samples/s at the shapes' own
-    rates, at the peak rate and of the data alone."""
+    """(c) from the measured rates: a function of `machine_floor`'s result that gives samples/s at
+    the shapes' own rates, at the peak rate and of the data alone."""
     from corpus import SIZES, forward_flops, noise_corpus, training_flops
 
     from lfmim.models import build_model
@@ -136,15 +182,20 @@ def floor_of(size: str, n: int) -> Any:
     flops, forward = training_flops(data, config.model) / n, forward_flops(data, config.model)
     share = forward["attention"] / sum(forward.values())
     weights = sum(p.nbytes for p in build_model(config.model, dims).parameters())
-    # Read each real feature vector once; per step read weights twice, write and read gradients, read and write weights.
+    # Read each real feature vector once; per step read weights twice, write and read gradients,
+    # read and write weights.
     features = sum(float(data.lengths[m].sum()) * dims[m] * 2 for m in dims) / n
     moved = features + 6 * weights / config.train.batch_size
 
     def floor(rate: dict[str, float]) -> dict[str, float]:
-        return {"flops": flops, **{f"{k}_rate": v for k, v in rate.items()},
-                "peak": 1 / max(flops / rate["peak"], moved / rate["copy"]),
-                "shapes": 1 / (flops * (1 - share) / rate["linear"] + flops * share / rate["attention"]),
-                "data": rate["copy"] / features}
+        return {
+            "flops": flops,
+            **{f"{k}_rate": v for k, v in rate.items()},
+            "peak": 1 / max(flops / rate["peak"], moved / rate["copy"]),
+            "shapes": 1
+            / (flops * (1 - share) / rate["linear"] + flops * share / rate["attention"]),
+            "data": rate["copy"] / features,
+        }
 
     return floor
 
@@ -168,8 +219,11 @@ def measure_floor(size: str, n: int, device_name: str) -> dict[str, float]:
     return dict(floor_of(size, n)(measure_rates(size, device)))
 
 
-def measured_in_turn(size: str, n: int, device: Any, step: Any, batch: int, rounds: int = 7) -> float:
-    """Share of the floor at the shapes' own rates that the step reaches: median of pairs, each within seconds."""
+def measured_in_turn(
+    size: str, n: int, device: Any, step: Any, batch: int, rounds: int = 7
+) -> float:
+    """Share of the floor at the shapes' own rates that the step reaches: median of pairs, each
+    within seconds."""
     from corpus import seconds
 
     floor, shares = floor_of(size, n), []
@@ -191,22 +245,53 @@ def prepare(folder: Path, size: str, n: int) -> None:
     for split, count, seed in (("train", n, 0), ("valid", n // 3, 1)):
         data = noise_corpus(count, size, seed=seed, limits=STORED.get(size))
         write_files(data, folder / split)
-        rows = [{"id": name, "split": split,
-                 **{LABEL_COLUMNS[h]: EMOTIONS[int(data.labels[i, k])] for k, h in enumerate(HEADS)},
-                 **{FEATURE_COLUMNS[m]: data.features[m][i, : data.lengths[m][i]].numpy() for m in dims}}
-                for i, name in enumerate(data.ids)]
+        rows = [
+            {
+                "id": name,
+                "split": split,
+                **{LABEL_COLUMNS[h]: EMOTIONS[int(data.labels[i, k])] for k, h in enumerate(HEADS)},
+                **{
+                    FEATURE_COLUMNS[m]: data.features[m][i, : data.lengths[m][i]].numpy()
+                    for m in dims
+                },
+            }
+            for i, name in enumerate(data.ids)
+        ]
         write_part(folder / "store", rows_to_table(rows, store_schema(dims), dims))
 
 
-def run_part(what: str, folder: Path, size: str, n: int, device: str, workers: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--part", what, "--folder", str(folder), "--sizes", size, "--utterances",
-               str(n), "--device", device, "--workers", str(workers)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True,
-                          env={**os.environ, "LFMIM_CACHE": str(folder / "cache")})
+def run_part(
+    what: str, folder: Path, size: str, n: int, device: str, workers: int
+) -> dict[str, float]:
+    command = [
+        sys.executable,
+        __file__,
+        "--part",
+        what,
+        "--folder",
+        str(folder),
+        "--sizes",
+        size,
+        "--utterances",
+        str(n),
+        "--device",
+        device,
+        "--workers",
+        str(workers),
+    ]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "LFMIM_CACHE": str(folder / "cache")},
+    )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def compare(size: str, n: int, device: str, workers: int, repeats: int) -> dict[str, dict[str, float]]:
+def compare(
+    size: str, n: int, device: str, workers: int, repeats: int
+) -> dict[str, dict[str, float]]:
     """Medians over `repeats` rounds of a, b, c."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -216,16 +301,25 @@ def compare(size: str, n: int, device: str, workers: int, repeats: int) -> dict[
             for what, seen in rounds.items():
                 print(f"{size}: round {i + 1} of {repeats}, {what}", file=sys.stderr, flush=True)
                 seen.append(run_part(what, folder, size, n, device, workers))
-    return {what: {k: statistics.median(r[k] for r in seen) for k in seen[0]} for what, seen in rounds.items()}
+    return {
+        what: {k: statistics.median(r[k] for r in seen) for k in seen[0]}
+        for what, seen in rounds.items()
+    }
 
 
 def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int], where: str) -> str:
     lines = [f"Machine: {where}. Samples per second unless another unit is named; medians."]
     for size, r in results.items():
         a, b, c = r["a"], r["b"], r["c"]
-        lines += ["", f"**{size}**, {sizes[size]} utterances, {c['flops'] / 1e9:.2f} GFLOP per sample (forward and "
-                  "backward, no padding)", "", "| | (a) plain | (b) ours | b / a | (c) floor | b / c |",
-                  "|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"**{size}**, {sizes[size]} utterances, {c['flops'] / 1e9:.2f} GFLOP per sample "
+            "(forward and "
+            "backward, no padding)",
+            "",
+            "| | (a) plain | (b) ours | b / a | (c) floor | b / c |",
+            "|---|---|---|---|---|---|",
+        ]
 
         def row(label: str, key: str, floor: float | None = None, a: Any = a, b: Any = b) -> str:
             tail = f"{floor:,.0f} | {b[key] / floor:.0%}" if floor else "|"
@@ -235,24 +329,32 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
             row("data alone", "data", c["data"]),
             row("step alone, floor at the shapes' own rates", "step", c["shapes"]),
             f"| the same, step and floor timed in turn in one process | | | | | {b['share']:.0%} |",
-            row("step alone, floor at the peak rate", "step", c["peak"]), row("epoch", "epoch", c["shapes"]),
+            row("step alone, floor at the peak rate", "step", c["peak"]),
+            row("epoch", "epoch", c["shapes"]),
             row("epoch with its evaluations (a: train and test, b: validation)", "whole"),
             row("epoch with `train.cache: stream`", "epoch", c["shapes"], b=r["stream"]),
             f"| time to first step, s | {a['first_step_s']:.1f} | {b['first_step_s']:.1f} | | | |",
             f"| peak memory, MiB | {a['peak_mib']:,.0f} | {b['peak_mib']:,.0f} | | | |",
             f"| model FLOPs utilisation | {a['step'] * c['flops'] / c['peak_rate']:.0%} | "
             f"{b['step'] * c['flops'] / c['peak_rate']:.0%} | | | |",
-            "", f"Rates measured: matmul peak {c['peak_rate'] / 1e9:,.0f} GFLOP/s, at the linear layers' shapes "
-            f"{c['linear_rate'] / 1e9:,.0f}, at attention's {c['attention_rate'] / 1e9:,.0f}; memory "
+            "",
+            f"Rates measured: matmul peak {c['peak_rate'] / 1e9:,.0f} GFLOP/s, at the linear "
+            "layers' shapes "
+            f"{c['linear_rate'] / 1e9:,.0f}, at attention's {c['attention_rate'] / 1e9:,.0f}; "
+            "memory "
             f"{c['copy_rate'] / 1e9:.0f} GB/s.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", default=["paper", "small", "light", "fusion"])
-    parser.add_argument("--utterances", type=int, nargs="+", default=[192, 3000, 1500, 3000], help="one per size")
+    parser.add_argument(
+        "--utterances", type=int, nargs="+", default=[192, 3000, 1500, 3000], help="one per size"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of (a)")
     parser.add_argument("--repeats", type=int, default=3)
@@ -261,10 +363,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.part:
-        result = (measure_reference(o.folder, o.sizes[0], o.device, o.workers) if o.part == "a" else
-                  measure_ours(o.folder, o.sizes[0], o.device) if o.part == "b" else
-                  measure_ours(o.folder, o.sizes[0], o.device, "stream") if o.part == "stream" else
-                  measure_floor(o.sizes[0], o.utterances[0], o.device))
+        result = (
+            measure_reference(o.folder, o.sizes[0], o.device, o.workers)
+            if o.part == "a"
+            else measure_ours(o.folder, o.sizes[0], o.device)
+            if o.part == "b"
+            else measure_ours(o.folder, o.sizes[0], o.device, "stream")
+            if o.part == "stream"
+            else measure_floor(o.sizes[0], o.utterances[0], o.device)
+        )
         print(json.dumps(result))
         return
     sizes = dict(zip(o.sizes, o.utterances, strict=True))

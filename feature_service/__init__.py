@@ -1,1 +1,2 @@
-"""Features from raw utterance videos: operators without Ray, and the Ray Data pipeline over them."""
+"""Features from raw utterance videos: operators without Ray, and the Ray Data pipeline over
+them."""

@@ -1,4 +1,5 @@
-"""Face crops of stored clips, made again from their videos: to see with one's own eyes what was encoded."""
+"""Face crops of stored clips, made again from their videos: to see with one's own eyes what was
+encoded."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ from lfmim.schema import DURATION, FACE_FOUND, ID, LABEL_COLUMNS, TEXT, VIDEO, F
 def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
     """Crops of `count` stored rows that have a video, chosen by `seed`, in id order.
 
-    The frames are sampled as the store's spec says. A clip that is gone, cannot be decoded or has no face is told, not
-    left out.
+    The frames are sampled as the store's spec says. A clip that is gone, cannot be decoded or has
+    no face is told, not left out.
     """
     sampling = FeatureSpec.load(store).sampling
     table = read_table(store, [VIDEO, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
@@ -27,8 +28,11 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
     if not rows or not count or "segments" not in sampling:
         return []
     chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
-    config = ExtractConfig(manifest="-", store=str(store),
-                           **{k: sampling[k] for k in ("segments", "frames_per_segment", "seed")})
+    config = ExtractConfig(
+        manifest="-",
+        store=str(store),
+        **{k: sampling[k] for k in ("segments", "frames_per_segment", "seed")},
+    )
     decode, cropper = build_stage("decode", config), FaceCropper()
     return [_crop(rows[i], decode, cropper) for i in sorted(chosen)]
 
@@ -39,7 +43,9 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
     caption = f"{stored[ID]} · {label} · face in {sum(found)}/{len(found)} frames"
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")
-    (row,) = decode([{ID: stored[ID], VIDEO: stored[VIDEO], TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}])
+    (row,) = decode(
+        [{ID: stored[ID], VIDEO: stored[VIDEO], TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}]
+    )
     frames = row.get(FRAMES)
     if row[ERROR] or frames is None:
         return Crop(caption, None, row[ERROR] or "no video stream")

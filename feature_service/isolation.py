@@ -1,7 +1,8 @@
 """Decoding in a process of its own: a clip that crashes or hangs the decoder costs that clip.
 
-One child lives beside each decode actor and is replaced when it dies or takes too long. The two talk over a socket in
-JSON and raw bytes, no pickles: what a decoder returns after reading a hostile file is data, never code.
+One child lives beside each decode actor and is replaced when it dies or takes too long. The two
+talk over a socket in JSON and raw bytes, no pickles: what a decoder returns after reading a hostile
+file is data, never code.
 """
 
 from __future__ import annotations
@@ -50,9 +51,15 @@ class IsolatedDecoder:
         self._said = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115 (as long as the child)
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL, stderr=self._said, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)},
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=self._said,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+                },
             )
         self._child = process, Connection(ours.detach())
         self._finalizer = weakref.finalize(self, _end, *self._child)
@@ -65,12 +72,17 @@ class IsolatedDecoder:
         if not ready:
             how = _ending(process)
             self.close()
-            raise RuntimeError(f"the decoder process does not start ({how}){self._last_words(lines=20)}")
+            raise RuntimeError(
+                f"the decoder process does not start ({how}){self._last_words(lines=20)}"
+            )
 
     def _last_words(self, lines: int) -> str:
-        """The last lines that the child wrote to its stderr, after a colon; "" if there are none."""
+        """The last lines that the child wrote to its stderr, after a colon; "" if there are
+        none."""
         self._said.seek(0)
-        said = self._said.read()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()[-lines:]
+        said = (
+            self._said.read()[-LAST_WORDS:].decode(errors="replace").strip().splitlines()[-lines:]
+        )
         return ": " + "\n".join(said) if said else ""
 
     @property
@@ -99,11 +111,15 @@ class IsolatedDecoder:
             head = json.loads(connection.recv_bytes())
             if "error" in head:
                 raise ClipError(head["stage"], head["error"])
-            arrays = {name: _receive(connection, *about) for name, about in head.pop("arrays").items()}
+            arrays = {
+                name: _receive(connection, *about) for name, about in head.pop("arrays").items()
+            }
         except (EOFError, OSError) as error:
             how = _ending(process)
             self.close()
-            raise ClipError("decode", f"the decoder crashed ({how}){self._last_words(lines=1)}") from error
+            raise ClipError(
+                "decode", f"the decoder crashed ({how}){self._last_words(lines=1)}"
+            ) from error
         frames = arrays.get("frames")
         if frames is not None:  # each frame travels once, however often it was sampled
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
@@ -151,7 +167,9 @@ def _serve(connection: Connection) -> None:
             connection.send_bytes(array.data.cast("B"))
 
 
-def _answer(request: dict[str, str], options: DecodeOptions) -> tuple[dict[str, Any], list[np.ndarray]]:
+def _answer(
+    request: dict[str, str], options: DecodeOptions
+) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
         clip = decode_clip(request["video"], key=request["key"], options=options)
     except ClipError as error:
@@ -162,7 +180,11 @@ def _answer(request: dict[str, str], options: DecodeOptions) -> tuple[dict[str, 
     frames = head.pop("frames")
     if frames is not None:
         frames = frames[np.unique(clip.frame_indices, return_index=True)[1]]
-    found = {"frames": frames, "frame_indices": head.pop("frame_indices"), "waveform": head.pop("waveform")}
+    found = {
+        "frames": frames,
+        "frame_indices": head.pop("frame_indices"),
+        "waveform": head.pop("waveform"),
+    }
     sent = {name: np.ascontiguousarray(a) for name, a in found.items() if a is not None}
     head["arrays"] = {name: (a.dtype.str, a.shape) for name, a in sent.items()}
     return head, [a for a in sent.values() if a.nbytes]

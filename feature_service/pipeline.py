@@ -1,7 +1,8 @@
 """Offline extraction: one Ray Data job over a manifest, streaming into the Parquet feature store.
 
-CPU decoding and each model are operators of their own, so they scale and are placed apart. The driver is the only
-writer: Ray may run a stage again after a failure, but every row is yielded, and so stored, once.
+CPU decoding and each model are operators of their own, so they scale and are placed apart. The
+driver is the only writer: Ray may run a stage again after a failure, but every row is yielded, and
+so stored, once.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
 GPU_ROWS_PER_BATCH = 16
-"""Rows an encoder on a GPU is given at once, to fill its passes across utterances. (Faces keep the small batch: their
-frames are native ones.)"""
+"""Rows an encoder on a GPU is given at once, to fill its passes across utterances. (Faces keep the
+small batch: their frames are native ones.)"""
 MAX_SOURCE_ROWS = 32
 """Rows of one source block: what is decoded again when an actor is lost."""
 BLOCK_BYTES = 32 << 20
-"""A stage hands its rows on as soon as they fill a block of this size, which also bounds what is in flight."""
+"""A stage hands its rows on as soon as they fill a block of this size, which also bounds what is in
+flight."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +64,45 @@ class ExtractSummary:
     """Tokens of the longest of them."""
 
     def __str__(self) -> str:
-        lines = [f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} quarantined, "
-                 f"{self.already_done} done before; {self.seconds:.1f} s"]
-        lines += [f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())]
+        lines = [
+            f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} "
+            "quarantined, "
+            f"{self.already_done} done before; {self.seconds:.1f} s"
+        ]
+        lines += [
+            f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())
+        ]
         if self.texts_cut:
-            lines.append(f"  {self.texts_cut} texts cut: they have more tokens than the text encoder reads; the "
-                         f"longest has {self.longest_text}")
-        rates = ", ".join(f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items())
+            lines.append(
+                f"  {self.texts_cut} texts cut: they have more tokens than the text encoder reads; "
+                "the "
+                f"longest has {self.longest_text}"
+            )
+        rates = ", ".join(
+            f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items()
+        )
         lines += [f"  utterances/s per worker: {rates}"] if rates else []
         if len({node for where in self.nodes.values() for node in where}) > 1:
-            lines += [f"  {stage} ran on " + ", ".join(f"node {n} ({count})" for n, count in sorted(where.items()))
-                      for stage, where in self.nodes.items()]
+            lines += [
+                f"  {stage} ran on "
+                + ", ".join(f"node {n} ({count})" for n, count in sorted(where.items()))
+                for stage, where in self.nodes.items()
+            ]
         return "\n".join(lines)
 
 
-def extract_features(config: ExtractConfig, *, need_media: bool = True, log: Log = no_log) -> ExtractSummary:
-    """Run the manifest through the stages into the store; rows that are there already are left alone.
+def extract_features(
+    config: ExtractConfig, *, need_media: bool = True, log: Log = no_log
+) -> ExtractSummary:
+    """Run the manifest through the stages into the store; rows that are there already are left
+    alone.
 
     `log` gets throughput, ETA and GPU use now and then.
 
-    Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other encoders or in use
-    by another run (nothing is written then), and when the store cannot be written to (rows written so far are kept).
-    Clips that cannot be used are quarantined, never dropped.
+    Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other
+    encoders or in use by another run (nothing is written then), and when the store cannot be
+    written to (rows written so far are kept). Clips that cannot be used are quarantined, never
+    dropped.
     """
     started = time.perf_counter()
     store = Path(config.store)
@@ -100,24 +119,39 @@ def extract_features(config: ExtractConfig, *, need_media: bool = True, log: Log
         rates, nodes = _extract(config, spec, todo, extra, writer, log) if len(todo) else ({}, {})
     earlier = int(manifest[ID].isin(bad).sum())
     return ExtractSummary(
-        rows_in=len(manifest), already_done=len(manifest) - len(todo), stored=writer.stored,
-        quarantined=dict(writer.reasons), seconds=time.perf_counter() - started,
-        utterances_per_second=rates, nodes=nodes,
+        rows_in=len(manifest),
+        already_done=len(manifest) - len(todo),
+        stored=writer.stored,
+        quarantined=dict(writer.reasons),
+        seconds=time.perf_counter() - started,
+        utterances_per_second=rates,
+        nodes=nodes,
         error_fraction=(earlier + writer.reasons.total()) / len(manifest),
-        texts_cut=writer.texts_cut, longest_text=writer.longest_text,
+        texts_cut=writer.texts_cut,
+        longest_text=writer.longest_text,
     )
 
 
 def _extract(
-    config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str], writer: StoreWriter, log: Log
+    config: ExtractConfig,
+    spec: FeatureSpec,
+    todo: pd.DataFrame,
+    extra: list[str],
+    writer: StoreWriter,
+    log: Log,
 ) -> tuple[dict[str, float], dict[str, dict[str, int]]]:
-    """Feed the writer, with progress; returns utterances per busy second, and per node, of each stage."""
+    """Feed the writer, with progress; returns utterances per busy second, and per node, of each
+    stage."""
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
     at_work.forget()
-    with (say_when_stuck("extract", "row", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost) as moved,
-          watch("extract", len(todo), "utterances", log=log, moves=moved) as show):
+    with (
+        say_when_stuck(
+            "extract", "row", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
+        ) as moved,
+        watch("extract", len(todo), "utterances", log=log, moves=moved) as show,
+    ):
         show(0)
         try:
             for row in _run_stages(config, spec, todo, extra):
@@ -132,7 +166,10 @@ def _extract(
                 figures = {} if gpu is None else {"gpu_percent": gpu}
                 notes = [f"{writer.reasons.total()} quarantined"] if writer.reasons else []
                 if writer.texts_cut:
-                    figures |= {"texts_cut": writer.texts_cut, "longest_text_tokens": writer.longest_text}
+                    figures |= {
+                        "texts_cut": writer.texts_cut,
+                        "longest_text_tokens": writer.longest_text,
+                    }
                     notes.append(f"{writer.texts_cut} texts cut")
                 show(len(todo) - len(writer.pending), ", ".join(notes), **figures)
         except BaseException as error:
@@ -151,19 +188,23 @@ GIVE_UP = 6
 
 
 def own_reports(stuck_minutes: float) -> None:
-    """Our own progress and messages instead of Ray Data's bars, hints, execution plans and tracebacks.
+    """Our own progress and messages instead of Ray Data's bars, hints, execution plans and
+    tracebacks.
 
-    Its detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks the dashboard:
-    `say_when_stuck` takes its place. Its guard against a run without any movement stays.
+    Its detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks the
+    dashboard: `say_when_stuck` takes its place. Its guard against a run without any movement stays.
     """
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     context.execution_no_progress_timeout_s = GIVE_UP * stuck_minutes * 60
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and `worker_failure` shows it
+    # what fails is raised, and `worker_failure` shows it
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
-def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]) -> Iterator[Row]:
+def _run_stages(
+    config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, extra: list[str]
+) -> Iterator[Row]:
     config = pinned(config, spec)
     own_reports(config.stuck_minutes)
     ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
@@ -178,8 +219,12 @@ def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, ex
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
-            _Stage, fn_constructor_args=("decode", config, spec, schema), batch_format="pyarrow", batch_size=1,
-            compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)), **place,
+            _Stage,
+            fn_constructor_args=("decode", config, spec, schema),
+            batch_format="pyarrow",
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)),
+            **place,
         )
         for stage in STAGES[1:]:
             media = _model_stage(media, stage, config, spec, schema)
@@ -195,9 +240,12 @@ def _run_stages(config: ExtractConfig, spec: FeatureSpec, todo: pd.DataFrame, ex
 def _source(rows: pd.DataFrame, schema: pa.Schema, cpus: int) -> Dataset:
     size = min(MAX_SOURCE_ROWS, max(ROWS_PER_BATCH, len(rows) // (8 * cpus)))
     starts = range(0, len(rows), size)
-    return ray.data.from_arrow([
-        rows_to_wire([new_row(r) for r in rows.iloc[i : i + size].to_dict("records")], schema) for i in starts
-    ])
+    return ray.data.from_arrow(
+        [
+            rows_to_wire([new_row(r) for r in rows.iloc[i : i + size].to_dict("records")], schema)
+            for i in starts
+        ]
+    )
 
 
 def _model_stage(
@@ -205,22 +253,29 @@ def _model_stage(
 ) -> Dataset:
     """A stage with a model: a pool of its own, on its own share of a GPU.
 
-    Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small machine all stages
-    must fit side by side; each stage runs one thread.
+    Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small
+    machine all stages must fit side by side; each stage runs one thread.
     """
     many = config.gpus_per_worker > 0 and stage != "face"
     return ds.map_batches(
-        _Stage, fn_constructor_args=(stage, config, spec, schema), batch_format="pyarrow",
+        _Stage,
+        fn_constructor_args=(stage, config, spec, schema),
+        batch_format="pyarrow",
         batch_size=GPU_ROWS_PER_BATCH if many else ROWS_PER_BATCH,
-        num_cpus=0.3 if stage == "face" else 0.1, num_gpus=config.gpus_per_worker,
-        compute=ActorPoolStrategy(size=config.face_workers if stage == "face" else config.encoder_workers),
+        num_cpus=0.3 if stage == "face" else 0.1,
+        num_gpus=config.gpus_per_worker,
+        compute=ActorPoolStrategy(
+            size=config.face_workers if stage == "face" else config.encoder_workers
+        ),
     )
 
 
 class _Stage:
     """Ray Data actor around one stage; loads once."""
 
-    def __init__(self, name: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema) -> None:
+    def __init__(
+        self, name: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema
+    ) -> None:
         self.name, self.schema = name, schema
         self.node = ray.get_runtime_context().get_node_id()
         at_work.begin(f"{name}:{ray.get_runtime_context().get_actor_id()}", name)
@@ -231,7 +286,9 @@ class _Stage:
             if torch.cuda.is_available():
                 self.device = "cuda"
             else:
-                logging.getLogger(__name__).warning("%s: CUDA cannot use the GPU assigned; running on the CPU", name)
+                logging.getLogger(__name__).warning(
+                    "%s: CUDA cannot use the GPU assigned; running on the CPU", name
+                )
         self.run = build_stage(name, config, self.device, spec=spec)
         at("")
 

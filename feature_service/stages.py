@@ -1,7 +1,9 @@
-"""The operators as stages over row dicts: what the Ray Data pipeline, single-clip prediction and serving share.
+"""The operators as stages over row dicts: what the Ray Data pipeline, single-clip prediction and
+serving share.
 
-Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and `error` ("" otherwise)
-and passes through the later stages untouched. Seconds spent are added to the row per stage.
+Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and
+`error` ("" otherwise) and passes through the later stages untouched. Seconds spent are added to the
+row per stage.
 
 torch and the models' libraries take seconds to import; a process imports those of its own stage.
 """
@@ -66,7 +68,8 @@ def build_stage(
 ) -> Callable[[list[Row]], list[Row]]:
     """The stage `name` (one of STAGES), its model loaded on `device`.
 
-    Raises InputError if an encoder's weights are not those of `spec`, which the features will be taken for.
+    Raises InputError if an encoder's weights are not those of `spec`, which the features will be
+    taken for.
     """
     if name != "decode" and device == "cpu":
         import torch
@@ -74,8 +77,11 @@ def build_stage(
         torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
     if name == "decode":
         options = DecodeOptions(
-            segments=config.segments, frames_per_segment=config.frames_per_segment, seed=config.seed,
-            max_duration_s=config.max_duration_s, max_frame_side=config.max_frame_side,
+            segments=config.segments,
+            frames_per_segment=config.frames_per_segment,
+            seed=config.seed,
+            max_duration_s=config.max_duration_s,
+            max_frame_side=config.max_frame_side,
             max_bytes=config.max_media_mb << 20,
         )
         decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
@@ -89,7 +95,9 @@ def build_stage(
         encoder = build_encoder(Modality(name), config.encoders, device)
         if spec is not None:
             _check_weights(Modality(name), encoder.spec, spec.encoders[name])
-        raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[Modality(name)]
+        raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[
+            Modality(name)
+        ]
         after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
         if name == Modality.TEXT:
             after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
@@ -104,23 +112,33 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
     from feature_service.operators.vision import VisionEncoder
 
     source, revision = encoder_sources(config)[modality], config.revisions[modality]
-    kinds = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
+    kinds = {
+        Modality.TEXT: TextEncoder,
+        Modality.AUDIO: AudioEncoder,
+        Modality.VISION: VisionEncoder,
+    }
     return kinds[modality](source, revision=revision, device=device)
 
 
 def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec) -> None:
     if here.weights_sha256 != expected.weights_sha256:
         raise InputError(
-            f"{modality} encoder {here.name!r}: a worker on host {socket.gethostname()} loaded other weights than the "
-            f"job began with: sha256 {here.weights_sha256} there, {expected.weights_sha256} where the job was started. "
-            "Nothing was stored from them. Give every node the same files under this name, or a hub id with a commit "
-            f"(--encoders.{modality}_revision), and run the same command again.")
+            f"{modality} encoder {here.name!r}: a worker on host {socket.gethostname()} loaded "
+            "other weights than the "
+            f"job began with: sha256 {here.weights_sha256} there, {expected.weights_sha256} where "
+            "the job was started. "
+            "Nothing was stored from them. Give every node the same files under this name, or a "
+            "hub id with a commit "
+            f"(--encoders.{modality}_revision), and run the same command again."
+        )
 
 
 def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
-    """The config with hub encoders at the commits in `spec`: a branch may move before a worker loads it."""
+    """The config with hub encoders at the commits in `spec`: a branch may move before a worker
+    loads it."""
     commits: dict[str, Any] = {
-        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision}
+        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision
+    }
     return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
 
 
@@ -132,8 +150,12 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     return FeatureSpec(
         encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
         sampling={
-            "segments": config.segments, "frames_per_segment": config.frames_per_segment, "seed": config.seed,
-            "crop_size": 224, "sample_rate": SAMPLE_RATE, "max_frame_side": config.max_frame_side,
+            "segments": config.segments,
+            "frames_per_segment": config.frames_per_segment,
+            "seed": config.seed,
+            "crop_size": 224,
+            "sample_rate": SAMPLE_RATE,
+            "max_frame_side": config.max_frame_side,
             "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
         },
         library_versions={name: importlib.metadata.version(name) for name in libraries},
@@ -157,10 +179,17 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
 def _decode(row: Row, decoder: IsolatedDecoder) -> None:
     if row[VIDEO]:
         clip = decoder(row[VIDEO], key=row[ID])
-        row.update({
-            FRAMES: clip.frames, WAVEFORM: clip.waveform, DURATION: clip.duration_s, FRAME_INDICES: clip.frame_indices,
-            MEDIA_SHA256: clip.sha256, VIDEO_STREAMS: clip.video_streams, AUDIO_STREAMS: clip.audio_streams,
-        })
+        row.update(
+            {
+                FRAMES: clip.frames,
+                WAVEFORM: clip.waveform,
+                DURATION: clip.duration_s,
+                FRAME_INDICES: clip.frame_indices,
+                MEDIA_SHA256: clip.sha256,
+                VIDEO_STREAMS: clip.video_streams,
+                AUDIO_STREAMS: clip.audio_streams,
+            }
+        )
     elif not row[TEXT]:
         raise ClipError("decode", "the row has neither a video nor a text")
 
@@ -173,7 +202,8 @@ def _face(row: Row, cropper: FaceCropper) -> None:
 
 
 def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) -> list[Row]:
-    """One call of the encoder for all rows, so that it can batch across utterances; time is shared out evenly.
+    """One call of the encoder for all rows, so that it can batch across utterances; time is shared
+    out evenly.
 
     If the call fails, each row is encoded alone, and only those that fail then carry the error.
     """

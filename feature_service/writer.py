@@ -1,4 +1,5 @@
-"""The only writer of a feature store: gathers finished rows into parts, quarantined ones under `errors/`."""
+"""The only writer of a feature store: gathers finished rows into parts, quarantined ones under
+`errors/`."""
 
 from __future__ import annotations
 
@@ -18,10 +19,16 @@ FLUSH_SECONDS = 30.0
 
 
 class StoreWriter:
-    """Takes each of `ids` once: what Ray hands over a second time after a failure is not stored again."""
+    """Takes each of `ids` once: what Ray hands over a second time after a failure is not stored
+    again."""
 
     def __init__(
-        self, store: Path, spec: FeatureSpec, extra: list[str], rows_per_part: int, ids: Iterable[str]
+        self,
+        store: Path,
+        spec: FeatureSpec,
+        extra: list[str],
+        rows_per_part: int,
+        ids: Iterable[str],
     ) -> None:
         self.store, self.dims, self.schema = store, spec.dims, store_schema(spec.dims, extra)
         self.rows_per_part = rows_per_part
@@ -48,20 +55,32 @@ class StoreWriter:
         """Write what is left. Raises RuntimeError if some row never came back."""
         self.flush()
         if self.pending:
-            raise RuntimeError(f"{len(self.pending)} rows were neither stored nor quarantined, {min(self.pending)!r} "
-                               "among them; run the same command again")
+            raise RuntimeError(
+                f"{len(self.pending)} rows were neither stored nor quarantined, "
+                f"{min(self.pending)!r} "
+                "among them; run the same command again"
+            )
 
     def flush(self) -> None:
         for row in self.rows:  # audio or frames may be there and yet give nothing to store
-            if not row[ERROR] and all(row.get(column) is None for column in FEATURE_COLUMNS.values()):
-                row.update({STAGE: "pipeline", ERROR: "no modality is left: no text, no audio, no face"})
+            if not row[ERROR] and all(
+                row.get(column) is None for column in FEATURE_COLUMNS.values()
+            ):
+                row.update(
+                    {STAGE: "pipeline", ERROR: "no modality is left: no text, no audio, no face"}
+                )
         good = [r for r in self.rows if not r[ERROR]]
         bad = [r for r in self.rows if r[ERROR]]
         if good:
             write_part(self.store, rows_to_table(good, self.schema, self.dims))
         if bad:
-            write_part(self.store / ERRORS_FOLDER, pa.Table.from_pylist(
-                [{name: r[name] for name in ERROR_SCHEMA.names} for r in bad], schema=ERROR_SCHEMA))
+            write_part(
+                self.store / ERRORS_FOLDER,
+                pa.Table.from_pylist(
+                    [{name: r[name] for name in ERROR_SCHEMA.names} for r in bad],
+                    schema=ERROR_SCHEMA,
+                ),
+            )
         self.stored += len(good)
         self.reasons.update(f"{r[STAGE]}: {r[ERROR]}" for r in bad)
         self.rows, self.last = [], time.monotonic()

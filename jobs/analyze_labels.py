@@ -1,4 +1,5 @@
-"""Labels of a manifest, a label table or a feature store -> the paper's Table 1 and Figure 1, and 6:2:2 splits.
+"""Labels of a manifest, a label table or a feature store -> the paper's Table 1 and Figure 1, and
+6:2:2 splits.
 
 python jobs/analyze_labels.py report --source clips.csv --report labels
 python jobs/analyze_labels.py split --manifest clips.csv --output split.csv --method speaker
@@ -37,20 +38,27 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
             raise InputError(f"{source}: no rows of split '{split}'")
     if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
         where = f"split '{split}' has " if split else ""
-        raise InputError(f"{source}: {where}no emotion label of any head; fill {', '.join(LABEL_COLUMNS.values())}")
+        raise InputError(
+            f"{source}: {where}no emotion label of any head; fill "
+            f"{', '.join(LABEL_COLUMNS.values())}"
+        )
     for name, table in label_tables(labels).items():
-        print(f"{TITLES[name]}\n{table.to_string(float_format='{:.3f}'.format, header=name != 'table_1')}\n")
+        text = table.to_string(float_format="{:.3f}".format, header=name != "table_1")
+        print(f"{TITLES[name]}\n{text}\n")
     print(f"report: {write_label_report(folder, labels, title=f'Labels of {Path(source).name}')}")
     return 0
 
 
-def split(*, manifest: str, output: str, method: str = "shuffled", seed: int = 0, group: str = "speaker") -> int:
+def split(
+    *, manifest: str, output: str, method: str = "shuffled", seed: int = 0, group: str = "speaker"
+) -> int:
     """Write the manifest with a new column split, 6:2:2.
 
     Args:
         manifest: manifest to split.
         output: manifest to write (.csv, .jsonl, .parquet).
-        method: shuffled (the paper's), stratified (by multimodal label) or speaker (no speaker in two splits).
+        method: shuffled (the paper's), stratified (by multimodal label) or speaker (no speaker in
+            two splits).
         seed: of the split.
         group: column that method speaker keeps together.
     """

@@ -1,6 +1,8 @@
-"""Which fusion is best on my data: every system of the paper x seeds, chosen on validation, tested once.
+"""Which fusion is best on my data: every system of the paper x seeds, chosen on validation, tested
+once.
 
-python jobs/benchmark.py --store features --report benchmark [--systems [lfmim,pmr,strong]] [--seeds 5]
+python jobs/benchmark.py --store features --report benchmark
+    [--systems [lfmim,pmr,strong]] [--seeds 5]
 """
 
 from __future__ import annotations
@@ -34,9 +36,14 @@ def main() -> int:
     store = Path(config.store)  # bad input is told before a cluster is started
     names = system_names(config)
     presets = load_presets(names, Path(__file__).parent / "configs")
-    splits = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid", "test")]
+    splits = [
+        load_split(store, split, config.model, config.train.cache)
+        for split in ("train", "valid", "test")
+    ]
     for system in names:
-        check_data(benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits)
+        check_data(
+            benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits
+        )
     del splits
     uri = tracking.tracking_uri(config.tracking, config.report)
     tracking.prepare(uri, config.tracking)
@@ -46,14 +53,23 @@ def main() -> int:
         nonlocal before
         before += reused
         passed = time.perf_counter() - started
-        left = "done before" if reused else (
-            f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
-        print(f"[{left}] {done}/{total} "
-              f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, best epoch "
-              f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s", flush=True)
+        left = (
+            "done before"
+            if reused
+            else (f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
+        )
+        print(
+            f"[{left}] {done}/{total} "
+            f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, "
+            "best epoch "
+            f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s",
+            flush=True,
+        )
 
-    what = (f"benchmark of {len(names)} systems x {config.seeds} seeds, "
-            f"{share(config.cpus_per_run, config.gpus_per_run)} a run | {config.report}")
+    what = (
+        f"benchmark of {len(names)} systems x {config.seeds} seeds, "
+        f"{share(config.cpus_per_run, config.gpus_per_run)} a run | {config.report}"
+    )
     with cli.ray_session(what, cpus=config.cpus_per_run, gpus=config.gpus_per_run):
         from lfmim.distributed.benchmark import run_benchmark
 
@@ -64,7 +80,9 @@ def main() -> int:
         return 1
     order = {Path(system).stem: i for i, system in enumerate(names)}
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
-    page = write_comparison(Path(config.report), results, failed, title=f"Systems compared on {config.store}")
+    page = write_comparison(
+        Path(config.report), results, failed, title=f"Systems compared on {config.store}"
+    )
     print(summary(results))
     run_id = tracking.log_comparison(uri, config, results, Path(config.report))
     print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")

@@ -1,4 +1,5 @@
-"""What every job shares: exit codes and messages for people, signals, the Ray session, quiet logs."""
+"""What every job shares: exit codes and messages for people, signals, the Ray session, quiet
+logs."""
 
 from __future__ import annotations
 
@@ -17,13 +18,16 @@ from typing import Any
 
 # Set before ray is imported anywhere.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
+# also how late the end of a run is noticed
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters comes as an exception, the rest is noise
+# what matters comes as an exception, the rest is noise
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . needs no installation of this project
+# a job submitted with --working-dir . needs no installation of this project
+if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 from lfmim.config import TrackingConfig  # noqa: E402
@@ -38,16 +42,31 @@ CONFIGS = ("--config", "--space")
 HOME = os.environ.get("LFMIM_HOME", "")
 """Where a submitted job's relative paths start."""
 TRAVELS = (
-    "LFMIM_CACHE", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_TOKEN", "MLFLOW_TRACKING_*",
-    "AWS_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "LFMIM_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_*",
+    "AWS_*",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
 )
-"""Variables of this process (patterns) that its workers get, too. By a hook that each worker runs first: the variables
-of a runtime environment stand in Ray's logs, and some of these are secrets."""
+"""Variables of this process (patterns) that its workers get, too. By a hook that each worker runs
+first: the variables of a runtime environment stand in Ray's logs, and some of these are secrets."""
 _terminated = False
 
 
-def run(main: Callable[[], int | None], *, again: str = "run the same command again to continue") -> None:
-    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else its own.
+def run(
+    main: Callable[[], int | None], *, again: str = "run the same command again to continue"
+) -> None:
+    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else
+    its own.
 
     `again` tells the user of a stopped job how to go on.
     """
@@ -77,10 +96,13 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
 
 
 def _check_yaml(given: list[str]) -> None:
-    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a key twice)."""
+    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a
+    key twice)."""
     for option, value in zip(["", *given], given, strict=False):
         name, _, path = value.rpartition("=")
-        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(path):
+        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(
+            path
+        ):
             read_yaml(path)
 
 
@@ -97,8 +119,9 @@ def _catch_sigterm() -> None:
 
 
 def _start_at_home() -> None:
-    """A submitted job starts in a temporary copy of the working directory. Go to $LFMIM_HOME, if it is set, so that
-    paths mean what they mean to the submitter; files of the copy that were named (configs) are still found.
+    """A submitted job starts in a temporary copy of the working directory. Go to $LFMIM_HOME, if it
+    is set, so that paths mean what they mean to the submitter; files of the copy that were named
+    (configs) are still found.
 
     Raises:
         InputError: $LFMIM_HOME is no folder here, or a config did not travel.
@@ -113,16 +136,23 @@ def _start_at_home() -> None:
         try:
             os.chdir(HOME)
         except OSError as error:
-            raise InputError(f"LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees") from error
+            raise InputError(
+                f"LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees"
+            ) from error
     for _, option, value in named_configs(sys.argv):
         if not os.path.isfile(value):
-            raise InputError(f"{option} {value}: no such file here, and only the files of the repository travel with a "
-                             "job; submit it with `python jobs/submit.py`, which sends your own config along, or give "
-                             "an absolute path on storage that every node sees")
+            raise InputError(
+                f"{option} {value}: no such file here, and only the files of the repository travel "
+                "with a "
+                "job; submit it with `python jobs/submit.py`, which sends your own config along, "
+                "or give "
+                "an absolute path on storage that every node sees"
+            )
 
 
 def named_configs(command: list[str]) -> Iterator[tuple[int, str, str]]:
-    """The YAML and JSON files that a command line names as CONFIGS: (index of the argument, option, file)."""
+    """The YAML and JSON files that a command line names as CONFIGS: (index of the argument, option,
+    file)."""
     for i, (given, after) in enumerate(zip(command, [*command[1:], ""], strict=True)):
         option, equals, value = given.partition("=")
         if option in CONFIGS:
@@ -132,12 +162,17 @@ def named_configs(command: list[str]) -> Iterator[tuple[int, str, str]]:
 
 
 def check_shared(**folders: str) -> None:
-    """Refuse relative folders in a submitted job: they would land in the temporary copy of the working directory."""
+    """Refuse relative folders in a submitted job: they would land in the temporary copy of the
+    working directory."""
     for name, folder in folders.items():
         if SUBMITTED and not HOME and folder and "://" not in folder and not os.path.isabs(folder):
-            raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
-                             "copy of the working directory; give an absolute path on storage that every node sees, or "
-                             "set LFMIM_HOME, before `ray start`, to the folder where relative paths start")
+            raise InputError(
+                f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a "
+                "temporary "
+                "copy of the working directory; give an absolute path on storage that every node "
+                "sees, or "
+                "set LFMIM_HOME, before `ray start`, to the folder where relative paths start"
+            )
 
 
 @contextmanager
@@ -160,11 +195,17 @@ def on_cluster() -> bool:
 
 
 def _missing(have: Mapping[str, float], *, cpus: float, gpus: float) -> list[str]:
-    return [f"{need:g} {name} needed" for name, need in {"CPU": cpus, "GPU": gpus}.items() if need > have.get(name, 0)]
+    return [
+        f"{need:g} {name} needed"
+        for name, need in {"CPU": cpus, "GPU": gpus}.items()
+        if need > have.get(name, 0)
+    ]
 
 
 def _refuse(missing: list[str], where: str) -> None:
-    raise InputError(f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers")
+    raise InputError(
+        f"{' and '.join(missing)}, but this machine has {where}; ask for fewer or smaller workers"
+    )
 
 
 def stay_here(what: str, *, cpus: float, gpus: float) -> None:
@@ -179,40 +220,56 @@ def stay_here(what: str, *, cpus: float, gpus: float) -> None:
 
 
 def _env_vars() -> dict[str, str]:
-    """The environment that workers get from this driver. What the job was submitted with wins: Ray hands it to driver
-    and workers itself, and takes a second value, even an equal one, for an error."""
+    """The environment that workers get from this driver. What the job was submitted with wins: Ray
+    hands it to driver and workers itself, and takes a second value, even an equal one, for an
+    error."""
     env_vars = {"OMP_NUM_THREADS": "1" if SUBMITTED else os.environ["OMP_NUM_THREADS"]}
     if not SUBMITTED:
-        env_vars["PYTHONPATH"] = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
+        env_vars["PYTHONPATH"] = os.pathsep.join(
+            p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p
+        )
         return env_vars
     job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]).get("runtime_env") or {}
-    return {name: value for name, value in env_vars.items() if name not in (job.get("env_vars") or {})}
+    return {
+        name: value for name, value in env_vars.items() if name not in (job.get("env_vars") or {})
+    }
 
 
 def no_token(where: str, *, sent: bool) -> InputError:
     """What to say when a cluster refuses who asks."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
-        return InputError(f"{where} asks for a token, and RAY_AUTH_MODE=disabled keeps yours back: unset it")
-    return InputError(f"{where} {'refuses your token' if sent else 'asks for a token, and you have none'}: print the "
-                      "cluster's with `ray get-auth-token` on its head (Kubernetes: docs/cluster.md) and put it into "
-                      "RAY_AUTH_TOKEN or ~/.ray/auth_token")
+        return InputError(
+            f"{where} asks for a token, and RAY_AUTH_MODE=disabled keeps yours back: unset it"
+        )
+    return InputError(
+        f"{where} {'refuses your token' if sent else 'asks for a token, and you have none'}: print "
+        "the "
+        "cluster's with `ray get-auth-token` on its head (Kubernetes: docs/cluster.md) and put it "
+        "into "
+        "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+    )
 
 
 def has_token() -> bool:
-    """Whether Ray finds a token of this user: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
+    """Whether Ray finds a token of this user: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or
+    ~/.ray/auth_token."""
     from ray._raylet import AuthenticationTokenLoader
     from ray.exceptions import AuthenticationError
 
     try:
         return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
     except AuthenticationError as error:
-        raise InputError(f"RAY_AUTH_TOKEN_PATH {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token in it") from error
+        raise InputError(
+            f"RAY_AUTH_TOKEN_PATH {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token in it"
+        ) from error
 
 
 def _join(address: str) -> None:
-    """Refuse, in seconds, a cluster that does not answer or does not know this user: Ray would try for minutes.
+    """Refuse, in seconds, a cluster that does not answer or does not know this user: Ray would try
+    for minutes.
 
-    With RAY_AUTH_MODE unset this user's token is used if the cluster asks for one, as Ray's own tools do.
+    With RAY_AUTH_MODE unset this user's token is used if the cluster asks for one, as Ray's own
+    tools do.
     """
     import grpc
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
@@ -231,8 +288,10 @@ def _join(address: str) -> None:
         return grpc.StatusCode.OK
 
     if "://" in address:
-        raise InputError(f"RAY_ADDRESS {address}: a job joins a cluster at HEAD:6379; to send it there, "
-                         "`python jobs/submit.py --address http://HEAD:8265 jobs/...`")
+        raise InputError(
+            f"RAY_ADDRESS {address}: a job joins a cluster at HEAD:6379; to send it there, "
+            "`python jobs/submit.py --address http://HEAD:8265 jobs/...`"
+        )
     token = has_token()
     sends = is_token_auth_enabled()
     if sends and not token:
@@ -249,34 +308,45 @@ def _join(address: str) -> None:
     if code == grpc.StatusCode.UNAUTHENTICATED:
         raise no_token(f"the cluster at {address}", sent=sends)
     if code != grpc.StatusCode.OK:
-        raise InputError(f"no Ray answers at RAY_ADDRESS {address}; start one there with `ray start --head`, or unset "
-                         "RAY_ADDRESS to run on this machine alone")
+        raise InputError(
+            f"no Ray answers at RAY_ADDRESS {address}; start one there with `ray start --head`, or "
+            "unset "
+            "RAY_ADDRESS to run on this machine alone"
+        )
 
 
 @contextmanager
 def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
-    """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers import this checkout.
+    """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers
+    import this checkout.
 
-    Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the
-    job needs at least: InputError if this machine lacks them; a cluster may still grow. InputError, too, if no cluster
-    answers at $RAY_ADDRESS or it refuses this user.
+    Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and
+    `gpus` are what the job needs at least: InputError if this machine lacks them; a cluster may
+    still grow. InputError, too, if no cluster answers at $RAY_ADDRESS or it refuses this user.
     """
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or "local"
-    travelling = {n: v for n, v in os.environ.items() if any(fnmatch.fnmatchcase(n, p) for p in TRAVELS)}
+    travelling = {
+        n: v for n, v in os.environ.items() if any(fnmatch.fnmatchcase(n, p) for p in TRAVELS)
+    }
 
     def arrive() -> None:
         os.environ.update(travelling)
 
     env_vars = _env_vars()
-    options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars, "worker_process_setup_hook": arrive}}
-    if address == "local":  # its processes inherit: a runtime environment costs seconds, and so does the dashboard
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": env_vars, "worker_process_setup_hook": arrive}
+    }
+    # its processes inherit: a runtime environment costs seconds, and so does the dashboard
+    if address == "local":
         os.environ.update(env_vars)
-        # Ray protects a local Ray by a token. One of its own: the user's is for clusters, and no file is written.
+        # Ray protects a local Ray by a token. One of its own: the user's is for clusters, and no
+        # file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options = {"include_dashboard": False}
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that watches for lost spot nodes
+        # an actor that watches for lost spot nodes
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     elif not SUBMITTED:
         _join(address)
     with _no_stderr():  # Ray's C++ side announces its log level there
@@ -289,7 +359,8 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
         have = ray.cluster_resources()
         count = len([n for n in ray.nodes() if n["Alive"]])
         missing = _missing(have, cpus=cpus, gpus=gpus)
-        where = f"{count} node{'s' * (count > 1)}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
+        nodes = f"{count} node{'s' * (count > 1)}"
+        where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
         if missing and address == "local":
             _refuse(missing, where)
         waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
@@ -301,15 +372,24 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
 
 
 def arguments(*flags: str) -> list[str]:
-    """The command line, with a bare `--flag` as `--flag=true`: jsonargparse wants a value for a boolean."""
+    """The command line, with a bare `--flag` as `--flag=true`: jsonargparse wants a value for a
+    boolean."""
     names, given = {f"--{flag}" for flag in flags}, sys.argv[1:]
-    return [f"{a}=true" if a in names and (after == "" or after.startswith("-")) else a
-            for a, after in zip(given, [*given[1:], ""], strict=True)]
+    return [
+        f"{a}=true" if a in names and (after == "" or after.startswith("-")) else a
+        for a, after in zip(given, [*given[1:], ""], strict=True)
+    ]
 
 
 @contextmanager
 def job_session(
-    what: str, tracking_config: TrackingConfig, storage: str, run: str, params: dict[str, Any], *, gpus: float = 0.0
+    what: str,
+    tracking_config: TrackingConfig,
+    storage: str,
+    run: str,
+    params: dict[str, Any],
+    *,
+    gpus: float = 0.0,
 ) -> Iterator[Callable[..., None]]:
     """`ray_session` with an MLflow run of its own; yields the run's `log(figures, step)`."""
     from lfmim import tracking
@@ -320,5 +400,8 @@ def job_session(
     if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         output_folder(storage, "--storage")
     tracking.check_server(uri, create=True)  # before a cluster is started
-    with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
+    with (
+        ray_session(f"{what} | mlflow {uri}", gpus=gpus),
+        tracking.job_run(uri, tracking_config, run, params) as log,
+    ):
         yield log

@@ -1,4 +1,5 @@
-"""The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs no network.
+"""The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs
+no network.
 
 python jobs/demo.py [--folder demo] [--clips 240] [--seed 0]
 """
@@ -65,10 +66,15 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     print(f"{'head':<12}{'accuracy':>10}{'majority':>10}{'against the multimodal label':>32}")
     for head in HEADS:
         m = report["heads"][head]
-        print(f"{head:<12}{m['accuracy']:>10.3f}{m['majority']:>10.3f}"
-              f"{report['against_multimodal_label'][head]:>32.3f}")
-    print(f"\n{report['heads'][MULTIMODAL]['count']} held-out clips; registered {result.registered.uri} "
-          f"(version {result.registered.version})")
+        print(
+            f"{head:<12}{m['accuracy']:>10.3f}{m['majority']:>10.3f}"
+            f"{report['against_multimodal_label'][head]:>32.3f}"
+        )
+    print(
+        f"\n{report['heads'][MULTIMODAL]['count']} held-out clips; registered "
+        f"{result.registered.uri} "
+        f"(version {result.registered.version})"
+    )
     print(f"new clip {clip}, '{text}':")
     for head in HEADS:
         p = row[f"probabilities_{head}"]

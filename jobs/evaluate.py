@@ -1,6 +1,7 @@
 """Registered model + feature store -> figures on a held-out split, report.json and an HTML page.
 
-python jobs/evaluate.py --store features --model models:/lfmim@champion [--split test] [--report report]
+python jobs/evaluate.py --store features --model models:/lfmim@champion
+    [--split test] [--report report]
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from lfmim.storage import local_path, output_folder
 
 
 def evaluate(
-    *, store: str, model: str = "models:/lfmim@champion", split: str = "test", report: str = "report",
-    storage: str = "runs", uri: str = "",
+    *,
+    store: str,
+    model: str = "models:/lfmim@champion",
+    split: str = "test",
+    report: str = "report",
+    storage: str = "runs",
+    uri: str = "",
 ) -> int:
     """Evaluate a registered model.
 
@@ -37,16 +43,27 @@ def evaluate(
     from lfmim import tracking
     from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, write_report
 
-    predictor = tracking.load_predictor(tracking.tracking_uri(TrackingConfig(uri=uri), storage), model)
+    predictor = tracking.load_predictor(
+        tracking.tracking_uri(TrackingConfig(uri=uri), storage), model
+    )
     figures = evaluate_store(predictor, Path(store), split)
     page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
     task = figures["task"]
     columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
-    table = Table("head", "n", *columns.values(), f"{HEADLINE[task]} against multimodal label",
-                  title=f"{model}, split {split}")
+    table = Table(
+        "head",
+        "n",
+        *columns.values(),
+        f"{HEADLINE[task]} against multimodal label",
+        title=f"{model}, split {split}",
+    )
     for head, m in figures["heads"].items():
-        table.add_row(head, str(m["count"]), *(f"{m[c]:.3f}" for c in columns),
-                      f"{figures['against_multimodal_label'][head]:.3f}")
+        table.add_row(
+            head,
+            str(m["count"]),
+            *(f"{m[c]:.3f}" for c in columns),
+            f"{figures['against_multimodal_label'][head]:.3f}",
+        )
     Console().print(table)
     print(f"report: {page}")
     return 0

@@ -2,7 +2,8 @@
 
 python jobs/extract_features.py --manifest clips.csv --store features
 
-Exit codes: 0 done, 2 bad input or a store that cannot be written, 3 more than --max-error-fraction quarantined.
+Exit codes: 0 done, 2 bad input or a store that cannot be written, 3 more than --max-error-fraction
+quarantined.
 """
 
 from __future__ import annotations
@@ -28,16 +29,25 @@ def main() -> int:
     from feature_service.pipeline import extract_features
 
     gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
-    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {'GPU' if gpus else 'CPU'}"
-    params = {"manifest": config.manifest, "store": config.store, "gpus_per_worker": config.gpus_per_worker}
+    models = "GPU" if gpus else "CPU"
+    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
+    params = {
+        "manifest": config.manifest,
+        "store": config.store,
+        "gpus_per_worker": config.gpus_per_worker,
+    }
     run = f"extract-{Path(config.store).name}"
     with cli.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
         summary = extract_features(config, log=log)
     print(summary)
     print(f"feature store: {config.store}")
     if summary.error_fraction > config.max_error_fraction:
-        print(f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than max_error_fraction "
-              f"{config.max_error_fraction:.1%}; the reasons are in {config.store}/errors", file=sys.stderr)
+        print(
+            f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than "
+            "max_error_fraction "
+            f"{config.max_error_fraction:.1%}; the reasons are in {config.store}/errors",
+            file=sys.stderr,
+        )
         return 3
     return 0
 

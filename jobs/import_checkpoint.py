@@ -1,6 +1,7 @@
 """Checkpoint (.pth) of the published LFMIM code -> our checkpoint, registered like a trained model.
 
-python jobs/import_checkpoint.py --checkpoint model.pth --heads 16 [--features store] [--name published]
+python jobs/import_checkpoint.py --checkpoint model.pth --heads 16
+    [--features store] [--name published]
 """
 
 from __future__ import annotations
@@ -13,15 +14,23 @@ from lfmim.storage import local_path, output_folder
 
 
 def import_checkpoint(
-    *, checkpoint: str, heads: int, features: str = "", name: str = "published", storage: str = "runs", uri: str = "",
+    *,
+    checkpoint: str,
+    heads: int,
+    features: str = "",
+    name: str = "published",
+    storage: str = "runs",
+    uri: str = "",
 ) -> int:
     """Import a published checkpoint. The same command again registers nothing twice.
 
     Args:
         checkpoint: the .pth file.
-        heads: attention heads (16 in the published code); the one size that the weights do not tell.
-        features: feature store of the features the model was trained on, such as an imported CHERMA dump; evaluation on
-            that store is then possible. Empty: only the widths are known, and every store is refused.
+        heads: attention heads (16 in the published code); the one size that the weights do not
+            tell.
+        features: feature store of the features the model was trained on, such as an imported CHERMA
+            dump; evaluation on that store is then possible. Empty: only the widths are known, and
+            every store is refused.
         name: registered model.
         storage: folder of the imported checkpoint and of the embedded registry.
         uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
@@ -41,23 +50,38 @@ def import_checkpoint(
     settings = TrackingConfig(uri=uri, model_name=name)
     server = tracking.tracking_uri(settings, storage)
     tracking.check_server(server, create=True)
-    folder = Path(storage) / f"{name}-{imported.sha256[:10]}-{heads}-{imported.spec.fingerprint[:6]}"
+    folder = (
+        Path(storage) / f"{name}-{imported.sha256[:10]}-{heads}-{imported.spec.fingerprint[:6]}"
+    )
     meta = save_imported(imported, folder, source=path.name)
     c = imported.config
-    print(f"{path.name}: width {c.width}, {c.heads} heads, {c.layers} multimodal layers, {c.fex_tokens} FEX tokens; "
-          + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items()))
+    print(
+        f"{path.name}: width {c.width}, {c.heads} heads, {c.layers} multimodal layers, "
+        f"{c.fex_tokens} FEX tokens; "
+        + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items())
+    )
     print(f"never read by the forward pass, left out: {', '.join(imported.unused) or 'nothing'}")
     run_id = tracking.find_run(server, settings, folder.name)
     if run_id is None:
         tags = {"kind": "import", "checkpoint": path.name, "checkpoint_sha256": imported.sha256}
-        run_id = tracking.start_run(meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags)
+        run_id = tracking.start_run(
+            meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags
+        )
     zeros = pd.DataFrame({FEATURE_COLUMNS[m]: [[[0.0] * d]] for m, d in meta.spec.dims.items()})
     with tracking.failing(server, run_id):
-        registered = tracking.register(server, run_id, folder, model_name=name, example=zeros,
-                                       data_fingerprint=f"imported-{imported.sha256[:10]}")
+        registered = tracking.register(
+            server,
+            run_id,
+            folder,
+            model_name=name,
+            example=zeros,
+            data_fingerprint=f"imported-{imported.sha256[:10]}",
+        )
         tracking.finish_run(server, run_id, meta)
     state = "champion" if registered.promoted else "champion unchanged"
-    print(f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})")
+    print(
+        f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})"
+    )
     return 0
 
 

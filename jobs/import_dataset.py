@@ -69,7 +69,8 @@ def emotiontalk(*, source: str, output: str) -> int:
 
 
 def annotations(*, source: str, output: str, manifest: str = "") -> int:
-    """Raw annotations -> manifest, through the paper's voting procedure; discards are written beside it.
+    """Raw annotations -> manifest, through the paper's voting procedure; discards are written
+    beside it.
 
     Args:
         source: long table id, modality, annotator, label, rows in the order of asking.
@@ -104,4 +105,8 @@ def _done(lines: list[str], output: str) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: auto_cli([cherma, mmsa, sims, emotiontalk, annotations, char_ngrams], as_positional=False))
+    cli.run(
+        lambda: auto_cli(
+            [cherma, mmsa, sims, emotiontalk, annotations, char_ngrams], as_positional=False
+        )
+    )

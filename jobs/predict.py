@@ -1,6 +1,6 @@
 """Registered model + new clips or stored features -> emotions per head.
 
-python jobs/predict.py --video clip.mp4 --text "今天真高兴"            # one clip, a table on the terminal
+python jobs/predict.py --video clip.mp4 --text "今天真高兴"    # one clip, on the terminal
 python jobs/predict.py --manifest new.csv --output predictions.parquet  # or .jsonl
 python jobs/predict.py --store features --output predictions.parquet
 """
@@ -16,10 +16,23 @@ from lfmim.storage import local_path, output_file, output_folder
 
 
 def predict(
-    *, video: str = "", text: str = "", manifest: str = "", store: str = "", output: str = "predictions.jsonl",
-    features: str = "", model: str = "models:/lfmim@champion", storage: str = "runs", uri: str = "",
-    encoders: EncoderConfig = EncoderConfig(), workers: int = 1, face_workers: int = 1,  # noqa: B008 (frozen)
-    encoder_workers: int = 1, decode_workers: int = 0, decode_resource: str = "", gpus_per_worker: float = 0.0,
+    *,
+    video: str = "",
+    text: str = "",
+    manifest: str = "",
+    store: str = "",
+    output: str = "predictions.jsonl",
+    features: str = "",
+    model: str = "models:/lfmim@champion",
+    storage: str = "runs",
+    uri: str = "",
+    encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
+    workers: int = 1,
+    face_workers: int = 1,
+    encoder_workers: int = 1,
+    decode_workers: int = 0,
+    decode_resource: str = "",
+    gpus_per_worker: float = 0.0,
     stuck_minutes: float = STUCK_MINUTES,
 ) -> int:
     """Predict emotions.
@@ -29,8 +42,10 @@ def predict(
         text: its transcript.
         manifest: manifest of many clips, instead of video and text.
         store: feature store of many clips, instead of a manifest.
-        output: .parquet or .jsonl file for the predictions of a manifest or a store. An interrupted run is continued.
-        features: feature store for the manifest's clips; default <output>.features. A rerun continues in it.
+        output: .parquet or .jsonl file for the predictions of a manifest or a store. An interrupted
+            run is continued.
+        features: feature store for the manifest's clips; default <output>.features. A rerun
+            continues in it.
         model: models:/<name>@champion or models:/<name>/<version>.
         storage: run.storage of the training run, for the embedded registry.
         uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
@@ -41,7 +56,8 @@ def predict(
         decode_workers: CPU tasks decoding at once; 0: one per CPU.
         decode_resource: custom Ray resource of the nodes that decode; empty: any node.
         gpus_per_worker: GPU share of each encoder and predictor; 0 runs them on CPU.
-        stuck_minutes: after so many minutes without a row the job says which stage is at which rows, and since when.
+        stuck_minutes: after so many minutes without a row the job says which stage is at which
+            rows, and since when.
     """
     from pathlib import Path
 
@@ -52,9 +68,14 @@ def predict(
     if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
         raise InputError(f"--output {output}: must end in .parquet or .jsonl")
     config = ExtractConfig(
-        manifest=manifest or "-", store=store or features or f"{output}.features", encoders=encoders,
-        face_workers=face_workers, encoder_workers=encoder_workers, decode_workers=decode_workers,
-        decode_resource=decode_resource, gpus_per_worker=gpus_per_worker,
+        manifest=manifest or "-",
+        store=store or features or f"{output}.features",
+        encoders=encoders,
+        face_workers=face_workers,
+        encoder_workers=encoder_workers,
+        decode_workers=decode_workers,
+        decode_resource=decode_resource,
+        gpus_per_worker=gpus_per_worker,
         stuck_minutes=stuck_minutes,
     )
     if workers < 1:
@@ -67,28 +88,50 @@ def predict(
     if manifest:
         output_folder(config.store, "--features")
     if manifest or store:
-        cli.check_shared(store=store, features=features, output=output, storage="" if uri else storage)
+        cli.check_shared(
+            store=store, features=features, output=output, storage="" if uri else storage
+        )
     predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)
     from feature_service.predict import predict_clip, predict_manifest, predict_store
 
     if not manifest and not store:
         _show(predict_clip(predictor, config, video=video, text=text), video or text)
         return 0
-    what = f"predict {manifest or store} with {model} into {output}: {workers} worker{'s' * (workers > 1)} on "
-    gpus = gpus_per_worker * (workers if store else max(workers, face_workers + 3 * encoder_workers))
+    count = f"{workers} worker{'s' * (workers > 1)}"
+    what = f"predict {manifest or store} with {model} into {output}: {count} on "
+    gpus = gpus_per_worker * (
+        workers if store else max(workers, face_workers + 3 * encoder_workers)
+    )
     params = {"model": model, "manifest": manifest, "store": config.store, "output": output}
     if manifest:
         from lfmim.data.manifest import read_manifest
 
         read_manifest(manifest)
-    with cli.job_session(what + ("GPU" if gpus else "CPU"), track, storage, f"predict-{Path(output).name}", params,
-                         gpus=gpus) as log:
+    with cli.job_session(
+        what + ("GPU" if gpus else "CPU"),
+        track,
+        storage,
+        f"predict-{Path(output).name}",
+        params,
+        gpus=gpus,
+    ) as log:
         if manifest:
-            for summary in predict_manifest(predictor, config, Path(output), workers=workers, log=log):
+            for summary in predict_manifest(
+                predictor, config, Path(output), workers=workers, log=log
+            ):
                 print(summary)
         else:
-            print(predict_store(predictor, Path(store), Path(output), workers=workers, gpus_per_worker=gpus_per_worker,
-                                stuck_minutes=stuck_minutes, log=log))
+            print(
+                predict_store(
+                    predictor,
+                    Path(store),
+                    Path(output),
+                    workers=workers,
+                    gpus_per_worker=gpus_per_worker,
+                    stuck_minutes=stuck_minutes,
+                    log=log,
+                )
+            )
     print(f"predictions: {output}")
     return 0
 
@@ -106,7 +149,11 @@ def _show(row: dict, title: str) -> None:
     table = Table("head", "emotion", *REPORT_ORDER, title=title)
     for head in HEADS:
         p = row[f"probabilities_{head}"]
-        cells = ["-"] * len(EMOTIONS) if p is None else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
+        cells = (
+            ["-"] * len(EMOTIONS)
+            if p is None
+            else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
+        )
         table.add_row(head, row[f"label_{head}"] or "absent", *cells)
     Console(width=140).print(table)
 

@@ -1,6 +1,8 @@
-"""Challenger against champion on the same validation set; `champion` moves on a significant gain only. Or roll back.
+"""Challenger against champion on the same validation set; `champion` moves on a significant gain
+only. Or roll back.
 
-python jobs/promote.py --store features [--challenger 7] [--alpha 0.05]        python jobs/promote.py --rollback
+python jobs/promote.py --store features [--challenger 7] [--alpha 0.05]
+python jobs/promote.py --rollback
 """
 
 from __future__ import annotations
@@ -16,9 +18,15 @@ from lfmim.storage import local_path
 
 
 def promote(
-    *, store: str = "", model: str = "lfmim", challenger: str = "challenger",
-    head: Literal["multimodal", "text", "audio", "vision"] = "multimodal", alpha: float = 0.05, rollback: bool = False,
-    storage: str = "runs", uri: str = "",
+    *,
+    store: str = "",
+    model: str = "lfmim",
+    challenger: str = "challenger",
+    head: Literal["multimodal", "text", "audio", "vision"] = "multimodal",
+    alpha: float = 0.05,
+    rollback: bool = False,
+    storage: str = "runs",
+    uri: str = "",
 ) -> int:
     """Promote the challenger if it is significantly better, or roll back.
 
@@ -63,7 +71,10 @@ def promote(
     if better:
         tracking.set_champion(uri, model, new)
         print(f"promoted: version {new} is champion of {model}, version {old} was; {why}")
-        print("undo: python jobs/promote.py --rollback" + (f" --model {model}" if model != "lfmim" else ""))
+        print(
+            "undo: python jobs/promote.py --rollback"
+            + (f" --model {model}" if model != "lfmim" else "")
+        )
     else:
         print(f"not promoted: version {old} stays champion of {model}, not {new}; {why}")
     return 0

@@ -1,4 +1,5 @@
-"""Feature store -> trained, tracked and registered model. The same command again continues where it stopped.
+"""Feature store -> trained, tracked and registered model. The same command again continues where it
+stopped.
 
 python jobs/train.py --config jobs/configs/demo.yaml [--train.lr 0.005 ...]
 """
@@ -29,10 +30,16 @@ def main() -> int:
             result = train_run(config)
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"
-    print(f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; validation {metric} "
-          + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"]))
+    print(
+        f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; "
+        f"validation {metric} "
+        + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"])
+    )
     r = result.registered
-    print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
+    print(
+        f"registered {r.uri} (version {r.version}; "
+        f"{'champion' if r.promoted else 'champion unchanged'}: {r.reason})"
+    )
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
     return 0
 

@@ -1,6 +1,8 @@
-"""Search for better hyperparameters on validation, retrain the winner over seeds and register it. --resume continues.
+"""Search for better hyperparameters on validation, retrain the winner over seeds and register it.
+--resume continues.
 
-python jobs/tune.py --config jobs/configs/demo.yaml [--trials 20] [--space jobs/configs/search.yaml] [--resume]
+python jobs/tune.py --config jobs/configs/demo.yaml [--trials 20]
+    [--space jobs/configs/search.yaml] [--resume]
                     [--repeatable]
 """
 
@@ -31,38 +33,70 @@ def main() -> int:
     def on_start(name: str, done: int, window: int) -> None:
         nonlocal before
         before = done
-        print(f"sweep {name}: {done} of {config.trials} trials done; {config.search}, "
-              f"{config.scheduler}", flush=True)
+        print(
+            f"sweep {name}: {done} of {config.trials} trials done; {config.search}, "
+            f"{config.scheduler}",
+            flush=True,
+        )
         if window:
             print(_price(config, window), flush=True)
-        print(f"{'passed':>7} {'left':>7}  {'trial':<11}{'state':<10}{'epochs':>6}{'score':>8}{'best':>8}  values")
+        print(
+            f"{'passed':>7} {'left':>7}  "
+            f"{'trial':<11}{'state':<10}{'epochs':>6}{'score':>8}{'best':>8}  values"
+        )
 
     def on_trial(record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         passed = time.perf_counter() - started
         seed = "train.seed" in record.params
         total = config.seeds - 1 if seed else config.trials
         left = passed / max(len(records) - before, 1) * (total - len(records))
-        best = max((r.score for r in records if r.state == "finished" and r.score is not None), default=None)
+        best = max(
+            (r.score for r in records if r.state == "finished" and r.score is not None),
+            default=None,
+        )
         values = _values(record) + (f": {record.message}" if record.message else "")
-        print(f"{passed:>6.0f}s {'' if seed else f'{left:.0f}s':>7}  "
-              f"{f'{len(records)}/{total} #{record.number}':<11}{record.state:<10}{len(record.history):>6}"
-              f"{_digits(record.score):>8}{_digits(best):>8}  {values}", flush=True)
+        done = f"{len(records)}/{total} #{record.number}"
+        print(
+            f"{passed:>6.0f}s {'' if seed else f'{left:.0f}s':>7}  "
+            f"{done:<11}{record.state:<10}{len(record.history):>6}"
+            f"{_digits(record.score):>8}{_digits(best):>8}  {values}",
+            flush=True,
+        )
 
     c = config.run
     with cli.ray_session(what, cpus=c.cpus_per_worker, gpus=c.gpus_per_worker):
         result = tune_distributed(config, on_start=on_start, on_trial=on_trial)
     winner, given, scores = result.winner, result.records[0], result.seed_scores
-    print(f"\nwinner: trial {winner.number}, validation accuracy {_digits(winner.score)} (as given: "
-          f"{_digits(given.score)}); {_values(winner)}")
-    print("importance: " + (", ".join(f"{k} {v:.2f}" for k, v in result.importances.items()) or "nothing varies"))
-    print(f"retrained from the logged config: {result.retrained.meta.best_score!r}, "
-          + ("the trial's score in every digit" if result.reproduced else f"NOT the trial's {winner.score!r}: "
-             + ("trained alone, dropout and rounding are not those of the stack" if config.packed else
-                "this device or its libraries do not repeat a computation exactly")))
-    print(f"over {len(scores)} seeds: {statistics.fmean(scores):.4f}"
-          + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else ""))
+    print(
+        f"\nwinner: trial {winner.number}, validation accuracy {_digits(winner.score)} (as given: "
+        f"{_digits(given.score)}); {_values(winner)}"
+    )
+    print(
+        "importance: "
+        + (", ".join(f"{k} {v:.2f}" for k, v in result.importances.items()) or "nothing varies")
+    )
+    print(
+        f"retrained from the logged config: {result.retrained.meta.best_score!r}, "
+        + (
+            "the trial's score in every digit"
+            if result.reproduced
+            else f"NOT the trial's {winner.score!r}: "
+            + (
+                "trained alone, dropout and rounding are not those of the stack"
+                if config.packed
+                else "this device or its libraries do not repeat a computation exactly"
+            )
+        )
+    )
+    print(
+        f"over {len(scores)} seeds: {statistics.fmean(scores):.4f}"
+        + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
+    )
     r = result.retrained.registered
-    print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
+    print(
+        f"registered {r.uri} (version {r.version}; "
+        f"{'champion' if r.promoted else 'champion unchanged'}: {r.reason})"
+    )
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # sweep {result.run_id}")
     return 0
 
@@ -73,8 +107,9 @@ def _price(config: TuneConfig, window: int) -> str:
     loss = ["are drawn at random"] if config.search == "optuna" else []
     if config.scheduler == "asha":
         loss += [f"run all their epochs ({blind * epochs} of at most {config.trials * epochs})"]
-    return (f"repeatable: a trial waits for, and learns from, those {window} and more before it"
-            + (f"; so the first {blind} of {config.trials} {' and '.join(loss)}" if loss else ""))
+    return f"repeatable: a trial waits for, and learns from, those {window} and more before it" + (
+        f"; so the first {blind} of {config.trials} {' and '.join(loss)}" if loss else ""
+    )
 
 
 def _digits(score: float | None) -> str:
@@ -83,9 +118,14 @@ def _digits(score: float | None) -> str:
 
 def _values(record: TrialRecord) -> str:
     """Searched values without the common part of their names: lr 0.0031, text 1.2, ..."""
-    short = {f: f.removeprefix("train.").removeprefix("model.").replace("beta.", "β_") for f in record.params}
-    return ", ".join(f"{short[f]} {v:.3g}" if isinstance(v, float) else f"{short[f]} {v}"
-                     for f, v in record.params.items())
+    short = {
+        f: f.removeprefix("train.").removeprefix("model.").replace("beta.", "β_")
+        for f in record.params
+    }
+    return ", ".join(
+        f"{short[f]} {v:.3g}" if isinstance(v, float) else f"{short[f]} {v}"
+        for f, v in record.params.items()
+    )
 
 
 if __name__ == "__main__":

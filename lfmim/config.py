@@ -31,22 +31,29 @@ def _check_stuck(minutes: float, field: str) -> None:
 
 
 def _check_choices(config: Any, prefix: str) -> None:
-    """Fields of a Literal type hold one of its values: configs also come from checkpoints, not only from the CLI."""
+    """Fields of a Literal type hold one of its values: configs also come from checkpoints, not only
+    from the CLI."""
     for field, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal:
             value, choices = getattr(config, field), get_args(hint)
-            _check(value in choices, f"{prefix}.{field}", f"{value!r} is not one of {', '.join(choices)}")
+            _check(
+                value in choices,
+                f"{prefix}.{field}",
+                f"{value!r} is not one of {', '.join(choices)}",
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset (docs/model.md)."""
+    """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset
+    (docs/model.md)."""
 
     name: Literal[
         "lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr", "mlf-dnn", "mlmf", "mtfn", "upstream"
     ] = "lfmim"
     task: Literal["emotion", "sentiment"] = "emotion"
-    """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns sentiment_*)."""
+    """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns
+    sentiment_*)."""
     width: int = 128
     """Width d of every stream."""
     heads: int = 8
@@ -56,10 +63,11 @@ class ModelConfig:
     fex_tokens: int = 1
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
-    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention pooling. `upstream`
-    has a pooling of its own."""
+    """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention
+    pooling. `upstream` has a pooling of its own."""
     standardize: bool = False
-    """Standardise each feature by the training split's mean and deviation (stored with the weights)."""
+    """Standardise each feature by the training split's mean and deviation (stored with the
+    weights)."""
     dropout_attention: float = 0.1
     dropout_ffn: float = 0.1
     dropout_embedding: float = 0.1
@@ -73,12 +81,33 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "model")
-        for field in ("width", "heads", "layers", "ffn_multiple", "fex_tokens", "max_text", "max_audio", "max_vision"):
-            _check(getattr(self, field) >= 1, f"model.{field}", f"{getattr(self, field)} must be at least 1")
-        _check(self.width % self.heads == 0, "model.heads", f"{self.heads} does not divide model.width {self.width}")
+        for field in (
+            "width",
+            "heads",
+            "layers",
+            "ffn_multiple",
+            "fex_tokens",
+            "max_text",
+            "max_audio",
+            "max_vision",
+        ):
+            _check(
+                getattr(self, field) >= 1,
+                f"model.{field}",
+                f"{getattr(self, field)} must be at least 1",
+            )
+        _check(
+            self.width % self.heads == 0,
+            "model.heads",
+            f"{self.heads} does not divide model.width {self.width}",
+        )
         _check(self.width % 2 == 0, "model.width", f"{self.width} must be even")
         for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
-            _check(0.0 <= getattr(self, field) < 1.0, f"model.{field}", f"{getattr(self, field)} is not in [0, 1)")
+            _check(
+                0.0 <= getattr(self, field) < 1.0,
+                f"model.{field}",
+                f"{getattr(self, field)} is not in [0, 1)",
+            )
 
     @property
     def outputs(self) -> int:
@@ -92,12 +121,18 @@ class ModelConfig:
 
     def cuts(self, modality: Modality) -> bool:
         """Whether a longer sequence of the modality is cut rather than sampled."""
-        return modality is Modality.TEXT or (modality is Modality.AUDIO and self.audio_excess == "cut")
+        return modality is Modality.TEXT or (
+            modality is Modality.AUDIO and self.audio_excess == "cut"
+        )
 
     @property
     def max_lengths(self) -> dict[Modality, int]:
         """Longest sequence per modality that reaches the model."""
-        return {Modality.TEXT: self.max_text, Modality.AUDIO: self.max_audio, Modality.VISION: self.max_vision}
+        return {
+            Modality.TEXT: self.max_text,
+            Modality.AUDIO: self.max_audio,
+            Modality.VISION: self.max_vision,
+        }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +146,16 @@ class BetaConfig:
 
     def __post_init__(self) -> None:
         for head in HEADS:
-            _check(getattr(self, head) >= 0.0, f"train.beta.{head}", f"{getattr(self, head)} must not be negative")
-        _check(any(getattr(self, h) > 0 for h in HEADS), "train.beta", "at least one β must be positive")
+            _check(
+                getattr(self, head) >= 0.0,
+                f"train.beta.{head}",
+                f"{getattr(self, head)} must not be negative",
+            )
+        _check(
+            any(getattr(self, h) > 0 for h in HEADS),
+            "train.beta",
+            "at least one β must be positive",
+        )
 
     def as_dict(self) -> dict[str, float]:
         return {head: getattr(self, head) for head in HEADS}
@@ -128,9 +171,11 @@ class TrainConfig:
     """SGD only."""
     weight_decay: float = 0.0
     schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
-    """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or lr."""
+    """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or
+    lr."""
     warmup: float = 0.0
-    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by step."""
+    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by
+    step."""
     epochs: int = 20
     batch_size: int = 96
     """Global batch size: over all workers together."""
@@ -139,28 +184,32 @@ class TrainConfig:
     """Largest gradient norm; 0 leaves gradients alone."""
     label_smoothing: float = 0.0
     modality_dropout: float = 0.0
-    """Probability that a training sample lacks a modality, drawn for each modality; one always stays. Only for models
-    that accept absent modalities."""
+    """Probability that a training sample lacks a modality, drawn for each modality; one always
+    stays. Only for models that accept absent modalities."""
     step_dropout: float = 0.0
     """Share of the sequence positions hidden from a training sample."""
     ema: float = 0.0
-    """Decay per step of a moving average of the weights, which is then what is validated and saved; 0: the weights."""
+    """Decay per step of a moving average of the weights, which is then what is validated and saved;
+    0: the weights."""
     patience: int = 0
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     labels: Literal["own", "multimodal"] = "own"
-    """Labels the heads are trained on: each its own, or the multimodal one for all (the paper's LFMIM-ML)."""
+    """Labels the heads are trained on: each its own, or the multimodal one for all (the paper's
+    LFMIM-ML)."""
     selection: Literal["multimodal", "text", "audio", "vision"] = "multimodal"
-    """Head whose validation score chooses the checkpoint: accuracy, for sentiment the lowest mean absolute error."""
+    """Head whose validation score chooses the checkpoint: accuracy, for sentiment the lowest mean
+    absolute error."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
     compile: Literal["auto", "off", "on"] = "auto"
     """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU."""
     micro_batch: int = 0
-    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's cache; GPU: all."""
+    """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's
+    cache; GPU: all."""
     cache: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where features wait: on the device; in host memory, copied batch by batch; or in memory-mapped files of
-    $LFMIM_CACHE, for stores larger than memory. auto: on the device if that takes at most half of its free memory, else
-    in host memory."""
+    """Where features wait: on the device; in host memory, copied batch by batch; or in
+    memory-mapped files of $LFMIM_CACHE, for stores larger than memory. auto: on the device if that
+    takes at most half of its free memory, else in host memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -170,9 +219,17 @@ class TrainConfig:
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
         for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema"):
-            _check(0 <= getattr(self, field) < 1, f"train.{field}", f"{getattr(self, field)} is not in [0, 1)")
+            _check(
+                0 <= getattr(self, field) < 1,
+                f"train.{field}",
+                f"{getattr(self, field)} is not in [0, 1)",
+            )
         for field in ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch", "warmup"):
-            _check(getattr(self, field) >= 0, f"train.{field}", f"{getattr(self, field)} must not be negative")
+            _check(
+                getattr(self, field) >= 0,
+                f"train.{field}",
+                f"{getattr(self, field)} must not be negative",
+            )
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 
 
@@ -181,7 +238,8 @@ class RunConfig:
     """Where a training run lives and what it may use."""
 
     name: str = ""
-    """Run name; empty: derived from config and data, so that the same command continues the same run."""
+    """Run name; empty: derived from config and data, so that the same command continues the same
+    run."""
     storage: str = "runs"
     """Folder of checkpoints and run state; shared storage on a cluster of several nodes."""
     workers: int = 1
@@ -198,12 +256,30 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(self.workers >= 1, "run.workers", f"{self.workers} must be at least 1")
-        _check(self.gpus_per_worker >= 0, "run.gpus_per_worker", f"{self.gpus_per_worker} must not be negative")
-        _check(self.cpus_per_worker > 0, "run.cpus_per_worker", f"{self.cpus_per_worker} must be positive")
-        _check(self.max_failures >= 0, "run.max_failures", f"{self.max_failures} must not be negative")
-        _check(self.keep_checkpoints >= 1, "run.keep_checkpoints", f"{self.keep_checkpoints} must be at least 1")
+        _check(
+            self.gpus_per_worker >= 0,
+            "run.gpus_per_worker",
+            f"{self.gpus_per_worker} must not be negative",
+        )
+        _check(
+            self.cpus_per_worker > 0,
+            "run.cpus_per_worker",
+            f"{self.cpus_per_worker} must be positive",
+        )
+        _check(
+            self.max_failures >= 0, "run.max_failures", f"{self.max_failures} must not be negative"
+        )
+        _check(
+            self.keep_checkpoints >= 1,
+            "run.keep_checkpoints",
+            f"{self.keep_checkpoints} must be at least 1",
+        )
         _check_stuck(self.stuck_minutes, "run.stuck_minutes")
-        _check("/" not in self.name and ".." not in self.name, "run.name", f"{self.name!r} must be a plain name")
+        _check(
+            "/" not in self.name and ".." not in self.name,
+            "run.name",
+            f"{self.name!r} must be a plain name",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,7 +295,11 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         for field in ("experiment", "model_name"):
             _check(bool(getattr(self, field)), f"tracking.{field}", "must not be empty")
-        _check(not set("/:") & set(self.model_name), "tracking.model_name", "must contain neither '/' nor ':'")
+        _check(
+            not set("/:") & set(self.model_name),
+            "tracking.model_name",
+            "must contain neither '/' nor ':'",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -242,13 +322,15 @@ class EncoderConfig:
     """Which encoders turn media into features. Empty sources come from the preset."""
 
     preset: Literal["tiny", "paper"] = "tiny"
-    """tiny: small seeded random encoders, no download. paper: Chinese BERT-base, wav2vec2-base, RAF-DB ResNet-18."""
+    """tiny: small seeded random encoders, no download. paper: Chinese BERT-base, wav2vec2-base,
+    RAF-DB ResNet-18."""
     text: str = ""
     """Folder or hub id of a BERT."""
     audio: str = ""
     """Folder or hub id of a wav2vec2."""
     vision: str = ""
-    """Folder or hub id of a ResNet, or a .pth file of a torchvision ResNet-18 (the paper's: trained on RAF-DB)."""
+    """Folder or hub id of a ResNet, or a .pth file of a torchvision ResNet-18 (the paper's: trained
+    on RAF-DB)."""
     text_revision: str = ""
     audio_revision: str = ""
     vision_revision: str = ""
@@ -256,14 +338,25 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "encoders")
         if self.preset == "paper":
-            _check(bool(self.vision), "encoders.vision", "the paper preset needs the path of a ResNet-18 trained on "
-                   "RAF-DB (a .pth file or a folder): --encoders.vision PATH")
+            _check(
+                bool(self.vision),
+                "encoders.vision",
+                "the paper preset needs the path of a ResNet-18 trained on "
+                "RAF-DB (a .pth file or a folder): --encoders.vision PATH",
+            )
 
     @property
     def sources(self) -> dict[Modality, str]:
-        """Source per modality with the preset's defaults filled in; "" stands for a tiny encoder."""
-        defaults = {"text": "hfl/chinese-bert-wwm-ext", "audio": "TencentGameMate/chinese-wav2vec2-base"}
-        return {m: getattr(self, m) or (defaults.get(m, "") if self.preset == "paper" else "") for m in Modality}
+        """Source per modality with the preset's defaults filled in; "" stands for a tiny
+        encoder."""
+        defaults = {
+            "text": "hfl/chinese-bert-wwm-ext",
+            "audio": "TencentGameMate/chinese-wav2vec2-base",
+        }
+        return {
+            m: getattr(self, m) or (defaults.get(m, "") if self.preset == "paper" else "")
+            for m in Modality
+        }
 
     @property
     def revisions(self) -> dict[Modality, str | None]:
@@ -275,7 +368,8 @@ class ExtractConfig:
     """Everything `jobs/extract_features.py` needs."""
 
     manifest: str
-    """CSV, JSONL or Parquet file, or WebDataset shards (x.tar, x-{000..009}.tar, a glob); local or any fsspec URL."""
+    """CSV, JSONL or Parquet file, or WebDataset shards (x.tar, x-{000..009}.tar, a glob); local or
+    any fsspec URL."""
     store: str
     """Folder of the feature store to make or to complete."""
     encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
@@ -291,7 +385,8 @@ class ExtractConfig:
     gpus_per_worker: float = 0.0
     """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
     decode_resource: str = ""
-    """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker; empty: any node."""
+    """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker;
+    empty: any node."""
     rows_per_part: int = 256
     """Rows gathered per Parquet part."""
     storage: str = "runs"
@@ -310,19 +405,30 @@ class ExtractConfig:
     max_media_mb: int = 2048
     """Largest file fetched from object storage, MiB."""
     stuck_minutes: float = STUCK_MINUTES
-    """After so many minutes without a row the job says which stage is at which rows, and since when; after six times as
-    many without any movement it gives up."""
+    """After so many minutes without a row the job says which stage is at which rows, and since
+    when; after six times as many without any movement it gives up."""
 
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):
             _check(bool(getattr(self, field)), field, "must not be empty")
-        for field in ("segments", "frames_per_segment", "face_workers", "encoder_workers", "rows_per_part",
-                      "max_frame_side", "max_media_mb"):
+        for field in (
+            "segments",
+            "frames_per_segment",
+            "face_workers",
+            "encoder_workers",
+            "rows_per_part",
+            "max_frame_side",
+            "max_media_mb",
+        ):
             _check(getattr(self, field) >= 1, field, f"{getattr(self, field)} must be at least 1")
         for field in ("decode_timeout_s", "max_duration_s"):
             _check(getattr(self, field) > 0, field, f"{getattr(self, field)} must be positive")
         _check_stuck(self.stuck_minutes, "stuck_minutes")
-        _check(0 <= self.max_error_fraction <= 1, "max_error_fraction", f"{self.max_error_fraction} is not in [0, 1]")
+        _check(
+            0 <= self.max_error_fraction <= 1,
+            "max_error_fraction",
+            f"{self.max_error_fraction} is not in [0, 1]",
+        )
         _check(self.decode_workers >= 0, "decode_workers", "must not be negative")
         _check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
 
@@ -336,7 +442,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dict -> one level with dotted names: {"train": {"lr": 1}} -> {"train.lr": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
@@ -347,8 +457,11 @@ def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
         train = dict(raw.pop("train", {}))
         beta = BetaConfig(**train.pop("beta", {}))
         return ExperimentConfig(
-            model=ModelConfig(**raw.pop("model", {})), train=TrainConfig(beta=beta, **train),
-            run=RunConfig(**raw.pop("run", {})), tracking=TrackingConfig(**raw.pop("tracking", {})), **raw,
+            model=ModelConfig(**raw.pop("model", {})),
+            train=TrainConfig(beta=beta, **train),
+            run=RunConfig(**raw.pop("run", {})),
+            tracking=TrackingConfig(**raw.pop("tracking", {})),
+            **raw,
         )
     except InputError:
         raise
@@ -368,7 +481,16 @@ def config_hash(*parts: Any) -> str:
 
 
 __all__ = [
-    "STUCK_MINUTES", "BetaConfig", "EncoderConfig", "ExperimentConfig", "ExtractConfig", "ModelConfig",
-    "RunConfig", "TrackingConfig", "TrainConfig", "config_hash", "experiment_from_dict",
+    "STUCK_MINUTES",
+    "BetaConfig",
+    "EncoderConfig",
+    "ExperimentConfig",
+    "ExtractConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "config_hash",
+    "experiment_from_dict",
     "to_dict",
 ]

@@ -1,4 +1,5 @@
-"""Metrics that add up: per-head confusion matrices and sums, merged over batches and workers, then read once."""
+"""Metrics that add up: per-head confusion matrices and sums, merged over batches and workers, then
+read once."""
 
 from __future__ import annotations
 
@@ -27,13 +28,21 @@ def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Te
 
 
 def class_f1(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """F1 per class of a confusion matrix (rows: labels), by scikit-learn; 0 for a class that does not occur."""
-    from sklearn.metrics import precision_recall_fscore_support  # only who computes metrics waits for it
+    """F1 per class of a confusion matrix (rows: labels), by scikit-learn; 0 for a class that does
+    not occur."""
+    # only who computes metrics waits for it
+    from sklearn.metrics import precision_recall_fscore_support
 
     label, prediction = np.nonzero(confusion)
-    return np.asarray(precision_recall_fscore_support(
-        label, prediction, labels=range(len(confusion)), sample_weight=confusion[label, prediction], zero_division=0
-    )[2])
+    return np.asarray(
+        precision_recall_fscore_support(
+            label,
+            prediction,
+            labels=range(len(confusion)),
+            sample_weight=confusion[label, prediction],
+            zero_division=0,
+        )[2]
+    )
 
 
 def _accuracy(confusion: npt.NDArray[np.float64]) -> float:
@@ -48,15 +57,17 @@ def _reduce(tensors: Iterable[Tensor]) -> None:
 
 
 def sums_for(labels: Tensor) -> HeadSums | SentimentSums:
-    """Empty sums on the labels' device: float labels are sentiment scores, int64 ones emotion classes."""
+    """Empty sums on the labels' device: float labels are sentiment scores, int64 ones emotion
+    classes."""
     return (SentimentSums if labels.is_floating_point() else HeadSums)(labels.device)
 
 
 class HeadSums:
-    """Sums over samples, on the device: `confusion` [heads, C, C] (label row, prediction column), `loss` [heads].
+    """Sums over samples, on the device: `confusion` [heads, C, C] (label row, prediction column),
+    `loss` [heads].
 
-    float64 on CPU and float32 counts are both exact here (< 2^24 samples), so any split of the data over batches and
-    workers gives the same counts.
+    float64 on CPU and float32 counts are both exact here (< 2^24 samples), so any split of the data
+    over batches and workers gives the same counts.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -64,12 +75,15 @@ class HeadSums:
         self.loss = torch.zeros(len(HEADS), dtype=torch.float64, device=device)
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
-        """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0 where missing."""
+        """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0
+        where missing."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
         answered = [i for i, head in enumerate(HEADS) if head in logits]
         label = torch.stack([labels_BH[:, i] for i in answered])
         prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
-        for i, counts in zip(answered, _count(label, prediction, label != IGNORE_LABEL, C), strict=True):
+        for i, counts in zip(
+            answered, _count(label, prediction, label != IGNORE_LABEL, C), strict=True
+        ):
             self.confusion[i] += counts
 
     def all_reduce(self) -> HeadSums:
@@ -80,12 +94,16 @@ class HeadSums:
     def compute(self) -> dict[str, HeadMetrics]:
         """One transfer to the host; heads without a labelled sample have count 0 and NaN scores."""
         confusion, loss = self.confusion.cpu().numpy(), self.loss.cpu().numpy()
-        return {head: HeadMetrics.from_confusion(confusion[i], float(loss[i])) for i, head in enumerate(HEADS)}
+        return {
+            head: HeadMetrics.from_confusion(confusion[i], float(loss[i]))
+            for i, head in enumerate(HEADS)
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadMetrics:
-    """One head against its own emotion label. 'Overall F1' in the paper is `accuracy` (= micro F1)."""
+    """One head against its own emotion label. 'Overall F1' in the paper is `accuracy` (= micro
+    F1)."""
 
     count: int
     loss: float
@@ -99,18 +117,34 @@ class HeadMetrics:
     """Rows: labels, columns: predictions, in index order."""
 
     @classmethod
-    def from_confusion(cls, confusion: npt.NDArray[np.float64], loss_sum: float = 0.0) -> HeadMetrics:
-        """As scikit-learn's f1_score with zero_division=0; macro over emotions that occur as label or prediction."""
+    def from_confusion(
+        cls, confusion: npt.NDArray[np.float64], loss_sum: float = 0.0
+    ) -> HeadMetrics:
+        """As scikit-learn's f1_score with zero_division=0; macro over emotions that occur as label
+        or prediction."""
         count = confusion.sum()
         if count == 0:
             nan = float("nan")
-            return cls(0, nan, nan, nan, nan, nan, dict.fromkeys(EMOTIONS, nan), confusion.astype(int).tolist())
+            return cls(
+                0,
+                nan,
+                nan,
+                nan,
+                nan,
+                nan,
+                dict.fromkeys(EMOTIONS, nan),
+                confusion.astype(int).tolist(),
+            )
         support, f1 = confusion.sum(axis=1), class_f1(confusion)
         occurs = (support + confusion.sum(axis=0)) > 0
         return cls(
-            count=int(count), loss=float(loss_sum / count), accuracy=_accuracy(confusion),
-            majority=float(support.max() / count), weighted_f1=float(np.average(f1, weights=support)),
-            macro_f1=float(f1[occurs].mean()), f1=dict(zip(EMOTIONS, f1.tolist(), strict=True)),
+            count=int(count),
+            loss=float(loss_sum / count),
+            accuracy=_accuracy(confusion),
+            majority=float(support.max() / count),
+            weighted_f1=float(np.average(f1, weights=support)),
+            macro_f1=float(f1[occurs].mean()),
+            f1=dict(zip(EMOTIONS, f1.tolist(), strict=True)),
             confusion=confusion.astype(int).tolist(),
         )
 
@@ -121,19 +155,25 @@ class HeadMetrics:
 
     def scalars(self) -> dict[str, float]:
         """Flat figures for a tracker."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "weighted_f1": self.weighted_f1,
-                "macro_f1": self.macro_f1, **{f"f1_{e}": v for e, v in self.f1.items()}}
+        return {
+            "loss": self.loss,
+            "accuracy": self.accuracy,
+            "weighted_f1": self.weighted_f1,
+            "macro_f1": self.macro_f1,
+            **{f"f1_{e}": v for e, v in self.f1.items()},
+        }
 
 
 EDGES: dict[int, tuple[float, ...]] = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
-"""Inner bin edges of CH-SIMS' Acc-2, Acc-3 and Acc-5; bins are open on the left and closed on the right."""
+"""Inner bin edges of CH-SIMS' Acc-2, Acc-3 and Acc-5; bins are open on the left and closed on the
+right."""
 
 
 class SentimentSums:
     """Sums over samples, on the device, of scores clipped to [-1, 1]; the interface of HeadSums.
 
-    `confusion[k]` [heads, k, k] for k in EDGES, `nonzero` [heads, 2, 2] over labels other than 0, `moments` [heads, 6]:
-    Σ|y - p|, Σy, Σp, Σy², Σp², Σyp. All float64.
+    `confusion[k]` [heads, k, k] for k in EDGES, `nonzero` [heads, 2, 2] over labels other than 0,
+    `moments` [heads, 6]: Σ|y - p|, Σy, Σp, Σy², Σp², Σyp. All float64.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -144,7 +184,8 @@ class SentimentSums:
         self.loss = torch.zeros(heads, **kind)  # type: ignore[call-overload]
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
-        """Scores [B, 1] per head; `labels_BH` float32, IGNORE_LABEL where missing; `losses_BH` as HeadSums.update."""
+        """Scores [B, 1] per head; `labels_BH` float32, IGNORE_LABEL where missing; `losses_BH` as
+        HeadSums.update."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
         for i, head in enumerate(HEADS):
             if head not in logits:
@@ -155,9 +196,16 @@ class SentimentSums:
             p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
             for k, edges in EDGES.items():
                 bounds = torch.tensor(edges, device=y.device)
-                (cells,) = _count(torch.bucketize(y, bounds)[None], torch.bucketize(p, bounds)[None], known[None], k)
+                (cells,) = _count(
+                    torch.bucketize(y, bounds)[None],
+                    torch.bucketize(p, bounds)[None],
+                    known[None],
+                    k,
+                )
                 self.confusion[k][i] += cells
-            (cells,) = _count((y > 0).long()[None], (p > 0).long()[None], (known & (y != 0))[None], 2)
+            (cells,) = _count(
+                (y > 0).long()[None], (p > 0).long()[None], (known & (y != 0))[None], 2
+            )
             self.nonzero[i] += cells
             y, p = y.double(), p.double()
             self.moments[i] += torch.stack([(y - p).abs(), y, p, y * y, p * p, y * p]).sum(dim=1)
@@ -174,16 +222,19 @@ class SentimentSums:
         return {
             head: SentimentMetrics.from_sums(
                 {k: x[i] for k, x in confusion.items()}, nonzero[i], moments[i], float(loss[i])
-            ) for i, head in enumerate(HEADS)
+            )
+            for i, head in enumerate(HEADS)
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class SentimentMetrics:
-    """One head against its own sentiment score, in the field's CH-SIMS conventions (all on scores clipped to [-1, 1]).
+    """One head against its own sentiment score, in the field's CH-SIMS conventions (all on scores
+    clipped to [-1, 1]).
 
-    Acc-2 and F1 come in two conventions: zero counts as negative ([-1, 0], (0, 1]; the CH-SIMS one, in the paper's
-    Table 3), or utterances labelled 0 are left out (`_nonzero`). F1 is weighted F1 over the two classes.
+    Acc-2 and F1 come in two conventions: zero counts as negative ([-1, 0], (0, 1]; the CH-SIMS one,
+    in the paper's Table 3), or utterances labelled 0 are left out (`_nonzero`). F1 is weighted F1
+    over the two classes.
     """
 
     count: int
@@ -203,8 +254,11 @@ class SentimentMetrics:
 
     @classmethod
     def from_sums(
-        cls, confusion: Mapping[int, npt.NDArray[np.float64]], nonzero: npt.NDArray[np.float64],
-        moments: npt.NDArray[np.float64], loss_sum: float,
+        cls,
+        confusion: Mapping[int, npt.NDArray[np.float64]],
+        nonzero: npt.NDArray[np.float64],
+        moments: npt.NDArray[np.float64],
+        loss_sum: float,
     ) -> SentimentMetrics:
         """From one head's share of SentimentSums."""
         n, nan = confusion[5].sum(), float("nan")
@@ -214,11 +268,14 @@ class SentimentMetrics:
         error, y, p, yy, pp, yp = moments
         spread = max(n * yy - y * y, 0.0) * max(n * pp - p * p, 0.0)
         return cls(
-            count=int(n), loss=loss_sum / n, **{f"accuracy_{k}": _accuracy(x) for k, x in confusion.items()},
+            count=int(n),
+            loss=loss_sum / n,
+            **{f"accuracy_{k}": _accuracy(x) for k, x in confusion.items()},
             weighted_f1=_weighted_f1(confusion[2]),
             accuracy_2_nonzero=_accuracy(nonzero) if nonzero.any() else nan,
             weighted_f1_nonzero=_weighted_f1(nonzero) if nonzero.any() else nan,
-            mae=float(error / n), pearson=float((n * yp - y * p) / spread**0.5) if spread > 1e-12 else nan,
+            mae=float(error / n),
+            pearson=float((n * yp - y * p) / spread**0.5) if spread > 1e-12 else nan,
             confusion=counts,
         )
 
@@ -229,7 +286,11 @@ class SentimentMetrics:
 
     def scalars(self) -> dict[str, float]:
         """Flat figures for a tracker."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("count", "confusion")}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("count", "confusion")
+        }
 
 
 def _weighted_f1(confusion: npt.NDArray[np.float64]) -> float:

@@ -1,7 +1,8 @@
-"""The packaged predictor: a trained model behind plain arrays, and behind MLflow's pyfunc interface.
+"""The packaged predictor: a trained model behind plain arrays, and behind MLflow's pyfunc
+interface.
 
-This file is also the registered model's entry point (models-from-code), so it imports only what the registered
-model's requirements list.
+This file is also the registered model's entry point (models-from-code), so it imports only what the
+registered model's requirements list.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from lfmim.training.checkpoint import CheckpointMeta, load_model
 
 
 class Predictor:
-    """Probabilities, or sentiment scores, per head from feature sequences; fp32, where the model is."""
+    """Probabilities, or sentiment scores, per head from feature sequences; fp32, where the model
+    is."""
 
     def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
         self.model, self.meta = model.eval(), meta
@@ -46,8 +48,12 @@ class Predictor:
     def check_spec(self, spec: FeatureSpec, *, have: str) -> None:
         """Raise InputError if features of `spec` are not what the model was trained on."""
         if any(e.name == UNKNOWN_ENCODER for e in self.meta.spec.encoders.values()):
-            raise InputError(f"{have}: the model was imported without saying which features it was trained on, so they "
-                             "cannot be compared; import it again with --features STORE, a store of such features")
+            raise InputError(
+                f"{have}: the model was imported without saying which features it was trained on, "
+                "so they "
+                "cannot be compared; import it again with --features STORE, a store of such "
+                "features"
+            )
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
 
     def problem(self, row: Mapping[Modality, np.ndarray | None]) -> str:
@@ -56,7 +62,8 @@ class Predictor:
             x, dim = row.get(m), self.meta.spec.dims.get(m)
             if x is None:
                 if not self.model.accepts_absent:
-                    return f"{column}: absent, and the model '{self.meta.config.model.name}' needs every modality"
+                    name = self.meta.config.model.name
+                    return f"{column}: absent, and the model '{name}' needs every modality"
             elif dim is None:
                 return f"{column}: the model was trained without {m}; leave it out"
             elif x.ndim != 2 or x.shape[1] != dim or not len(x):
@@ -69,11 +76,12 @@ class Predictor:
     def predict(
         self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
     ) -> dict[str, np.ndarray]:
-        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head, EMOTIONS order; for a
-        sentiment model [N, 1] scores in [-1, 1].
+        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head,
+        EMOTIONS order; for a sentiment model [N, 1] scores in [-1, 1].
 
-        Rows of a head without input (its modality absent; for the multimodal head: all absent) are NaN, and so is a
-        head the model does not have. Raises InputError for a row the model cannot take.
+        Rows of a head without input (its modality absent; for the multimodal head: all absent) are
+        NaN, and so is a head the model does not have. Raises InputError for a row the model cannot
+        take.
         """
         spec, config = self.meta.spec, self.meta.config.model
         count = max((len(x) for x in sequences.values()), default=0)
@@ -83,14 +91,20 @@ class Predictor:
             if problem:
                 raise InputError(f"row {i + 1}, {problem}")
         device = next(self.model.parameters()).device
-        out: dict[str, list[np.ndarray]] = {h: [np.empty((0, config.outputs), np.float32)] for h in HEADS}
+        out: dict[str, list[np.ndarray]] = {
+            h: [np.empty((0, config.outputs), np.float32)] for h in HEADS
+        }
         for start in range(0, count, batch_size):
             features, masks = {}, {}
             for m, dim in spec.dims.items():
                 part = rows[m][start : start + batch_size]
-                padded, length = pad_sequences(part, m, dim, config.max_lengths[m], cut=config.cuts(m))
+                padded, length = pad_sequences(
+                    part, m, dim, config.max_lengths[m], cut=config.cuts(m)
+                )
                 features[m.value] = padded.to(device)
-                masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(device)
+                masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(
+                    device
+                )
             logits = self.model(features, masks).logits
             present = {m: mask.any(dim=1) for m, mask in masks.items()}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
@@ -104,15 +118,19 @@ class Predictor:
 
 
 def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS order, or None); of
-    sentiment scores [N, 1] `sentiment_<head>` (float or None)."""
+    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS
+    order, or None); of sentiment scores [N, 1] `sentiment_<head>` (float or None)."""
     columns: dict[str, list[Any]] = {}
     for head, p in predictions.items():
         known = ~np.isnan(p).any(axis=1)
         if p.shape[1] == 1:
-            columns[SENTIMENT_COLUMNS[head]] = [float(v) if k else None for (v,), k in zip(p, known, strict=True)]
+            columns[SENTIMENT_COLUMNS[head]] = [
+                float(v) if k else None for (v,), k in zip(p, known, strict=True)
+            ]
             continue
-        columns[f"label_{head}"] = [EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)]
+        columns[f"label_{head}"] = [
+            EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)
+        ]
         columns[f"probabilities_{head}"] = [
             [float(v) for v in r] if k else None for r, k in zip(p, known, strict=True)
         ]
@@ -120,22 +138,28 @@ def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 
 class EmotionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """Columns `text_features`, `audio_features`, `vision_features` (nested lists [T, D]; a column may be left out, a
-    cell may be None) -> the columns of `to_frame`. `params={"feature_spec": json}` has the features' origin checked."""
+    """Columns `text_features`, `audio_features`, `vision_features` (nested lists [T, D]; a column
+    may be left out, a cell may be None) -> the columns of `to_frame`. `params={"feature_spec":
+    json}` has the features' origin checked."""
 
     def load_context(self, context: Any) -> None:
         self.predictor = Predictor.from_checkpoint(Path(context.artifacts["checkpoint"]))
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
         given = (params or {}).get("feature_spec", "")
         if given:
             self.predictor.check_spec(FeatureSpec.from_json(given), have="this input")
         sequences = {
             m: [_to_array(v) for v in model_input[FEATURE_COLUMNS[m]]]
-            for m in MODALITIES if FEATURE_COLUMNS[m] in model_input
+            for m in MODALITIES
+            if FEATURE_COLUMNS[m] in model_input
         }
         if not sequences:
-            raise InputError(f"give at least one of the columns {', '.join(FEATURE_COLUMNS.values())}")
+            raise InputError(
+                f"give at least one of the columns {', '.join(FEATURE_COLUMNS.values())}"
+            )
         return to_frame(self.predictor.predict(sequences))
 
 

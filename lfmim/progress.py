@@ -1,4 +1,5 @@
-"""Progress that can be watched: a bar on a terminal, a line now and then in a log, figures for a tracker."""
+"""Progress that can be watched: a bar on a terminal, a line now and then in a log, figures for a
+tracker."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SECONDS_BETWEEN_LOOKS = 2.0
 
 
 class Work(NamedTuple):
-    """What a worker is at: its stage, rows or step, since when (seconds of `time.time`), and which process it is."""
+    """What a worker is at: its stage, rows or step, since when (seconds of `time.time`), and which
+    process it is."""
 
     stage: str
     what: str
@@ -77,18 +79,31 @@ def share(cpus: float, gpus: float) -> str:
 
 @contextlib.contextmanager
 def watch(
-    what: str, total: int, unit: str, *, log: Log = no_log, seconds: float = SECONDS_BETWEEN_LINES,
+    what: str,
+    total: int,
+    unit: str,
+    *,
+    log: Log = no_log,
+    seconds: float = SECONDS_BETWEEN_LINES,
     moves: Callable[[], None] = lambda: None,
 ) -> Iterator[Callable[..., None]]:
     """Yields `show(done, note="", **figures)`, to be called as often as one likes.
 
-    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line at the first result, then every
-    `seconds` at most. `log` gets throughput, ETA and `figures` as often, with step = done. The rate leaves out what was
-    done before the first call. `moves` is called whenever `done` has grown.
+    A terminal shows a bar; anything else (a submitted job's log, a file) gets a line at the first
+    result, then every `seconds` at most. `log` gets throughput, ETA and `figures` as often, with
+    step = done. The rate leaves out what was done before the first call. `moves` is called whenever
+    `done` has grown.
     """
     console = Console(stderr=True)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[text]}"), console=console, disable=not console.is_terminal)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
     started = time.monotonic()
     last, first, latest, most = started - seconds, -1, -1, 0
     with bar:
@@ -103,31 +118,52 @@ def watch(
                 moves()
             rate = (done - first) / max(now - started, 1e-9)
             eta = (total - done) / rate if rate else None
-            text = ", ".join(filter(None, (
-                f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
-                "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
-                f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "", note)))
+            text = ", ".join(
+                filter(
+                    None,
+                    (
+                        f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
+                        "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
+                        f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "",
+                        note,
+                    ),
+                )
+            )
             bar.update(task, completed=done, text=text)
             if done > first and (now - last >= seconds or done == total > latest):
                 last, latest = now, done
                 if not console.is_terminal:
-                    print(f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}", file=sys.stderr,
-                          flush=True)
-                log({f"{unit}_per_second": rate, **({} if eta is None else {"eta_seconds": eta}), **figures}, done)
+                    print(
+                        f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                log(
+                    {
+                        f"{unit}_per_second": rate,
+                        **({} if eta is None else {"eta_seconds": eta}),
+                        **figures,
+                    },
+                    done,
+                )
 
         yield show
 
 
 @contextlib.contextmanager
 def say_when_stuck(
-    what: str, unit: str, minutes: float, *, at_work: Callable[[], Sequence[Work]] = here,
+    what: str,
+    unit: str,
+    minutes: float,
+    *,
+    at_work: Callable[[], Sequence[Work]] = here,
     lost: Callable[[], Sequence[Work]] = nobody,
 ) -> Iterator[Callable[[], None]]:
-    """Yields `moved()`, to be called for every `unit`. If that does not happen for `minutes`, stderr says so, with what
-    the workers are at and since when; again after as long.
+    """Yields `moved()`, to be called for every `unit`. If that does not happen for `minutes`,
+    stderr says so, with what the workers are at and since when; again after as long.
 
-    Where the unit is "step", a worker that begins something new is one. `lost` tells of workers that died; each is
-    said at once.
+    Where the unit is "step", a worker that begins something new is one. `lost` tells of workers
+    that died; each is said at once.
     """
     end = threading.Event()
     moved_at = told_at = time.time()
@@ -145,9 +181,17 @@ def say_when_stuck(
             except Exception:  # Ray's head is away for a moment: that must not end the telling
                 continue
             if dead:
-                who = ("a worker died and was started again; it was at" if len(dead) == 1 else
-                       f"{len(dead)} workers were started again after one of them died; they were at")
-                _say("\n".join([f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]))
+                who = (
+                    "a worker died and was started again; it was at"
+                    if len(dead) == 1
+                    else f"{len(dead)} workers were started again after one of them died; they "
+                    "were at"
+                )
+                _say(
+                    "\n".join(
+                        [f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]
+                    )
+                )
             if unit == "step" and works != before:
                 before = works
                 moved()
@@ -174,12 +218,17 @@ def _stuck(what: str, unit: str, since: float, works: Sequence[Work]) -> str:
         more = len(works) - WORKERS_SHOWN
         lines += [f"  and {more} more workers"] if more > 0 else []
     else:
-        lines += ["  no worker is at anything: Ray may be waiting for nodes, CPUs or GPUs (`ray status` says which)"]
+        lines += [
+            "  no worker is at anything: Ray may be waiting for nodes, CPUs or GPUs (`ray status` "
+            "says which)"
+        ]
     return "\n".join([*lines, "  still waiting; Ctrl-C ends the job, what is finished is kept"])
 
 
 def _line(work: Work) -> str:
-    return f"{work.stage}: {work.what}, since {_clock(work.since)}" + (f" ({work.where})" if work.where else "")
+    return f"{work.stage}: {work.what}, since {_clock(work.since)}" + (
+        f" ({work.where})" if work.where else ""
+    )
 
 
 def _clock(seconds: float) -> str:
@@ -195,7 +244,8 @@ def _say(text: str) -> None:
 
 
 def gpu_percent() -> float | None:
-    """Utilisation of this process's GPU in percent; None where there is none or NVML cannot be read."""
+    """Utilisation of this process's GPU in percent; None where there is none or NVML cannot be
+    read."""
     import torch  # heavy: only workers that have it loaded anyway call this
 
     if not torch.cuda.is_available():

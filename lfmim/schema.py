@@ -1,7 +1,7 @@
 """The contract between the rooms: modalities, heads, emotions, column names, FeatureSpec.
 
-Everything that reads or writes a manifest, a feature store, a checkpoint or a registered model takes its names
-from here, so no label list or column name exists twice.
+Everything that reads or writes a manifest, a feature store, a checkpoint or a registered model
+takes its names from here, so no label list or column name exists twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class InputError(ValueError):
 
 
 class WorkerError(RuntimeError):
-    """A worker of the job failed, or none of them gets on. The message carries what the worker said.
+    """A worker of the job failed, or none of them gets on. The message carries what the worker
+    said.
 
     The jobs print it without the driver's traceback and exit with code 1.
     """
@@ -42,10 +43,26 @@ MULTIMODAL = "multimodal"
 HEADS: tuple[str, ...] = (*(m.value for m in MODALITIES), MULTIMODAL)
 """Prediction heads: one per modality, each with its own label, and the multimodal one."""
 
-EMOTIONS: tuple[str, ...] = ("anger", "disgust", "fear", "happiness", "neutrality", "sadness", "surprise")
+EMOTIONS: tuple[str, ...] = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "neutrality",
+    "sadness",
+    "surprise",
+)
 """Class index order: that of the published data."""
 
-REPORT_ORDER: tuple[str, ...] = ("happiness", "sadness", "fear", "anger", "surprise", "disgust", "neutrality")
+REPORT_ORDER: tuple[str, ...] = (
+    "happiness",
+    "sadness",
+    "fear",
+    "anger",
+    "surprise",
+    "disgust",
+    "neutrality",
+)
 """Column order of the paper's tables."""
 
 EMOTIONS_ZH: dict[str, str] = {
@@ -60,23 +77,44 @@ EMOTIONS_ZH: dict[str, str] = {
 """The published data's label words -> emotion names."""
 
 _NEAR_EMOTIONS: dict[str, str] = {
-    "joy": "happiness", "开心": "happiness", "快乐": "happiness", "喜悦": "happiness", "难过": "sadness",
-    "伤心": "sadness", "悲哀": "sadness", "生气": "anger", "害怕": "fear", "惊讶": "surprise", "讨厌": "disgust",
-    "calm": "neutrality", "中性": "neutrality", "中立": "neutrality", **EMOTIONS_ZH, **{e: e for e in EMOTIONS},
+    "joy": "happiness",
+    "开心": "happiness",
+    "快乐": "happiness",
+    "喜悦": "happiness",
+    "难过": "sadness",
+    "伤心": "sadness",
+    "悲哀": "sadness",
+    "生气": "anger",
+    "害怕": "fear",
+    "惊讶": "surprise",
+    "讨厌": "disgust",
+    "calm": "neutrality",
+    "中性": "neutrality",
+    "中立": "neutrality",
+    **EMOTIONS_ZH,
+    **{e: e for e in EMOTIONS},
 }
 """Words to suggest an emotion for; they are no labels: whoever labelled decides what was meant."""
 
-SENTIMENTS: tuple[str, ...] = ("negative", "weakly negative", "neutral", "weakly positive", "positive")
+SENTIMENTS: tuple[str, ...] = (
+    "negative",
+    "weakly negative",
+    "neutral",
+    "weakly positive",
+    "positive",
+)
 """CH-SIMS' five classes of a sentiment score in [-1, 1]."""
 
 SPLITS: tuple[str, ...] = ("train", "valid", "test")
 IGNORE_LABEL = -100
-"""Class index (or sentiment score) of a missing label; `torch.nn.functional.cross_entropy` skips it by default."""
+"""Class index (or sentiment score) of a missing label; `torch.nn.functional.cross_entropy` skips it
+by default."""
 
 ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
 LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
 SENTIMENT_COLUMNS: dict[str, str] = {head: f"sentiment_{head}" for head in HEADS}
-"""float64 scores in [-1, 1], null where missing: the labels of the sentiment task. A store need not have them."""
+"""float64 scores in [-1, 1], null where missing: the labels of the sentiment task. A store need not
+have them."""
 FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
 FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
 MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "audio_streams"
@@ -84,7 +122,8 @@ MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "a
 SPEC_FILE = "feature_spec.json"
 ERRORS_FOLDER = "errors"
 UNKNOWN_ENCODER = "unknown"
-"""Encoder name in the FeatureSpec of an imported model of which only the feature widths are known."""
+"""Encoder name in the FeatureSpec of an imported model of which only the feature widths are
+known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,8 +144,9 @@ class EncoderSpec:
 class FeatureSpec:
     """What the numbers in a feature store mean.
 
-    `encoders` is keyed by modality name. `sampling` holds every setting that changes features (segments, frames,
-    seed, crop size, sample rate, ...). `library_versions` is for tracing and does not take part in comparison.
+    `encoders` is keyed by modality name. `sampling` holds every setting that changes features
+    (segments, frames, seed, crop size, sample rate, ...). `library_versions` is for tracing and
+    does not take part in comparison.
     """
 
     encoders: dict[str, EncoderSpec]
@@ -116,7 +156,10 @@ class FeatureSpec:
     def __post_init__(self) -> None:
         unknown = set(self.encoders) - {m.value for m in MODALITIES}
         if unknown:
-            raise InputError(f"FeatureSpec: unknown modality {sorted(unknown)}; known: {[m.value for m in MODALITIES]}")
+            raise InputError(
+                f"FeatureSpec: unknown modality {sorted(unknown)}; known: "
+                f"{[m.value for m in MODALITIES]}"
+            )
 
     @property
     def dims(self) -> dict[Modality, int]:
@@ -124,29 +167,38 @@ class FeatureSpec:
         return {m: self.encoders[m].dim for m in MODALITIES if m in self.encoders}
 
     def differences(self, other: FeatureSpec) -> list[str]:
-        """Human-readable list of what makes features of `other` unusable where `self` is expected; [] if nothing."""
+        """Human-readable list of what makes features of `other` unusable where `self` is expected;
+        [] if nothing."""
         found = []
         for m in MODALITIES:
             mine, theirs = self.encoders.get(m), other.encoders.get(m)
             if mine is None or theirs is None:
                 if mine is not theirs:
-                    found.append(f"{m}: {'no encoder' if mine is None else mine.name} vs "
-                                 f"{'no encoder' if theirs is None else theirs.name}")
+                    found.append(
+                        f"{m}: {'no encoder' if mine is None else mine.name} vs "
+                        f"{'no encoder' if theirs is None else theirs.name}"
+                    )
                 continue
             for field in ("weights_sha256", "dim", "max_length"):
                 a, b = getattr(mine, field), getattr(theirs, field)
                 if a != b:
-                    found.append(f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})")
+                    found.append(
+                        f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})"
+                    )
         for key in sorted(set(self.sampling) | set(other.sampling)):
             if self.sampling.get(key) != other.sampling.get(key):
-                found.append(f"sampling.{key}: {self.sampling.get(key)} vs {other.sampling.get(key)}")
+                found.append(
+                    f"sampling.{key}: {self.sampling.get(key)} vs {other.sampling.get(key)}"
+                )
         return found
 
     @property
     def fingerprint(self) -> str:
         """Hex digest over everything `differences` compares."""
         parts = {
-            "encoders": {m: [e.weights_sha256, e.dim, e.max_length] for m, e in self.encoders.items()},
+            "encoders": {
+                m: [e.weights_sha256, e.dim, e.max_length] for m, e in self.encoders.items()
+            },
             "sampling": self.sampling,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -161,16 +213,26 @@ class FeatureSpec:
             raw = json.loads(text)
             encoders = {name: EncoderSpec(**fields) for name, fields in raw.pop("encoders").items()}
             return cls(encoders=encoders, **raw)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{source}: not a valid feature spec ({error!r}); extract the features again") from error
+        except (
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
+            raise InputError(
+                f"{source}: not a valid feature spec ({error!r}); extract the features again"
+            ) from error
 
     @classmethod
     def load(cls, folder: Path) -> FeatureSpec:
         """Read `feature_spec.json` of the feature store in `folder`."""
         path = folder / SPEC_FILE
         if not path.is_file():
-            raise InputError(f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
-                             "make one with jobs/extract_features.py")
+            raise InputError(
+                f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
+                "make one with jobs/extract_features.py"
+            )
         return cls.from_json(path.read_bytes(), source=str(path))
 
 
@@ -184,7 +246,8 @@ def parse_emotion(value: object, *, where: str) -> str | None:
 
     Raises InputError naming `where` for anything else.
     """
-    text = "" if value is None or value != value else str(value).strip()  # None, NaN or blank: no label
+    # None, NaN or blank: no label
+    text = "" if value is None or value != value else str(value).strip()
     if not text:
         return None
     name = EMOTIONS_ZH.get(text, text.lower())
@@ -197,7 +260,8 @@ def parse_emotion(value: object, *, where: str) -> str | None:
 
 
 def parse_sentiment(value: object, *, where: str) -> float | None:
-    """Sentiment score in [-1, 1]; missing -> None. Raises InputError naming `where` for anything else."""
+    """Sentiment score in [-1, 1]; missing -> None. Raises InputError naming `where` for anything
+    else."""
     text = "" if value is None or value != value else str(value).strip()
     if not text:
         return None

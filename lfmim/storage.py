@@ -30,8 +30,10 @@ class WriteError(InputError):
     """`path` could not be written because of `reason`. What was there before is as it was."""
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: cannot be written to: {reason}. What was written before is "
-                         "kept; make room or fix the folder, then run the same command again")
+        super().__init__(
+            f"{path}: cannot be written to: {reason}. What was written before is "
+            "kept; make room or fix the folder, then run the same command again"
+        )
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[type[WriteError], tuple[str, str]]:
@@ -66,8 +68,10 @@ def output_folder(text: str, option: str, *, files: Sequence[str] = ()) -> Path:
     """
     path = _output(text, option)
     if _taken(path) and not path.is_dir():
-        raise InputError(f"{option} {text}: is a file where a folder is to be written; name "
-                         "another, or remove it")
+        raise InputError(
+            f"{option} {text}: is a file where a folder is to be written; name "
+            "another, or remove it"
+        )
     for name in files:
         output_file(str(path / name), option)
     return path
@@ -78,8 +82,9 @@ def output_file(text: str, option: str) -> Path:
     path = _output(text, option)
     if _taken(path) and not path.is_file():
         what = "a folder" if path.is_dir() else "no plain file"
-        raise InputError(f"{option} {text}: is {what} where a file is to be written; name "
-                         "another, or remove it")
+        raise InputError(
+            f"{option} {text}: is {what} where a file is to be written; name another, or remove it"
+        )
     return path
 
 
@@ -95,8 +100,12 @@ def local_path(text: str, option: str) -> Path:
 def _output(text: str, option: str) -> Path:
     if not text:
         raise InputError(f"{option}: must not be empty")
-    _check_local(text, option, "object storage is not written to yet; give a path on a disk (on a "
-                               "cluster, one that every node sees)")
+    _check_local(
+        text,
+        option,
+        "object storage is not written to yet; give a path on a disk (on a "
+        "cluster, one that every node sees)",
+    )
     path = Path(text)
     try:
         _taken(_temporary(path))  # the longer name
@@ -107,22 +116,24 @@ def _output(text: str, option: str) -> Path:
             _check_name(folder)
             folder = folder.parent
         if not folder.is_dir():
-            raise InputError(f"{option} {text}: {folder} is no folder; name another place, or "
-                             "remove it")
+            raise InputError(
+                f"{option} {text}: {folder} is no folder; name another place, or remove it"
+            )
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        raise InputError(f"{option} {text}: cannot be written to: {_reason(error)}; make room or "
-                         "name another place") from error
+        raise InputError(
+            f"{option} {text}: cannot be written to: {_reason(error)}; make room or "
+            "name another place"
+        ) from error
     return path
 
 
 def _check_local(text: str, option: str, problem: str) -> None:
     if text.lower().startswith("file:/"):
-        raise InputError(f"{option} {text}: is a URL; give the path alone: "
-                         f"/{text[5:].lstrip('/')}")
+        raise InputError(f"{option} {text}: is a URL; give the path alone: /{text[5:].lstrip('/')}")
     if URL.match(text):
         raise InputError(f"{option} {text}: is a URL, and {problem}")
 
@@ -138,8 +149,10 @@ def _taken(path: Path) -> bool:
 
 def _check_name(folder: Path) -> None:
     if URL.match(folder.name):
-        raise InputError(f"{folder}: '{folder.name}' is a URL's scheme, and no folder of that name "
-                         "is made; give a path on a disk")
+        raise InputError(
+            f"{folder}: '{folder.name}' is a URL's scheme, and no folder of that name "
+            "is made; give a path on a disk"
+        )
 
 
 # Writing.

@@ -15,13 +15,27 @@ import numpy as np
 
 
 def write_clip(
-    path: Path, *, frames: int = 20, fps: int = 10, size: tuple[int, int] = (64, 48), times_ms: list[int] | None = None,
-    video: str = "libx264", audio: str = "aac", seconds: float = 2.0, rate: int = 24_000, layout: str = "mono",
-    streams: int = 1, rotation: int = 0, gains: Sequence[float] = (), sweep: float = 0.0, last_ms: int = 0,
+    path: Path,
+    *,
+    frames: int = 20,
+    fps: int = 10,
+    size: tuple[int, int] = (64, 48),
+    times_ms: list[int] | None = None,
+    video: str = "libx264",
+    audio: str = "aac",
+    seconds: float = 2.0,
+    rate: int = 24_000,
+    layout: str = "mono",
+    streams: int = 1,
+    rotation: int = 0,
+    gains: Sequence[float] = (),
+    sweep: float = 0.0,
+    last_ms: int = 0,
     muxer: dict[str, str] | None = None,
 ) -> Path:
-    """`frames=0`: audio alone; `seconds=0`: silent. `streams`: of each kind; stream k sounds at 220 (k + 1) Hz, rising
-    by `sweep` Hz a second; `gains` of its channels. `last_ms`: how long the last frame is shown."""
+    """`frames=0`: audio alone; `seconds=0`: silent. `streams`: of each kind; stream k sounds at 220
+    (k + 1) Hz, rising by `sweep` Hz a second; `gains` of its channels. `last_ms`: how long the last
+    frame is shown."""
     with av.open(str(path), "w", options=muxer or {}) as out:
         videos, audios = [], []
         for _ in range(streams if frames else 0):
@@ -48,12 +62,17 @@ def write_clip(
             out.mux(packets)
         for k, stream in enumerate(audios):
             t = np.arange(int(seconds * rate)) / rate
-            wave = (0.3 * np.sin(2 * np.pi * (220 * (k + 1) * t + sweep * t**2 / 2))).astype(np.float32)
+            wave = (0.3 * np.sin(2 * np.pi * (220 * (k + 1) * t + sweep * t**2 / 2))).astype(
+                np.float32
+            )
             for start in range(0, len(wave), 1024):
-                channels = np.tile(wave[start : start + 1024], (stream.codec_context.layout.nb_channels, 1))
+                channels = np.tile(
+                    wave[start : start + 1024], (stream.codec_context.layout.nb_channels, 1)
+                )
                 if gains:
                     channels *= np.array(gains, np.float32)[:, None]
-                packed = np.ascontiguousarray(channels.T).reshape(1, -1)  # PyAV takes no eight planes
+                # PyAV takes no eight planes
+                packed = np.ascontiguousarray(channels.T).reshape(1, -1)
                 sound = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
                 sound.sample_rate, sound.pts = rate, start
                 out.mux(stream.encode(sound))
@@ -82,13 +101,16 @@ def set_matrix(path: Path, matrix: Sequence[float]) -> Path:
 
 
 def show_only(path: Path, start_s: float, seconds: float) -> Path:
-    """Let the edit lists of an MP4 show this part alone; every packet stays, as editors that trim do it."""
+    """Let the edit lists of an MP4 show this part alone; every packet stays, as editors that trim
+    do it."""
     data = bytearray(path.read_bytes())
     at = 0
     (scale,) = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)
     while (at := data.find(b"elst", at + 1)) >= 0:
         (media_scale,) = struct.unpack_from(">I", data, data.index(b"mdhd", at) + 16)
         (first,) = struct.unpack_from(">i", data, at + 16)
-        struct.pack_into(">Ii", data, at + 12, round(seconds * scale), first + round(start_s * media_scale))
+        struct.pack_into(
+            ">Ii", data, at + 12, round(seconds * scale), first + round(start_s * media_scale)
+        )
     path.write_bytes(data)
     return path

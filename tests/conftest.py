@@ -1,4 +1,5 @@
-"""Shared fixtures. One Ray cluster per session; real media from a `shared` folder beside the checkout."""
+"""Shared fixtures. One Ray cluster per session; real media from a `shared` folder beside the
+checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Before ray is imported anywhere: a token of this session's own, whatever lies in ~/.ray or the shell has set.
+# Before ray is imported anywhere: a token of this session's own, whatever lies in ~/.ray or the
+# shell has set.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,15 +20,27 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, EncoderSpec, FeatureSpec, Modality
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    LABEL_COLUMNS,
+    EncoderSpec,
+    FeatureSpec,
+    Modality,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 MEDIA = ROOT.parent / "shared" / "media"
 DIMS = {Modality.TEXT: 12, Modality.AUDIO: 10, Modality.VISION: 8}
-SPEC = FeatureSpec(encoders={
-    m.value: EncoderSpec(name=f"toy-{m}", revision="", weights_sha256=m.value * 4, dim=d, max_length=0)
-    for m, d in DIMS.items()
-})
+SPEC = FeatureSpec(
+    encoders={
+        m.value: EncoderSpec(
+            name=f"toy-{m}", revision="", weights_sha256=m.value * 4, dim=d, max_length=0
+        )
+        for m, d in DIMS.items()
+    }
+)
 torch.set_num_threads(1)
 # A busy machine must not fail a property: no time limits.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,7 +65,8 @@ def media() -> Path:
 def ray_cluster():
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:  # inherited by Ray's processes; a runtime environment costs seconds
+    # inherited by Ray's processes; a runtime environment costs seconds
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         ray.init("local", num_cpus=2, log_to_driver=False, include_dashboard=False)
     yield
@@ -70,14 +85,21 @@ def empty_database(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def small_disk():
-    """`mount(folder, size)` makes a folder a disk of that size (as `mount` takes it), or changes the size it has."""
+    """`mount(folder, size)` makes a folder a disk of that size (as `mount` takes it), or changes
+    the size it has."""
     mounted: list[Path] = []
 
     def mount(folder: Path, size: str) -> None:
         again = folder in mounted
         folder.mkdir(exist_ok=True)
-        how = ["-o", f"remount,size={size}"] if again else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
-        done = subprocess.run(["mount", *how, str(folder)], check=False, capture_output=True, text=True)
+        how = (
+            ["-o", f"remount,size={size}"]
+            if again
+            else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        )
+        done = subprocess.run(
+            ["mount", *how, str(folder)], check=False, capture_output=True, text=True
+        )
         if done.returncode and not again:
             pytest.skip("mounting a small disk needs root")
         assert done.returncode == 0, done.stderr
@@ -90,9 +112,12 @@ def small_disk():
 
 
 def toy_rows(count: int, seed: int = 0, *, split: str = "train", absent: float = 0.0) -> list[dict]:
-    """Rows with learnable features: each label shifts its modality's sequence along a direction of its own."""
+    """Rows with learnable features: each label shifts its modality's sequence along a direction of
+    its own."""
     rng = np.random.default_rng(seed)
-    directions = {m: np.random.default_rng(7).normal(size=(len(EMOTIONS), d)) for m, d in DIMS.items()}
+    directions = {
+        m: np.random.default_rng(7).normal(size=(len(EMOTIONS), d)) for m, d in DIMS.items()
+    }
     rows = []
     for i in range(count):
         label = dict(zip(HEADS, rng.integers(len(EMOTIONS), size=len(HEADS)), strict=True))

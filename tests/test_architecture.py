@@ -11,11 +11,27 @@ import pytest
 from conftest import ROOT
 
 # A room may import itself and the rooms of lower rank.
-RANK = {"lfmim": 0, "lfmim.schema": 0, "lfmim.storage": 1, "lfmim.text_files": 1, "lfmim.config": 2,
-        "lfmim.progress": 2, "lfmim.metrics": 3, "lfmim.data": 3, "lfmim.models": 3,
-        "lfmim.training": 4, "lfmim.predictor": 5, "lfmim.evaluation": 6, "lfmim.tracking": 7,
-        "lfmim.distributed": 8, "feature_service": 9, "jobs": 10}
-SOURCES = sorted(p for top in ("lfmim", "feature_service", "jobs") for p in (ROOT / top).rglob("*.py"))
+RANK = {
+    "lfmim": 0,
+    "lfmim.schema": 0,
+    "lfmim.storage": 1,
+    "lfmim.text_files": 1,
+    "lfmim.config": 2,
+    "lfmim.progress": 2,
+    "lfmim.metrics": 3,
+    "lfmim.data": 3,
+    "lfmim.models": 3,
+    "lfmim.training": 4,
+    "lfmim.predictor": 5,
+    "lfmim.evaluation": 6,
+    "lfmim.tracking": 7,
+    "lfmim.distributed": 8,
+    "feature_service": 9,
+    "jobs": 10,
+}
+SOURCES = sorted(
+    p for top in ("lfmim", "feature_service", "jobs") for p in (ROOT / top).rglob("*.py")
+)
 IN_LFMIM = [p for p in SOURCES if p.relative_to(ROOT).parts[0] == "lfmim"]
 
 
@@ -28,7 +44,8 @@ def module(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, inside functions too; `from a import b` counts as a.b and as a."""
+    """Every module a file imports, inside functions too; `from a import b` counts as a.b and as
+    a."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -47,11 +64,17 @@ def room(name: str) -> str | None:
     if parts[0] != "lfmim":
         return parts[0] if parts[0] in RANK else None
     child = ROOT.joinpath(*parts[:2])
-    return ".".join(parts[:2]) if (child.is_dir() and parts[1:]) or child.with_suffix(".py").is_file() else "lfmim"
+    return (
+        ".".join(parts[:2])
+        if (child.is_dir() and parts[1:]) or child.with_suffix(".py").is_file()
+        else "lfmim"
+    )
 
 
 def test_there_is_something_to_check():
-    assert {"lfmim/schema.py", "lfmim/distributed/trainer.py", "jobs/train.py"} <= {label(p) for p in SOURCES}
+    assert {"lfmim/schema.py", "lfmim/distributed/trainer.py", "jobs/train.py"} <= {
+        label(p) for p in SOURCES
+    }
     assert "lfmim.tracking" in imports(ROOT / "lfmim/distributed/trainer.py")
     assert any(name.startswith("ray.") for name in imports(ROOT / "lfmim/distributed/workers.py"))
 
@@ -63,7 +86,9 @@ def test_only_distributed_imports_ray_and_only_tracking_imports_mlflow(path):
     assert "mlflow" not in roots or room(module(path)) in ("lfmim.tracking", "lfmim.predictor")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "feature_service" / "operators").glob("*.py")), ids=label)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "feature_service" / "operators").glob("*.py")), ids=label
+)
 def test_operators_know_no_ray(path):
     assert "ray" not in {name.split(".")[0] for name in imports(path)}
 
@@ -77,18 +102,25 @@ def test_imports_point_one_way(path):
 
 def writes(path: Path) -> set[str]:
     """Calls that make, rename or fill files and folders."""
-    calls = {(node.func.attr, getattr(node.func.value, "id", ""))
-             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    calls = {
+        (node.func.attr, getattr(node.func.value, "id", ""))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
     methods = {"mkdir", "makedirs", "mkdtemp", "write_text", "write_bytes"}
-    return {name for name, owner in calls
-            if name in methods or (owner == "os" and name in ("replace", "rename"))}
+    return {
+        name
+        for name, owner in calls
+        if name in methods or (owner == "os" and name in ("replace", "rename"))
+    }
 
 
 # In temporary folders of their own; and a database that MLflow writes itself.
-SCRATCH = {"lfmim/tracking/database.py": {"replace"},
-           "lfmim/tracking/registry.py": {"mkdir", "write_text"},
-           "feature_service/operators/encoders.py": {"mkdir", "write_text"}}
+SCRATCH = {
+    "lfmim/tracking/database.py": {"replace"},
+    "lfmim/tracking/registry.py": {"mkdir", "write_text"},
+    "feature_service/operators/encoders.py": {"mkdir", "write_text"},
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=label)
@@ -101,14 +133,19 @@ def test_only_storage_writes(path):
 def loaded(modules: str, among: set[str]) -> list[str]:
     """Which of the packages `among` a new process has loaded after importing `modules`."""
     code = f"import sys, {modules}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return sorted(among & set(done.stdout.split()))
 
 
 @pytest.mark.integration
 def test_the_core_loads_neither_ray_nor_mlflow():
-    core = ("lfmim.schema, lfmim.config, lfmim.metrics, lfmim.data.manifest, lfmim.data.batches, lfmim.models, "
-            "lfmim.training.loop")
+    core = (
+        "lfmim.schema, lfmim.config, lfmim.metrics, lfmim.data.manifest, lfmim.data.batches, "
+        "lfmim.models, "
+        "lfmim.training.loop"
+    )
     assert loaded(core, {"ray", "mlflow", "torch"}) == ["torch"]
 
 

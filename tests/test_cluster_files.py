@@ -1,5 +1,5 @@
-"""The cluster files, checked without a cloud: Ray's own schema, EC2's instance table, the KubeRay CRD's shape, and
-that what the jobs ask for is what the groups offer."""
+"""The cluster files, checked without a cloud: Ray's own schema, EC2's instance table, the KubeRay
+CRD's shape, and that what the jobs ask for is what the groups offer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from lfmim.config import ExtractConfig, experiment_from_dict
 DOCS = ROOT / "docs" / "cluster"
 LAUNCHER = {"aws": ROOT / "cluster.yaml", "local": DOCS / "on_premises.yaml"}
 RAY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-PINNED = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+PINNED = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+)
 
 
 def load(path: Path) -> dict:
@@ -32,7 +34,10 @@ def load(path: Path) -> dict:
 def manifests(name: str) -> dict[str, dict]:
     """By kind; network policies by name."""
     docs = yaml.safe_load_all((DOCS / name).read_text(encoding="utf-8"))
-    return {doc["metadata"]["name"] + " policy" if doc["kind"] == "NetworkPolicy" else doc["kind"]: doc for doc in docs}
+    return {
+        doc["metadata"]["name"] + " policy" if doc["kind"] == "NetworkPolicy" else doc["kind"]: doc
+        for doc in docs
+    }
 
 
 def environment() -> dict[str, str]:
@@ -101,18 +106,32 @@ def test_launcher_commands(name, tmp_path):
     commands = [c for key, value in config.items() if key.endswith("_commands") for c in value]
     for command in commands:
         subprocess.run(["bash", "-n", "-c", command], check=True)
-    for start in ("head_start_ray_commands", "worker_start_ray_commands"):  # the variables reach Ray, so every job
-        assert any("ray start" in c and c.startswith("set -a; . ~/lfmim/cluster.env; set +a;") for c in config[start])
-    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]  # reached through SSH
-    assert any("pip install" in c and "-c ~/lfmim/constraints.txt" in c for c in config["setup_commands"])
+    # the variables reach Ray, so every job
+    for start in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert any(
+            "ray start" in c and c.startswith("set -a; . ~/lfmim/cluster.env; set +a;")
+            for c in config[start]
+        )
+    # reached through SSH
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert any(
+        "pip install" in c and "-c ~/lfmim/constraints.txt" in c for c in config["setup_commands"]
+    )
     home = tmp_path / "lfmim"
     home.mkdir()
     token = {"~/.ray/auth_token": "~/.ray/auth_token"}
-    assert token.items() <= config["file_mounts"].items()  # with RAY_AUTH_MODE=token a node without it does not start
-    for remote, local in (config["file_mounts"].items() - token.items()):
+    # with RAY_AUTH_MODE=token a node without it does not start
+    assert token.items() <= config["file_mounts"].items()
+    for remote, local in config["file_mounts"].items() - token.items():
         (home / Path(remote).name).write_bytes((ROOT / local).read_bytes())
-    requirements = next(c for c in config["setup_commands"] if "requirements.txt" in c and "tomllib" in c)
-    env = {**os.environ, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    requirements = next(
+        c for c in config["setup_commands"] if "requirements.txt" in c and "tomllib" in c
+    )
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     subprocess.run(["bash", "-c", requirements], check=True, env=env)
     assert (home / "requirements.txt").read_text().splitlines() == RAY
     names = [re.split(r"[\[=<>~! ]", line)[0].lower() for line in RAY]
@@ -122,7 +141,9 @@ def test_launcher_commands(name, tmp_path):
 
 
 def test_on_premises_nodes_without_gpu_offer_the_decode_resource(tmp_path):
-    command = load(LAUNCHER["local"])["worker_start_ray_commands"][-1].replace("~/venv/bin/ray", "echo")
+    command = load(LAUNCHER["local"])["worker_start_ray_commands"][-1].replace(
+        "~/venv/bin/ray", "echo"
+    )
     command = command.replace(". ~/lfmim/cluster.env", ":").replace("ulimit -n 65536", ":")
     for gpu, expected in ((False, {"decode"}), (True, set())):
         fake = tmp_path / str(gpu)
@@ -131,7 +152,9 @@ def test_on_premises_nodes_without_gpu_offer_the_decode_resource(tmp_path):
             (fake / "nvidia-smi").write_text("#!/bin/sh\n")
             (fake / "nvidia-smi").chmod(0o755)
         env = {"PATH": f"{fake}:/usr/bin:/bin", "RAY_HEAD_IP": "10.0.0.1"}
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=env)
+        done = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, check=True, env=env
+        )
         assert "--address=10.0.0.1:6379" in done.stdout
         given = re.search(r"--resources=(\S+)", done.stdout)
         assert set(yaml.safe_load(given[1]) if given else {}) == expected
@@ -153,10 +176,16 @@ def test_what_the_jobs_ask_for_fits_the_groups():
     assert run.workers * run.gpus_per_worker <= groups["gpu"]["max_workers"] * gpu["GPU"]
 
 
-# The fields of RayCluster and RayJob (ray.io/v1) and of the pod templates in them that the manifests use, with the
-# CRDs' types and required fields; anything else is refused, so a misspelt field does not pass.
+# The fields of RayCluster and RayJob (ray.io/v1) and of the pod templates in them that the
+# manifests use, with the CRDs' types and required fields; anything else is refused, so a misspelt
+# field does not pass.
 def closed(required: str = "", **properties) -> dict:
-    return {"type": "object", "required": required.split(), "properties": properties, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": required.split(),
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def array(items: dict) -> dict:
@@ -166,54 +195,114 @@ def array(items: dict) -> dict:
 TEXT = {"type": "string", "minLength": 1}
 COUNT = {"type": "integer", "minimum": 0}
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-QUANTITIES = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[0-9.]+([EPTGMk]i?|m)?$"}}
+QUANTITIES = {
+    "type": "object",
+    "additionalProperties": {"type": "string", "pattern": r"^[0-9.]+([EPTGMk]i?|m)?$"},
+}
 NAME = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
 FLAG = {"type": "boolean"}
 ID = {"type": "integer", "minimum": 1}
-CONFINED = closed("allowPrivilegeEscalation readOnlyRootFilesystem capabilities",
-                  allowPrivilegeEscalation={"const": False}, readOnlyRootFilesystem={"const": True},
-                  capabilities=closed("drop", drop={"const": ["ALL"]}))
+CONFINED = closed(
+    "allowPrivilegeEscalation readOnlyRootFilesystem capabilities",
+    allowPrivilegeEscalation={"const": False},
+    readOnlyRootFilesystem={"const": True},
+    capabilities=closed("drop", drop={"const": ["ALL"]}),
+)
 MOUNTS = array(closed("name mountPath", name=NAME, mountPath=TEXT))
 CONTAINER = closed(
-    "name image securityContext", name=NAME, image=TEXT, securityContext=CONFINED,
+    "name image securityContext",
+    name=NAME,
+    image=TEXT,
+    securityContext=CONFINED,
     envFrom=array(closed("configMapRef", configMapRef=closed("name", name=NAME))),
-    ports=array(closed("containerPort", containerPort={"type": "integer"}, name={**NAME, "maxLength": 15})),
+    ports=array(
+        closed("containerPort", containerPort={"type": "integer"}, name={**NAME, "maxLength": 15})
+    ),
     resources=closed(limits=QUANTITIES, requests=QUANTITIES),
     volumeMounts=MOUNTS,
 )
-POD = closed("spec", metadata=closed(labels=TEXTS), spec=closed(
-    "containers securityContext", containers=array(CONTAINER), restartPolicy={"enum": ["Never", "OnFailure"]},
-    automountServiceAccountToken=FLAG,
-    securityContext=closed("runAsNonRoot runAsUser seccompProfile", runAsNonRoot={"const": True}, runAsUser=ID,
-                           runAsGroup=ID, fsGroup=ID, fsGroupChangePolicy={"enum": ["OnRootMismatch", "Always"]},
-                           seccompProfile=closed("type", type={"const": "RuntimeDefault"})),
-    volumes=array({"oneOf": [
-        closed("name persistentVolumeClaim", name=NAME, persistentVolumeClaim=closed("claimName", claimName=NAME)),
-        closed("name emptyDir", name=NAME, emptyDir=closed(sizeLimit=TEXT))]}),
-))
+POD = closed(
+    "spec",
+    metadata=closed(labels=TEXTS),
+    spec=closed(
+        "containers securityContext",
+        containers=array(CONTAINER),
+        restartPolicy={"enum": ["Never", "OnFailure"]},
+        automountServiceAccountToken=FLAG,
+        securityContext=closed(
+            "runAsNonRoot runAsUser seccompProfile",
+            runAsNonRoot={"const": True},
+            runAsUser=ID,
+            runAsGroup=ID,
+            fsGroup=ID,
+            fsGroupChangePolicy={"enum": ["OnRootMismatch", "Always"]},
+            seccompProfile=closed("type", type={"const": "RuntimeDefault"}),
+        ),
+        volumes=array(
+            {
+                "oneOf": [
+                    closed(
+                        "name persistentVolumeClaim",
+                        name=NAME,
+                        persistentVolumeClaim=closed("claimName", claimName=NAME),
+                    ),
+                    closed("name emptyDir", name=NAME, emptyDir=closed(sizeLimit=TEXT)),
+                ]
+            }
+        ),
+    ),
+)
 CLUSTER = closed(
-    "headGroupSpec authOptions", rayVersion=TEXT, enableInTreeAutoscaling=FLAG,
+    "headGroupSpec authOptions",
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=FLAG,
     authOptions=closed("mode", mode={"const": "token"}),
-    autoscalerOptions=closed(upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-                             idleTimeoutSeconds=COUNT, securityContext=CONFINED, volumeMounts=MOUNTS),
-    headGroupSpec=closed("rayStartParams template", serviceType={"const": "ClusterIP"}, rayStartParams=TEXTS,
-                         template=POD),
-    workerGroupSpecs=array(closed("groupName maxReplicas minReplicas rayStartParams template", groupName=NAME,
-                                  replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, rayStartParams=TEXTS,
-                                  template=POD)),
+    autoscalerOptions=closed(
+        upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
+        idleTimeoutSeconds=COUNT,
+        securityContext=CONFINED,
+        volumeMounts=MOUNTS,
+    ),
+    headGroupSpec=closed(
+        "rayStartParams template",
+        serviceType={"const": "ClusterIP"},
+        rayStartParams=TEXTS,
+        template=POD,
+    ),
+    workerGroupSpecs=array(
+        closed(
+            "groupName maxReplicas minReplicas rayStartParams template",
+            groupName=NAME,
+            replicas=COUNT,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            rayStartParams=TEXTS,
+            template=POD,
+        )
+    ),
 )
 JOB = closed(
-    "entrypoint", entrypoint=TEXT, clusterSelector=TEXTS, submitterPodTemplate=POD,
+    "entrypoint",
+    entrypoint=TEXT,
+    clusterSelector=TEXTS,
+    submitterPodTemplate=POD,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
 )
 RESOURCE = {"RayCluster": CLUSTER, "RayJob": JOB}
 
 
-@pytest.mark.parametrize(("name", "kind"), [("kuberay.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("kuberay.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")]
+)
 def test_manifests_have_the_crds_shape(name, kind):
     doc = manifests(name)[kind]
-    schema = closed("apiVersion kind metadata spec", apiVersion={"const": "ray.io/v1"}, kind={"const": kind},
-                    metadata=closed(name=NAME, generateName=TEXT), spec=RESOURCE[kind])
+    schema = closed(
+        "apiVersion kind metadata spec",
+        apiVersion={"const": "ray.io/v1"},
+        kind={"const": kind},
+        metadata=closed(name=NAME, generateName=TEXT),
+        spec=RESOURCE[kind],
+    )
     jsonschema.validate(doc, schema)
     wrong = copy.deepcopy(doc)
     wrong["spec"]["rayclusterSpec"] = {}
@@ -237,18 +326,35 @@ def test_kuberay_offers_what_the_launcher_offers():
         if "resources" in group["rayStartParams"]:  # KubeRay wants JSON in quotes for the shell
             offered |= yaml.safe_load(shlex.split(group["rayStartParams"]["resources"])[0])
         assert offered == aws[name]["resources"]
-        assert (group["minReplicas"], group["maxReplicas"]) == (aws[name]["min_workers"], aws[name]["max_workers"])
-        assert container["image"] == "lfmim-on-ray:" + tomllib.loads((ROOT / "pyproject.toml").read_text())[
-            "project"]["version"]
-    caches = {name for name, value in docs["ConfigMap"]["data"].items() if value.startswith("/tmp/")}
-    assert set(docs["ConfigMap"]["data"]) - caches == set(environment()) - {"LFMIM_NFS", "RAY_AUTH_MODE"}
+        assert (group["minReplicas"], group["maxReplicas"]) == (
+            aws[name]["min_workers"],
+            aws[name]["max_workers"],
+        )
+        assert (
+            container["image"]
+            == "lfmim-on-ray:"
+            + tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+        )
+    caches = {
+        name for name, value in docs["ConfigMap"]["data"].items() if value.startswith("/tmp/")
+    }
+    assert set(docs["ConfigMap"]["data"]) - caches == set(environment()) - {
+        "LFMIM_NFS",
+        "RAY_AUTH_MODE",
+    }
     volume, _ = spec["headGroupSpec"]["template"]["spec"]["volumes"]
-    assert volume["persistentVolumeClaim"]["claimName"] == docs["PersistentVolumeClaim"]["metadata"]["name"]
+    assert (
+        volume["persistentVolumeClaim"]["claimName"]
+        == docs["PersistentVolumeClaim"]["metadata"]["name"]
+    )
 
 
 def test_the_ray_job_names_the_cluster_and_files_of_the_image():
     job, image = manifests("rayjob.yaml")["RayJob"]["spec"], (DOCS / "Dockerfile").read_text()
-    assert job["clusterSelector"]["ray.io/cluster"] == manifests("kuberay.yaml")["RayCluster"]["metadata"]["name"]
+    assert (
+        job["clusterSelector"]["ray.io/cluster"]
+        == manifests("kuberay.yaml")["RayCluster"]["metadata"]["name"]
+    )
     assert f"FROM rayproject/ray:{PINNED['ray']}-py311\n" in image
     home = re.search(r"^WORKDIR (\S+)", image, re.M)[1]
     files = [a for a in shlex.split(job["entrypoint"]) if a.startswith(home)]
@@ -262,11 +368,21 @@ def test_the_ray_job_names_the_cluster_and_files_of_the_image():
 
 def test_no_file_turns_authentication_off():
     assert environment()["RAY_AUTH_MODE"] == "token"
-    for path in (ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / "README.md", DOCS.with_suffix(".md"), *DOCS.iterdir(),
-                 ROOT / "cluster.yaml", *(ROOT / "jobs").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
+    for path in (
+        ROOT / "Makefile",
+        ROOT / ".ci" / "run",
+        ROOT / "README.md",
+        DOCS.with_suffix(".md"),
+        *DOCS.iterdir(),
+        ROOT / "cluster.yaml",
+        *(ROOT / "jobs").glob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+    ):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"RAY_AUTH_MODE(=|: |\", \"|\"\] = \")disabled(?! keeps)", text), path
-    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(manifests("kuberay.yaml")["ConfigMap"]["data"])
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(
+        manifests("kuberay.yaml")["ConfigMap"]["data"]
+    )
 
 
 def selected(pod: dict[str, str], policy: dict) -> bool:
@@ -275,9 +391,12 @@ def selected(pod: dict[str, str], policy: dict) -> bool:
 
 def admitted(pod: dict[str, str], port: int, policy: dict) -> bool:
     """Whether an ingress policy lets pods with these labels, of its own namespace, to a port."""
-    return any(peer["podSelector"]["matchLabels"].items() <= pod.items()
-               for rule in policy["spec"]["ingress"] for peer in rule["from"]
-               if port in [p["port"] for p in rule.get("ports", [{"port": port}])])
+    return any(
+        peer["podSelector"]["matchLabels"].items() <= pod.items()
+        for rule in policy["spec"]["ingress"]
+        for peer in rule["from"]
+        if port in [p["port"] for p in rule.get("ports", [{"port": port}])]
+    )
 
 
 def test_only_the_cluster_the_operator_and_submitters_reach_the_pods():
@@ -285,14 +404,29 @@ def test_only_the_cluster_the_operator_and_submitters_reach_the_pods():
     cluster, mlflow = docs["lfmim policy"], docs["mlflow policy"]
     name = docs["RayCluster"]["metadata"]["name"]
     node = {"ray.io/cluster": name, "ray.io/node-type": "worker"}  # as the operator labels them
-    operator = {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/component": "kuberay-operator"}
+    operator = {
+        "app.kubernetes.io/name": "kuberay-operator",
+        "app.kubernetes.io/component": "kuberay-operator",
+    }
     submitter, anybody = job["submitterPodTemplate"]["metadata"]["labels"], {"app": "anything"}
     peer = {"type": "object", "required": ["podSelector"]}  # an empty `from` would admit everybody
-    rule = closed("from", **{"from": array(peer)}, ports=array(closed("protocol port", protocol=TEXT, port=ID)))
-    schema = closed("apiVersion kind metadata spec", apiVersion={"const": "networking.k8s.io/v1"}, kind=TEXT,
-                    metadata=closed("name", name=NAME), spec=closed(
-                        "podSelector policyTypes ingress", policyTypes={"const": ["Ingress"]}, ingress=array(rule),
-                        podSelector=closed("matchLabels", matchLabels={**TEXTS, "minProperties": 1})))
+    rule = closed(
+        "from",
+        **{"from": array(peer)},
+        ports=array(closed("protocol port", protocol=TEXT, port=ID)),
+    )
+    schema = closed(
+        "apiVersion kind metadata spec",
+        apiVersion={"const": "networking.k8s.io/v1"},
+        kind=TEXT,
+        metadata=closed("name", name=NAME),
+        spec=closed(
+            "podSelector policyTypes ingress",
+            policyTypes={"const": ["Ingress"]},
+            ingress=array(rule),
+            podSelector=closed("matchLabels", matchLabels={**TEXTS, "minProperties": 1}),
+        ),
+    )
     for policy in (cluster, mlflow):
         jsonschema.validate(policy, schema)
     assert selected(node, cluster)
@@ -302,7 +436,9 @@ def test_only_the_cluster_the_operator_and_submitters_reach_the_pods():
         assert not admitted(anybody, port, cluster)
         for pod in (operator, submitter):
             assert admitted(pod, port, cluster) == (port == 8265)
-    (elsewhere,) = [p for r in cluster["spec"]["ingress"] for p in r["from"] if "namespaceSelector" in p]
+    (elsewhere,) = [
+        p for r in cluster["spec"]["ingress"] for p in r["from"] if "namespaceSelector" in p
+    ]
     assert elsewhere["podSelector"]["matchLabels"].items() <= operator.items()
     uri = docs["ConfigMap"]["data"]["MLFLOW_TRACKING_URI"]
     assert selected({"app": re.search(r"//(\w+):5000$", uri)[1]}, mlflow)
@@ -335,14 +471,28 @@ def upload_bytes(folder: Path, zipped: Path) -> int:
 def test_the_upload_of_a_submitted_job_stays_small(tmp_path):
     """What users have lying about in a checkout stays at home."""
     checkout = tmp_path / "checkout"
-    names = [n for n in subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True,
-                                       check=True).stdout.splitlines() if (ROOT / n).is_file()]
+    names = [
+        n
+        for n in subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if (ROOT / n).is_file()
+    ]
     for name in names:
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_bytes((ROOT / name).read_bytes())
     clean = upload_bytes(checkout, tmp_path / "clean.zip")
-    for name in (".git/objects/pack/x", ".venv/lib/x.so", "demo/corpus/x", "features/part-0.parquet", "runs/mlflow.db",
-                 "predictions.parquet.parts/x", "p.jsonl.features/part-1.parquet", "clip.mp4", "simulated/x"):
+    for name in (
+        ".git/objects/pack/x",
+        ".venv/lib/x.so",
+        "demo/corpus/x",
+        "features/part-0.parquet",
+        "runs/mlflow.db",
+        "predictions.parquet.parts/x",
+        "p.jsonl.features/part-1.parquet",
+        "clip.mp4",
+        "simulated/x",
+    ):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_bytes(os.urandom(6_000_000))
     full = upload_bytes(checkout, tmp_path / "full.zip")

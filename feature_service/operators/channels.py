@@ -10,17 +10,19 @@ import numpy as np
 WINDOW = 0.5
 """Seconds over which channels are compared."""
 CANCELLED = 0.5
-"""A mix with less than this share of the power that unrelated channels would give has lost what they hold."""
+"""A mix with less than this share of the power that unrelated channels would give has lost what
+they hold."""
 LOST = 0.1
 """Share of the sound that a mix may lose before one channel is better than it."""
 
 ALIKE = 0.9
-"""Channels with at least this share of the loudest's power count as equally loud: the first is taken."""
+"""Channels with at least this share of the loudest's power count as equally loud: the first is
+taken."""
 
 
 class ChannelPower:
-    """Compares the power of a mono mix with that of its channels, window by window; frames of one layout, sample
-    format and rate come through `add`.
+    """Compares the power of a mono mix with that of its channels, window by window; frames of one
+    layout, sample format and rate come through `add`.
 
     `resampler`: a fresh one, which makes the mix.
     """
@@ -32,7 +34,8 @@ class ChannelPower:
         unit = av.AudioFrame.from_ndarray(eye, format="flt", layout=layout)
         unit.sample_rate = sample_rate
         self._weights = np.concatenate([f.to_ndarray()[0] for f in resampler.resample(unit)])
-        self._packed = av.AudioResampler(format="flt")  # PyAV's arrays of 8 planes and more end in a crash
+        # PyAV's arrays of 8 planes and more end in a crash
+        self._packed = av.AudioResampler(format="flt")
         self._power = np.zeros(count)
         self._whole = self._lost = 0.0
         self._clear()
@@ -46,7 +49,8 @@ class ChannelPower:
             self._close()
 
     def best_alone(self) -> int | None:
-        """The channel that is better than the mix, because the mix cancels what the channels hold; else None."""
+        """The channel that is better than the mix, because the mix cancels what the channels hold;
+        else None."""
         self._close()
         if self._lost <= LOST * self._whole:
             return None
@@ -56,12 +60,18 @@ class ChannelPower:
         """A mono frame of one channel at its native rate."""
         samples = np.ascontiguousarray(self._channels(frame)[which : which + 1])
         alone = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
-        alone.sample_rate, alone.time_base, alone.pts = frame.sample_rate, frame.time_base, frame.pts
+        alone.sample_rate, alone.time_base, alone.pts = (
+            frame.sample_rate,
+            frame.time_base,
+            frame.pts,
+        )
         return alone
 
     def _channels(self, frame: Any) -> np.ndarray:
         """Native samples, float32 [C, N]."""
-        packed = [f.to_ndarray().reshape(-1, len(self._weights)).T for f in self._packed.resample(frame)]
+        packed = [
+            f.to_ndarray().reshape(-1, len(self._weights)).T for f in self._packed.resample(frame)
+        ]
         return np.concatenate(packed, axis=1)
 
     def _clear(self) -> None:

@@ -1,5 +1,5 @@
-"""Media file -> sampled RGB frames and a 16 kHz mono waveform, through PyAV (FFmpeg). Imports no torch: it runs in the
-small processes of isolation.py."""
+"""Media file -> sampled RGB frames and a 16 kHz mono waveform, through PyAV (FFmpeg). Imports no
+torch: it runs in the small processes of isolation.py."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ from feature_service.operators.media import file_size, open_media, stated_size
 
 SAMPLE_RATE = 16_000
 """Hz, what wav2vec2 reads."""
-FORMATS = ("3gp,aac,aiff,amr,asf,ast,au,avi,caf,dv,flac,flv,gxf,ivf,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,"
-           "nut,ogg,rm,w64,wav,webm,wv")
-"""FFmpeg demuxers that may open a file: no pictures, no text, and none that follows references to other files."""
+FORMATS = (
+    "3gp,aac,aiff,amr,asf,ast,au,avi,caf,dv,flac,flv,gxf,ivf,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,"
+    "nut,ogg,rm,w64,wav,webm,wv"
+)
+"""FFmpeg demuxers that may open a file: no pictures, no text, and none that follows references to
+other files."""
 TAIL = 0.02
 """Share of a stream that may be missing at its end before the clip counts as truncated."""
 BAD_AUDIO = 0.1
-"""Share of audio packets that may fail to decode (first and last packets of sound streams often do)."""
+"""Share of audio packets that may fail to decode (first and last packets of sound streams often
+do)."""
 UPRIGHT = (1.0, 0.0, 0.0, 1.0)
 """A display matrix that changes nothing."""
 
@@ -73,10 +77,11 @@ class DecodeOptions:
 def sample_frame_indices(
     num_frames: int, *, segments: int = 8, frames_per_segment: int = 8, seed: int = 0, key: str = ""
 ) -> np.ndarray:
-    """Ascending int32 [segments * frames_per_segment]: random frames of each of the even segments (paper §3.3).
+    """Ascending int32 [segments * frames_per_segment]: random frames of each of the even segments
+    (paper §3.3).
 
-    Without repetition where a segment has enough frames, with it otherwise. Depends on (seed, key) alone, so neither
-    order nor process nor restart changes the draw.
+    Without repetition where a segment has enough frames, with it otherwise. Depends on (seed, key)
+    alone, so neither order nor process nor restart changes the draw.
     """
     if num_frames < 1:
         raise ValueError(f"num_frames must be positive, not {num_frames}")
@@ -92,11 +97,14 @@ def sample_frame_indices(
     return np.sort(np.concatenate(picks)).astype(np.int32)
 
 
-def decode_clip(video: str | Path, *, key: str, options: DecodeOptions = DecodeOptions()) -> DecodedClip:
+def decode_clip(
+    video: str | Path, *, key: str, options: DecodeOptions = DecodeOptions()
+) -> DecodedClip:
     """Decode the sampled frames and the whole audio of the first video and the first audio stream.
 
-    `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept. Raises ClipError if
-    the file is empty, is no media, is damaged or longer than `max_duration_s`, or has neither video nor audio.
+    `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept.
+    Raises ClipError if the file is empty, is no media, is damaged or longer than `max_duration_s`,
+    or has neither video nor audio.
     """
     try:
         with open_media(str(video), max_bytes=options.max_bytes) as file:
@@ -107,7 +115,9 @@ def decode_clip(video: str | Path, *, key: str, options: DecodeOptions = DecodeO
     except MemoryError as error:
         raise ClipError("decode", "decoding it needs more memory than a clip may take") from error
     except OSError as error:
-        raise ClipError("decode", f"cannot be read: {error.strerror or _first_line(error)}") from error
+        raise ClipError(
+            "decode", f"cannot be read: {error.strerror or _first_line(error)}"
+        ) from error
     except ValueError as error:
         raise ClipError("decode", f"cannot be used: {_first_line(error)}") from error
 
@@ -117,11 +127,14 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
     try:
         opened = _open(file)
     except (av.FFmpegError, ValueError) as error:
-        raise ClipError("decode", f"is no audio or video file, or its header is damaged ({_first_line(error)})"
-                        ) from error
+        raise ClipError(
+            "decode", f"is no audio or video file, or its header is damaged ({_first_line(error)})"
+        ) from error
     with opened as container:
         # Cover art counts as a video stream in FFmpeg.
-        videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        videos = [
+            s for s in container.streams.video if not s.disposition & Disposition.attached_pic
+        ]
         audios = container.streams.audio
         stated = (container.duration or 0) / av.time_base
         _check_duration(stated, options)
@@ -133,16 +146,22 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
             packets = _audio_packets(file, container, [*videos[:1], *audios[:1]], shown, options)
             waveform, heard = _decode_audio(file, packets, options)
             if videos:
-                frames, indices, seen = _decode_video(file, container, videos[0], shown, key, stated, options)
+                frames, indices, seen = _decode_video(
+                    file, container, videos[0], shown, key, stated, options
+                )
         except av.FFmpegError as error:
             raise ClipError("decode", f"the stream is damaged: {_first_line(error)}") from error
         if frames is None and waveform is None:
             raise ClipError("decode", "has neither a video nor an audio stream with content")
         seconds = _joint_seconds(seen, heard, stated)
-        only_ours = len(container.streams) == len(videos) + len(audios) == len(videos[:1]) + len(audios[:1])
+        only_ours = (
+            len(container.streams) == len(videos) + len(audios) == len(videos[:1]) + len(audios[:1])
+        )
         if only_ours and seconds < 0.9 * stated - 0.5:
             if whole is None or frames is None:
-                raise ClipError("decode", f"is truncated: ends at {seconds:.1f} s of {stated:.1f} s")
+                raise ClipError(
+                    "decode", f"is truncated: ends at {seconds:.1f} s of {stated:.1f} s"
+                )
             seconds = stated  # no byte is missing: the last picture stays that long
         counts = len(videos), len(audios)
     file.seek(0)
@@ -151,7 +170,8 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
 
 
 def _open(file: BinaryIO, **options: str) -> Any:
-    """The file from its first packet. (A seek to 0 is not that: it leads to a keyframe, or is refused.)"""
+    """The file from its first packet. (A seek to 0 is not that: it leads to a keyframe, or is
+    refused.)"""
     file.seek(0)
     return av.open(file, options={"format_whitelist": FORMATS, **options})
 
@@ -167,8 +187,11 @@ def _again(file: BinaryIO, **options: str) -> Iterator[Any]:
 
 def _check_duration(seconds: float, options: DecodeOptions) -> None:
     if seconds > options.max_duration_s:
-        raise ClipError("decode", f"is {seconds:.0f} s long, more than max_duration_s {options.max_duration_s:g}; "
-                        "cut it into utterances")
+        raise ClipError(
+            "decode",
+            f"is {seconds:.0f} s long, more than max_duration_s {options.max_duration_s:g}; "
+            "cut it into utterances",
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -188,7 +211,8 @@ def _joint_seconds(a: _Span, b: _Span, stated: float) -> float:
     if a.start is None or b.start is None:
         return longest
     joint = max(a.start + a.seconds, b.start + b.seconds) - min(a.start, b.start)
-    return max(longest, min(joint, stated) if stated else joint)  # a cut leaves frames behind the stated end
+    # a cut leaves frames behind the stated end
+    return max(longest, min(joint, stated) if stated else joint)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,7 +238,11 @@ class _Packet:
 
 
 def _audio_packets(
-    file: BinaryIO, container: Any, streams: Sequence[Any], shown: list[_Packet], options: DecodeOptions
+    file: BinaryIO,
+    container: Any,
+    streams: Sequence[Any],
+    shown: list[_Packet],
+    options: DecodeOptions,
 ) -> Iterator[Any]:
     """The audio's packets from one pass over a container just opened; `shown` gets the video's."""
     counts, low, high = dict.fromkeys((s.index for s in streams), 0), None, None
@@ -223,7 +251,9 @@ def _audio_packets(
         if packet.stream.type == "audio":
             yield packet
         elif packet.size:
-            shown.append(_Packet(packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
+            shown.append(
+                _Packet(packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard)
+            )
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 low, high = (stamp, stamp) if low is None else (min(low, stamp), max(high, stamp))
@@ -241,25 +271,39 @@ def _index_frames(packets: Sequence[_Packet]) -> _FrameIndex:
 
 
 def _check_count(file: BinaryIO, packets: int, container: Any, stream: Any) -> None:
-    # MP4 and MOV say how many packets there should be; what other containers say is not to be relied on.
+    # MP4 and MOV say how many packets there should be; what other containers say is not to be
+    # relied on.
     enough = (1 - TAIL) * stream.frames - 1
     if "mov" not in container.format.name or packets >= enough:
         return
-    with _again(file, ignore_editlist="1") as again:  # the count includes packets that an edit list hides
+    # the count includes packets that an edit list hides
+    with _again(file, ignore_editlist="1") as again:
         packets = sum(p.size > 0 for p in again.demux(again.streams[stream.index]))
     if packets < enough:
-        raise ClipError("decode", f"the {stream.type} stream is truncated: {packets} of {stream.frames} packets")
+        raise ClipError(
+            "decode", f"the {stream.type} stream is truncated: {packets} of {stream.frames} packets"
+        )
 
 
 def _decode_video(
-    file: BinaryIO, container: Any, stream: Any, packets: Sequence[_Packet], key: str, stated: float,
+    file: BinaryIO,
+    container: Any,
+    stream: Any,
+    packets: Sequence[_Packet],
+    key: str,
+    stated: float,
     options: DecodeOptions,
 ) -> tuple[np.ndarray | None, np.ndarray, _Span]:
     index = _index_frames(packets)
     if not index.times:
         return None, np.empty(0, np.int32), NOTHING
-    indices = sample_frame_indices(len(index.times), segments=options.segments, seed=options.seed, key=key,
-                                   frames_per_segment=options.frames_per_segment)
+    indices = sample_frame_indices(
+        len(index.times),
+        segments=options.segments,
+        seed=options.seed,
+        key=key,
+        frames_per_segment=options.frames_per_segment,
+    )
     unique, inverse = np.unique(indices, return_inverse=True)
     pick = _frames_at if index.timed else _frames_in_order
     images: np.ndarray | None = None
@@ -277,12 +321,15 @@ def _decode_video(
     return images if len(unique) == len(indices) else images[inverse], indices, span
 
 
-def _video_span(index: _FrameIndex, packets: Sequence[_Packet], stream: Any, stated: float) -> _Span:
+def _video_span(
+    index: _FrameIndex, packets: Sequence[_Packet], stream: Any, stated: float
+) -> _Span:
     frame_s = 1 / float(stream.average_rate) if stream.average_rate else 0.0
     if not index.timed:
         return _Span(None, len(index.times) * frame_s)
     base, first, last = float(stream.time_base), index.times[0], index.times[-1]
-    lasts = max(p.duration for p in packets if p.pts == last)  # a slide's may be long, or not be told
+    # a slide's may be long, or not be told
+    lasts = max(p.duration for p in packets if p.pts == last)
     length = (last - first) * base
     seconds = length + (lasts * base or frame_s)
     return _Span(first * base, min(seconds, max(stated, length)) if stated else seconds)
@@ -291,9 +338,11 @@ def _video_span(index: _FrameIndex, packets: Sequence[_Packet], stream: Any, sta
 def _frames_at(
     file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
 ) -> Iterator[Any]:
-    """The frames shown at the picked times: seek to the keyframe before each, decode no further than it.
+    """The frames shown at the picked times: seek to the keyframe before each, decode no further
+    than it.
 
-    Where a seek is refused or leads behind the frame wanted, all frames are decoded from the start instead.
+    Where a seek is refused or leads behind the frame wanted, all frames are decoded from the start
+    instead.
     """
     frames: Iterator[Any] = iter(())
     current: Any = None
@@ -315,7 +364,9 @@ def _frames_at(
             elif current is not None and current.pts < wanted:
                 current = _first_at(frames, wanted)
             if current is None:
-                raise ClipError("decode", f"the video stream is damaged: no frame {pick} of {len(index.times)}")
+                raise ClipError(
+                    "decode", f"the video stream is damaged: no frame {pick} of {len(index.times)}"
+                )
             yield current
 
 
@@ -326,7 +377,8 @@ def _first_at(frames: Iterator[Any], wanted: int) -> Any:
 def _frames_in_order(
     file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
 ) -> Iterator[Any]:
-    """For streams without times: decode from the start and count. The last frame stands in for a missing tail."""
+    """For streams without times: decode from the start and count. The last frame stands in for a
+    missing tail."""
     left, last, count = list(picks), None, 0
     with _again(file) as again:
         for last in again.decode(again.streams[stream.index]):
@@ -336,14 +388,18 @@ def _frames_in_order(
             count += 1
             if not left:
                 return
-    if last is None or count < (1 - TAIL) * len(index.times) - 2:  # two: B-frames of packed AVI streams
-        raise ClipError("decode", f"the video stream is damaged: {count} of {len(index.times)} frames")
+    # two: B-frames of packed AVI streams
+    if last is None or count < (1 - TAIL) * len(index.times) - 2:
+        raise ClipError(
+            "decode", f"the video stream is damaged: {count} of {len(index.times)} frames"
+        )
     for _ in left:
         yield last
 
 
 def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> np.ndarray:
-    """RGB as a player shows it: square pixels, turned and mirrored by the display matrix (a, b, c, d).
+    """RGB as a player shows it: square pixels, turned and mirrored by the display matrix (a, b, c,
+    d).
 
     `size`: (H, W) or the longest side.
     """
@@ -354,7 +410,8 @@ def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> n
     else:
         aspect = float(stream.sample_aspect_ratio or 1)
         if swaps and b and c and abs(abs(b / c) - 1) > 0.01:
-            aspect = abs(b / c)  # FFmpeg takes it from the matrix, but does not see that the sides change places
+            # FFmpeg takes it from the matrix, but does not see that the sides change places
+            aspect = abs(b / c)
         width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)
         scale = min(1.0, size / max(width, height))
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
@@ -364,12 +421,15 @@ def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> n
     return np.asarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-
 def _display_matrix(frame: Any) -> tuple[float, ...]:
     """a, b, c, d: the pixel (x, y) is shown at (ax + cy, bx + dy), but for an offset."""
     # A frame asked for its side data is kept until the next garbage collection: ask a small copy.
     side = frame.reformat(width=2, height=2, format="rgb24").side_data.get(SideData.DISPLAYMATRIX)
-    return UPRIGHT if side is None else tuple(np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].tolist())
+    return (
+        UPRIGHT
+        if side is None
+        else tuple(np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].tolist())
+    )
 
 
 _Kind = tuple[str, str, int]
@@ -380,10 +440,11 @@ _Mixes = dict[_Kind, ChannelPower]
 def _decode_audio(
     file: BinaryIO, packets: Iterable[Any], options: DecodeOptions
 ) -> tuple[np.ndarray | None, _Span]:
-    """The packets' sound as 16 kHz mono, and when it was. Frame by frame: the native samples are never held whole.
+    """The packets' sound as 16 kHz mono, and when it was. Frame by frame: the native samples are
+    never held whole.
 
-    Channels are mixed as FFmpeg does, by their mean for stereo. Where that cancels what they hold (one of them has the
-    opposite sign), the loudest is taken alone.
+    Channels are mixed as FFmpeg does, by their mean for stereo. Where that cancels what they hold
+    (one of them has the opposite sign), the loudest is taken alone.
     """
     mixes: _Mixes = {}
     wave, span, index = _mono(packets, options, mixes, {})
@@ -395,10 +456,13 @@ def _decode_audio(
 
 
 def _mono(
-    packets: Iterable[Any], options: DecodeOptions, mixes: _Mixes,
+    packets: Iterable[Any],
+    options: DecodeOptions,
+    mixes: _Mixes,
     best: Mapping[_Kind, tuple[ChannelPower, int | None]],
 ) -> tuple[np.ndarray | None, _Span, int]:
-    """`mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of the mix."""
+    """`mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of
+    the mix."""
     limit = int(options.max_duration_s * SAMPLE_RATE)
     resampler, count, bad, samples, start, index = _resampler(), 0, 0, 0, None, 0
     parts: list[np.ndarray] = []
@@ -437,13 +501,21 @@ def _mono(
     seconds = len(wave) / SAMPLE_RATE
     _check_duration(seconds, options)
     if bad > max(2, BAD_AUDIO * count) or (bad and not wave.size):
-        raise ClipError("decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded")
-    return np.ascontiguousarray(wave, np.float32) if wave.size else None, _Span(start, seconds), index
+        raise ClipError(
+            "decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded"
+        )
+    return (
+        np.ascontiguousarray(wave, np.float32) if wave.size else None,
+        _Span(start, seconds),
+        index,
+    )
 
 
 def _resampler() -> Any:
     # rematrix_maxval: channels that agree mix to themselves, not to something louder.
-    return av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options={"rematrix_maxval": "1.0"})
+    return av.AudioResampler(
+        format="flt", layout="mono", rate=SAMPLE_RATE, options={"rematrix_maxval": "1.0"}
+    )
 
 
 def _first_line(error: BaseException) -> str:

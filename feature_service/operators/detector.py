@@ -14,8 +14,8 @@ ONET_BATCH = 64
 
 
 class Faces(NamedTuple):
-    """Faces of one frame in its own pixels: `boxes` float32 [N, 4] (x1 y1 x2 y2), `probabilities` float32 [N],
-    `landmarks` float32 [N, 5, 2] (eyes, nose, mouth corners). N may be 0."""
+    """Faces of one frame in its own pixels: `boxes` float32 [N, 4] (x1 y1 x2 y2), `probabilities`
+    float32 [N], `landmarks` float32 [N, 5, 2] (eyes, nose, mouth corners). N may be 0."""
 
     boxes: np.ndarray
     probabilities: np.ndarray
@@ -25,11 +25,14 @@ class Faces(NamedTuple):
         return Faces(self.boxes[index], self.probabilities[index], self.landmarks[index])
 
 
-NO_FACES = Faces(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
+NO_FACES = Faces(
+    np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32)
+)
 
 
 class Search(NamedTuple):
-    """`side`: longest side of the frame that is searched, in pixels. `min_face`: smallest face as a share of it."""
+    """`side`: longest side of the frame that is searched, in pixels. `min_face`: smallest face as a
+    share of it."""
 
     side: int
     min_face: float
@@ -43,13 +46,15 @@ class FaceDetector:
 
     def __init__(self, *, device: str = "cpu", batch_size: int = 16) -> None:
         self.batch_size, self.device = batch_size, device
-        # 0.7 (0.6): a third fewer candidates for the second network, and no face fewer on the clips tried.
+        # 0.7 (0.6): a third fewer candidates for the second network, and no face fewer on the clips
+        # tried.
         self.mtcnn = MTCNN(keep_all=True, thresholds=[0.7, 0.7, 0.7], device=device)
         for network in (self.mtcnn.pnet, self.mtcnn.rnet, self.mtcnn.onet):
             network.to(memory_format=torch.channels_last)  # its max-pooling is vectorised
 
     def detect(self, frames: np.ndarray, index: np.ndarray, search: Search = LARGE) -> list[Faces]:
-        """All faces of `frames[index]` of uint8 [F, H, W, 3] RGB, by the whole cascade on reduced frames."""
+        """All faces of `frames[index]` of uint8 [F, H, W, 3] RGB, by the whole cascade on reduced
+        frames."""
         height, width = frames.shape[1:3]
         scale = min(1.0, search.side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -60,7 +65,11 @@ class FaceDetector:
         out: list[Faces] = []
         for start in range(0, len(index), self.batch_size):
             small = [
-                np.asarray(Image.fromarray(frames[i]).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+                np.asarray(
+                    Image.fromarray(frames[i]).resize(
+                        size, Image.Resampling.BILINEAR, reducing_gap=2.0
+                    )
+                )
                 for i in index[start : start + self.batch_size]
             ]
             with torch.inference_mode():
@@ -69,48 +78,70 @@ class FaceDetector:
                 if boxes is None:
                     out.append(NO_FACES)
                 else:
-                    out.append(Faces(
-                        boxes.astype(np.float32) * np.tile(factor, 2), probabilities.astype(np.float32),
-                        points.astype(np.float32) * factor,
-                    ))
+                    out.append(
+                        Faces(
+                            boxes.astype(np.float32) * np.tile(factor, 2),
+                            probabilities.astype(np.float32),
+                            points.astype(np.float32) * factor,
+                        )
+                    )
         return out
 
     def refine(self, frames: np.ndarray, owner: np.ndarray, boxes: np.ndarray) -> Faces:
-        """Place one face each near `boxes` float32 [N, 4]; box n lies in frame `owner[n]` of uint8 [F, H, W, 3].
+        """Place one face each near `boxes` float32 [N, 4]; box n lies in frame `owner[n]` of uint8
+        [F, H, W, 3].
 
-        One pass of MTCNN's last network over native pixels: each box comes back with its probability and landmarks,
-        whatever the probability. It sees the square around the box, as in the cascade.
+        One pass of MTCNN's last network over native pixels: each box comes back with its
+        probability and landmarks, whatever the probability. It sees the square around the box, as
+        in the cascade.
         """
         height, width = frames.shape[1:3]
         square = _squares(boxes)
         patches = np.empty((len(boxes), ONET_SIDE, ONET_SIDE, 3), np.uint8)
         for n, (x1, y1, x2, y2) in enumerate(square.astype(int)):
             # 1-based inclusive corners, clipped to the frame: facenet-pytorch's own convention.
-            part = frames[owner[n], max(y1, 1) - 1 : max(min(y2, height), 1), max(x1, 1) - 1 : max(min(x2, width), 1)]
+            part = frames[
+                owner[n],
+                max(y1, 1) - 1 : max(min(y2, height), 1),
+                max(x1, 1) - 1 : max(min(x2, width), 1),
+            ]
             if part.size == 0:
                 patches[n] = 0
                 continue
-            patches[n] = np.asarray(Image.fromarray(part).resize((ONET_SIDE, ONET_SIDE), Image.Resampling.BOX))
+            patches[n] = np.asarray(
+                Image.fromarray(part).resize((ONET_SIDE, ONET_SIDE), Image.Resampling.BOX)
+            )
         outputs = []
         for start in range(0, len(patches), ONET_BATCH):
-            x = torch.from_numpy(patches[start : start + ONET_BATCH]).to(self.device).permute(0, 3, 1, 2).float()
+            x = (
+                torch.from_numpy(patches[start : start + ONET_BATCH])
+                .to(self.device)
+                .permute(0, 3, 1, 2)
+                .float()
+            )
             with torch.inference_mode():
                 outputs.append([y.cpu().numpy() for y in self.mtcnn.onet((x - 127.5) * 0.0078125)])
         if not outputs:
             return NO_FACES
         shift, points, probabilities = (np.concatenate(part) for part in zip(*outputs, strict=True))
         sides = np.tile(square[:, 2:] - square[:, :2] + 1, 2)
-        landmarks = np.stack([
-            points[:, :5] * sides[:, :1] + square[:, :1] - 1, points[:, 5:] * sides[:, 1:2] + square[:, 1:2] - 1,
-        ], axis=2)
+        landmarks = np.stack(
+            [
+                points[:, :5] * sides[:, :1] + square[:, :1] - 1,
+                points[:, 5:] * sides[:, 1:2] + square[:, 1:2] - 1,
+            ],
+            axis=2,
+        )
         return Faces(
-            (square + shift * sides).astype(np.float32), probabilities[:, 1].astype(np.float32),
+            (square + shift * sides).astype(np.float32),
+            probabilities[:, 1].astype(np.float32),
             landmarks.astype(np.float32),
         )
 
 
 def most_prominent(faces: Faces, min_probability: float) -> int | None:
-    """Index of the face with the largest area times probability among those of at least `min_probability`."""
+    """Index of the face with the largest area times probability among those of at least
+    `min_probability`."""
     if not len(faces.boxes):
         return None
     value = np.where(faces.probabilities >= min_probability, prominence(faces), -1.0)
@@ -121,7 +152,9 @@ def most_prominent(faces: Faces, min_probability: float) -> int | None:
 def prominence(faces: Faces) -> np.ndarray:
     """Area in pixels times probability, [N]."""
     boxes = faces.boxes
-    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * faces.probabilities)
+    return np.asarray(
+        (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) * faces.probabilities
+    )
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -133,5 +166,8 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _squares(boxes: np.ndarray) -> np.ndarray:
-    centre, side = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
+    centre, side = (
+        (boxes[:, :2] + boxes[:, 2:]) / 2,
+        (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True),
+    )
     return np.concatenate([centre - side / 2, centre + side / 2], axis=1)

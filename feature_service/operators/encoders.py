@@ -1,4 +1,5 @@
-"""Loading encoders: hub ids, local folders, RAF-DB ResNet-18 checkpoints, and the `tiny` preset made on the spot."""
+"""Loading encoders: hub ids, local folders, RAF-DB ResNet-18 checkpoints, and the `tiny` preset
+made on the spot."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ PUNCTUATION = "，。！？、；：“”‘’（）《》…—"
 
 
 def build_tiny_encoders(folder: Path, seed: int = 0) -> dict[Modality, Path]:
-    """Write small encoders of the paper's architectures with seeded random weights; reuse them if they are there.
+    """Write small encoders of the paper's architectures with seeded random weights; reuse them if
+    they are there.
 
-    A folder is complete or absent: it is written beside and renamed, so several processes may build it at once.
+    A folder is complete or absent: it is written beside and renamed, so several processes may build
+    it at once.
     """
     if not folder.is_dir():
         with new_folder(folder, first=True) as scratch, torch.random.fork_rng(devices=[]):
@@ -48,17 +51,33 @@ def build_tiny_encoders(folder: Path, seed: int = 0) -> dict[Modality, Path]:
 
 
 def _save_tiny_text(folder: Path) -> None:
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *map(chr, range(33, 127)), *PUNCTUATION, *map(chr, CJK)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *map(chr, range(33, 127)),
+        *PUNCTUATION,
+        *map(chr, CJK),
+    ]
     vocabulary += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512})
+        json.dumps(
+            {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+        )
     )
     # initializer_range: at BERT's 0.02 a random model barely mixes its tokens.
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,
-        max_position_embeddings=512, initializer_range=0.1,
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        initializer_range=0.1,
     )
     BertModel(config).save_pretrained(folder)
     BertTokenizer.from_pretrained(folder).save_pretrained(folder)
@@ -66,8 +85,14 @@ def _save_tiny_text(folder: Path) -> None:
 
 def _save_tiny_audio(folder: Path) -> None:
     config = Wav2Vec2Config(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, conv_dim=(32,) * 7,
-        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="group",
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        feat_extract_norm="group",
         initializer_range=0.1,
     )
     Wav2Vec2Model(config).save_pretrained(folder)
@@ -98,21 +123,30 @@ NAMES_SHOWN = 20
 def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: Any) -> Any:
     """`loader.from_pretrained` for a folder or hub id.
 
-    Raises InputError if it cannot be loaded, or if a tensor that the features depend on is not in the checkpoint or has
-    another shape there: transformers would fill it with random numbers, others at each load.
+    Raises InputError if it cannot be loaded, or if a tensor that the features depend on is not in
+    the checkpoint or has another shape there: transformers would fill it with random numbers,
+    others at each load.
     """
     local = Path(source).is_dir()
     network = issubclass(loader, nn.Module)
-    expected = {"BertModel": "bert", "Wav2Vec2Model": "wav2vec2", "ResNetModel": "resnet"}.get(loader.__name__)
+    expected = {"BertModel": "bert", "Wav2Vec2Model": "wav2vec2", "ResNetModel": "resnet"}.get(
+        loader.__name__
+    )
     info: dict[str, Any] = {}
     try:
         if local and expected and (Path(source) / "config.json").is_file():
-            found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type", expected)
+            found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(
+                "model_type", expected
+            )
             if found != expected:
-                raise InputError(f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here")
+                raise InputError(
+                    f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here"
+                )
         if network:
             kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-        loaded = loader.from_pretrained(source, revision=revision or "main", local_files_only=local, **kwargs)
+        loaded = loader.from_pretrained(
+            source, revision=revision or "main", local_files_only=local, **kwargs
+        )
         if network:
             loaded, info = loaded
     except InputError:
@@ -121,11 +155,16 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
         lines = str(error).splitlines()
         hint = "Give a folder made by save_pretrained, or a hub id that this machine can reach."
         if not local and huggingface_hub.constants.HF_HUB_OFFLINE:
-            hint = (f"HF_HUB_OFFLINE is set and {source} at revision {revision or 'main'} is not in the local cache "
-                    f"({huggingface_hub.constants.HF_HUB_CACHE}): download it first, unset HF_HUB_OFFLINE, "
-                    "or give a folder.")
+            hint = (
+                f"HF_HUB_OFFLINE is set and {source} at revision {revision or 'main'} is not in "
+                "the local cache "
+                f"({huggingface_hub.constants.HF_HUB_CACHE}): download it first, unset "
+                "HF_HUB_OFFLINE, "
+                "or give a folder."
+            )
         raise InputError(
-            f"encoder {source!r}: cannot be loaded as {loader.__name__}: {lines[0] if lines else error!r}. {hint}"
+            f"encoder {source!r}: cannot be loaded as {loader.__name__}: "
+            f"{lines[0] if lines else error!r}. {hint}"
         ) from error
     if network:
         _check_complete(loaded, source, info)
@@ -133,24 +172,35 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
 
 
 def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None:
-    """Raise InputError for tensors missing or misshapen in what transformers has loaded. Unused ones become 0: random,
-    they would change the weights' hash."""
+    """Raise InputError for tensors missing or misshapen in what transformers has loaded. Unused
+    ones become 0: random, they would change the weights' hash."""
     missing = sorted(set(info["missing_keys"]))
-    misshapen = sorted((name, tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"])
+    misshapen = sorted(
+        (name, tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"]
+    )
     state = model.state_dict()
     for name in (*missing, *(name for name, *_ in misshapen)):
         if UNUSED.search(name) and name in state:
             state[name].zero_()
     missing = [name for name in missing if not UNUSED.search(name)]
-    wrong = [f"{name}: {_shape(there)}, not {_shape(here)}" for name, there, here in misshapen
-             if not UNUSED.search(name)]
-    problems = [f"{_count(len(names))} {what} ({_listed(names)})" for names, what in
-                ((missing, "missing"), (wrong, "of another shape")) if names]
+    wrong = [
+        f"{name}: {_shape(there)}, not {_shape(here)}"
+        for name, there, here in misshapen
+        if not UNUSED.search(name)
+    ]
+    problems = [
+        f"{_count(len(names))} {what} ({_listed(names)})"
+        for names, what in ((missing, "missing"), (wrong, "of another shape"))
+        if names
+    ]
     if problems:
         raise InputError(
-            f"encoder {source!r}: not a complete {type(model).__name__} as its config.json describes it: "
-            f"{' and '.join(problems)}. With random numbers in their place every load would give other features. Give "
-            "the whole checkpoint, with the config.json that belongs to it.")
+            f"encoder {source!r}: not a complete {type(model).__name__} as its config.json "
+            "describes it: "
+            f"{' and '.join(problems)}. With random numbers in their place every load would give "
+            "other features. Give "
+            "the whole checkpoint, with the config.json that belongs to it."
+        )
 
 
 def _count(n: int) -> str:
@@ -167,7 +217,8 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def resolved_revision(source: str, revision: str | None) -> str:
-    """The commit of a hub model that a branch, a tag or no revision stands for now; "" for a folder or file.
+    """The commit of a hub model that a branch, a tag or no revision stands for now; "" for a folder
+    or file.
 
     Where the hub cannot be asked, the cache's; what is in neither comes back as it was given.
     """
@@ -181,28 +232,40 @@ def resolved_revision(source: str, revision: str | None) -> str:
 
 
 def load_resnet(source: str, revision: str | None) -> ResNetModel:
-    """A ResNet from a folder, a hub id, or a .pth/.pt file with a torchvision ResNet-18 state dict."""
+    """A ResNet from a folder, a hub id, or a .pth/.pt file with a torchvision ResNet-18 state
+    dict."""
     if not source.endswith((".pth", ".pt")):
         return from_pretrained(ResNetModel, source, revision)
     try:
         raw = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds here, UnpicklingError for code among them
-        raise InputError(f"{source}: cannot be read as a weights-only checkpoint: {error!r:.300}") from error
+        raise InputError(
+            f"{source}: cannot be read as a weights-only checkpoint: {error!r:.300}"
+        ) from error
     raw = _state_dict(raw)
     if raw is None:
         raise InputError(f"{source}: holds no state dict of tensors")
     plain = _torchvision_names(raw)
-    state = {_hf_name(k): v for k, v in plain.items() if k.split(".")[0] not in ("fc", "classifier")}
-    model = ResNetModel(ResNetConfig(
-        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic"
-    ))
+    state = {
+        _hf_name(k): v for k, v in plain.items() if k.split(".")[0] not in ("fc", "classifier")
+    }
+    model = ResNetModel(
+        ResNetConfig(
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+        )
+    )
     expected = model.state_dict()
     wrong = [k for k, v in state.items() if k not in expected or expected[k].shape != v.shape]
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
     if wrong or missing:
-        raise InputError(f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
-                         f"{_count(len(missing))} missing ({_listed(missing)}), "
-                         f"{len(wrong)} unknown or of another shape ({_listed(wrong)})")
+        raise InputError(
+            f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
+            f"{_count(len(missing))} missing ({_listed(missing)}), "
+            f"{len(wrong)} unknown or of another shape ({_listed(wrong)})"
+        )
     model.load_state_dict(state, strict=False)
     return model
 
@@ -215,7 +278,11 @@ def _state_dict(raw: Any) -> dict[str, torch.Tensor] | None:
         tensors = {str(k): v for k, v in raw.items() if isinstance(v, torch.Tensor)}
         if any("." in k for k in tensors):
             return tensors
-        inner = [raw[k] for k in ("state_dict", "model_state_dict", "model", "net", "backbone") if k in raw]
+        inner = [
+            raw[k]
+            for k in ("state_dict", "model_state_dict", "model", "net", "backbone")
+            if k in raw
+        ]
         if not inner:
             return None
         raw = inner[0]
@@ -227,12 +294,16 @@ _SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "lay
 
 
 def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Strip what wraps the ResNet (`module.`, `backbone.`, a Sequential's numbers): names as torchvision has them."""
+    """Strip what wraps the ResNet (`module.`, `backbone.`, a Sequential's numbers): names as
+    torchvision has them."""
     first = next((k for k in state if k.endswith("layer1.0.conv1.weight")), None)
     if first is not None:
         prefix = first.removesuffix("layer1.0.conv1.weight")
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    stem = next((k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4), None)
+    stem = next(
+        (k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4),
+        None,
+    )
     if stem is None:
         return state
     prefix = stem.removesuffix("0.weight")
@@ -246,14 +317,24 @@ def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def _looks_like(state: dict[str, torch.Tensor]) -> str:
     """A guess at the architecture behind torchvision-style names, for messages."""
-    blocks = tuple(len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5))
+    blocks = tuple(
+        len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5)
+    )
     bottleneck = any(".conv3." in k for k in state)
-    known: dict[tuple[int, ...], str] = {(2, 2, 2, 2, False): "ResNet-18 of other widths",
-             (3, 4, 6, 3, False): "ResNet-34", (3, 4, 6, 3, True): "ResNet-50", (3, 4, 23, 3, True): "ResNet-101",
-             (3, 8, 36, 3, True): "ResNet-152"}
+    known: dict[tuple[int, ...], str] = {
+        (2, 2, 2, 2, False): "ResNet-18 of other widths",
+        (3, 4, 6, 3, False): "ResNet-34",
+        (3, 4, 6, 3, True): "ResNet-50",
+        (3, 4, 23, 3, True): "ResNet-101",
+        (3, 8, 36, 3, True): "ResNet-152",
+    }
     if all(blocks):
-        return known.get((*blocks, bottleneck), f"a ResNet with {'-'.join(map(str, blocks))} blocks")
-    if any(k.startswith("features.") for k in state) and any(k.startswith("classifier.") for k in state):
+        return known.get(
+            (*blocks, bottleneck), f"a ResNet with {'-'.join(map(str, blocks))} blocks"
+        )
+    if any(k.startswith("features.") for k in state) and any(
+        k.startswith("classifier.") for k in state
+    ):
         return "VGG, AlexNet or MobileNet"
     return f"another network, with tensors such as {', '.join(list(state)[:3])}"
 
@@ -262,7 +343,13 @@ def _hf_name(key: str) -> str:
     """torchvision's ResNet parameter name -> transformers' one."""
     part = key.split(".")
     if part[0] in ("conv1", "bn1"):
-        return ".".join(["embedder.embedder", "convolution" if part[0] == "conv1" else "normalization", *part[1:]])
+        return ".".join(
+            [
+                "embedder.embedder",
+                "convolution" if part[0] == "conv1" else "normalization",
+                *part[1:],
+            ]
+        )
     if not part[0].startswith("layer") or len(part) < 4:
         return key
     prefix = f"encoder.stages.{int(part[0][5:]) - 1}.layers.{part[1]}"

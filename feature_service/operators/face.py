@@ -21,20 +21,24 @@ from feature_service.operators.detector import (
     prominence,
 )
 
-# Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in RAF-DB.
+# Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in
+# RAF-DB.
 TEMPLATE = np.array([[0.345, 0.40], [0.655, 0.40], [0.5, 0.575], [0.37, 0.745], [0.63, 0.745]])
 KEY_STEP = 8
-"""One frame in so many is searched for faces; those between follow from their neighbours where these agree."""
+"""One frame in so many is searched for faces; those between follow from their neighbours where
+these agree."""
 SAME_FACE = 0.3
 """Overlap (IoU) from which two boxes of neighbouring frames are taken for one face."""
 RIVAL = 0.5
-"""Faces of at least this share of the largest prominence are followed too: the largest may change on the way."""
+"""Faces of at least this share of the largest prominence are followed too: the largest may change
+on the way."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FaceCrops:
-    """`crops` uint8 [F, S, S, 3] or None if no frame has a face; `face_found` bool [F]; `boxes` float32 [F, 4]
-    (x1 y1 x2 y2) and `landmarks` float32 [F, 5, 2] in native pixels, NaN where no face was found."""
+    """`crops` uint8 [F, S, S, 3] or None if no frame has a face; `face_found` bool [F]; `boxes`
+    float32 [F, 4] (x1 y1 x2 y2) and `landmarks` float32 [F, 5, 2] in native pixels, NaN where no
+    face was found."""
 
     crops: np.ndarray | None
     face_found: np.ndarray
@@ -43,33 +47,45 @@ class FaceCrops:
 
 
 class FaceCropper:
-    """Detects on reduced frames, crops from the native ones; every result depends on the clip's own frames alone.
+    """Detects on reduced frames, crops from the native ones; every result depends on the clip's own
+    frames alone.
 
-    `min_probability`: detections below it are taken for false ones. The face of a frame is the one with the largest
-    area times probability. Small faces are searched for only on frames that have no large one.
+    `min_probability`: detections below it are taken for false ones. The face of a frame is the one
+    with the largest area times probability. Small faces are searched for only on frames that have
+    no large one.
 
-    Most frames are not searched. Every KEY_STEP-th is; where two of them show the same faces, the last network of the
-    cascade looks for these where they should be on the frames between. A frame on which it misses one is searched as
-    well, so that 'no face' is only ever the whole cascade's word.
+    Most frames are not searched. Every KEY_STEP-th is; where two of them show the same faces, the
+    last network of the cascade looks for these where they should be on the frames between. A frame
+    on which it misses one is searched as well, so that 'no face' is only ever the whole cascade's
+    word.
     """
 
     def __init__(
-        self, *, device: str = "cpu", crop_size: int = 224, min_probability: float = 0.95, key_step: int = KEY_STEP
+        self,
+        *,
+        device: str = "cpu",
+        crop_size: int = 224,
+        min_probability: float = 0.95,
+        key_step: int = KEY_STEP,
     ) -> None:
         self.crop_size, self.min_probability, self.key_step = crop_size, min_probability, key_step
         self.detector = FaceDetector(device=device)
 
     def __call__(self, frames: np.ndarray) -> FaceCrops:
-        """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame that has one."""
+        """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame
+        that has one."""
         count = len(frames)
-        first = np.array([i for i in range(count) if i == 0 or not np.array_equal(frames[i], frames[i - 1])], int)
+        first = np.array(
+            [i for i in range(count) if i == 0 or not np.array_equal(frames[i], frames[i - 1])], int
+        )
         boxes = np.full((len(first), 4), np.nan, np.float32)
         landmarks = np.full((len(first), 5, 2), np.nan, np.float32)
         for i, faces in enumerate(self._find(frames, first)):
             best = most_prominent(faces, self.min_probability)
             if best is not None:
                 boxes[i], landmarks[i] = faces.boxes[best], faces.landmarks[best]
-        owner = np.searchsorted(first, np.arange(count), side="right") - 1  # repeated frames share a detection
+        # repeated frames share a detection
+        owner = np.searchsorted(first, np.arange(count), side="right") - 1
         boxes, landmarks = boxes[owner], landmarks[owner]
         found_F = ~np.isnan(boxes[:, 0])
         if not found_F.any():
@@ -91,31 +107,44 @@ class FaceCropper:
             if len(pairs):
                 for i in range(a + 1, b):
                     share = np.float32((index[i] - index[a]) / (index[b] - index[a]))
-                    expected[i] = (1 - share) * found[a].boxes[pairs[:, 0]] + share * found[b].boxes[pairs[:, 1]]
+                    expected[i] = (1 - share) * found[a].boxes[pairs[:, 0]] + share * found[
+                        b
+                    ].boxes[pairs[:, 1]]
         self._follow(frames, index, expected, found)
         self._search(frames, index, [i for i in range(len(index)) if i not in found], found)
         return [found[i] for i in range(len(index))]
 
-    def _search(self, frames: np.ndarray, index: np.ndarray, which: list[int], found: dict[int, Faces]) -> None:
-        """Set `found[i]` by the whole cascade on reduced frames, its boxes placed anew on the native ones."""
+    def _search(
+        self, frames: np.ndarray, index: np.ndarray, which: list[int], found: dict[int, Faces]
+    ) -> None:
+        """Set `found[i]` by the whole cascade on reduced frames, its boxes placed anew on the
+        native ones."""
         for search in (LARGE, SMALL):
             which = [i for i in which if not len(found.get(i, NO_FACES).boxes)]
             self._search_size(frames, index, which, search, found)
 
     def _search_size(
-        self, frames: np.ndarray, index: np.ndarray, which: list[int], search: Search, found: dict[int, Faces]
+        self,
+        frames: np.ndarray,
+        index: np.ndarray,
+        which: list[int],
+        search: Search,
+        found: dict[int, Faces],
     ) -> None:
         coarse = dict(zip(which, self.detector.detect(frames, index[which], search), strict=True))
         boxes = {i: faces.boxes for i, faces in coarse.items() if len(faces.boxes)}
         placed = self._place(frames, index, boxes)
         for i in which:
             faces = coarse[i]
-            if i in placed:  # where the native pixels do not confirm a face, the reduced frame's word stands
+            # where the native pixels do not confirm a face, the reduced frame's word stands
+            if i in placed:
                 sure = placed[i].probabilities >= self.min_probability
-                faces = Faces(*(
-                    np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                    for new, old in zip(placed[i], faces, strict=True)
-                ))
+                faces = Faces(
+                    *(
+                        np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                        for new, old in zip(placed[i], faces, strict=True)
+                    )
+                )
             faces = faces.take(faces.probabilities >= self.min_probability)
             if len(faces.boxes):
                 value = prominence(faces)
@@ -123,7 +152,11 @@ class FaceCropper:
             found[i] = faces
 
     def _follow(
-        self, frames: np.ndarray, index: np.ndarray, expected: dict[int, np.ndarray], found: dict[int, Faces]
+        self,
+        frames: np.ndarray,
+        index: np.ndarray,
+        expected: dict[int, np.ndarray],
+        found: dict[int, Faces],
     ) -> None:
         """Set `found[i]` where the last network confirms every box of `expected[i]`."""
         for i, faces in self._place(frames, index, expected).items():
@@ -131,7 +164,9 @@ class FaceCropper:
             if (faces.probabilities >= self.min_probability).all() and (moved >= SAME_FACE).all():
                 found[i] = faces
 
-    def _place(self, frames: np.ndarray, index: np.ndarray, boxes: dict[int, np.ndarray]) -> dict[int, Faces]:
+    def _place(
+        self, frames: np.ndarray, index: np.ndarray, boxes: dict[int, np.ndarray]
+    ) -> dict[int, Faces]:
         if not boxes:
             return {}
         which = np.repeat(list(boxes), [len(b) for b in boxes.values()])
@@ -145,7 +180,8 @@ class FaceCropper:
             to_crop = SimilarityTransform(translation=side / 2 - points.mean(axis=0))
         matrix = np.linalg.inv(to_crop.params)  # crop pixels -> native pixels
         factor = max(1, int(1.0 / max(float(to_crop.scale), 1e-6)))
-        # Only the part of the frame that the crop covers, at multiples of `factor`, with a margin for interpolation.
+        # Only the part of the frame that the crop covers, at multiples of `factor`, with a margin
+        # for interpolation.
         corners = np.array([[0, 0, 1], [side, 0, 1], [0, side, 1], [side, side, 1]]) @ matrix[:2].T
         low = np.maximum(np.floor(corners.min(axis=0) / factor).astype(int) - 2, 0) * factor
         high = np.ceil(corners.max(axis=0)).astype(int) + 2 * factor
@@ -154,16 +190,23 @@ class FaceCropper:
             return np.zeros((side, side, 3), np.uint8)
         image = Image.fromarray(part)
         matrix[:2, 2] -= low
-        if factor > 1:  # bilinear sampling of a much larger face would alias: shrink the image first
+        # bilinear sampling of a much larger face would alias: shrink the image first
+        if factor > 1:
             image = image.reduce(factor)
             matrix = np.diag([1 / factor, 1 / factor, 1]) @ matrix
         return np.asarray(
-            image.transform((side, side), Image.Transform.AFFINE, tuple(matrix[:2].ravel()), Image.Resampling.BILINEAR)
+            image.transform(
+                (side, side),
+                Image.Transform.AFFINE,
+                tuple(matrix[:2].ravel()),
+                Image.Resampling.BILINEAR,
+            )
         )
 
 
 def _same_faces(a: Faces, b: Faces) -> np.ndarray:
-    """Pairs [N, 2] of indices if the two frames show the same faces at about the same places, else none."""
+    """Pairs [N, 2] of indices if the two frames show the same faces at about the same places, else
+    none."""
     if len(a.boxes) != len(b.boxes) or not len(a.boxes):
         return np.empty((0, 2), int)
     iou = overlap(a.boxes, b.boxes)

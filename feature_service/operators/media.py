@@ -1,4 +1,5 @@
-"""One clip's bytes as a seekable file, wherever they lie: local, on object storage, inside a tar shard."""
+"""One clip's bytes as a seekable file, wherever they lie: local, on object storage, inside a tar
+shard."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ COPY_BYTES = 4 << 20
 
 
 def open_media(video: str, *, max_bytes: int) -> BinaryIO:
-    """Open a local file as it is; copy anything else, at most `max_bytes`, to a temporary file without a name.
+    """Open a local file as it is; copy anything else, at most `max_bytes`, to a temporary file
+    without a name.
 
-    A file without a name cannot be left behind, however this process ends. Raises OSError (also by the object store's
-    client) if it cannot be read, ValueError if it is larger than `max_bytes` or its shard ends early.
+    A file without a name cannot be left behind, however this process ends. Raises OSError (also by
+    the object store's client) if it cannot be read, ValueError if it is larger than `max_bytes` or
+    its shard ends early.
     """
     member = parse_member(video)
     location, offset, size = (member[0], member[2], member[3]) if member else (video, 0, -1)
@@ -54,7 +57,8 @@ def file_size(file: BinaryIO) -> int:
 
 
 def stated_size(file: BinaryIO) -> int | None:
-    """Bytes the file should have by its own outermost chunks (MP4 and MOV, Matroska and WebM, WAV and AVI, FLV).
+    """Bytes the file should have by its own outermost chunks (MP4 and MOV, Matroska and WebM, WAV
+    and AVI, FLV).
 
     None where it does not say, as in what is written while it is recorded, and in other formats.
     """
@@ -67,7 +71,8 @@ def stated_size(file: BinaryIO) -> int | None:
     if head[:4] == b"\x1aE\xdf\xa3":
         return _end_of_segment(head)
     if head[:3] == b"FLV" and (at := head.find(b"\0\x08filesize\0")) >= 0:
-        # Tools that copy the header leave an old figure in it: it can say that a file is whole, not that it is not.
+        # Tools that copy the header leave an old figure in it: it can say that a file is whole, not
+        # that it is not.
         (size,) = struct.unpack_from(">d", head.ljust(len(head) + 8, b"\0"), at + 11)
         return int(size) if 0 < size <= file_size(file) else None
     return None
@@ -79,7 +84,18 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
         file.seek(at)
         length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
         length = long if length == 1 else length
-        known = kind in (b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx")
+        known = kind in (
+            b"ftyp",
+            b"styp",
+            b"moov",
+            b"mdat",
+            b"moof",
+            b"free",
+            b"skip",
+            b"wide",
+            b"uuid",
+            b"sidx",
+        )
         if length < 8 or (not known and at + length > size):  # to the end of the file, or no box
             break
         at += length

@@ -1,4 +1,5 @@
-"""Raw annotations -> labels: the paper's voting procedure (§3.1), its discards and the annotators' agreement."""
+"""Raw annotations -> labels: the paper's voting procedure (§3.1), its discards and the annotators'
+agreement."""
 
 from __future__ import annotations
 
@@ -32,8 +33,9 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """`labels`: id and the four label columns of the samples kept. `discarded`: id, modality, votes, reason, a row for
-    each undecided label. `kappa`: Fleiss' kappa per head over `rated` samples; NaN where undefined."""
+    """`labels`: id and the four label columns of the samples kept. `discarded`: id, modality,
+    votes, reason, a row for each undecided label. `kappa`: Fleiss' kappa per head over `rated`
+    samples; NaN where undefined."""
 
     labels: pd.DataFrame
     discarded: pd.DataFrame
@@ -45,7 +47,8 @@ class Outcome:
 def decide(votes: Sequence[str]) -> Decision:
     """One label by the paper's majority vote; `votes` in the order of asking.
 
-    3:0 decides and 1:1:1 discards whatever a fourth says; 2:1 asks the fourth: 3:1 decides, 2:2 and 2:1:1 discard.
+    3:0 decides and 1:1:1 discards whatever a fourth says; 2:1 asks the fourth: 3:1 decides, 2:2 and
+    2:1:1 discard.
     """
     if len(votes) < FIRST:
         return Decision(None, f"{len(votes)} of {FIRST} annotators" if votes else "not annotated")
@@ -62,7 +65,8 @@ def decide(votes: Sequence[str]) -> Decision:
 
 
 def read_votes(path: str) -> Votes:
-    """A long table `id, modality, annotator, label`; rows of a sample and modality in the order of asking.
+    """A long table `id, modality, annotator, label`; rows of a sample and modality in the order of
+    asking.
 
     An empty label counts as no vote. Raises InputError naming file, row and field.
     """
@@ -71,46 +75,65 @@ def read_votes(path: str) -> Votes:
     seen: set[tuple[str, str, str]] = set()
     for row, record in enumerate(frame.to_dict("records"), start=1):
         where = f"{path}: row {row}"
-        sample, head, annotator = cell(record[ID]), cell(record[MODALITY]).lower(), cell(record[ANNOTATOR])
+        sample, head, annotator = (
+            cell(record[ID]),
+            cell(record[MODALITY]).lower(),
+            cell(record[ANNOTATOR]),
+        )
         for field, value in ((ID, sample), (ANNOTATOR, annotator)):
             if not value:
                 raise InputError(f"{where}, field '{field}': empty")
         if head not in HEADS:
-            raise InputError(f"{where}, field '{MODALITY}': {head!r} is not one of {', '.join(HEADS)}")
+            raise InputError(
+                f"{where}, field '{MODALITY}': {head!r} is not one of {', '.join(HEADS)}"
+            )
         if (sample, head, annotator) in seen:
-            raise InputError(f"{where}, field '{ANNOTATOR}': {annotator!r} has labelled {head} of {sample!r} before")
+            raise InputError(
+                f"{where}, field '{ANNOTATOR}': {annotator!r} has labelled {head} of {sample!r} "
+                "before"
+            )
         seen.add((sample, head, annotator))
         emotion = parse_emotion(record[LABEL], where=f"{where}, field '{LABEL}'")
         given = votes.setdefault(sample, {}).setdefault(head, [])
         if emotion is not None:
             given.append(emotion)
         if len(given) > MOST:
-            raise InputError(f"{where}: {head} of {sample!r} has more than {MOST} votes; the procedure asks no more")
+            raise InputError(
+                f"{where}: {head} of {sample!r} has more than {MOST} votes; the procedure asks no "
+                "more"
+            )
     return votes
 
 
 def vote(votes: Votes) -> Outcome:
-    """Decide every label; a sample is kept only if all four of its labels are decided (paper §3.1)."""
+    """Decide every label; a sample is kept only if all four of its labels are decided (paper
+    §3.1)."""
     kept: list[dict[str, str]] = []
     discarded: list[dict[str, str]] = []
     for sample, given in votes.items():
         decisions = {head: decide(given.get(head, [])) for head in HEADS}
         undecided = {head: d for head, d in decisions.items() if d.label is None}
-        discarded += [{ID: sample, MODALITY: head, "votes": " ".join(given.get(head, [])), "reason": d.reason}
-                      for head, d in undecided.items()]
+        discarded += [
+            {ID: sample, MODALITY: head, "votes": " ".join(given.get(head, [])), "reason": d.reason}
+            for head, d in undecided.items()
+        ]
         if not undecided:
-            kept.append({ID: sample, **{LABEL_COLUMNS[h]: d.label or "" for h, d in decisions.items()}})
+            kept.append(
+                {ID: sample, **{LABEL_COLUMNS[h]: d.label or "" for h, d in decisions.items()}}
+            )
     first = {h: [g[h][:FIRST] for g in votes.values() if len(g.get(h, [])) >= FIRST] for h in HEADS}
     return Outcome(
         pd.DataFrame(kept, columns=[ID, *LABEL_COLUMNS.values()]),
         pd.DataFrame(discarded, columns=[ID, MODALITY, "votes", "reason"]),
-        {h: agreement(rated) for h, rated in first.items()}, {h: len(rated) for h, rated in first.items()}, len(votes),
+        {h: agreement(rated) for h, rated in first.items()},
+        {h: len(rated) for h, rated in first.items()},
+        len(votes),
     )
 
 
 def agreement(ratings: Sequence[Sequence[str]]) -> float:
-    """Fleiss' kappa of [samples, annotators] emotions (statsmodels); NaN if there is nothing to agree on: no sample, or
-    one emotion throughout."""
+    """Fleiss' kappa of [samples, annotators] emotions (statsmodels); NaN if there is nothing to
+    agree on: no sample, or one emotion throughout."""
     codes = np.array([[EMOTIONS.index(e) for e in row] for row in ratings], dtype=np.int64)
     if not codes.size or (codes == codes.flat[0]).all():
         return float("nan")

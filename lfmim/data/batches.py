@@ -1,7 +1,7 @@
 """Feature store -> padded tensors once, then batches by index: no per-sample Python in the epoch.
 
-The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each global batch, so
-one worker and many see the same samples.
+The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each
+global batch, so one worker and many see the same samples.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ STATISTICS_ROWS = 512
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """`features[u]` [B, T, D_u] float16 as stored (models take them to their weights' type), `masks[u]` [B, T] bool
-    (True: valid), `labels` [B, heads] int64 classes or float32 sentiment scores."""
+    """`features[u]` [B, T, D_u] float16 as stored (models take them to their weights' type),
+    `masks[u]` [B, T] bool (True: valid), `labels` [B, heads] int64 classes or float32 sentiment
+    scores."""
 
     features: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -47,7 +48,8 @@ class Batch:
     """[heads] float32: labelled samples in the *global* batch, the divisor of the loss."""
 
     def split(self, size: int) -> Iterator[Batch]:
-        """Micro-batches of at most `size` rows, rows of like length together, each padded to its own longest.
+        """Micro-batches of at most `size` rows, rows of like length together, each padded to its
+        own longest.
 
         `counts` stays the global batch's, so the parts' losses and gradients add up to the whole's.
         """
@@ -55,8 +57,10 @@ class Batch:
             yield self
             return
         # Up to the last valid position: there may be masked ones before it.
-        lengths = {m: (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
-                   for m, mask in self.masks.items()}
+        lengths = {
+            m: (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)
+            for m, mask in self.masks.items()
+        }
         total = torch.stack(list(lengths.values())).sum(dim=0)
         order = total.argsort(stable=True)
         parts = order.split(size)  # type: ignore[no-untyped-call]
@@ -64,18 +68,23 @@ class Batch:
             parts = [slice(i, i + size) for i in range(0, len(order), size)]
         for rows in parts:
             longest = {m: max(int(n[rows].max()), 1) for m, n in lengths.items()}
-            yield Batch({m: x[rows, : longest[m]] for m, x in self.features.items()},
-                        {m: x[rows, : longest[m]] for m, x in self.masks.items()},
-                        self.labels[rows], self.weight[rows], self.counts)
+            yield Batch(
+                {m: x[rows, : longest[m]] for m, x in self.features.items()},
+                {m: x[rows, : longest[m]] for m, x in self.masks.items()},
+                self.labels[rows],
+                self.weight[rows],
+                self.counts,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceTensors:
-    """A split in memory: padded float16 features [N, T, D_u], lengths [N] (0: absent), labels [N, heads], ids.
+    """A split in memory: padded float16 features [N, T, D_u], lengths [N] (0: absent), labels [N,
+    heads], ids.
 
-    Modalities are those of the store. Labels are int64 classes or, for the sentiment task, float32 scores; IGNORE_LABEL
-    where missing. Batches appear on the labels' device. `lengths` stay on the host: asking a GPU for the longest one
-    would stall it.
+    Modalities are those of the store. Labels are int64 classes or, for the sentiment task, float32
+    scores; IGNORE_LABEL where missing. Batches appear on the labels' device. `lengths` stay on the
+    host: asking a GPU for the longest one would stall it.
     """
 
     ids: list[str]
@@ -89,8 +98,9 @@ class UtteranceTensors:
         return len(self.ids)
 
     def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
-        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and are copied batch by
-        batch (`host`), or whichever leaves the device half its free memory (`auto`). Mapped ones stay in files."""
+        """Batches on `device`. The features go there as a whole (`device`), stay in host memory and
+        are copied batch by batch (`host`), or whichever leaves the device half its free memory
+        (`auto`). Mapped ones stay in files."""
         if cache == "auto" and device.type == "cuda":
             size = sum(x.nbytes for x in self.features.values())
             cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
@@ -99,7 +109,8 @@ class UtteranceTensors:
         return dataclasses.replace(self, features=features, labels=self.labels.to(device))
 
     def with_multimodal_labels(self) -> UtteranceTensors:
-        """Every head's label replaced by the multimodal one, except where its modality is absent."""
+        """Every head's label replaced by the multimodal one, except where its modality is
+        absent."""
         labels = self.labels[:, HEADS.index(MULTIMODAL), None].expand_as(self.labels).clone()
         for m in MODALITIES:
             if m in self.lengths:
@@ -109,7 +120,8 @@ class UtteranceTensors:
         return dataclasses.replace(self, labels=labels)
 
     def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
-        """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all samples."""
+        """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all
+        samples."""
         out = {}
         for m, x in self.features.items():
             count = 0
@@ -124,7 +136,10 @@ class UtteranceTensors:
             if count:
                 mean = total / count
                 deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-                out[m] = mean.float().to(x.device), (1 / deviation.clamp(min=1e-3)).float().to(x.device)
+                out[m] = (
+                    mean.float().to(x.device),
+                    (1 / deviation.clamp(min=1e-3)).float().to(x.device),
+                )
         return out
 
     def gather(self, index: Tensor, weight: Tensor, counts: Tensor) -> Batch:
@@ -135,34 +150,51 @@ class UtteranceTensors:
         for m, x in self.features.items():
             length = self.lengths[m][index]
             longest = max(int(length.max()), 1)
-            # Whole vectors by their number are copied as blocks of memory, elements of x[index, :longest] one by one.
+            # Whole vectors by their number are copied as blocks of memory, elements of x[index,
+            # :longest] one by one.
             position = torch.arange(longest, device=x.device)
             vectors = index.to(x.device, non_blocking=True)[:, None] * x.shape[1] + position
             rows = x.flatten(0, 1).index_select(0, vectors.flatten()).view(len(index), longest, -1)
             if rows.device != device:
                 rows = rows.pin_memory().to(device, non_blocking=True)
             features[m] = rows
-            masks[m] = torch.arange(longest, device=device)[None, :] < length.to(device, non_blocking=True)[:, None]
-        labels = torch.where(weight[:, None] > 0, self.labels[index.to(device, non_blocking=True)], IGNORE_LABEL)
+            masks[m] = (
+                torch.arange(longest, device=device)[None, :]
+                < length.to(device, non_blocking=True)[:, None]
+            )
+        labels = torch.where(
+            weight[:, None] > 0, self.labels[index.to(device, non_blocking=True)], IGNORE_LABEL
+        )
         return Batch(features, masks, labels, weight, counts)
 
     def batches(
-        self, batch_size: int, *, rank: int = 0, world: int = 1, shuffle_seed: tuple[int, int] | None = None
+        self,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        shuffle_seed: tuple[int, int] | None = None,
     ) -> Iterator[Batch]:
         """One epoch's share of worker `rank`: every worker yields equally many batches.
 
-        `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order; within a shuffled batch the
-        shorter come first, for `Batch.split`.
+        `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order; within
+        a shuffled batch the shorter come first, for `Batch.split`.
         """
         share = self._share(batch_size, rank, world, shuffle_seed)
         yield from _ahead(share) if self.mapped else share
 
-    def _share(self, batch_size: int, rank: int, world: int, shuffle_seed: tuple[int, int] | None) -> Iterator[Batch]:
+    def _share(
+        self, batch_size: int, rank: int, world: int, shuffle_seed: tuple[int, int] | None
+    ) -> Iterator[Batch]:
         device = self.labels.device
         order = epoch_order(len(self), shuffle_seed)
         total = torch.stack(list(self.lengths.values())).sum(dim=0)
         for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
-            counts = (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL).sum(dim=0).float()
+            counts = (
+                (self.labels[whole.to(device, non_blocking=True)] != IGNORE_LABEL)
+                .sum(dim=0)
+                .float()
+            )
             mine = whole[rank::world]
             filled = -(-len(whole) // world) - len(mine)
             if shuffle_seed is not None:
@@ -184,15 +216,18 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def epoch_order(n: int, shuffle_seed: tuple[int, int] | None) -> Tensor:
-    """The order [n] int64 in which epoch `shuffle_seed` = (seed, epoch) visits the samples; None: as stored."""
+    """The order [n] int64 in which epoch `shuffle_seed` = (seed, epoch) visits the samples; None:
+    as stored."""
     if shuffle_seed is None:
         return torch.arange(n)
     return torch.from_numpy(np.random.default_rng(shuffle_seed).permutation(n))
 
 
-def fit_length(sequence: np.ndarray, modality: Modality, max_length: int, *, cut: bool = False) -> np.ndarray:
-    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper §5.1.2), unless
-    `cut`; text always cut."""
+def fit_length(
+    sequence: np.ndarray, modality: Modality, max_length: int, *, cut: bool = False
+) -> np.ndarray:
+    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper
+    §5.1.2), unless `cut`; text always cut."""
     if len(sequence) <= max_length:
         return sequence
     if cut or modality is Modality.TEXT:
@@ -202,9 +237,15 @@ def fit_length(sequence: np.ndarray, modality: Modality, max_length: int, *, cut
 
 
 def pad_sequences(
-    rows: Sequence[np.ndarray | None], modality: Modality, dim: int, max_length: int, *, cut: bool = False
+    rows: Sequence[np.ndarray | None],
+    modality: Modality,
+    dim: int,
+    max_length: int,
+    *,
+    cut: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sequences (None: absent, length 0) -> zero-padded float16 [N, T, dim] and int64 lengths [N]."""
+    """Sequences (None: absent, length 0) -> zero-padded float16 [N, T, dim] and int64 lengths
+    [N]."""
     fitted = [None if x is None else fit_length(x, modality, max_length, cut=cut) for x in rows]
     lengths = np.array([0 if x is None else len(x) for x in fitted], dtype=np.int64)
     out = np.zeros((len(fitted), max(int(lengths.max(initial=0)), 1), dim), dtype=np.float16)
@@ -217,26 +258,40 @@ def pad_sequences(
 def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
     """Label columns -> [N, heads]: int64 classes, or float32 scores of the sentiment task.
 
-    IGNORE_LABEL where the label is missing or nothing is there that the head could read it from: a uni-modal head's
-    modality, for the multimodal head all of them. Raises InputError for a score outside [-1, 1].
+    IGNORE_LABEL where the label is missing or nothing is there that the head could read it from: a
+    uni-modal head's modality, for the multimodal head all of them. Raises InputError for a score
+    outside [-1, 1].
     """
     sentiment = task == "sentiment"
     columns = SENTIMENT_COLUMNS if sentiment else LABEL_COLUMNS
     index = {name: i for i, name in enumerate(EMOTIONS)}
     present = {
-        m: table[FEATURE_COLUMNS[m]].is_valid().to_numpy() if FEATURE_COLUMNS[m] in table.column_names
-        else np.zeros(table.num_rows, dtype=bool) for m in MODALITIES
+        m: table[FEATURE_COLUMNS[m]].is_valid().to_numpy()
+        if FEATURE_COLUMNS[m] in table.column_names
+        else np.zeros(table.num_rows, dtype=bool)
+        for m in MODALITIES
     }
-    labels = np.full((table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.float32 if sentiment else np.int64)
+    labels = np.full(
+        (table.num_rows, len(HEADS)), IGNORE_LABEL, dtype=np.float32 if sentiment else np.int64
+    )
     for h, head in enumerate(HEADS):
         if columns[head] not in table.column_names:
             continue
-        there = np.any(list(present.values()), axis=0) if head == MULTIMODAL else present[Modality(head)]
-        for i, (value, seen) in enumerate(zip(table[columns[head]].to_pylist(), there.tolist(), strict=True)):
+        there = (
+            np.any(list(present.values()), axis=0)
+            if head == MULTIMODAL
+            else present[Modality(head)]
+        )
+        for i, (value, seen) in enumerate(
+            zip(table[columns[head]].to_pylist(), there.tolist(), strict=True)
+        ):
             if value is None or value != value or not seen:
                 continue
             if sentiment and not -1 <= value <= 1:
-                raise InputError(f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, 1]; "
-                                 "scale the labels and import them again")
+                raise InputError(
+                    f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, "
+                    "1]; "
+                    "scale the labels and import them again"
+                )
             labels[i, h] = value if sentiment else index[value]
     return torch.from_numpy(labels)

@@ -1,8 +1,9 @@
 """A small corpus of real, decodable utterance videos with known labels, made on the spot.
 
-A real face photograph moved and warped by the vision label, a voiced signal shaped by the audio label, a Mandarin
-sentence for the text label; H.264 + AAC in MP4. The multimodal label is the majority of the three (audio decides when
-all differ), so that no modality, nor any pair, determines it.
+A real face photograph moved and warped by the vision label, a voiced signal shaped by the audio
+label, a Mandarin sentence for the text label; H.264 + AAC in MP4. The multimodal label is the
+majority of the three (audio decides when all differ), so that no modality, nor any pair, determines
+it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ SPEAKERS = 5
 DEMO_EMOTIONS = ("anger", "happiness", "neutrality", "sadness")
 """Four of the seven: enough clips of each in a corpus that two cores extract within minutes."""
 SPLIT_CYCLE = ("train", "train", "train", "valid", "test")
-# Shares of the label patterns: who differs from the other two. Chosen so that every pair of heads differs in more than
-# 0.3 of the samples, as the paper's Figure 1(b) says.
+# Shares of the label patterns: who differs from the other two. Chosen so that every pair of heads
+# differs in more than 0.3 of the samples, as the paper's Figure 1(b) says.
 PATTERNS = {"text": 0.28, "audio": 0.33, "vision": 0.28, "all_differ": 0.08, "none": 0.03}
 
 
@@ -53,7 +54,8 @@ class VisionStyle:
 
 @dataclasses.dataclass(frozen=True)
 class AudioStyle:
-    """A voice: mean pitch (Hz), its excursion (octaves) and slope (octaves/s), syllables/s, dynamics, brightness."""
+    """A voice: mean pitch (Hz), its excursion (octaves) and slope (octaves/s), syllables/s,
+    dynamics, brightness."""
 
     pitch: float
     excursion: float
@@ -105,8 +107,11 @@ def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows)[list(HEADS)]
 
 
-def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, workers: int = 2) -> Path:
-    """Write `clips` videos and `manifest.csv` (6:2:2, stratified by multimodal label); returns the manifest's path.
+def generate_demo_corpus(
+    folder: Path, *, clips: int = 240, seed: int = 0, workers: int = 2
+) -> Path:
+    """Write `clips` videos and `manifest.csv` (6:2:2, stratified by multimodal label); returns the
+    manifest's path.
 
     Deterministic by (clips, seed). A finished corpus of the same parameters is reused.
     """
@@ -117,8 +122,10 @@ def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, worke
     make_folder(folder / "videos")
     labels = draw_labels(clips, np.random.default_rng([seed, 0]))
     ids = [f"clip{i:04d}" for i in range(clips)]
-    jobs = [(folder / "videos" / f"{name}.mp4", dict(row), name, seed)
-            for name, row in zip(ids, labels.to_dict("records"), strict=True)]
+    jobs = [
+        (folder / "videos" / f"{name}.mp4", dict(row), name, seed)
+        for name, row in zip(ids, labels.to_dict("records"), strict=True)
+    ]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         texts = list(pool.map(_make, jobs, chunksize=8))
     table = labels.rename(columns=LABEL_COLUMNS)
@@ -135,14 +142,19 @@ def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, worke
 
 
 def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0) -> str:
-    """Render one utterance video for the text, audio and vision labels; returns its text. `key` seeds the rest."""
+    """Render one utterance video for the text, audio and vision labels; returns its text. `key`
+    seeds the rest."""
     rng = _rng(seed, key)
     speaker = int(rng.integers(SPEAKERS))  # the first draw, as generate_demo_corpus expects
-    sentence = f"{rng.choice(OCCASIONS)}{rng.choice(SUBJECTS)}{rng.choice(PHRASES[labels['text']])}。"
+    sentence = (
+        f"{rng.choice(OCCASIONS)}{rng.choice(SUBJECTS)}{rng.choice(PHRASES[labels['text']])}。"
+    )
     frames = render_frames(VISION_STYLES[labels["vision"]], speaker, rng)
     wave = render_voice(AUDIO_STYLES[labels["audio"]], speaker, rng)
     with new_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "1"})
+        video = container.add_stream(
+            "libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "1"}
+        )
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
@@ -150,7 +162,9 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode())
         for start in range(0, len(wave), 1024):
-            chunk = av.AudioFrame.from_ndarray(wave[None, start : start + 1024], format="fltp", layout="mono")
+            chunk = av.AudioFrame.from_ndarray(
+                wave[None, start : start + 1024], format="fltp", layout="mono"
+            )
             chunk.sample_rate, chunk.pts = AUDIO_RATE, start
             container.mux(audio.encode(chunk))
         container.mux(audio.encode())
@@ -158,8 +172,14 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
 
 
 def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [F, SIZE, SIZE, 3]: the photograph under the style's warp, with nuisance motion, light and noise."""
-    photo = torch.from_numpy(photographs.astronaut()[0:240, 103:343].copy()).permute(2, 0, 1).float()[None] / 255
+    """uint8 [F, SIZE, SIZE, 3]: the photograph under the style's warp, with nuisance motion, light
+    and noise."""
+    photo = (
+        torch.from_numpy(photographs.astronaut()[0:240, 103:343].copy())
+        .permute(2, 0, 1)
+        .float()[None]
+        / 255
+    )
     if speaker % 2:
         photo = photo.flip(3)
     count = int(FPS * SECONDS)
@@ -173,7 +193,8 @@ def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) ->
     u = (x * np.cos(angle) - y * np.sin(angle)) * zoom + dx + drift
     v = (x * np.sin(angle) + y * np.cos(angle)) * zoom + dy
     face_y = v + 0.05
-    # Local terms in source coordinates: the mouth lies about 0.2 below the face's centre, the eyes 0.15 above it.
+    # Local terms in source coordinates: the mouth lies about 0.2 below the face's centre, the eyes
+    # 0.15 above it.
     mouth = torch.exp(-((face_y - 0.22) ** 2) / 0.02 - u**2 / 0.12)
     eyes = torch.exp(-((face_y + 0.12) ** 2) / 0.03 - u**2 / 0.15)
     stretch = style.stretch**0.5
@@ -181,24 +202,34 @@ def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) ->
     source_y = v * stretch + style.smile * pulse * mouth * (u**2 * 20 - 0.5)
     source_y = source_y - style.eyes * pulse * eyes * (face_y + 0.12)
     grid = torch.stack([source_x, source_y], dim=-1)
-    frames = F.grid_sample(photo.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    frames = F.grid_sample(
+        photo.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False
+    )
     light = torch.tensor(style.light) * float(rng.uniform(0.9, 1.1))
-    frames = frames * light.view(1, 3, 1, 1) + torch.from_numpy(rng.normal(0, 0.02, frames.shape)).float()
+    frames = (
+        frames * light.view(1, 3, 1, 1)
+        + torch.from_numpy(rng.normal(0, 0.02, frames.shape)).float()
+    )
     pixels = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     return np.ascontiguousarray(pixels.numpy())
 
 
 def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:
-    """float32 [S] at AUDIO_RATE: harmonics of a moving pitch under a syllable envelope, with breath noise."""
+    """float32 [S] at AUDIO_RATE: harmonics of a moving pitch under a syllable envelope, with breath
+    noise."""
     t = np.arange(int(SECONDS * AUDIO_RATE)) / AUDIO_RATE
     register = 0.94 + 0.03 * speaker
     phase = rng.uniform(0, 2 * np.pi, 3)
-    octaves = style.slope * (t - SECONDS / 2) + style.excursion * np.sin(2 * np.pi * 0.8 * t + phase[0])
+    octaves = style.slope * (t - SECONDS / 2) + style.excursion * np.sin(
+        2 * np.pi * 0.8 * t + phase[0]
+    )
     pitch = style.pitch * register * float(rng.uniform(0.96, 1.04)) * 2**octaves
     cycles = 2 * np.pi * np.cumsum(pitch) / AUDIO_RATE
     voice = np.zeros_like(t)
     for k in range(1, 25):
-        voice += np.where(pitch * k < AUDIO_RATE / 2.2, np.sin(k * cycles + phase[1]) / k**style.brightness, 0)
+        voice += np.where(
+            pitch * k < AUDIO_RATE / 2.2, np.sin(k * cycles + phase[1]) / k**style.brightness, 0
+        )
     envelope = 1 - style.dynamics * (0.5 + 0.5 * np.cos(2 * np.pi * style.syllables * t + phase[2]))
     wave = voice / np.abs(voice).max() * envelope + rng.normal(0, 0.01, t.shape)
     loudest = float(np.abs(wave).max())
@@ -206,7 +237,9 @@ def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> n
 
 
 def _rng(seed: int, key: str) -> np.random.Generator:
-    return np.random.default_rng(np.frombuffer(hashlib.sha256(f"{seed}\0{key}".encode()).digest(), np.uint32))
+    return np.random.default_rng(
+        np.frombuffer(hashlib.sha256(f"{seed}\0{key}".encode()).digest(), np.uint32)
+    )
 
 
 def _make(job: tuple[Path, dict[str, str], str, int]) -> str:

@@ -1,4 +1,5 @@
-"""CSV, JSONL and Parquet as people's tools write them -> frames of plain values; what is wrong is told by row."""
+"""CSV, JSONL and Parquet as people's tools write them -> frames of plain values; what is wrong is
+told by row."""
 
 from __future__ import annotations
 
@@ -21,14 +22,18 @@ csv.field_size_limit(1 << 30)
 
 
 def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
-    """Cells as text, as they stand. Raises InputError naming row and remedy, also for rows of another width than the
-    header's and quotes that swallow rows. UTF-16 may have tabs, as Excel's 'Unicode text' has."""
+    """Cells as text, as they stand. Raises InputError naming row and remedy, also for rows of
+    another width than the header's and quotes that swallow rows. UTF-16 may have tabs, as Excel's
+    'Unicode text' has."""
     text, encoding = decode(file.read(), path, table=True)
     header = next((line for line in text.splitlines() if line.strip()), "")
     separator = max(",", *SEPARATORS, key=header.count)  # the comma, if none is more frequent
     if separator != "," and (separator, encoding) != ("\t", UTF16):
-        raise InputError(f"{path}: its cells are separated by {SEPARATORS[separator]}, not by commas; save it as "
-                         "'CSV UTF-8 (comma delimited)'")
+        raise InputError(
+            f"{path}: its cells are separated by {SEPARATORS[separator]}, not by commas; save it "
+            "as "
+            "'CSV UTF-8 (comma delimited)'"
+        )
     names: list[str] = []
     rows: list[list[str]] = []
     try:
@@ -41,8 +46,11 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
             rows.append(cells)
             _check_row(cells, names, separator, f"{path}: row {len(rows)}")
     except csv.Error as error:
-        raise InputError(f"{path}: row {len(rows) + 1}: cannot be read as csv: {error}. A quote is open, or stands "
-                         "inside a quoted cell: close it, or double it there") from error
+        raise InputError(
+            f"{path}: row {len(rows) + 1}: cannot be read as csv: {error}. A quote is open, or "
+            "stands "
+            "inside a quoted cell: close it, or double it there"
+        ) from error
     if not names:
         raise pd.errors.EmptyDataError
     check_names(names, path)
@@ -52,18 +60,31 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
 def _check_row(cells: list[str], names: list[str], separator: str, where: str) -> None:
     if len(cells) != len(names):
         more = len(cells) > len(names)
-        raise InputError(f"{where}: {len(cells)} cells, {'more' if more else 'fewer'} cells than the header's "
-                         f"{len(names)}; " + ("quote cells that contain a comma" if more else
-                                              "write an empty cell as nothing between two commas"))
+        raise InputError(
+            f"{where}: {len(cells)} cells, {'more' if more else 'fewer'} cells than the header's "
+            f"{len(names)}; "
+            + (
+                "quote cells that contain a comma"
+                if more
+                else "write an empty cell as nothing between two commas"
+            )
+        )
     for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
         lines = cell.replace("\r\n", "\n").split("\n")[1:]
         # Rows that an open quote swallowed: each as wide as the header, the last up to this column.
         counts = [line.count(separator) for line in lines]
-        if any(counts) and counts == [len(names) - 1] * (len(counts) - 1) + [i] and not any(
-                f"{separator} " in line for line in lines):
-            raise InputError(f"{where}, field '{names[i]}': a quoted cell of {len(lines) + 1} lines, of which the "
-                             f"later look like rows ({lines[0][:40]!r}); close the quote before them, or, if they are "
-                             "one cell, give the table as JSONL")
+        if (
+            any(counts)
+            and counts == [len(names) - 1] * (len(counts) - 1) + [i]
+            and not any(f"{separator} " in line for line in lines)
+        ):
+            raise InputError(
+                f"{where}, field '{names[i]}': a quoted cell of {len(lines) + 1} lines, of which "
+                "the "
+                f"later look like rows ({lines[0][:40]!r}); close the quote before them, or, if "
+                "they are "
+                "one cell, give the table as JSONL"
+            )
 
 
 def check_names(names: list[str], path: str) -> None:
@@ -90,11 +111,14 @@ def read_jsonl(file: BinaryIO, path: str) -> pd.DataFrame:
 
 
 def read_parquet(file: BinaryIO, path: str) -> pd.DataFrame:
-    """As objects; whole numbers as such even where a gap has made their column one of floats, and bytes as text."""
+    """As objects; whole numbers as such even where a gap has made their column one of floats, and
+    bytes as text."""
     check_names(pq.read_schema(file).names, path)
     file.seek(0)
     frame = pd.read_parquet(file).rename(columns=str)
-    return pd.DataFrame({c: pd.Series([_plain(v) for v in frame[c].astype(object)], dtype=object) for c in frame})
+    return pd.DataFrame(
+        {c: pd.Series([_plain(v) for v in frame[c].astype(object)], dtype=object) for c in frame}
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -38,13 +38,16 @@ COUNTED = ("gender", "age")
 def read_labels(path: str) -> pd.DataFrame:
     """Labels of a manifest, any table with `id` and label columns, or a feature store.
 
-    Returns `id`, `text`, `split`, `speaker` ("" where missing), the four label columns (emotion or None), and
-    `duration_s` and other columns where there are any. Raises InputError naming file, row and field.
+    Returns `id`, `text`, `split`, `speaker` ("" where missing), the four label columns (emotion or
+    None), and `duration_s` and other columns where there are any. Raises InputError naming file,
+    row and field.
     """
     frame = _label_columns(Path(path)) if Path(path).is_dir() else read_rows(path, (ID,))
     if not any(c in frame for c in LABEL_COLUMNS.values()):
-        raise InputError(f"{path}: none of the columns {', '.join(LABEL_COLUMNS.values())} is there; found: "
-                         + ", ".join(frame.columns))
+        raise InputError(
+            f"{path}: none of the columns {', '.join(LABEL_COLUMNS.values())} is there; found: "
+            + ", ".join(frame.columns)
+        )
     if TEXT not in frame and TRANSCRIPT in frame:
         frame[TEXT] = [strip_marks(cell(v)) for v in frame[TRANSCRIPT]]
     for column in (ID, TEXT, SPLIT, SPEAKER):
@@ -56,8 +59,12 @@ def read_labels(path: str) -> pd.DataFrame:
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
         frame[column] = pd.Series(
-            [parse_emotion(v, where=f"{path}: row {r}, field '{column}'") for r, v in enumerate(values, start=1)],
-            dtype=object, index=frame.index,
+            [
+                parse_emotion(v, where=f"{path}: row {r}, field '{column}'")
+                for r, v in enumerate(values, start=1)
+            ],
+            dtype=object,
+            index=frame.index,
         )
     return frame
 
@@ -65,7 +72,9 @@ def read_labels(path: str) -> pd.DataFrame:
 def _label_columns(store: Path) -> pd.DataFrame:
     """All of a feature store but the features."""
     names = [c for part in store.glob("part-*.parquet") for c in pq.read_schema(part).names]
-    table = read_table(store, [c for c in dict.fromkeys(names) if c not in FEATURE_COLUMNS.values()])
+    table = read_table(
+        store, [c for c in dict.fromkeys(names) if c not in FEATURE_COLUMNS.values()]
+    )
     frame: pd.DataFrame = table.to_pandas().astype(object)
     return frame.where(frame.notna(), None)
 
@@ -76,21 +85,32 @@ def count_words(text: str) -> int:
 
 
 def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
-    """The paper's Table 1 of a `read_labels` frame, with what else is known: item -> quantity, as text."""
+    """The paper's Table 1 of a `read_labels` frame, with what else is known: item -> quantity, as
+    text."""
     items = {"utterances": f"{len(frame):,}"}
     items |= {f"utterances, {s}": f"{n:,}" for s in SPLITS if (n := int((frame[SPLIT] == s).sum()))}
     speakers = frame.loc[frame[SPEAKER] != "", SPEAKER]
     if len(speakers):
         items["speakers"] = f"{speakers.nunique():,}"
-    seconds = pd.to_numeric(frame[DURATION], errors="coerce") if DURATION in frame else pd.Series(dtype=float)
+    seconds = (
+        pd.to_numeric(frame[DURATION], errors="coerce")
+        if DURATION in frame
+        else pd.Series(dtype=float)
+    )
     seconds = seconds[seconds > 0]
     if len(seconds):
         items["total length (minutes)"] = f"{seconds.sum() / 60:,.2f}"
         items["average length of utterance (seconds)"] = f"{seconds.mean():.1f}"
     words = frame.loc[frame[TEXT] != "", TEXT].map(count_words)
     if len(words):
-        items |= {f"{name} number of words per utterance": f"{value:g}" for name, value in (
-            ("minimum", words.min()), ("average", round(words.mean(), 1)), ("maximum", words.max()))}
+        items |= {
+            f"{name} number of words per utterance": f"{value:g}"
+            for name, value in (
+                ("minimum", words.min()),
+                ("average", round(words.mean(), 1)),
+                ("maximum", words.max()),
+            )
+        }
     for column in (c for c in COUNTED if c in frame):
         counts = frame[column].map(cell).value_counts()
         items |= {f"{column}, {value or 'unknown'}": f"{n:,}" for value, n in counts.items()}
@@ -109,13 +129,21 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
 
 def label_distribution(frame: pd.DataFrame) -> pd.DataFrame:
     """Figure 1 (a): number of utterances per emotion (rows, report order) and head (columns)."""
-    return pd.DataFrame({
-        head: frame[column].value_counts().reindex(REPORT_ORDER, fill_value=0) for head, column in LABEL_COLUMNS.items()
-    }).astype(int).rename_axis("emotion")
+    return (
+        pd.DataFrame(
+            {
+                head: frame[column].value_counts().reindex(REPORT_ORDER, fill_value=0)
+                for head, column in LABEL_COLUMNS.items()
+            }
+        )
+        .astype(int)
+        .rename_axis("emotion")
+    )
 
 
 def pairwise_inconsistency(frame: pd.DataFrame) -> pd.DataFrame:
-    """Figure 1 (b): share of utterances whose labels differ, per pair of heads, over those that have both; else NaN."""
+    """Figure 1 (b): share of utterances whose labels differ, per pair of heads, over those that
+    have both; else NaN."""
     out = pd.DataFrame(0.0, index=list(HEADS), columns=list(HEADS))
     for a, b in itertools.combinations(HEADS, 2):
         both = frame[[LABEL_COLUMNS[a], LABEL_COLUMNS[b]]].dropna()
@@ -125,10 +153,11 @@ def pairwise_inconsistency(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def inconsistency_with_multimodal(frame: pd.DataFrame) -> pd.DataFrame:
-    """Figure 1 (c): per emotion y (rows, report order) and modality u, the share of y_u != y among those with y_m = y.
+    """Figure 1 (c): per emotion y (rows, report order) and modality u, the share of y_u != y among
+    those with y_m = y.
 
-    The paper's equation counts y_u != y over all samples; a share of y_m = y it can only be among these. NaN where no
-    utterance has y_m = y and a label of u.
+    The paper's equation counts y_u != y over all samples; a share of y_m = y it can only be among
+    these. NaN where no utterance has y_m = y and a label of u.
     """
     m = frame[LABEL_COLUMNS[MULTIMODAL]]
     out = {}

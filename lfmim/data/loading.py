@@ -1,4 +1,5 @@
-"""Feature store -> a split as tensors: in memory, or memory-mapped for splits larger than memory."""
+"""Feature store -> a split as tensors: in memory, or memory-mapped for splits larger than
+memory."""
 
 from __future__ import annotations
 
@@ -33,11 +34,14 @@ MAPPED_ROWS = 64
 """Utterances in memory at a time while a split is mapped, besides one row group of the store."""
 
 
-def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto") -> UtteranceTensors:
-    """A split of a feature store in id order, as a model of `config` takes it (lengths, labels of its task).
+def load_split(
+    store: Path, split: str, config: ModelConfig, cache: str = "auto"
+) -> UtteranceTensors:
+    """A split of a feature store in id order, as a model of `config` takes it (lengths, labels of
+    its task).
 
-    In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than memory: the same
-    values, the same order. Raises InputError if it is empty or without labels.
+    In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than
+    memory: the same values, the same order. Raises InputError if it is empty or without labels.
     """
     if cache == "stream":
         return _mapped_split(store, split, config)
@@ -49,12 +53,16 @@ def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto"
         for m, dim in dims.items()
     }
     return UtteranceTensors(
-        table[ID].to_pylist(), {m: x for m, (x, _) in padded.items()}, {m: n for m, (_, n) in padded.items()}, labels
+        table[ID].to_pylist(),
+        {m: x for m, (x, _) in padded.items()},
+        {m: n for m, (_, n) in padded.items()},
+        labels,
     )
 
 
 def check_labels(table: pa.Table, store: Path, split: str, config: ModelConfig) -> None:
-    """Raise InputError if the split is empty or without labels, as `load_split` would, without reading features.
+    """Raise InputError if the split is empty or without labels, as `load_split` would, without
+    reading features.
 
     `table`: splits and labels of the whole store.
     """
@@ -69,23 +77,32 @@ def _label_columns(config: ModelConfig) -> list[str]:
 
 
 def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.Tensor:
-    """`encode_labels` of a split's rows. Raises InputError if there is no row, or no label of the task."""
+    """`encode_labels` of a split's rows. Raises InputError if there is no row, or no label of the
+    task."""
     if not table.num_rows:
-        raise InputError(f"{store}: no rows of split '{split}'; name another split, or fill the manifest's column "
-                         "'split' and extract again")
+        raise InputError(
+            f"{store}: no rows of split '{split}'; name another split, or fill the manifest's "
+            "column "
+            "'split' and extract again"
+        )
     labels = encode_labels(table, task)
     if bool((labels == IGNORE_LABEL).all()):
         columns = SENTIMENT_COLUMNS if task == "sentiment" else LABEL_COLUMNS
-        raise InputError(f"{store}: split '{split}' has no {task} label of any head; fill "
-                         f"{', '.join(columns.values())}, or use a store or a model of the other task")
+        raise InputError(
+            f"{store}: split '{split}' has no {task} label of any head; fill "
+            f"{', '.join(columns.values())}, or use a store or a model of the other task"
+        )
     return labels
 
 
 def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
-    """The split's padded features as files in `cache_folder()`/splits, made by the first process that asks."""
+    """The split's padded features as files in `cache_folder()`/splits, made by the first process
+    that asks."""
     dims = FeatureSpec.load(store).dims
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    parts = [(p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)]
+    parts = [
+        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)
+    ]
     what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
     folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
     table = read_table(store, _label_columns(config), split)
@@ -94,26 +111,44 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
             with new_folder(folder, first=True) as scratch:
                 _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
         except WriteError as error:
-            raise InputError(f"train.cache stream: {folder.parent} cannot be written to: "
-                             f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
-                             "features") from error
-        for old in folder.parent.glob(f"{what}-*"):  # of the store as it was; who still reads one keeps it open
+            raise InputError(
+                f"train.cache stream: {folder.parent} cannot be written to: "
+                f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
+                "features"
+            ) from error
+        # of the store as it was; who still reads one keeps it open
+        for old in folder.parent.glob(f"{what}-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
-    lengths = {m: torch.from_numpy(np.load(folder / f"{m}.lengths.npy")) for m in dims} if table.num_rows else {}
-    for m, length in lengths.items():  # what encode_labels asks of the features: whether they are there
-        table = table.append_column(FEATURE_COLUMNS[m], pa.array([n > 0 or None for n in length.tolist()], pa.bool_()))
+    lengths = (
+        {m: torch.from_numpy(np.load(folder / f"{m}.lengths.npy")) for m in dims}
+        if table.num_rows
+        else {}
+    )
+    # what encode_labels asks of the features: whether they are there
+    for m, length in lengths.items():
+        table = table.append_column(
+            FEATURE_COLUMNS[m], pa.array([n > 0 or None for n in length.tolist()], pa.bool_())
+        )
     labels = split_labels(table, store, split, config.task)
     features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
     return UtteranceTensors(table[ID].to_pylist(), features, lengths, labels, mapped=True)
 
 
 def _write_arrays(
-    folder: Path, store: Path, split: str, ids: list[str], shapes: dict[Modality, tuple[int, int, bool]]
+    folder: Path,
+    store: Path,
+    split: str,
+    ids: list[str],
+    shapes: dict[Modality, tuple[int, int, bool]],
 ) -> None:
     row_of = {name: i for i, name in enumerate(ids)}
-    arrays = {m: np.lib.format.open_memmap(folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d))
-              for m, (t, d, _) in shapes.items()}
+    arrays = {
+        m: np.lib.format.open_memmap(
+            folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d)
+        )
+        for m, (t, d, _) in shapes.items()
+    }
     for m in shapes:  # writing into a map whose disk is full kills the process
         with (folder / f"{m}.npy").open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
@@ -133,8 +168,13 @@ def _tables(store: Path, split: str, columns: list[str]) -> Iterator[pa.Table]:
     """The split's rows, a few at a time and one part at a time, in no particular order."""
     for part in part_files(store):
         scanner = pad.dataset(part, format="parquet").scanner(
-            columns=[ID, *columns], filter=pad.field(SPLIT) == split, batch_size=MAPPED_ROWS, batch_readahead=1,
-            fragment_readahead=0, use_threads=False)
+            columns=[ID, *columns],
+            filter=pad.field(SPLIT) == split,
+            batch_size=MAPPED_ROWS,
+            batch_readahead=1,
+            fragment_readahead=0,
+            use_threads=False,
+        )
         for batch in scanner.to_batches():
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])

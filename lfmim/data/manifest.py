@@ -31,24 +31,39 @@ from lfmim.schema import (
     parse_sentiment,
 )
 
-READERS: dict[str, Callable[..., pd.DataFrame]] = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+READERS: dict[str, Callable[..., pd.DataFrame]] = {
+    ".csv": read_csv,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}
 KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
 RESERVED_COLUMNS = {
-    *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION, MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS,
-    "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
-    "gpu_percent", "uncut_tokens",
+    *FEATURE_COLUMNS.values(),
+    FACE_FOUND,
+    FRAME_INDICES,
+    DURATION,
+    MEDIA_SHA256,
+    VIDEO_STREAMS,
+    AUDIO_STREAMS,
+    "stage",
+    "error",
+    *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
+    "gpu_percent",
+    "uncut_tokens",
 }
 """The store's own columns and those a row carries through the pipeline."""
 
 
 def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
-    """Read and validate a manifest or tar shards (`*.tar`, also as glob or `{000..009}`); local path or fsspec URL.
+    """Read and validate a manifest or tar shards (`*.tar`, also as glob or `{000..009}`); local
+    path or fsspec URL.
 
-    Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if absent), `text` ("" if
-    absent), `split` ("" if absent), `speaker`, the four `label_*` columns (English name or None) and the other columns
-    as they are. Relative videos are resolved against the manifest and may not leave its folder. Raises InputError
-    naming file, row (1-based, header not counted; for shards the sample) and field. `need_media=False` skips the check
-    that local videos exist.
+    Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if
+    absent), `text` ("" if absent), `split` ("" if absent), `speaker`, the four `label_*` columns
+    (English name or None) and the other columns as they are. Relative videos are resolved against
+    the manifest and may not leave its folder. Raises InputError naming file, row (1-based, header
+    not counted; for shards the sample) and field. `need_media=False` skips the check that local
+    videos exist.
     """
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix == ".tar":
@@ -59,13 +74,17 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
     for column in (ID, VIDEO):
         if column not in frame.columns:
-            raise InputError(f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}")
+            raise InputError(
+                f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}"
+            )
     if frame.empty:
         raise InputError(f"{path}: the manifest has no rows")
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
         if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
-            raise InputError(f"{path}: column '{column}' has a name the feature store uses itself; rename it")
+            raise InputError(
+                f"{path}: column '{column}' has a name the feature store uses itself; rename it"
+            )
 
     frame[ID] = [cell(v) for v in frame[ID]]
     first: dict[str, str] = {}
@@ -73,8 +92,10 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         if not value:
             raise InputError(f"{place}, field 'id': empty")
         if value in first:
-            raise InputError(f"{place}, field 'id': duplicate id {value!r} "
-                             f"(first in {first[value].removeprefix(f'{path}: ')})")
+            raise InputError(
+                f"{place}, field 'id': duplicate id {value!r} "
+                f"(first in {first[value].removeprefix(f'{path}: ')})"
+            )
         first[value] = place
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
@@ -84,24 +105,30 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
         frame[column] = pd.Series(
-            [parse_emotion(v, where=f"{place}, field '{column}'") for place, v in zip(places, values, strict=True)],
+            [
+                parse_emotion(v, where=f"{place}, field '{column}'")
+                for place, v in zip(places, values, strict=True)
+            ],
             dtype=object,
         )
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
         frame[column] = pd.Series(
-            [parse_sentiment(v, where=f"{place}, field '{column}'")
-             for place, v in zip(places, frame[column], strict=True)],
+            [
+                parse_sentiment(v, where=f"{place}, field '{column}'")
+                for place, v in zip(places, frame[column], strict=True)
+            ],
             dtype=object,
         )
     frame[VIDEO] = [
-        _resolve_video(path, place, cell(value), need_media) for place, value in zip(places, frame[VIDEO], strict=True)
+        _resolve_video(path, place, cell(value), need_media)
+        for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
 
 
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
-    """A CSV, JSONL or Parquet file as objects. Raises InputError, which calls it `kind` and names possible `formats`,
-    and says by row what is wrong."""
+    """A CSV, JSONL or Parquet file as objects. Raises InputError, which calls it `kind` and names
+    possible `formats`, and says by row what is wrong."""
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
@@ -114,8 +141,11 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except pd.errors.EmptyDataError as error:
-        raise InputError(f"{path}: the {kind} is empty; it needs a header line and at least one row") from error
-    except (TypeError, ValueError, OSError) as error:  # what json, pandas and pyarrow raise for malformed files
+        raise InputError(
+            f"{path}: the {kind} is empty; it needs a header line and at least one row"
+        ) from error
+    # what json, pandas and pyarrow raise for malformed files
+    except (TypeError, ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
 
 
@@ -133,7 +163,10 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
         resolved = video
     else:
         if ".." in video.split("/"):
-            raise InputError(f"{where}: {video!r} leaves the manifest's folder; use an absolute path if that is meant")
+            raise InputError(
+                f"{where}: {video!r} leaves the manifest's folder; use an absolute path if that is "
+                "meant"
+            )
         folder = manifest_path.rsplit("/", 1)[0] if "/" in manifest_path else "."
         resolved = f"{folder}/{video}"
     if "://" in manifest and not video.startswith("/"):
@@ -144,5 +177,6 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
 
 
 def passthrough_columns(frame: pd.DataFrame) -> list[str]:
-    """Columns this project does not know; they are carried into the feature store, as text but for sentiment scores."""
+    """Columns this project does not know; they are carried into the feature store, as text but for
+    sentiment scores."""
     return [c for c in frame.columns if c not in KNOWN_COLUMNS]

@@ -1,6 +1,8 @@
-"""WebDataset tar shards as a manifest: files of one basename are one sample (a media file, and its fields).
+"""WebDataset tar shards as a manifest: files of one basename are one sample (a media file, and its
+fields).
 
-Nothing is unpacked: a sample's media is named by its shard and byte range, and read from there when it is decoded.
+Nothing is unpacked: a sample's media is named by its shard and byte range, and read from there when
+it is decoded.
 """
 
 from __future__ import annotations
@@ -18,13 +20,37 @@ from fsspec.implementations.local import LocalFileSystem
 from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
 from lfmim.text_files import decode, parse_json, whole
 
-MEDIA_SUFFIXES = frozenset((
-    "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "flv", "wmv", "3gp", "ogv",
-    "wav", "mp3", "m4a", "aac", "flac", "ogg", "opus", "wma",
-))
+MEDIA_SUFFIXES = frozenset(
+    (
+        "mp4",
+        "m4v",
+        "mov",
+        "mkv",
+        "webm",
+        "avi",
+        "mpg",
+        "mpeg",
+        "ts",
+        "mts",
+        "flv",
+        "wmv",
+        "3gp",
+        "ogv",
+        "wav",
+        "mp3",
+        "m4a",
+        "aac",
+        "flac",
+        "ogg",
+        "opus",
+        "wma",
+    )
+)
 FIELD_LIMIT = 1 << 20
 """Bytes; a larger .json, .txt or .cls member is refused rather than read."""
-_MEMBER = re.compile(r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)")
+_MEMBER = re.compile(
+    r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)"
+)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -46,13 +72,20 @@ def member_uri(shard: str, name: str, offset: int, size: int) -> str:
 
 
 def parse_member(uri: str) -> tuple[str, str, int, int] | None:
-    """Inverse of `member_uri`: shard, member name, offset and size; None for any other path or URL."""
+    """Inverse of `member_uri`: shard, member name, offset and size; None for any other path or
+    URL."""
     found = _MEMBER.fullmatch(uri)
-    return found and (found["shard"], unquote(found["name"]), int(found["offset"]), int(found["size"]))
+    return found and (
+        found["shard"],
+        unquote(found["name"]),
+        int(found["offset"]),
+        int(found["size"]),
+    )
 
 
 def expand_shards(pattern: str) -> list[str]:
-    """`s3://bucket/train-{000..009}.tar` or a glob -> the shards' names. Raises InputError if there is none."""
+    """`s3://bucket/train-{000..009}.tar` or a glob -> the shards' names. Raises InputError if there
+    is none."""
     names = [pattern]
     while any(_RANGE.search(n) for n in names):
         names = [new for n in names for new in _one_range(n)]
@@ -73,18 +106,23 @@ def _one_range(name: str) -> list[str]:
     if not found:
         return [name]
     low, high = found.groups()
-    return [f"{name[:found.start()]}{i:0{len(low)}d}{name[found.end():]}" for i in range(int(low), int(high) + 1)]
+    return [
+        f"{name[: found.start()]}{i:0{len(low)}d}{name[found.end() :]}"
+        for i in range(int(low), int(high) + 1)
+    ]
 
 
 def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of all shards in order (manifest fields, `id` defaulting to the sample's key) and where each comes from.
+    """Rows of all shards in order (manifest fields, `id` defaulting to the sample's key) and where
+    each comes from.
 
-    A sample has at most one media file. `.json` holds an object of manifest fields; `.txt` is the text; `.cls` is the
-    multimodal label: an emotion, or its index in the class order. Other files are ignored. Raises InputError naming
-    shard and sample.
+    A sample has at most one media file. `.json` holds an object of manifest fields; `.txt` is the
+    text; `.cls` is the multimodal label: an emotion, or its index in the class order. Other files
+    are ignored. Raises InputError naming shard and sample.
     """
     shards = expand_shards(pattern)
-    with ThreadPoolExecutor(min(16, len(shards))) as pool:  # headers of remote shards: latency, not work
+    # headers of remote shards: latency, not work
+    with ThreadPoolExecutor(min(16, len(shards))) as pool:
         samples = [sample for found in pool.map(_read_shard, shards) for sample in found]
     return [row for row, _ in samples], [where for _, where in samples]
 
@@ -93,19 +131,31 @@ def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
         fs, path = file_system(shard)
-        with fs.open(path, "rb", block_size=1 << 16) as file:  # small reads: most of a shard is media
+        # small reads: most of a shard is media
+        with fs.open(path, "rb", block_size=1 << 16) as file:
             for name, offset, size in _members(shard, file):
                 folder, _, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
                 if stem and suffix.rpartition(".")[2] in MEDIA_SUFFIXES | {"json", "txt", "cls"}:
                     fields = samples.setdefault(key, {})
-                    _add_member(fields, f"{shard}: sample {key!r}", suffix, file, (shard, name, offset, size))
+                    _add_member(
+                        fields,
+                        f"{shard}: sample {key!r}",
+                        suffix,
+                        file,
+                        (shard, name, offset, size),
+                    )
     except FileNotFoundError as error:
         raise InputError(f"{shard}: no such file") from error
     except (tarfile.TarError, OSError) as error:
-        raise InputError(f"{shard}: cannot be read as a tar shard (plain .tar, not compressed): {error}") from error
-    return [({ID: key, VIDEO: "", **fields}, f"{shard}: sample {key!r}") for key, fields in samples.items()]
+        raise InputError(
+            f"{shard}: cannot be read as a tar shard (plain .tar, not compressed): {error}"
+        ) from error
+    return [
+        ({ID: key, VIDEO: "", **fields}, f"{shard}: sample {key!r}")
+        for key, fields in samples.items()
+    ]
 
 
 def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
@@ -114,14 +164,21 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         for member in tar:
             if member.isreg() and not member.issparse():
                 if member.name != whole(member.name):  # how tarfile shows bytes that are no UTF-8
-                    raise InputError(f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; names "
-                                     "are ids, so pack it again with names in UTF-8")
+                    raise InputError(
+                        f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; "
+                        "names "
+                        "are ids, so pack it again with names in UTF-8"
+                    )
                 yield member.name, member.offset_data, member.size
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
 
 def _add_member(
-    fields: dict[str, Any], where: str, suffix: str, file: BinaryIO, place: tuple[str, str, int, int]
+    fields: dict[str, Any],
+    where: str,
+    suffix: str,
+    file: BinaryIO,
+    place: tuple[str, str, int, int],
 ) -> None:
     kind, size = suffix.rpartition(".")[2], place[3]
     if kind in MEDIA_SUFFIXES:
@@ -143,7 +200,8 @@ def _add_member(
     if kind == "json":
         if not isinstance(value, dict):
             raise InputError(f"{where}: its .json must hold an object of manifest fields")
-        # The sample's own file is its media; a field of that name only says what it was called once.
+        # The sample's own file is its media; a field of that name only says what it was called
+        # once.
         fields |= {k: v for k, v in value.items() if k != VIDEO and v is not None}
     elif kind == "txt":
         fields[TEXT] = text

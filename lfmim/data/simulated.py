@@ -1,11 +1,13 @@
-"""Simulated CHERMA: a feature corpus whose truth is known (docs/experiments.md has the model and its ceilings).
+"""Simulated CHERMA: a feature corpus whose truth is known (docs/experiments.md has the model and
+its ceilings).
 
-Four labels per utterance come from a real joint distribution. Each modality shows two cues, each a direction added to
-a short window of an otherwise white-noise sequence: its *own* cue tells the modality's label, its *joint* cue the
-multimodal label. A cue shows the label's emotion with some probability (its clarity), else one drawn from the label's
-marginal. So the evidence for the multimodal label is spread over the modalities, no single one suffices, and the best
-accuracy anyone can reach is a finite sum (`ceilings`). The clarities are solved for so that the ceilings lie a little
-above the paper's accuracies.
+Four labels per utterance come from a real joint distribution. Each modality shows two cues, each a
+direction added to a short window of an otherwise white-noise sequence: its *own* cue tells the
+modality's label, its *joint* cue the multimodal label. A cue shows the label's emotion with some
+probability (its clarity), else one drawn from the label's marginal. So the evidence for the
+multimodal label is spread over the modalities, no single one suffices, and the best accuracy anyone
+can reach is a finite sum (`ceilings`). The clarities are solved for so that the ceilings lie a
+little above the paper's accuracies.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ Joint = npt.NDArray[np.float64]
 TARGETS = {"text": 0.6461, "audio": 0.7037, "vision": 0.5460, "multimodal": 0.7054}
 """Test accuracies to come near to: LFMIM's in the paper (Table 4)."""
 HEADROOM = {"text": 0.035, "audio": 0.015, "vision": 0.04, "multimodal": 0.06}
-"""What a model of some 3,000 training utterances loses of a ceiling, by trial (docs/experiments.md)."""
+"""What a model of some 3,000 training utterances loses of a ceiling, by trial
+(docs/experiments.md)."""
 MEAN_LENGTHS = {Modality.TEXT: 22, Modality.AUDIO: 230, Modality.VISION: 64}
 """CHERMA: 4.6 s on average, audio vectors every 20 ms, 64 frames each."""
 CLASSES = len(EMOTIONS)
@@ -52,7 +55,9 @@ class SimulatedConfig:
     """A simulated corpus; the same config gives the same corpus."""
 
     utterances: int = 2000
-    dims: Mapping[Modality, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(MODALITIES, 64))
+    dims: Mapping[Modality, int] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(MODALITIES, 64)
+    )
     length: float = 1.0
     """Factor on CHERMA's sequence lengths."""
     window: float = 0.2
@@ -63,8 +68,8 @@ class SimulatedConfig:
     """How much higher the ceilings lie than TARGETS, per head."""
     valid_share: float = 0.2
     test_share: float = 0.2
-    """Shares of the validation and test splits; 0.2 each is the paper's 6:2:2. A bigger test split resolves smaller
-    differences between systems, and costs a simulation nothing."""
+    """Shares of the validation and test splits; 0.2 each is the paper's 6:2:2. A bigger test split
+    resolves smaller differences between systems, and costs a simulation nothing."""
     rows_per_part: int = 256
     seed: int = 0
 
@@ -76,27 +81,44 @@ class SimulatedConfig:
             if not 0 < getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)} is not in (0, 1)")
         if self.valid_share + self.test_share >= 1:
-            raise InputError(f"test_share: {self.test_share} and valid_share {self.valid_share} leave none to train on")
-        if set(self.headroom) != set(HEADS) or not all(0 <= h <= 0.2 for h in self.headroom.values()):
-            raise InputError(f"headroom: {dict(self.headroom)} must name {', '.join(HEADS)}, each in [0, 0.2]")
+            raise InputError(
+                f"test_share: {self.test_share} and valid_share {self.valid_share} leave none to "
+                "train on"
+            )
+        if set(self.headroom) != set(HEADS) or not all(
+            0 <= h <= 0.2 for h in self.headroom.values()
+        ):
+            raise InputError(
+                f"headroom: {dict(self.headroom)} must name {', '.join(HEADS)}, each in [0, 0.2]"
+            )
         if min(self.dims.values()) < 2 * CLASSES:
-            raise InputError(f"dims: widths below {2 * CLASSES} have no room for a direction per cue and emotion")
+            raise InputError(
+                f"dims: widths below {2 * CLASSES} have no room for a direction per cue and emotion"
+            )
         if self.utterances < 10:
-            raise InputError(f"utterances: {self.utterances} are too few for three splits; use 10 or more")
+            raise InputError(
+                f"utterances: {self.utterances} are too few for three splits; use 10 or more"
+            )
 
 
 def label_joint(labels: pd.DataFrame | None = None) -> Joint:
     """The joint distribution of a label table's four columns; None: the built-in one.
 
-    The built-in one are the counts over EmotionTalk's training and validation annotations (joint_labels.csv).
+    The built-in one are the counts over EmotionTalk's training and validation annotations
+    (joint_labels.csv).
     """
     if labels is None:
-        with resources.files("lfmim.data").joinpath("joint_labels.csv").open(encoding="utf-8") as file:
+        with (
+            resources.files("lfmim.data")
+            .joinpath("joint_labels.csv")
+            .open(encoding="utf-8") as file
+        ):
             labels = pd.read_csv(file)
     counts = labels["count"] if "count" in labels else pd.Series(1, index=labels.index)
     known = labels[[LABEL_COLUMNS[h] for h in HEADS]].isin(EMOTIONS).all(axis=1)
     cells = tuple(
-        labels.loc[known, LABEL_COLUMNS[h]].map(EMOTIONS.index).to_numpy(dtype=np.int64) for h in HEADS
+        labels.loc[known, LABEL_COLUMNS[h]].map(EMOTIONS.index).to_numpy(dtype=np.int64)
+        for h in HEADS
     )
     joint = np.zeros((len(EMOTIONS),) * len(HEADS))
     np.add.at(joint, cells, counts[known].to_numpy(dtype=float))
@@ -112,12 +134,14 @@ def _marginal(joint: Joint, *heads: str) -> npt.NDArray[np.float64]:
 
 
 def _channel(clarity: float, marginal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P(shown | label) [7, 7]: the label's emotion with probability `clarity`, else one drawn from the marginal."""
+    """P(shown | label) [7, 7]: the label's emotion with probability `clarity`, else one drawn from
+    the marginal."""
     return clarity * np.eye(CLASSES) + (1 - clarity) * marginal[None, :]
 
 
 def _bisect(reached: Callable[[float], float], target: float, steps: int = 40) -> float:
-    """The clarity at which a ceiling that grows with it reaches `target`; 0 or 1 where it never does."""
+    """The clarity at which a ceiling that grows with it reaches `target`; 0 or 1 where it never
+    does."""
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
@@ -127,16 +151,16 @@ def _bisect(reached: Callable[[float], float], target: float, steps: int = 40) -
 
 @dataclasses.dataclass(frozen=True)
 class Cues:
-    """P(shown | label) [7, 7]: `own[u]` of a modality's cue for its label, `joint` of its cue for the multimodal one
-    (the same for all modalities)."""
+    """P(shown | label) [7, 7]: `own[u]` of a modality's cue for its label, `joint` of its cue for
+    the multimodal one (the same for all modalities)."""
 
     own: dict[Modality, npt.NDArray[np.float64]]
     joint: npt.NDArray[np.float64]
 
 
 def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
-    """Cues whose ceilings are TARGETS + headroom: of every modality's label from that modality's two cues, and of the
-    multimodal label from all six."""
+    """Cues whose ceilings are TARGETS + headroom: of every modality's label from that modality's
+    two cues, and of the multimodal label from all six."""
     marginal = {h: _marginal(joint, h) for h in HEADS}
 
     def cues(clarity: float) -> Cues:
@@ -146,7 +170,9 @@ def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
             pair = _marginal(joint, m, MULTIMODAL) @ shared  # [label of m, joint cue]
 
             def ceiling(c: float, m: Modality = m, pair: npt.NDArray[np.float64] = pair) -> float:
-                return float(np.einsum("yr,ys->rsy", pair, _channel(c, marginal[m])).max(axis=2).sum())
+                return float(
+                    np.einsum("yr,ys->rsy", pair, _channel(c, marginal[m])).max(axis=2).sum()
+                )
 
             own[m] = _channel(_bisect(ceiling, TARGETS[m] + config.headroom[m]), marginal[m])
         return Cues(own, shared)
@@ -157,9 +183,14 @@ def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
 
 def _ceiling_of_all(joint: Joint, cues: Cues, head: str) -> float:
     """Best accuracy of `head` from all six cues."""
-    shown = np.einsum("tavm,ti,aj,vk->ijktavm", joint, *(cues.own[m] for m in MODALITIES), optimize=True)
-    kept = {HEADS.index(head), len(MODALITIES)}  # the head's label, and m's, on which the joint cues depend
-    p = shown.sum(axis=tuple(3 + i for i in range(len(HEADS)) if i not in kept)).reshape(CLASSES**3, -1, CLASSES)
+    shown = np.einsum(
+        "tavm,ti,aj,vk->ijktavm", joint, *(cues.own[m] for m in MODALITIES), optimize=True
+    )
+    # the head's label, and m's, on which the joint cues depend
+    kept = {HEADS.index(head), len(MODALITIES)}
+    p = shown.sum(axis=tuple(3 + i for i in range(len(HEADS)) if i not in kept)).reshape(
+        CLASSES**3, -1, CLASSES
+    )
     given = np.einsum("ma,mb,mc->abcm", cues.joint, cues.joint, cues.joint).reshape(-1, CLASSES)
     if head == MULTIMODAL:
         return float((p[:, 0, None, :] * given[None]).max(axis=2).sum())
@@ -167,15 +198,23 @@ def _ceiling_of_all(joint: Joint, cues: Cues, head: str) -> float:
 
 
 def ceilings(joint: Joint, cues: Cues) -> dict[str, dict[str, float]]:
-    """Best accuracies: every head's label from each modality's two cues alone (keys text, audio, vision), and from all
-    six (`all`). A uni-modal classifier is bounded by its own modality's entry, a fusion model by `all`."""
+    """Best accuracies: every head's label from each modality's two cues alone (keys text, audio,
+    vision), and from all six (`all`). A uni-modal classifier is bounded by its own modality's
+    entry, a fusion model by `all`."""
     out: dict[str, dict[str, float]] = {}
     for head in HEADS:
         out[head] = {}
         for m in MODALITIES:
             labels = _marginal(joint, m, head, MULTIMODAL)
-            pattern = "ym" if head in (m, MULTIMODAL) else "".join("h" if h == head else "y" if h == m else "m"
-                                                                  for h in HEADS if h in (m, head, MULTIMODAL))
+            pattern = (
+                "ym"
+                if head in (m, MULTIMODAL)
+                else "".join(
+                    "h" if h == head else "y" if h == m else "m"
+                    for h in HEADS
+                    if h in (m, head, MULTIMODAL)
+                )
+            )
             answer = "y" if head == m else "m" if head == MULTIMODAL else "h"
             p = np.einsum(f"{pattern},ys,mr->sr{answer}", labels, cues.own[m], cues.joint)
             out[head][m.value] = float(p.max(axis=2).sum())
@@ -184,31 +223,50 @@ def ceilings(joint: Joint, cues: Cues) -> dict[str, dict[str, float]]:
 
 
 def simulate_corpus(
-    store: Path, config: SimulatedConfig, labels: pd.DataFrame | None = None, *,
+    store: Path,
+    config: SimulatedConfig,
+    labels: pd.DataFrame | None = None,
+    *,
     on_part: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the corpus as a feature store, in parts of `rows_per_part`; parts that are there already are kept.
+    """Write the corpus as a feature store, in parts of `rows_per_part`; parts that are there
+    already are kept.
 
-    Memory does not grow with `utterances`. An utterance depends on the config, the labels and its number only, so a
-    rerun after a kill gives the same corpus. Raises InputError if the store holds another corpus.
+    Memory does not grow with `utterances`. An utterance depends on the config, the labels and its
+    number only, so a rerun after a kill gives the same corpus. Raises InputError if the store holds
+    another corpus.
     """
     joint = label_joint(labels)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "dims"}
     spec = FeatureSpec(
         encoders={
-            m.value: EncoderSpec(name=f"simulated-{m}", revision="", weights_sha256=str(config.seed),
-                                 dim=config.dims[m], max_length=0) for m in MODALITIES
+            m.value: EncoderSpec(
+                name=f"simulated-{m}",
+                revision="",
+                weights_sha256=str(config.seed),
+                dim=config.dims[m],
+                max_length=0,
+            )
+            for m in MODALITIES
         },
-        sampling={**settings, "labels": hashlib.sha256(joint.tobytes()).hexdigest()[:16], "simulated": True},
+        sampling={
+            **settings,
+            "labels": hashlib.sha256(joint.tobytes()).hexdigest()[:16],
+            "simulated": True,
+        },
     )
     write_spec(store, spec)
     rng = np.random.default_rng(config.seed)
     n = config.utterances
-    drawn = np.stack(np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1)
+    drawn = np.stack(
+        np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1
+    )
     valid, test = (max(1, int(n * share)) for share in (config.valid_share, config.test_share))
     split = np.repeat(["train", "valid", "test"], [n - test - valid, valid, test])
     rng.shuffle(split)
-    directions = {m: np.linalg.qr(rng.normal(size=(config.dims[m], 2 * CLASSES)))[0].T for m in MODALITIES}
+    directions = {
+        m: np.linalg.qr(rng.normal(size=(config.dims[m], 2 * CLASSES)))[0].T for m in MODALITIES
+    }
     cues, schema = calibrate(joint, config), store_schema(config.dims)
     total = -(-n // config.rows_per_part)
     for part in range(total):
@@ -221,8 +279,12 @@ def simulate_corpus(
 
 
 def _row(
-    index: int, split: str, labels: npt.NDArray[np.int64], cues: Cues,
-    directions: Mapping[Modality, npt.NDArray[np.float64]], config: SimulatedConfig,
+    index: int,
+    split: str,
+    labels: npt.NDArray[np.int64],
+    cues: Cues,
+    directions: Mapping[Modality, npt.NDArray[np.float64]],
+    config: SimulatedConfig,
 ) -> dict[str, object]:
     """An utterance; it depends on the config and its index only."""
     rng = np.random.default_rng([config.seed, index])

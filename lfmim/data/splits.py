@@ -1,4 +1,5 @@
-"""6:2:2 splits of a manifest: shuffled (the paper's), stratified by label, or with no speaker in two of them."""
+"""6:2:2 splits of a manifest: shuffled (the paper's), stratified by label, or with no speaker in
+two of them."""
 
 from __future__ import annotations
 
@@ -14,12 +15,15 @@ FOLDS = 5
 """Three fifths to train on, one to choose on, one to test on."""
 
 
-def split_rows(frame: pd.DataFrame, method: str, *, seed: int = 0, group: str = SPEAKER) -> list[str]:
-    """train, valid or test per row of a manifest, in its order; the same rows and seed give the same splits.
+def split_rows(
+    frame: pd.DataFrame, method: str, *, seed: int = 0, group: str = SPEAKER
+) -> list[str]:
+    """train, valid or test per row of a manifest, in its order; the same rows and seed give the
+    same splits.
 
-    `stratified` keeps the shares of the multimodal label; `speaker` keeps all rows of a value of column `group`
-    together and the shares as well as that allows, so its sizes only come near to 6:2:2. Raises InputError if a split
-    would be empty or a row has no group.
+    `stratified` keeps the shares of the multimodal label; `speaker` keeps all rows of a value of
+    column `group` together and the shares as well as that allows, so its sizes only come near to
+    6:2:2. Raises InputError if a split would be empty or a row has no group.
     """
     if method not in METHODS:
         raise InputError(f"split method {method!r} is not one of {', '.join(METHODS)}")
@@ -31,11 +35,17 @@ def split_rows(frame: pd.DataFrame, method: str, *, seed: int = 0, group: str = 
         fold[np.random.default_rng(seed).permutation(n)] = np.arange(n) * FOLDS // n
     else:
         label = LABEL_COLUMNS[MULTIMODAL]
-        # An unlabelled row is a class of its own. Integers, because scikit-learn refuses to sort mixed objects.
-        classes = pd.factorize(frame[label].map(cell) if label in frame else pd.Series([""] * n), sort=True)[0]
+        # An unlabelled row is a class of its own. Integers, because scikit-learn refuses to sort
+        # mixed objects.
+        classes = pd.factorize(
+            frame[label].map(cell) if label in frame else pd.Series([""] * n), sort=True
+        )[0]
         groups = _groups(frame, group) if method == "speaker" else None
         if method == "stratified" and np.bincount(classes).max() < FOLDS:
-            raise InputError(f"every multimodal label is rarer than {FOLDS}: too few rows to stratify; use 'shuffled'")
+            raise InputError(
+                f"every multimodal label is rarer than {FOLDS}: too few rows to stratify; use "
+                "'shuffled'"
+            )
         kind = StratifiedKFold if groups is None else StratifiedGroupKFold
         folds = kind(FOLDS, shuffle=True, random_state=seed).split(np.zeros(n), classes, groups)
         fold = np.empty(n, dtype=np.int64)
@@ -53,8 +63,14 @@ def _groups(frame: pd.DataFrame, column: str) -> np.ndarray:
         raise InputError(f"column '{column}' is missing, so rows cannot be kept apart by it")
     values = frame[column].map(cell)
     if (values == "").any():
-        raise InputError(f"row {int((values == '').to_numpy().argmax()) + 1}, field '{column}': empty; a split by "
-                         f"{column} needs it in every row")
+        raise InputError(
+            f"row {int((values == '').to_numpy().argmax()) + 1}, field '{column}': empty; a split "
+            "by "
+            f"{column} needs it in every row"
+        )
     if values.nunique() < FOLDS:
-        raise InputError(f"column '{column}' has {values.nunique()} values; {FOLDS} are the least to split 6:2:2 by it")
+        raise InputError(
+            f"column '{column}' has {values.nunique()} values; {FOLDS} are the least to split "
+            "6:2:2 by it"
+        )
     return values.to_numpy()

@@ -1,7 +1,8 @@
-"""The feature store: a folder of Parquet parts, `feature_spec.json` and `errors/` (quarantined rows).
+"""The feature store: a folder of Parquet parts, `feature_spec.json` and `errors/` (quarantined
+rows).
 
-Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the true lengths:
-`column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
+Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the
+true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from lfmim.schema import (
 )
 from lfmim.storage import WriteError, make_folder, new_file, write_text
 
-ERROR_SCHEMA = pa.schema([(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())])
+ERROR_SCHEMA = pa.schema(
+    [(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())]
+)
 
 LOCK_FILE = ".lock"
 ROW_GROUP = 64
@@ -56,16 +59,27 @@ def feature_type(dim: int) -> pa.DataType:
 
 
 def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among them float64."""
-    return pa.schema([
-        *((name, pa.string()) for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())),
-        *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
-        (FACE_FOUND, pa.list_(pa.bool_())),
-        (FRAME_INDICES, pa.list_(pa.int32())),
-        (DURATION, pa.float64()),
-        (MEDIA_SHA256, pa.string()), (VIDEO_STREAMS, pa.int32()), (AUDIO_STREAMS, pa.int32()),
-        *((name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()) for name in passthrough),
-    ])
+    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among
+    them float64."""
+    return pa.schema(
+        [
+            *(
+                (name, pa.string())
+                for name in (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
+            ),
+            *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
+            (FACE_FOUND, pa.list_(pa.bool_())),
+            (FRAME_INDICES, pa.list_(pa.int32())),
+            (DURATION, pa.float64()),
+            (MEDIA_SHA256, pa.string()),
+            (VIDEO_STREAMS, pa.int32()),
+            (AUDIO_STREAMS, pa.int32()),
+            *(
+                (name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string())
+                for name in passthrough
+            ),
+        ]
+    )
 
 
 def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
@@ -87,8 +101,8 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
 
 @contextmanager
 def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
-    """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run is; a killed run's
-    claim ends with it."""
+    """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run
+    is; a killed run's claim ends with it."""
     make_folder(folder)
     try:
         lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
@@ -99,20 +113,24 @@ def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise InputError(f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
-                             "for it, or name another") from error
+            raise InputError(
+                f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
+                "for it, or name another"
+            ) from error
         lock.truncate(0)
         try:
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
             raise WriteError(folder, error.strerror or str(error)) from error
-        for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):  # of a run killed while writing
+        # of a run killed while writing
+        for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):
             left.unlink()
         yield
 
 
 def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
-    """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
+    """Write one part under a temporary name, then rename: a killed or failing writer leaves no half
+    part behind.
 
     `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is
     unique. Raises WriteError.
@@ -121,14 +139,23 @@ def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
     # column that has them takes several times as long.
     plain = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
     with new_file(folder / (name or f"part-{uuid.uuid4().hex}.parquet")) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP,
-                       use_dictionary=plain, write_statistics=plain)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            row_group_size=ROW_GROUP,
+            use_dictionary=plain,
+            write_statistics=plain,
+        )
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
-    """Write `feature_spec.json`; InputError if the store was begun with other encoders or sampling."""
+    """Write `feature_spec.json`; InputError if the store was begun with other encoders or
+    sampling."""
     if (folder / SPEC_FILE).exists():
-        check_spec(FeatureSpec.load(folder), spec, have=f"the store {folder}", want="this configuration")
+        check_spec(
+            FeatureSpec.load(folder), spec, have=f"the store {folder}", want="this configuration"
+        )
         return
     write_text(folder / SPEC_FILE, spec.to_json())
 
@@ -137,8 +164,11 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
     """Raise InputError listing every difference between two FeatureSpecs."""
     differences = have_spec.differences(want_spec)
     if differences:
-        raise InputError(f"{have} was made with other encoders or sampling than {want}: " + "; ".join(differences)
-                         + ". Use another store or the same encoders.")
+        raise InputError(
+            f"{have} was made with other encoders or sampling than {want}: "
+            + "; ".join(differences)
+            + ". Use another store or the same encoders."
+        )
 
 
 def part_files(folder: Path) -> list[str]:
@@ -163,16 +193,25 @@ def discard_quarantined(folder: Path) -> None:
         os.unlink(part)
 
 
-def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
-    """Columns of the store in id order, optionally of one split; a column it does not have is left out.
+def read_table(
+    folder: Path, columns: Sequence[str] | None = None, split: str | None = None
+) -> pa.Table:
+    """Columns of the store in id order, optionally of one split; a column it does not have is left
+    out.
 
     Raises InputError if there is no part.
     """
     parts = part_files(folder)
     if not parts:
-        raise InputError(f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py")
+        raise InputError(
+            f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py"
+        )
     data = pad.dataset(parts, format="parquet")
-    wanted = None if columns is None else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
+    wanted = (
+        None
+        if columns is None
+        else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
+    )
     where = None if split is None else pad.field(SPLIT) == split
     return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
@@ -183,18 +222,22 @@ def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     dim = column.type.value_type.list_size
-    # `.values` ignores the list array's own offset, and `.offsets` are relative to it: they fit each other.
+    # `.values` ignores the list array's own offset, and `.offsets` are relative to it: they fit
+    # each other.
     flat = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     offsets = column.offsets.to_numpy()
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     return [flat[offsets[i] : offsets[i + 1]] if valid[i] else None for i in range(len(column))]
 
 
-def rows_to_table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, dims: Mapping[Modality, int]) -> pa.Table:
+def rows_to_table(
+    rows: Sequence[Mapping[str, Any]], schema: pa.Schema, dims: Mapping[Modality, int]
+) -> pa.Table:
     """Row mappings -> a table of `schema`; feature values are arrays [T, D] or None."""
     features = {FEATURE_COLUMNS[m]: dim for m, dim in dims.items()}
     columns = [
-        feature_array((r.get(f.name) for r in rows), features[f.name]) if f.name in features
+        feature_array((r.get(f.name) for r in rows), features[f.name])
+        if f.name in features
         else pa.array([r.get(f.name) for r in rows], f.type)
         for f in schema
     ]

@@ -14,18 +14,22 @@ from lfmim.storage import new_file
 
 
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
-    """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming file and column."""
+    """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming
+    file and column."""
     frame = read_frame(path, "table")
     missing = [c for c in required if c not in frame.columns]
     if missing:
-        raise InputError(f"{path}: column '{missing[0]}' is missing; found: {', '.join(frame.columns) or 'none'}")
+        raise InputError(
+            f"{path}: column '{missing[0]}' is missing; found: {', '.join(frame.columns) or 'none'}"
+        )
     if frame.empty:
         raise InputError(f"{path}: the table has no rows")
     return frame.where(frame.notna(), None)
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:
-    """Write a manifest (.csv, .jsonl or .parquet) under a temporary name, then rename; known columns first.
+    """Write a manifest (.csv, .jsonl or .parquet) under a temporary name, then rename; known
+    columns first.
 
     Videos below the manifest's folder are written relative to it, so the folder can be moved.
     """

@@ -1,7 +1,7 @@
 """What Ray's workers are at, for a driver that waits, and what a dead worker leaves behind.
 
-Workers write into the key-value store of Ray's head node, which outlives them: a worker that hangs in C code, or was
-killed, has still said what it began.
+Workers write into the key-value store of Ray's head node, which outlives them: a worker that hangs
+in C code, or was killed, has still said what it began.
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ def _keys(kind: str, name: str = "") -> str:
 
 
 def begin(name: str, stage: str) -> None:
-    """This process is the worker `name` (unique within the job, kept by a restarted one) of `stage`. From here on it
-    tells what it is at; if its predecessor died at something, the driver hears of that."""
+    """This process is the worker `name` (unique within the job, kept by a restarted one) of
+    `stage`. From here on it tells what it is at; if its predecessor died at something, the driver
+    hears of that."""
     progress.at("")  # a process that is used again ends what it was at before
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")  # or a record's level cannot be told
+    # or a record's level cannot be told
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     key, where = _keys("at", name), f"pid {os.getpid()} on {node}"
     left = _internal_kv_get(key, namespace=NAMESPACE)
@@ -84,20 +86,27 @@ def forget() -> None:
 
 
 def _read(kind: str) -> list[Work]:
-    values = [_internal_kv_get(key, namespace=NAMESPACE) for key in _internal_kv_list(_keys(kind), namespace=NAMESPACE)]
+    values = [
+        _internal_kv_get(key, namespace=NAMESPACE)
+        for key in _internal_kv_list(_keys(kind), namespace=NAMESPACE)
+    ]
     return [Work(*json.loads(value)) for value in values if value]
 
 
 _INPUT_ERROR = re.compile(
-    r"^lfmim\.(?:schema\.InputError|training\.loop\.NonFiniteLossError): (.+?)(?=\n\s*\n|\n\[Rank|\n\S*ray::|\Z)",
-    re.DOTALL | re.MULTILINE)
+    r"^lfmim\.(?:schema\.InputError|training\.loop\.NonFiniteLossError): "
+    r"(.+?)(?=\n\s*\n|\n\[Rank|\n\S*ray::|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
 _COLOUR = re.compile(r"\x1b\[\d+m")
-_FRAME = re.compile(r'^ *File "(?:[^"]*-packages/ray|python/ray)/[^"]*", line .*\n(?: {4,}.*\n)*', re.MULTILINE)
+_FRAME = re.compile(
+    r'^ *File "(?:[^"]*-packages/ray|python/ray)/[^"]*", line .*\n(?: {4,}.*\n)*', re.MULTILINE
+)
 
 
 def worker_failure(error: BaseException, what: str) -> Exception:
-    """What to raise in the driver for what Ray raised: the worker's own InputError, or a WorkerError with the worker's
-    traceback, without Ray's own frames."""
+    """What to raise in the driver for what Ray raised: the worker's own InputError, or a
+    WorkerError with the worker's traceback, without Ray's own frames."""
     text = _COLOUR.sub("", str(error))
     found = _INPUT_ERROR.search(text)
     if found:
@@ -113,7 +122,8 @@ _STOPPED = ("KeyboardInterrupt", "SystemExit")
 
 
 class WorkerErrors:
-    """Of the workers' output, what a person must see: records of level ERROR and above, tracebacks, fatal signals.
+    """Of the workers' output, what a person must see: records of level ERROR and above, tracebacks,
+    fatal signals.
 
     Each text is shown once, whichever and however many workers print it.
     """
@@ -164,7 +174,8 @@ class WorkerErrors:
 
 
 def show_worker_errors() -> WorkerErrors:
-    """After `ray.init(log_to_driver=True)`: `WorkerErrors` instead of every line that a worker prints."""
+    """After `ray.init(log_to_driver=True)`: `WorkerErrors` instead of every line that a worker
+    prints."""
     errors = WorkerErrors()
     global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     global_worker_stdstream_dispatcher.add_handler("lfmim", errors)

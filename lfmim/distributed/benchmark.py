@@ -1,4 +1,5 @@
-"""Systems x seeds as Ray tasks: each trained to the same budget, chosen on validation, tested once."""
+"""Systems x seeds as Ray tasks: each trained to the same budget, chosen on validation, tested
+once."""
 
 from __future__ import annotations
 
@@ -52,17 +53,23 @@ class Run:
 
 
 def run_benchmark(
-    config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], *,
-    on_done: Callable[[int, int, dict[str, Any], bool], None] = lambda done, total, result, reused: None,
+    config: BenchmarkConfig,
+    presets: Mapping[str, Mapping[str, Any]],
+    *,
+    on_done: Callable[
+        [int, int, dict[str, Any], bool], None
+    ] = lambda done, total, result, reused: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same config are reused, begun
-    ones go on from their last epoch.
+    """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same
+    config are reused, begun ones go on from their last epoch.
 
-    `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the others: a
-    packed group goes on one by one if it fails.
+    `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
+    others: a packed group goes on one by one if it fails.
     """
     store = Path(config.store).resolve()
-    remote = ray.remote(_train_runs).options(num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2)
+    remote = ray.remote(_train_runs).options(
+        num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2
+    )
     runs = _runs(config, presets, data_fingerprint(store))
     results: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -81,7 +88,9 @@ def run_benchmark(
     at_work.forget()
     for group in _groups(todo, config.packed):
         submit(group)
-    with say_when_stuck("benchmark", "step", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+    with say_when_stuck(
+        "benchmark", "step", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
+    ):
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             group = waiting.pop(ready)
@@ -94,7 +103,9 @@ def run_benchmark(
                     for run in group:
                         submit([run])
                 else:
-                    failed.append(f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}")
+                    failed.append(
+                        f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}"
+                    )
                 continue
             for result in done:
                 results.append(result)
@@ -102,13 +113,20 @@ def run_benchmark(
     return results, failed
 
 
-def _runs(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], fingerprint: str) -> list[Run]:
+def _runs(
+    config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], fingerprint: str
+) -> list[Run]:
     """Seed by seed: an interrupted benchmark has all systems of the first seeds."""
     out = []
     for seed in range(config.seeds):
         for system in system_names(config):
-            experiment, with_curves = benchmark_experiment(config, system, seed, presets), seed < config.curves
-            key = config_hash(to_dict(experiment.model), to_dict(experiment.train), fingerprint, with_curves)
+            experiment, with_curves = (
+                benchmark_experiment(config, system, seed, presets),
+                seed < config.curves,
+            )
+            key = config_hash(
+                to_dict(experiment.model), to_dict(experiment.train), fingerprint, with_curves
+            )
             name = Path(system).stem
             folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
             out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves))
@@ -116,7 +134,8 @@ def _runs(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], fin
 
 
 def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
-    """What is trained together: with `packed` a system's seeds, unless they are begun or do not pack."""
+    """What is trained together: with `packed` a system's seeds, unless they are begun or do not
+    pack."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
         together = packed and not run.begun and not experiment_from_dict(run.config).train.ema
@@ -125,13 +144,19 @@ def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
 
 
 def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, Any]]:
-    """One training run, or several as one; a single one continues from its last checkpoint. Leaves `result.json`s."""
+    """One training run, or several as one; a single one continues from its last checkpoint. Leaves
+    `result.json`s."""
     torch.set_num_threads(max(1, int(cpus)))
     names = f"{runs[0].system} seed {', '.join(str(run.seed) for run in runs)}"
     at_work.begin(names, names)
-    started, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    started, device = (
+        time.perf_counter(),
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+    )
     configs = [experiment_from_dict(run.config) for run in runs]
-    load = functools.partial(load_split, Path(store), config=configs[0].model, cache=configs[0].train.cache)
+    load = functools.partial(
+        load_split, Path(store), config=configs[0].model, cache=configs[0].train.cache
+    )
 
     def on_epoch(k: int, report: EpochReport, save: Callable[[Path], None]) -> None:
         home = Path(runs[k].folder)
@@ -147,7 +172,15 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
         metas = train_packed(configs, *given, device=device, on_epoch=on_epoch)
     else:
         resume = Path(runs[0].folder) / LAST if runs[0].begun else None
-        metas = [train(configs[0], *given, device=device, on_epoch=functools.partial(on_epoch, 0), resume=resume)]
+        metas = [
+            train(
+                configs[0],
+                *given,
+                device=device,
+                on_epoch=functools.partial(on_epoch, 0),
+                resume=resume,
+            )
+        ]
     del given
     seconds = (time.perf_counter() - started) / len(runs)
     # From here on nothing is chosen any more: the only reading of the test split.
@@ -158,7 +191,9 @@ def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, 
     return results
 
 
-def _result(run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float) -> dict[str, Any]:
+def _result(
+    run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float
+) -> dict[str, Any]:
     home, device = Path(run.folder), test.labels.device
     model = load_model(home / BEST)[0].to(device)
     outputs, cka = _predictions(model, test)
@@ -166,11 +201,22 @@ def _result(run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: flo
     curves = [_scores(load_model(home / EPOCHS / str(e))[0].to(device), test) for e in every]
     sample = next(test.batches(8))
     result = {
-        "system": run.system, "seed": run.seed, "config": run.config, "epochs": meta.epoch,
-        "best_epoch": meta.best_epoch, "valid_score": meta.best_score, "history": meta.history, "seconds": seconds,
-        "parameters": parameter_count(model), "flops": flops_per_sample(model, sample.features, sample.masks),
-        "test": _scores(model, test), "test_curves": curves,
-        "labels": test.labels.cpu().T.tolist(), "predictions": outputs, "cka": cka, "subsets": _subsets(model, test),
+        "system": run.system,
+        "seed": run.seed,
+        "config": run.config,
+        "epochs": meta.epoch,
+        "best_epoch": meta.best_epoch,
+        "valid_score": meta.best_score,
+        "history": meta.history,
+        "seconds": seconds,
+        "parameters": parameter_count(model),
+        "flops": flops_per_sample(model, sample.features, sample.masks),
+        "test": _scores(model, test),
+        "test_curves": curves,
+        "labels": test.labels.cpu().T.tolist(),
+        "predictions": outputs,
+        "cka": cka,
+        "subsets": _subsets(model, test),
     }
     write_text(home / RESULT, json.dumps(result))
     for spent in (LAST, EPOCHS):
@@ -184,9 +230,11 @@ def _scores(model: EmotionNet, data: UtteranceTensors) -> dict[str, dict[str, An
 
 
 @torch.inference_mode()
-def _predictions(model: EmotionNet, data: UtteranceTensors) -> tuple[dict[str, list[Any]], dict[str, float]]:
-    """Per head in stored order the predicted class or sentiment score; linear CKA between the uni-modal
-    representations, where there are."""
+def _predictions(
+    model: EmotionNet, data: UtteranceTensors
+) -> tuple[dict[str, list[Any]], dict[str, float]]:
+    """Per head in stored order the predicted class or sentiment score; linear CKA between the
+    uni-modal representations, where there are."""
     logits: dict[str, list[torch.Tensor]] = {}
     pooled: dict[str, list[torch.Tensor]] = {}
     for batch in data.batches(TEST_BATCH):
@@ -197,18 +245,26 @@ def _predictions(model: EmotionNet, data: UtteranceTensors) -> tuple[dict[str, l
     z = {h: torch.cat(x).numpy() for h, x in pooled.items()}
     whole = {h: torch.cat(x) for h, x in logits.items()}
     classes = not data.labels.is_floating_point()
-    return ({h: (x.argmax(dim=1) if classes else x[:, 0]).tolist() for h, x in whole.items()},
-            {f"{a}-{b}": linear_cka(z[a], z[b]) for a, b in combinations(MODALITIES, 2) if a in z and b in z})
+    return (
+        {h: (x.argmax(dim=1) if classes else x[:, 0]).tolist() for h, x in whole.items()},
+        {
+            f"{a}-{b}": linear_cka(z[a], z[b])
+            for a, b in combinations(MODALITIES, 2)
+            if a in z and b in z
+        },
+    )
 
 
 def _subsets(model: EmotionNet, data: UtteranceTensors) -> dict[str, float]:
-    """The multimodal head's accuracy (sentiment: minus its absolute error) from every subset of the modalities, for a
-    model that accepts absent ones."""
+    """The multimodal head's accuracy (sentiment: minus its absolute error) from every subset of the
+    modalities, for a model that accepts absent ones."""
     out = {}
     if model.accepts_absent:
         for size in range(1, len(MODALITIES) + 1):
             for kept in combinations(MODALITIES, size):
-                lengths = {m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()}
+                lengths = {
+                    m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()
+                }
                 part = dataclasses.replace(data, lengths=lengths)
                 out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
     return out

@@ -1,4 +1,5 @@
-"""What the trials of a sweep try and when they are stopped: in Tune's own order, or in one that can be repeated."""
+"""What the trials of a sweep try and when they are stopped: in Tune's own order, or in one that can
+be repeated."""
 
 from __future__ import annotations
 
@@ -24,23 +25,27 @@ from lfmim.training.search import (
 
 
 class Order(Protocol):
-    """Decides for numbered trials; learns from what they report and from the records of those that ended."""
+    """Decides for numbered trials; learns from what they report and from the records of those that
+    ended."""
 
     window: int
     """How many trials may run at once; 0: as many as the cluster holds."""
 
     def values(self, number: int, kept: Params | None) -> Params | None:
-        """What the trial tries, or None: not yet. `kept`: every field of the checkpoint it goes on from, if any."""
+        """What the trial tries, or None: not yet. `kept`: every field of the checkpoint it goes on
+        from, if any."""
 
     def behind(self, number: int, epoch: int, score: float) -> bool:
-        """Whether to stop the trial after this epoch (from 1). An epoch reported again changes nothing."""
+        """Whether to stop the trial after this epoch (from 1). An epoch reported again changes
+        nothing."""
 
     def ended(self, record: TrialRecord) -> None:
         """Learn from a trial that ended, in this process or before a restart."""
 
 
 class TuneOrder:
-    """Tune's own OptunaSearch and ASHAScheduler: a trial starts as soon as there is room, with what is known by then.
+    """Tune's own OptunaSearch and ASHAScheduler: a trial starts as soon as there is room, with what
+    is known by then.
 
     `seed` None draws anew: a resumed sweep would otherwise try its first values again.
     """
@@ -51,7 +56,9 @@ class TuneOrder:
         self.config, self.space = config, space
         self.asha = asha(config) if config.scheduler == "asha" else None
         self.optuna = OptunaSearch(
-            {field: dimension.distribution for field, dimension in space.items()}, metric="score", mode="max",
+            {field: dimension.distribution for field, dimension in space.items()},
+            metric="score",
+            mode="max",
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP),
         )
         self.asked: set[int] = set()
@@ -71,7 +78,8 @@ class TuneOrder:
     def ended(self, record: TrialRecord) -> None:
         for epoch, score in enumerate(record.scores, start=1):
             self.behind(record.number, epoch, score)
-        # As in search.study_of: stopped trials are pruned ones, those without a result the worst of them.
+        # As in search.study_of: stopped trials are pruned ones, those without a result the worst of
+        # them.
         value = record.score if record.state == "finished" else None
         steps = record.scores if record.state == "stopped" else []
         if record.number in self.asked:
@@ -80,15 +88,17 @@ class TuneOrder:
                 self.optuna.on_trial_result(trial, {"score": score, "training_iteration": step})
             self.optuna.on_trial_complete(trial, {"score": value})
         elif in_space(self.space, record.params):
-            self.optuna.add_evaluated_point(record.params, cast(float, value), pruned=value is None,
-                                            intermediate_values=steps)
+            self.optuna.add_evaluated_point(
+                record.params, cast(float, value), pruned=value is None, intermediate_values=steps
+            )
 
 
 class RepeatableOrder:
-    """Trial n is a function of its number and the records of trials 0 .. n - window, all of which end before it starts.
+    """Trial n is a function of its number and the records of trials 0 .. n - window, all of which
+    end before it starts.
 
-    So neither timing nor failures nor a restart change what a sweep finds. Price: the first `window` trials know
-    nothing, and stragglers hold up those `window` behind.
+    So neither timing nor failures nor a restart change what a sweep finds. Price: the first
+    `window` trials know nothing, and stragglers hold up those `window` behind.
     """
 
     def __init__(
@@ -121,8 +131,13 @@ class RepeatableOrder:
 def asha(config: TuneConfig) -> Callable[[int, int, float], bool]:
     """Ray's ASHA on numbered trials: (trial, epoch from 1, score) -> whether to stop it."""
     scheduler: Any = ASHAScheduler(
-        time_attr="epoch", metric="score", mode="max", grace_period=config.grace, reduction_factor=config.reduction,
-        max_t=max(config.grace, 1_000_000), stop_last_trials=False,
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        grace_period=config.grace,
+        reduction_factor=config.reduction,
+        max_t=max(config.grace, 1_000_000),
+        stop_last_trials=False,
     )
     trials: dict[int, _AshaTrial] = {}
 
@@ -136,8 +151,11 @@ def asha(config: TuneConfig) -> Callable[[int, int, float], bool]:
     return feed
 
 
-def successive_halving(config: TuneConfig, earlier: Sequence[TrialRecord]) -> Callable[[int, float], bool]:
-    """Ray's ASHA after exactly the given trials, whatever else has run: (epoch from 1, score) -> whether to stop."""
+def successive_halving(
+    config: TuneConfig, earlier: Sequence[TrialRecord]
+) -> Callable[[int, float], bool]:
+    """Ray's ASHA after exactly the given trials, whatever else has run: (epoch from 1, score) ->
+    whether to stop."""
     feed = asha(config)
     for record in earlier:
         for epoch, score in enumerate(record.scores, start=1):

@@ -1,4 +1,5 @@
-"""One training run from feature store to registered model: checked, tracked, resumable, in this process or on Ray."""
+"""One training run from feature store to registered model: checked, tracked, resumable, in this
+process or on Ray."""
 
 from __future__ import annotations
 
@@ -40,15 +41,26 @@ from lfmim.training.checkpoint import (
     load_meta,
     remove_checkpoints,
 )
-from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train, worker_device
+from lfmim.training.loop import (
+    EpochReport,
+    NonFiniteLossError,
+    check_data,
+    resolve_precision,
+    train,
+    worker_device,
+)
 
 RUN_FILE = "run.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of a run's checkpoints. It refuses a run where one of them is gone."""
-MAY_CHANGE = frozenset(f"train.{name}" for name in (
-    "epochs", "patience", "precision", "compile", "micro_batch", "cache"))
-"""Settings of `model` and `train` that a continued run may change: how long, how fast and on what it trains. So may all
-that is not among `model` and `train`: workers, devices, where the store lies and where the run is tracked."""
+MAY_CHANGE = frozenset(
+    f"train.{name}"
+    for name in ("epochs", "patience", "precision", "compile", "micro_batch", "cache")
+)
+"""Settings of `model` and `train` that a continued run may change: how long, how fast and on what
+it trains. So may all that is not among `model` and `train`: workers, devices, where the store lies
+and where the run is tracked."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -63,7 +75,8 @@ class TrainResult:
 
 
 def data_fingerprint(store: Path) -> str:
-    """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
+    """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever
+    its parts."""
     return _labels(store)[1]
 
 
@@ -73,20 +86,26 @@ def _labels(store: Path) -> tuple[pa.Table, str]:
 
 def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
     """What changes whenever the store does."""
-    return tuple((p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),))
+    return tuple(
+        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)
+    )
 
 
 @functools.lru_cache(maxsize=1)
-def _read_labels(store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]) -> tuple[pa.Table, str]:
+def _read_labels(
+    store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]
+) -> tuple[pa.Table, str]:
     """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
     return table, config_hash(table.to_pydict(), spec)
 
 
 def check_experiment(config: ExperimentConfig) -> str:
-    """Raise InputError for a store without what the experiment needs; returns the data's fingerprint.
+    """Raise InputError for a store without what the experiment needs; returns the data's
+    fingerprint.
 
-    Features are read, once for the same data and model, if the model needs every modality of every utterance.
+    Features are read, once for the same data and model, if the model needs every modality of every
+    utterance.
     """
     store = Path(config.store).resolve()
     fingerprint = data_fingerprint(store)
@@ -105,10 +124,12 @@ def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str)
 
 
 def run_name(config: ExperimentConfig, fingerprint: str) -> str:
-    """config.run.name, or a name that depends on what is trained and on what data: the same command, the same run."""
+    """config.run.name, or a name that depends on what is trained and on what data: the same
+    command, the same run."""
     if config.run.name:
         return config.run.name
-    return f"{config.model.name}-{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}"
+    digest = config_hash(to_dict(config.model), to_dict(config.train), fingerprint)
+    return f"{config.model.name}-{digest}"
 
 
 def describe(config: ExperimentConfig) -> str:
@@ -127,17 +148,23 @@ def describe(config: ExperimentConfig) -> str:
     check_run(config, storage / name, fingerprint)
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
-    return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
-            f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
-            f"checkpoints {storage / name} | "
-            f"mlflow {uri}")
+    return (
+        f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
+        f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision "
+        f"{precision} | "
+        f"checkpoints {storage / name} | "
+        f"mlflow {uri}"
+    )
 
 
-def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False) -> TrainResult:
-    """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last checkpoint.
+def train_run(
+    config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False
+) -> TrainResult:
+    """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last
+    checkpoint.
 
-    On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises InputError for a store
-    without the splits it needs, before any worker starts.
+    On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises
+    InputError for a store without the splits it needs, before any worker starts.
     """
     store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
@@ -160,65 +187,111 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
                 last = fit(config, store, folder, uri, run_id)
             meta = load_meta(last)
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
-            registered = tracking.register(uri, run_id, best, model_name=config.tracking.model_name,
-                                           example=_example(store), data_fingerprint=fingerprint)
+            registered = tracking.register(
+                uri,
+                run_id,
+                best,
+                model_name=config.tracking.model_name,
+                example=_example(store),
+                data_fingerprint=fingerprint,
+            )
             tracking.finish_run(uri, run_id, meta)
     return TrainResult(name, uri, run_id, best, meta, registered)
 
 
 def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
-    """Raise InputError if the folder holds epochs of another model, recipe or data, or more than are asked for."""
+    """Raise InputError if the folder holds epochs of another model, recipe or data, or more than
+    are asked for."""
     last = latest_checkpoint(folder)
     if last is None:
         return  # nothing is trained that could be mixed up
     meta, known = load_meta(last), _known_run(folder)
-    was, now = ({k: v for part in ("model", "train") for k, v in flatten(to_dict(c)[part], f"{part}.").items()}
-                for c in (meta.config, config))
-    differs = [f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE]
-    data = known.get("data") or (tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None)
+    was, now = (
+        {
+            k: v
+            for part in ("model", "train")
+            for k, v in flatten(to_dict(c)[part], f"{part}.").items()
+        }
+        for c in (meta.config, config)
+    )
+    differs = [
+        f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE
+    ]
+    data = known.get("data") or (
+        tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None
+    )
     if data not in (None, fingerprint):
-        differs.append(f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
-                       f"({fingerprint}), which is other data: utterances, splits, labels or encoders differ")
+        differs.append(
+            f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
+            f"({fingerprint}), which is other data: utterances, splits, labels or encoders differ"
+        )
     elif data is None:
-        differs += [f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))]
+        differs += [
+            f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))
+        ]
     if config.train.epochs < meta.epoch:
         differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")
     if differs:
-        raise InputError(f"run {folder.name} in {folder.parent} was trained otherwise. {'; '.join(differs)}. Use what "
-                         "it was trained with and only more epochs, or another --run.name")
+        raise InputError(
+            f"run {folder.name} in {folder.parent} was trained otherwise. {'; '.join(differs)}. "
+            "Use what "
+            "it was trained with and only more epochs, or another --run.name"
+        )
     if meta.best_epoch >= 0 and not (epoch_folder(folder, meta.best_epoch) / META).is_file():
-        raise InputError(f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; delete "
-                         f"{folder} to train it again, or use another --run.name")
+        raise InputError(
+            f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; "
+            "delete "
+            f"{folder} to train it again, or use another --run.name"
+        )
 
 
 def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
-    """The plain loop in this process, with the checkpoints that Ray Train would keep; returns the last one.
+    """The plain loop in this process, with the checkpoints that Ray Train would keep; returns the
+    last one.
 
     Raises InputError if the loss does not stay finite.
     """
-    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)  # from here on Ray, too, would begin with the folder's newest
+    # from here on Ray, too, would begin with the folder's newest
+    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)
     resume = latest_checkpoint(folder)
     past = load_meta(resume).history if resume else []
     improved = [entry["epoch"] for entry in past if entry["best"]]
-    data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
-    with (say_when_stuck("train", "step", config.run.stuck_minutes),
-          watch("train", config.train.epochs, "epochs") as show, tracking.system_metrics(uri, run_id)):
+    data = [
+        load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")
+    ]
+    with (
+        say_when_stuck("train", "step", config.run.stuck_minutes),
+        watch("train", config.train.epochs, "epochs") as show,
+        tracking.system_metrics(uri, run_id),
+    ):
 
         def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
             now = epoch_folder(folder, report.epoch)
             save(now)
             tracking.log_epoch(uri, run_id, report)
             improved.extend([report.epoch] * report.best)
-            kept = {now, *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :])}
+            kept = {
+                now,
+                *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :]),
+            }
             remove_checkpoints(folder, keep=kept)
             use = gpu_percent()
-            show(report.epoch + 1, f"{report.samples_per_second:.0f} samples/s, validation score {report.score:.3f}",
-                 **({} if use is None else {"gpu_percent": use}))
+            show(
+                report.epoch + 1,
+                f"{report.samples_per_second:.0f} samples/s, validation score {report.score:.3f}",
+                **({} if use is None else {"gpu_percent": use}),
+            )
 
         show(len(past))
         try:
-            meta = train(config, FeatureSpec.load(store), *data, device=worker_device(config.run),
-                         on_epoch=on_epoch, resume=resume)
+            meta = train(
+                config,
+                FeatureSpec.load(store),
+                *data,
+                device=worker_device(config.run),
+                on_epoch=on_epoch,
+                resume=resume,
+            )
         except NonFiniteLossError as error:
             raise InputError(str(error)) from error
     return epoch_folder(folder, meta.epoch - 1)
@@ -233,11 +306,16 @@ def _known_run(folder: Path) -> dict[str, Any]:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {"uri": known["uri"], "run_id": known["run_id"], **known}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the record of a run ({error!r}); delete {folder} to train it again, or use "
-                         "another --run.name") from error
+        raise InputError(
+            f"{path}: not the record of a run ({error!r}); delete {folder} to train it again, or "
+            "use "
+            "another --run.name"
+        ) from error
 
 
-def _run_id(folder: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, tags: dict[str, str]) -> str:
+def _run_id(
+    folder: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, tags: dict[str, str]
+) -> str:
     """The MLflow run of this training run, RUNNING: made once, found again by a rerun.
 
     Where it cannot go on (deleted, on another server) a new one takes over its epochs.
@@ -251,8 +329,17 @@ def _run_id(folder: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str,
             tags = {tracking.CONTINUES: known["run_id"], **tags}
         run_id = tracking.start_run(config, spec, uri=uri, run_name=folder.name, tags=tags)
         tracking.log_history(uri, run_id, history)
-    write_text(folder / RUN_FILE, json.dumps({"uri": uri, "run_id": run_id, "data": tags["data"],
-                                              "store": str(Path(config.store).resolve())}))
+    write_text(
+        folder / RUN_FILE,
+        json.dumps(
+            {
+                "uri": uri,
+                "run_id": run_id,
+                "data": tags["data"],
+                "store": str(Path(config.store).resolve()),
+            }
+        ),
+    )
     return run_id
 
 
@@ -260,7 +347,12 @@ def _example(store: Path) -> Any:
     import pandas as pd
 
     table = read_table(store, [ID, *FEATURE_COLUMNS.values()], "valid").slice(0, 2)
-    return pd.DataFrame({
-        FEATURE_COLUMNS[m]: [None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)]
-        for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
-    })
+    return pd.DataFrame(
+        {
+            FEATURE_COLUMNS[m]: [
+                None if x is None else x[:4].astype("float32").tolist() for x in sequences(table, m)
+            ]
+            for m in MODALITIES
+            if FEATURE_COLUMNS[m] in table.column_names
+        }
+    )

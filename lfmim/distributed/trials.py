@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-# Tune's own files are not read here, Ctrl-C is to end the job, not to make a sweep look finished, and only the older
-# of Tune's two outputs is silent when told so.
+# Tune's own files are not read here, Ctrl-C is to end the job, not to make a sweep look finished,
+# and only the older of Tune's two outputs is silent when told so.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the sweep's own table says what became of a trial
+# the sweep's own table says what became of a trial
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 import ray
 from ray import tune
@@ -50,12 +51,17 @@ OnTrial = Callable[[TrialRecord, Sequence[TrialRecord]], None]
 
 
 class Trials:
-    """Numbered trials in a folder: which are to run, what they try, and the record of each that ended."""
+    """Numbered trials in a folder: which are to run, what they try, and the record of each that
+    ended."""
 
     log: Callable[[TrialRecord], None] = staticmethod(lambda record: None)
 
     def __init__(
-        self, config: TuneConfig, folder: Path, total: int, order: Order,
+        self,
+        config: TuneConfig,
+        folder: Path,
+        total: int,
+        order: Order,
         on_trial: OnTrial = lambda record, records: None,
     ) -> None:
         self.config, self.folder, self.total = config, folder, total
@@ -74,7 +80,8 @@ class Trials:
                 order.ended(self.records[n])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
+        # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
+        return {}
 
     @property
     def ended(self) -> list[TrialRecord]:
@@ -84,10 +91,17 @@ class Trials:
         return self.folder / f"{number:04d}"
 
     def run(self, store: Path) -> None:
-        """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a stack did not finish."""
+        """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a
+        stack did not finish."""
         size = self.order.window if self.config.packed else max(1, self.total)
         at_work.forget()
-        with say_when_stuck("tune", "step", self.config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+        with say_when_stuck(
+            "tune",
+            "step",
+            self.config.run.stuck_minutes,
+            at_work=at_work.at_work,
+            lost=at_work.lost,
+        ):
             for first in range(0, self.total, size):
                 numbers = range(first, min(first + size, self.total))
                 if self.config.packed:
@@ -95,13 +109,16 @@ class Trials:
                 self._run_alone(store, [n for n in numbers if n not in self.records])
 
     def _run_packed(self, store: Path, numbers: Sequence[int]) -> None:
-        """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails leaves its trials to
-        be run alone, from their last checkpoints."""
-        fresh = [n for n in numbers if n not in self.records and latest_checkpoint(self.home(n)) is None]
+        """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails
+        leaves its trials to be run alone, from their last checkpoints."""
+        fresh = [
+            n for n in numbers if n not in self.records and latest_checkpoint(self.home(n)) is None
+        ]
         ready = [n for n in fresh if self.start(n)]
         run = self.config.run
         task = ray.remote(_packed_trials).options(
-            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=0)
+            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=0
+        )
         waiting = {}
         for first in range(0, len(ready), self.config.packed):
             stack = ready[first : first + self.config.packed]
@@ -116,7 +133,10 @@ class Trials:
                 raise WriteError(error.path, error.reason) from error
             except ray.exceptions.RayError as error:
                 logging.getLogger(__name__).warning(
-                    "trials %s go on one by one: %s", ", ".join(map(str, stack)), str(error).strip().splitlines()[-1])
+                    "trials %s go on one by one: %s",
+                    ", ".join(map(str, stack)),
+                    str(error).strip().splitlines()[-1],
+                )
                 continue
             for number in stack:
                 self.end(number, "finished", "")
@@ -125,16 +145,24 @@ class Trials:
         if not todo:
             return
         run = self.config.run
-        resources = {"CPU": run.cpus_per_worker, **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {})}
+        resources = {
+            "CPU": run.cpus_per_worker,
+            **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {}),
+        }
         ray_folder = self.folder.parent / "ray"
         tuner = tune.Tuner(
             tune.with_resources(_trial, resources),
             param_space={"store": str(store)},
             tune_config=tune.TuneConfig(
-                search_alg=_Search(self, todo), scheduler=_Scheduler(self), num_samples=-1, reuse_actors=True,
+                search_alg=_Search(self, todo),
+                scheduler=_Scheduler(self),
+                num_samples=-1,
+                reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=f"{self.folder.name}-{time.time_ns()}", storage_path=str(ray_folder), verbose=0,
+                name=f"{self.folder.name}-{time.time_ns()}",
+                storage_path=str(ray_folder),
+                verbose=0,
             ),
         )
         tuner.fit()
@@ -142,11 +170,16 @@ class Trials:
             raise self.unwritten
         left = [n for n in todo if n not in self.records]
         if left:
-            raise RuntimeError(f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}")
+            raise RuntimeError(
+                f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}"
+            )
         shutil.rmtree(ray_folder, ignore_errors=True)
 
-    def end(self, number: int, state: Literal["finished", "stopped", "diverged", "failed"], message: str) -> None:
-        """Record an ended trial; from here on it is not repeated. Its checkpoint goes: the winner is trained again."""
+    def end(
+        self, number: int, state: Literal["finished", "stopped", "diverged", "failed"], message: str
+    ) -> None:
+        """Record an ended trial; from here on it is not repeated. Its checkpoint goes: the winner
+        is trained again."""
         params, config = self.started[number]
         last = latest_checkpoint(self.home(number))
         history, best_epoch, score, loss = [], -1, None, None
@@ -157,8 +190,16 @@ class Trials:
                 score = meta.best_score
                 loss = history[best_epoch]["valid"][meta.config.train.selection]["loss"]
         record = TrialRecord(
-            number=number, params=params, state=state, score=score, loss=loss, best_epoch=best_epoch, history=history,
-            seconds=sum(e["seconds"] for e in history), message=message, config=config,
+            number=number,
+            params=params,
+            state=state,
+            score=score,
+            loss=loss,
+            best_epoch=best_epoch,
+            history=history,
+            seconds=sum(e["seconds"] for e in history),
+            message=message,
+            config=config,
         )
         self.records[number] = record
         self.order.ended(record)
@@ -168,7 +209,8 @@ class Trials:
         self.on_trial(record, self.ended)
 
     def _kept(self, number: int) -> Params | None:
-        """Every field of the checkpoint that the trial goes on from; one that cannot be read goes."""
+        """Every field of the checkpoint that the trial goes on from; one that cannot be read
+        goes."""
         last = latest_checkpoint(self.home(number))
         try:
             return searchable(load_meta(last).config) if last else None
@@ -177,7 +219,8 @@ class Trials:
             return None
 
     def start(self, number: int) -> bool | None:
-        """Choose the trial's values. None: it has to wait; False: no valid config, so it has ended."""
+        """Choose the trial's values. None: it has to wait; False: no valid config, so it has
+        ended."""
         params = self.order.values(number, self._kept(number))
         if params is None:
             return None
@@ -192,7 +235,8 @@ class Trials:
 
 
 class _Search(Searcher):
-    """Hands the trials to Tune in their order, each as soon as what it depends on is known, and again if it dies.
+    """Hands the trials to Tune in their order, each as soon as what it depends on is known, and
+    again if it dies.
 
     Tune's own retries do not cover a trial that is handed to the idle process of a lost node.
     """
@@ -217,11 +261,17 @@ class _Search(Searcher):
                     continue
             self.waiting.pop(0)
             self.numbers[trial_id] = number
-            return {"number": number, "home": str(self.trials.home(number)), "config": self.trials.started[number][1]}
+            return {
+                "number": number,
+                "home": str(self.trials.home(number)),
+                "config": self.trials.started[number][1],
+            }
         done = all(number in self.trials.records for number in self.todo)
         return cast(None, Searcher.FINISHED) if done else None
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         try:
             self._complete(trial_id, result, error)
         except WriteError as failure:
@@ -274,10 +324,14 @@ class _Scheduler(FIFOScheduler):
 
 
 @functools.lru_cache(maxsize=1)
-def _splits(store: str, model: ModelConfig, cache: str) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
+def _splits(
+    store: str, model: ModelConfig, cache: str
+) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
     """Training and validation data: trials that reuse a process load it once."""
     folder = Path(store)
-    train_data, valid_data = (load_split(folder, split, model, cache) for split in ("train", "valid"))
+    train_data, valid_data = (
+        load_split(folder, split, model, cache) for split in ("train", "valid")
+    )
     return FeatureSpec.load(folder), train_data, valid_data
 
 
@@ -293,13 +347,18 @@ def _packed_trials(store: str, raw: Sequence[dict[str, Any]], homes: Sequence[st
     configs = [experiment_from_dict(x) for x in raw]
     at_work.begin(homes[0], f"trials {Path(homes[0]).name} to {Path(homes[-1]).name}")
     data = _splits(store, configs[0].model, configs[0].train.cache)
-    train_packed(configs, *data, device=worker_device(configs[0].run),
-                 on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save))
+    train_packed(
+        configs,
+        *data,
+        device=worker_device(configs[0].run),
+        on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save),
+    )
     at("")
 
 
 def _trial(args: Mapping[str, Any]) -> None:
-    """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch, past ones again."""
+    """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch,
+    past ones again."""
     config, home = experiment_from_dict(args["config"]), Path(args["home"])
     device = worker_device(config.run)
     at_work.begin(args["home"], f"trial {home.name}")

@@ -64,18 +64,25 @@ class SweepResult:
 
 
 def check_tune(config: TuneConfig) -> Space:
-    """The search space of the sweep. Raises InputError for what can be told before a cluster is started."""
+    """The search space of the sweep. Raises InputError for what can be told before a cluster is
+    started."""
     base = with_params(config, {})
     space = read_space(config.space, base)
     if config.search == "grid" and len(grid_points(space)) + 1 > config.trials:
-        raise InputError(f"trials: the grid has {len(grid_points(space))} points besides the config as given; set "
-                         f"--trials {len(grid_points(space)) + 1} or thin it by a search space")
+        raise InputError(
+            f"trials: the grid has {len(grid_points(space))} points besides the config as given; "
+            "set "
+            f"--trials {len(grid_points(space)) + 1} or thin it by a search space"
+        )
     if config.packed:
         check_packable([base])
         own = [f for f in space if not f.startswith(tuple(f"train.{name}" for name in OWN))]
         if own:
-            raise InputError(f"packed: stacked trials may differ in learning rate and β only, not in {', '.join(own)}; "
-                             "search without --packed")
+            raise InputError(
+                "packed: stacked trials may differ in learning rate and β only, not in "
+                f"{', '.join(own)}; "
+                "search without --packed"
+            )
     check_experiment(base)
     identity = _identity(config, space)
     _known_sweep(config, identity)
@@ -88,18 +95,23 @@ def describe_sweep(config: TuneConfig) -> str:
     run = config.run
     folder = _folder(config, _identity(config, check_tune(config)))
     output_folder(str(folder), "--run.storage")
-    return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
-            f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
-            f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")
+    return (
+        f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
+        f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
+        f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}"
+    )
 
 
 def tune_distributed(
-    config: TuneConfig, *, on_start: Callable[[str, int, int], None] = lambda name, done, window: None,
+    config: TuneConfig,
+    *,
+    on_start: Callable[[str, int, int], None] = lambda name, done, window: None,
     on_trial: OnTrial = lambda record, records: None,
 ) -> SweepResult:
     """Search, retrain the winner over seeds, register it. `on_start(name, trials ended, window)`.
 
-    Raises InputError for a sweep that is there already (without `resume`) or was made with another config.
+    Raises InputError for a sweep that is there already (without `resume`) or was made with another
+    config.
     """
     space = check_tune(config)
     store, identity = Path(config.store).resolve(), _identity(config, space)
@@ -107,16 +119,22 @@ def tune_distributed(
     name, uri = folder.name, _uri(config)
     known = _known_sweep(config, identity)
     state = known or _new_sweep(config, identity)
-    if not tracking.reopen_run(uri, state["run_id"]):  # deleted there: the records of the trials have it all
+    # deleted there: the records of the trials have it all
+    if not tracking.reopen_run(uri, state["run_id"]):
         state = _new_sweep(config, identity, window=int(state["window"]))
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
     def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
-        return suggest(space, config.search, config.train.seed, number, with_params(config, {}), earlier)
+        return suggest(
+            space, config.search, config.train.seed, number, with_params(config, {}), earlier
+        )
 
-    order: Order = (RepeatableOrder(config, window, plan) if config.repeatable else
-                    TuneOrder(config, space, seed=None if known else config.train.seed))
+    order: Order = (
+        RepeatableOrder(config, window, plan)
+        if config.repeatable
+        else TuneOrder(config, space, seed=None if known else config.train.seed)
+    )
     sweep = Trials(config, folder / "trials", total, order, on_trial)
     logged = tracking.logged_trials(uri, parent)
     on_start(name, len(sweep.records), window)
@@ -140,16 +158,31 @@ def tune_distributed(
     retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
     again = retrained.meta
     loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
-    reproduced = (again.best_score, loss, again.best_epoch) == (winner.score, winner.loss, winner.best_epoch)
+    reproduced = (again.best_score, loss, again.best_epoch) == (
+        winner.score,
+        winner.loss,
+        winner.best_epoch,
+    )
 
     parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
     to_end = dataclasses.replace(config, scheduler="none", **parts)
-    each = RepeatableOrder(to_end, config.seeds,
-                           lambda number, _: {"train.seed": chosen.train.seed + number + 1})
+    each = RepeatableOrder(
+        to_end, config.seeds, lambda number, _: {"train.seed": chosen.train.seed + number + 1}
+    )
     seeds = Trials(to_end, folder / f"seeds-{winner.number:04d}", config.seeds - 1, each, on_trial)
     seeds.run(store)
-    result = SweepResult(name, folder, uri, parent, records, winner, seeds.ended, retrained, reproduced,
-                         importances(space, records))
+    result = SweepResult(
+        name,
+        folder,
+        uri,
+        parent,
+        records,
+        winner,
+        seeds.ended,
+        retrained,
+        reproduced,
+        importances(space, records),
+    )
     _log_result(config, result, space)
     return result
 
@@ -162,16 +195,25 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     # Sweeps older than this field are repeatable ones.
     order = {} if config.repeatable else {"repeatable": False}
     return {
-        **order, "model": to_dict(config.model), "train": to_dict(config.train),
-        "data": data_fingerprint(Path(config.store).resolve()), "search": config.search,
-        "scheduler": [config.scheduler, config.grace, config.reduction] if config.scheduler == "asha" else ["none"],
+        **order,
+        "model": to_dict(config.model),
+        "train": to_dict(config.train),
+        "data": data_fingerprint(Path(config.store).resolve()),
+        "search": config.search,
+        "scheduler": [config.scheduler, config.grace, config.reduction]
+        if config.scheduler == "asha"
+        else ["none"],
         "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
-        "packed": config.packed, "cpus": config.run.cpus_per_worker, "gpus": config.run.gpus_per_worker,
+        "packed": config.packed,
+        "cpus": config.run.cpus_per_worker,
+        "gpus": config.run.gpus_per_worker,
     }
 
 
 def _folder(config: TuneConfig, identity: dict[str, Any]) -> Path:
-    return Path(config.run.storage).resolve() / (config.run.name or f"sweep-{config_hash(identity)}")
+    return Path(config.run.storage).resolve() / (
+        config.run.name or f"sweep-{config_hash(identity)}"
+    )
 
 
 def _uri(config: TuneConfig) -> str:
@@ -187,25 +229,38 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
         state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         state = {name: state[name] for name in ("run_id", "uri", "window", "identity")}
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use another "
-                         "--run.name") from error
+        raise InputError(
+            f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use "
+            "another "
+            "--run.name"
+        ) from error
     if not config.resume:
-        raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
-                         "--run.name")
+        raise InputError(
+            f"{folder}: there is a sweep already; add --resume to continue it, or start another "
+            "with "
+            "--run.name"
+        )
     now, then = json.loads(json.dumps(identity)), state["identity"]
     differs = [k for k in {**now, **then} if now.get(k) != then.get(k)]
     differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
     differs += ["window"] if config.window not in (0, state["window"]) else []
     if differs:
-        raise InputError(f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
-                         "another --run.name")
+        raise InputError(
+            f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
+            "another --run.name"
+        )
     return state
 
 
 def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) -> dict[str, Any]:
     folder, uri = _folder(config, identity), _uri(config)
-    run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
-                                tags={"kind": "sweep", "data": identity["data"]})
+    run_id = tracking.start_run(
+        config,
+        FeatureSpec.load(Path(config.store)),
+        uri=uri,
+        run_name=folder.name,
+        tags={"kind": "sweep", "data": identity["data"]},
+    )
     window = window or (config.window or _window(config) if config.repeatable else 0)
     state = {"run_id": run_id, "uri": uri, "window": window, "identity": identity}
     write_text(folder / SWEEP, json.dumps(state, indent=1))
@@ -213,8 +268,8 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) ->
 
 
 def _window(config: TuneConfig) -> int:
-    """Twice the trials the cluster holds at once: a long trial then holds up few others. Packed: as many as it holds,
-    since all of a window start together."""
+    """Twice the trials the cluster holds at once: a long trial then holds up few others. Packed: as
+    many as it holds, since all of a window start together."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     run = config.run
     fits = have.get("CPU", 1) / run.cpus_per_worker
@@ -225,14 +280,23 @@ def _window(config: TuneConfig) -> int:
 
 def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:
     winner, scores = result.winner, result.seed_scores
-    metrics = {"winner_score": winner.score or 0.0, "winner_mean_over_seeds": sum(scores) / len(scores)}
+    metrics = {
+        "winner_score": winner.score or 0.0,
+        "winner_mean_over_seeds": sum(scores) / len(scores),
+    }
     given = result.records[0].score
     if given is not None:
         metrics["given_score"] = given
     metrics |= {f"importance/{field}": share for field, share in result.importances.items()}
     tracking.log_sweep(
-        result.tracking_uri, result.run_id, metrics=metrics, figures=sweep_figures(space, result.records),
+        result.tracking_uri,
+        result.run_id,
+        metrics=metrics,
+        figures=sweep_figures(space, result.records),
         texts={"trials.csv": sweep_table(result.records).to_csv(index=False)},
-        tags={"winner": str(winner.number), "reproduced": str(result.reproduced).lower(),
-              "registered_version": result.retrained.registered.version},
+        tags={
+            "winner": str(winner.number),
+            "reproduced": str(result.reproduced).lower(),
+            "registered_version": result.retrained.registered.version,
+        },
     )

@@ -1,4 +1,5 @@
-"""Ray Train: the plain loop on workers under DDP, with checkpoints and recovery from lost workers."""
+"""Ray Train: the plain loop on workers under DDP, with checkpoints and recovery from lost
+workers."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ from lfmim.training.loop import DDP_OPTIONS, EpochReport, NonFiniteLossError, tr
 
 SCORE = "score"
 IMPROVED = "improved_score"
-"""What Ray keeps checkpoints by: the score of an epoch that is strictly better than all before it, else NOT_BETTER. By
-the score alone Ray would keep the last of equally good epochs, and `best_epoch` is the first."""
+"""What Ray keeps checkpoints by: the score of an epoch that is strictly better than all before it,
+else NOT_BETTER. By the score alone Ray would keep the last of equally good epochs, and `best_epoch`
+is the first."""
 NOT_BETTER = -1e9  # finite: Ray writes it as JSON
 POLL_SECONDS = 2.0
 
@@ -44,16 +46,24 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
         resources["GPU"] = c.gpus_per_worker
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"config": to_dict(config), "store": str(store), "folder": str(folder), "uri": uri,
-                           "run_id": run_id},
+        train_loop_config={
+            "config": to_dict(config),
+            "store": str(store),
+            "folder": str(folder),
+            "uri": uri,
+            "run_id": run_id,
+        },
         scaling_config=ScalingConfig(
             num_workers=c.workers, use_gpu=c.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RayRunConfig(
-            name=folder.name, storage_path=str(folder.parent),
+            name=folder.name,
+            storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=c.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=c.keep_checkpoints, checkpoint_score_attribute=IMPROVED, checkpoint_score_order="max"
+                num_to_keep=c.keep_checkpoints,
+                checkpoint_score_attribute=IMPROVED,
+                checkpoint_score_order="max",
             ),
         ),
     )
@@ -61,8 +71,10 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
         with _watched(uri, run_id, config):
             result = trainer.fit()
     except TrainingFailedError as error:
-        raised = [*getattr(error, "worker_failures", {}).values(),
-                  getattr(error, "controller_failure", None)]
+        raised = [
+            *getattr(error, "worker_failures", {}).values(),
+            getattr(error, "controller_failure", None),
+        ]
         for failed in filter(None, map(disk_failure, raised)):  # in our code or Ray's copying
             place = failed.path if failed.path.startswith(str(folder)) else folder
             raise WriteError(place, failed.reason) from error
@@ -79,18 +91,23 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
 
 @contextlib.contextmanager
 def _watched(uri: str, run_id: str, config: ExperimentConfig) -> Iterator[None]:
-    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is what all share."""
+    """Show the run's progress while the block runs. The workers may be on other machines: MLflow is
+    what all share."""
     stop = threading.Event()
 
     def follow() -> None:
         with watch("train", config.train.epochs, "epochs") as show:
             while True:
                 last = stop.wait(POLL_SECONDS)
-                with contextlib.suppress(Exception):  # a tracker that is away for a moment must not end the training
+                # a tracker that is away for a moment must not end the training
+                with contextlib.suppress(Exception):
                     m = tracking.latest_metrics(uri, run_id)
                     figures = {"gpu_percent": m["gpu_percent"]} if "gpu_percent" in m else {}
-                    note = (f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
-                            if "epochs_done" in m else "starting workers")
+                    note = (
+                        f"{m['samples_per_second']:.0f} samples/s, validation score {m[SCORE]:.3f}"
+                        if "epochs_done" in m
+                        else "starting workers"
+                    )
                     show(int(m.get("epochs_done", 0)), note, **figures)
                 if last:
                     return
@@ -99,7 +116,9 @@ def _watched(uri: str, run_id: str, config: ExperimentConfig) -> Iterator[None]:
     thread.start()
     at_work.forget()
     try:
-        with say_when_stuck("train", "step", config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
+        with say_when_stuck(
+            "train", "step", config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
+        ):
             yield
     finally:
         stop.set()
@@ -135,8 +154,19 @@ def _train_worker(args: dict[str, Any]) -> None:
                 raise
 
     def run(resume: Path | None) -> None:
-        data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]
-        train(config, FeatureSpec.load(store), *data, device=device, wrap=_wrap, on_epoch=on_epoch, resume=resume)
+        data = [
+            load_split(store, split, config.model, config.train.cache)
+            for split in ("train", "valid")
+        ]
+        train(
+            config,
+            FeatureSpec.load(store),
+            *data,
+            device=device,
+            wrap=_wrap,
+            on_epoch=on_epoch,
+            resume=resume,
+        )
 
     def run_tracked(resume: Path | None) -> None:
         if context.get_local_rank() == 0:  # one per node

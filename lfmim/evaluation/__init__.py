@@ -1,1 +1,2 @@
-"""Reports of models, systems, labels and stores; the test for promotion; model cards, tables and figures."""
+"""Reports of models, systems, labels and stores; the test for promotion; model cards, tables and
+figures."""

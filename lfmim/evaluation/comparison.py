@@ -1,4 +1,5 @@
-"""Results of many runs -> statistics and the paper's tables. distributed/benchmark.py writes a result per run."""
+"""Results of many runs -> statistics and the paper's tables. distributed/benchmark.py writes a
+result per run."""
 
 from __future__ import annotations
 
@@ -14,13 +15,21 @@ from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, REPORT_ORD
 
 Results = Sequence[Mapping[str, Any]]
 REFERENCE = "lfmim"
-CLAIMS = (("lfmim", "pmr"), ("pmr", "mult"), ("lfmim", "lfmim-ml"), ("strong", "paper"), ("strong", "lfmim"))
-"""Pairs of which the first is said to be better: the paper's Tables 2 and 4, and ours of the preset `strong`."""
+CLAIMS = (
+    ("lfmim", "pmr"),
+    ("pmr", "mult"),
+    ("lfmim", "lfmim-ml"),
+    ("strong", "paper"),
+    ("strong", "lfmim"),
+)
+"""Pairs of which the first is said to be better: the paper's Tables 2 and 4, and ours of the preset
+`strong`."""
 RESAMPLES = 4999
 
 
 def linear_cka(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]]) -> float:
-    """Linear centred kernel alignment of two representations [N, D1], [N, D2] (Kornblith et al. 2019): 0 to 1."""
+    """Linear centred kernel alignment of two representations [N, D1], [N, D2] (Kornblith et al.
+    2019): 0 to 1."""
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
     norm = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
     return float(np.linalg.norm(x.T @ y) ** 2 / norm) if norm else 0.0
@@ -28,7 +37,8 @@ def linear_cka(x: npt.NDArray[np.floating[Any]], y: npt.NDArray[np.floating[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean test score of one system minus another's, its 95 % interval and two-sided p-value of no difference."""
+    """Mean test score of one system minus another's, its 95 % interval and two-sided p-value of no
+    difference."""
 
     mean: float
     low: float
@@ -37,12 +47,13 @@ class Difference:
 
 
 def difference(results: Results, a: str, b: str, head: str = MULTIMODAL) -> Difference:
-    """Score of system `a` minus that of `b` (accuracy; for sentiment minus the absolute error): a two-level bootstrap.
+    """Score of system `a` minus that of `b` (accuracy; for sentiment minus the absolute error): a
+    two-level bootstrap.
 
-    The figure depends on which utterances happened to be in the test split and which seeds happened to be drawn. Both
-    are resampled: utterances in pairs (both systems see the same), seeds for each system on its own (nothing pairs seed
-    k of one model with seed k of another). A test over utterances alone would take these trained weights for the
-    systems.
+    The figure depends on which utterances happened to be in the test split and which seeds happened
+    to be drawn. Both are resampled: utterances in pairs (both systems see the same), seeds for each
+    system on its own (nothing pairs seed k of one model with seed k of another). A test over
+    utterances alone would take these trained weights for the systems.
     """
     gains = [_gains(results, s, head) for s in (a, b)]
     observed = float(gains[0].mean() - gains[1].mean())
@@ -53,7 +64,8 @@ def difference(results: Results, a: str, b: str, head: str = MULTIMODAL) -> Diff
     for start in range(0, RESAMPLES, 500):
         size = min(500, RESAMPLES - start)
         over_seeds = [
-            rng.multinomial(len(g), np.full(len(g), 1 / len(g)), size=size) @ g / len(g) for g in gains
+            rng.multinomial(len(g), np.full(len(g), 1 / len(g)), size=size) @ g / len(g)
+            for g in gains
         ]
         weight = rng.multinomial(n, np.full(n, 1 / n), size=size) / n
         drawn.append(((over_seeds[0] - over_seeds[1]) * weight).sum(axis=1))
@@ -68,7 +80,9 @@ def _gains(results: Results, system: str, head: str) -> npt.NDArray[np.float64]:
     runs, index = [r for r in results if r["system"] == system], HEADS.index(head)
     label = np.asarray(runs[0]["labels"][index])
     predicted = np.array([r["predictions"][head] for r in runs])
-    gain = -np.abs(np.clip(predicted, -1, 1) - label) if is_sentiment(results) else predicted == label
+    gain = (
+        -np.abs(np.clip(predicted, -1, 1) - label) if is_sentiment(results) else predicted == label
+    )
     return np.asarray(gain, dtype=np.float64)[:, label != IGNORE_LABEL]
 
 
@@ -100,23 +114,30 @@ def p_text(p: float) -> str:
 
 
 def _against_reference(results: Results) -> dict[str, dict[str, str]]:
-    """Per system its difference to LFMIM and the p-value, corrected for the number of systems (Holm)."""
-    from statsmodels.stats.multitest import multipletests  # brings scipy: only who compares waits for it
+    """Per system its difference to LFMIM and the p-value, corrected for the number of systems
+    (Holm)."""
+    # brings scipy: only who compares waits for it
+    from statsmodels.stats.multitest import multipletests
 
     systems = systems_of(results)
     out = {s: {"vs LFMIM": "", "p (Holm)": ""} for s in systems}
     others = [s for s in systems if s != REFERENCE]
     if others and len(others) < len(systems):
         tests = [difference(results, s, REFERENCE) for s in others]
-        for system, test, p in zip(others, tests, multipletests([t.p for t in tests], method="holm")[1], strict=True):
+        for system, test, p in zip(
+            others, tests, multipletests([t.p for t in tests], method="holm")[1], strict=True
+        ):
             out[system] = {"vs LFMIM": _interval(test), "p (Holm)": p_text(float(p))}
     return out
 
 
 def _cost(results: Results, system: str) -> dict[str, str]:
     runs = runs_of(results, system)
-    return {"parameters": f"{runs[0]['parameters']:,}", "MFLOPs/sample": f"{runs[0]['flops'] / 1e6:.1f}",
-            "seeds": str(len(runs))}
+    return {
+        "parameters": f"{runs[0]['parameters']:,}",
+        "MFLOPs/sample": f"{runs[0]['flops'] / 1e6:.1f}",
+        "seeds": str(len(runs)),
+    }
 
 
 def _interval(d: Difference) -> str:
@@ -124,37 +145,49 @@ def _interval(d: Difference) -> str:
 
 
 def table_2(results: Results) -> pd.DataFrame:
-    """Multimodal head: accuracy (the paper's 'overall F1'), against LFMIM, F1 per emotion in report order; in %."""
+    """Multimodal head: accuracy (the paper's 'overall F1'), against LFMIM, F1 per emotion in report
+    order; in %."""
     rows, against = {}, _against_reference(results)
     for system in systems_of(results):
         tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
         rows[system] = {
-            "accuracy": _spread([t["accuracy"] for t in tests]), **against[system],
+            "accuracy": _spread([t["accuracy"] for t in tests]),
+            **against[system],
             **{e: _spread([t["f1"][e] for t in tests]) for e in REPORT_ORDER},
             "weighted F1": _spread([t["weighted_f1"] for t in tests]),
-            "macro F1": _spread([t["macro_f1"] for t in tests]), **_cost(results, system),
+            "macro F1": _spread([t["macro_f1"] for t in tests]),
+            **_cost(results, system),
         }
     return _frame(rows, "system")
 
 
 def table_3(results: Results) -> pd.DataFrame:
-    """Sentiment, multimodal head, CH-SIMS conventions: zero counts as negative in Acc-2 and F1, or is left out. In %,
-    but MAE and Pearson's r."""
-    columns = {"Acc-2": "accuracy_2", "Acc-3": "accuracy_3", "Acc-5": "accuracy_5", "F1": "weighted_f1",
-               "Acc-2 without 0": "accuracy_2_nonzero", "F1 without 0": "weighted_f1_nonzero"}
+    """Sentiment, multimodal head, CH-SIMS conventions: zero counts as negative in Acc-2 and F1, or
+    is left out. In %, but MAE and Pearson's r."""
+    columns = {
+        "Acc-2": "accuracy_2",
+        "Acc-3": "accuracy_3",
+        "Acc-5": "accuracy_5",
+        "F1": "weighted_f1",
+        "Acc-2 without 0": "accuracy_2_nonzero",
+        "F1 without 0": "weighted_f1_nonzero",
+    }
     rows, against = {}, _against_reference(results)
     for system in systems_of(results):
         tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
         rows[system] = {
             **{title: _spread([t[c] for t in tests]) for title, c in columns.items()},
-            "MAE": _spread([t["mae"] for t in tests], 1), "r": _spread([t["pearson"] for t in tests], 1),
-            **against[system], **_cost(results, system),
+            "MAE": _spread([t["mae"] for t in tests], 1),
+            "r": _spread([t["pearson"] for t in tests], 1),
+            **against[system],
+            **_cost(results, system),
         }
     return _frame(rows, "system")
 
 
 def table_4(results: Results) -> pd.DataFrame:
-    """Every head against its own label: F1 per emotion and accuracy, for systems with uni-modal heads. In %."""
+    """Every head against its own label: F1 per emotion and accuracy, for systems with uni-modal
+    heads. In %."""
     rows = {}
     for system in systems_of(results):
         runs = runs_of(results, system)
@@ -170,38 +203,53 @@ def table_4(results: Results) -> pd.DataFrame:
 
 
 def table_subsets(results: Results) -> pd.DataFrame:
-    """Multimodal head from every subset of the modalities, systems that accept absent ones: accuracy in % (sentiment:
-    minus the mean absolute error, in hundredths)."""
+    """Multimodal head from every subset of the modalities, systems that accept absent ones:
+    accuracy in % (sentiment: minus the mean absolute error, in hundredths)."""
     rows = {}
     for system in systems_of(results):
         runs = [r for r in runs_of(results, system) if r["subsets"]]
         if runs:
-            rows[system] = {subset: _spread([r["subsets"][subset] for r in runs]) for subset in runs[0]["subsets"]}
+            rows[system] = {
+                subset: _spread([r["subsets"][subset] for r in runs])
+                for subset in runs[0]["subsets"]
+            }
     return _frame(rows, "system")
 
 
 def table_claims(results: Results) -> pd.DataFrame:
-    """The pairs of CLAIMS that ran: difference of the multimodal head with its 95 % interval, p, and what it says."""
+    """The pairs of CLAIMS that ran: difference of the multimodal head with its 95 % interval, p,
+    and what it says."""
     rows = {}
     for a, b in CLAIMS:
         if {a, b} <= set(systems_of(results)):
             d = difference(results, a, b)
-            verdict = "not resolved" if d.p >= 0.05 else "holds" if d.mean > 0 else "the opposite holds"
-            rows[f"{a} > {b}"] = {"difference [95 %]": _interval(d), "p": p_text(d.p), "verdict": verdict}
+            verdict = (
+                "not resolved" if d.p >= 0.05 else "holds" if d.mean > 0 else "the opposite holds"
+            )
+            rows[f"{a} > {b}"] = {
+                "difference [95 %]": _interval(d),
+                "p": p_text(d.p),
+                "verdict": verdict,
+            }
     return _frame(rows, "claim")
 
 
 def mean_cka(results: Results) -> dict[str, float]:
     """Per system with uni-modal heads: linear CKA averaged over pairs and seeds."""
-    return {s: float(np.mean([list(r["cka"].values()) for r in runs_of(results, s)]))
-            for s in systems_of(results) if all(r["cka"] for r in runs_of(results, s))}
+    return {
+        s: float(np.mean([list(r["cka"].values()) for r in runs_of(results, s)]))
+        for s in systems_of(results)
+        if all(r["cka"] for r in runs_of(results, s))
+    }
 
 
 def modality_deviation(results: Results, system: str) -> npt.NDArray[np.float64] | None:
-    """[emotions in report order] standard deviation of F1 over the three modalities, averaged over seeds; None for
-    a system without uni-modal heads."""
+    """[emotions in report order] standard deviation of F1 over the three modalities, averaged over
+    seeds; None for a system without uni-modal heads."""
     runs = runs_of(results, system)
     if not all(m in r["test"] for r in runs for m in MODALITIES):
         return None
-    f1 = np.array([[[r["test"][m]["f1"][e] for m in MODALITIES] for e in REPORT_ORDER] for r in runs])
+    f1 = np.array(
+        [[[r["test"][m]["f1"][e] for m in MODALITIES] for e in REPORT_ORDER] for r in runs]
+    )
     return np.asarray(f1.std(axis=2).mean(axis=0))

@@ -1,4 +1,5 @@
-"""The report of a benchmark: tables as CSV, Markdown and LaTeX, figures as PNG, and one self-contained HTML page."""
+"""The report of a benchmark: tables as CSV, Markdown and LaTeX, figures as PNG, and one
+self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -44,7 +45,10 @@ def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
             "table_4": ("Every head against its own label (Table 4)", table_4(results)),
         }
     found["claims"] = ("What was claimed", table_claims(results))
-    found["subsets"] = ("Multimodal head from every subset of the modalities", table_subsets(results))
+    found["subsets"] = (
+        "Multimodal head from every subset of the modalities",
+        table_subsets(results),
+    )
     return {name: (title, table) for name, (title, table) in found.items() if not table.empty}
 
 
@@ -58,22 +62,39 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
         entry["test"] = scores
     note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
     found = {
-        "figure_3": (f"{shown}, seed {run['seed']}: losses and accuracies per head (Figure 3 a, b{note})",
-                     learning_curves(history)),
-        "confusion": (f"{shown}, seed {run['seed']}: confusion on test", confusion_matrices(run["test"])),
+        "figure_3": (
+            f"{shown}, seed {run['seed']}: losses and accuracies per head (Figure 3 a, b{note})",
+            learning_curves(history),
+        ),
+        "confusion": (
+            f"{shown}, seed {run['seed']}: confusion on test",
+            confusion_matrices(run["test"]),
+        ),
     }
-    curves = {s: [r["test_curves"] for r in runs_of(results, s) if r["test_curves"]] for s in systems}
+    curves = {
+        s: [r["test_curves"] for r in runs_of(results, s) if r["test_curves"]] for s in systems
+    }
     curves = {s: c for s, c in curves.items() if c}
     if len(curves) > 1:
-        title = "Test curves of the multimodal head (Figure 3 c; measured after selection, and no part of it)"
+        title = (
+            "Test curves of the multimodal head (Figure 3 c; measured after selection, and no part "
+            "of it)"
+        )
         found["figure_3c"] = (title, test_curves(curves))
-    deviations = {s: modality_deviation(results, s) for s in systems} if not is_sentiment(results) else {}
+    deviations = (
+        {s: modality_deviation(results, s) for s in systems} if not is_sentiment(results) else {}
+    )
     bars = {s: (100 * d, None) for s, d in deviations.items() if d is not None}
     if bars:
-        found["figure_4c"] = ("Standard deviation of F1 over the three modalities (Figure 4 c)",
-                              grouped_bars(REPORT_ORDER, bars, "deviation of F1 (%)"))
+        found["figure_4c"] = (
+            "Standard deviation of F1 over the three modalities (Figure 4 c)",
+            grouped_bars(REPORT_ORDER, bars, "deviation of F1 (%)"),
+        )
     pairs = [f"{a}-{b}" for a, b in combinations(MODALITIES, 2)]
-    cka = {s: np.array([[r["cka"][p] for p in pairs] for r in runs_of(results, s)]) for s in mean_cka(results)}
+    cka = {
+        s: np.array([[r["cka"][p] for p in pairs] for r in runs_of(results, s)])
+        for s in mean_cka(results)
+    }
     if cka:
         title = "Dependence between uni-modal representations on test: linear CKA (cf. Figure 2 b)"
         heights = {s: (x.mean(axis=0), x.std(axis=0)) for s, x in cka.items()}
@@ -86,24 +107,38 @@ def summary(results: Results) -> str:
     parts = []
     for name, (title, table) in tables(results).items():
         if name != "table_4":
-            parts.append(f"{title}\n{table.drop(columns=[e for e in REPORT_ORDER if e in table]).to_string()}")
-    parts.append("Linear CKA between uni-modal representations: "
-                 + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items()))
+            emotions = [e for e in REPORT_ORDER if e in table]
+            parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
+    parts.append(
+        "Linear CKA between uni-modal representations: "
+        + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items())
+    )
     return "\n\n".join(parts)
 
 
 def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
-    """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`; returns its path."""
-    page = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"]
+    """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`;
+    returns its path."""
+    page = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
+    ]
     if failed:
-        page.append(f"<p><b>Failed runs</b></p><ul>{''.join(f'<li>{html.escape(f)}</li>' for f in failed)}</ul>")
+        page.append(
+            "<p><b>Failed "
+            f"runs</b></p><ul>{''.join(f'<li>{html.escape(f)}</li>' for f in failed)}</ul>"
+        )
     page.append(
-        "<p>Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, its checkpoint is the "
-        "epoch with the best validation score of the multimodal head, and the test split is read once, after that. "
-        "Differences are of accuracy in points (sentiment: of minus the absolute error), with 95 % intervals and "
-        "p-values of a bootstrap over test utterances (paired) and seeds; p against LFMIM is corrected for the number "
-        "of systems (Holm).</p>")
+        "<p>Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, "
+        "its checkpoint is the "
+        "epoch with the best validation score of the multimodal head, and the test split is read "
+        "once, after that. "
+        "Differences are of accuracy in points (sentiment: of minus the absolute error), with 95 % "
+        "intervals and "
+        "p-values of a bootstrap over test utterances (paired) and seeds; p against LFMIM is "
+        "corrected for the number "
+        "of systems (Holm).</p>"
+    )
     for name, (heading, table) in tables(results).items():
         write_text(folder / f"{name}.csv", table.to_csv())
         rows = [(i, *row) for i, *row in table.itertuples()]

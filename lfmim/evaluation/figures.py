@@ -1,4 +1,5 @@
-"""Figures: loss and accuracy curves per head, confusion matrices. Functions return matplotlib Figures."""
+"""Figures: loss and accuracy curves per head, confusion matrices. Functions return matplotlib
+Figures."""
 
 from __future__ import annotations
 
@@ -15,15 +16,16 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` by `height` inches. Only who draws waits for matplotlib's import."""
+    """An empty figure of `width` by `height` inches. Only who draws waits for matplotlib's
+    import."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the entries have
-    it, test (as the paper's Figure 3)."""
+    """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the
+    entries have it, test (as the paper's Figure 3)."""
     figure = new_figure(3.2 * len(HEADS), 5.5)
     axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
     epochs = [entry["epoch"] + 1 for entry in history]
@@ -33,7 +35,9 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             axis = axes[row, column]
             for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
                 if all(head in entry.get(part, ()) for entry in history):
-                    axis.plot(epochs, [entry[part][head][metric] for entry in history], style, label=part)
+                    axis.plot(
+                        epochs, [entry[part][head][metric] for entry in history], style, label=part
+                    )
             axis.grid(alpha=0.3)
             if row == 0:
                 axis.set_title(head)
@@ -60,8 +64,15 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(counts.shape):
             if counts[i, j]:
-                axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8,
-                          color="white" if share[i, j] > 0.5 else "black")
+                axis.text(
+                    j,
+                    i,
+                    str(counts[i, j]),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share[i, j] > 0.5 else "black",
+                )
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
         axis.set(title=head, xlabel="predicted", ylabel="label")
@@ -69,7 +80,8 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged over its runs."""
+    """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged
+    over its runs."""
     figure = new_figure(8, 4.2)
     axis = figure.subplots()
     metric = "accuracy" if "accuracy" in next(iter(runs.values()))[0][0][MULTIMODAL] else "mae"
@@ -86,7 +98,9 @@ def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Fi
 Numbers = npt.NDArray[np.float64]
 
 
-def grouped_bars(groups: Sequence[str], bars: Mapping[str, tuple[Numbers, Numbers | None]], ylabel: str) -> Figure:
+def grouped_bars(
+    groups: Sequence[str], bars: Mapping[str, tuple[Numbers, Numbers | None]], ylabel: str
+) -> Figure:
     """A bar per name of `bars` (heights and error bars, or None for none) in each of `groups`."""
     figure = new_figure(8, 3.6)
     axis = figure.subplots()

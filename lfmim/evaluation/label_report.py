@@ -31,8 +31,18 @@ TITLES = {
 
 def label_tables(labels: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The four tables of a `read_labels` frame, keyed as TITLES."""
-    return dict(zip(TITLES, (corpus_statistics(labels), label_distribution(labels), pairwise_inconsistency(labels),
-                             inconsistency_with_multimodal(labels)), strict=True))
+    return dict(
+        zip(
+            TITLES,
+            (
+                corpus_statistics(labels),
+                label_distribution(labels),
+                pairwise_inconsistency(labels),
+                inconsistency_with_multimodal(labels),
+            ),
+            strict=True,
+        )
+    )
 
 
 def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
@@ -46,8 +56,14 @@ def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     b.imshow(shares, cmap="Blues", vmin=0, vmax=top)
     for i, j in np.ndindex(shares.shape):
         if i != j and not np.isnan(shares[i, j]):
-            b.text(j, i, f"{shares[i, j]:.2f}", ha="center", va="center",
-                   color="white" if shares[i, j] > 0.5 * top else "black")
+            b.text(
+                j,
+                i,
+                f"{shares[i, j]:.2f}",
+                ha="center",
+                va="center",
+                color="white" if shares[i, j] > 0.5 * top else "black",
+            )
     b.set_xticks(range(len(HEADS)), HEADS)
     b.set_yticks(range(len(HEADS)), HEADS, rotation=90, va="center")
     b.set(title="(b) inconsistency of two labels")
@@ -71,7 +87,9 @@ def labels_html(labels: pd.DataFrame) -> str:
         return "<h2>Labels</h2><p>No emotion label of any head.</p>"
     tables = label_tables(labels)
     parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
-    parts += [f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()]
+    parts += [
+        f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()
+    ]
     return "".join(parts)
 
 
@@ -86,5 +104,8 @@ def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Pat
         write_text(folder / f"{name}.csv", table.to_csv())
     with new_file(folder / "figure_1.png") as temporary:
         label_figure(tables).savefig(temporary, dpi=130, format="png")
-    return write_text(folder / "index.html", f"""<!doctype html><meta charset="utf-8">
-<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{labels_html(labels)}""")
+    return write_text(
+        folder / "index.html",
+        f"""<!doctype html><meta charset="utf-8">
+<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{labels_html(labels)}""",
+    )

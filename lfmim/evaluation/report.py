@@ -38,11 +38,23 @@ if TYPE_CHECKING:
 
 HEADLINE = {"emotion": "accuracy", "sentiment": "mae"}
 COLUMNS = {
-    "emotion": {"accuracy": "accuracy", "majority": "majority class", "weighted_f1": "weighted F1",
-                "macro_f1": "macro F1", **{f"f1_{e}": f"F1 {e}" for e in REPORT_ORDER}},
-    "sentiment": {"accuracy_2": "Acc-2", "accuracy_3": "Acc-3", "accuracy_5": "Acc-5", "weighted_f1": "F1",
-                  "accuracy_2_nonzero": "Acc-2 without zeros", "weighted_f1_nonzero": "F1 without zeros",
-                  "mae": "MAE", "pearson": "Pearson r"},
+    "emotion": {
+        "accuracy": "accuracy",
+        "majority": "majority class",
+        "weighted_f1": "weighted F1",
+        "macro_f1": "macro F1",
+        **{f"f1_{e}": f"F1 {e}" for e in REPORT_ORDER},
+    },
+    "sentiment": {
+        "accuracy_2": "Acc-2",
+        "accuracy_3": "Acc-3",
+        "accuracy_5": "Acc-5",
+        "weighted_f1": "F1",
+        "accuracy_2_nonzero": "Acc-2 without zeros",
+        "weighted_f1_nonzero": "F1 without zeros",
+        "mae": "MAE",
+        "pearson": "Pearson r",
+    },
 }
 """Columns of the report per task: field of the metrics -> heading."""
 PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
@@ -53,29 +65,42 @@ table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;whit
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
     """Figures of every head against its own label, and of every head against the multimodal label.
 
-    Raises InputError if the store was made with other encoders than the model's, or if the split is empty or without
-    labels of the model's task and heads.
+    Raises InputError if the store was made with other encoders than the model's, or if the split is
+    empty or without labels of the model's task and heads.
     """
     predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
     task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
-    columns = [*(FEATURE_COLUMNS[m] for m in dims), *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()]
+    columns = [
+        *(FEATURE_COLUMNS[m] for m in dims),
+        *LABEL_COLUMNS.values(),
+        *SENTIMENT_COLUMNS.values(),
+    ]
     table = read_table(store, columns, split)
     labels = split_labels(table, store, split, task)
-    found = {h: torch.from_numpy(x) for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()}
+    found = {
+        h: torch.from_numpy(x)
+        for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()
+    }
     own = _metrics(found, labels)
     if not any(m.count for m in own.values()):
-        raise InputError(f"{store}: split '{split}' has no {task} label of a head that the model answers "
-                         f"({', '.join(predictor.model.answers)}); use another store or model")
+        raise InputError(
+            f"{store}: split '{split}' has no {task} label of a head that the model answers "
+            f"({', '.join(predictor.model.answers)}); use another store or model"
+        )
     against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
     return {
-        "split": split, "rows": table.num_rows, "best_epoch": predictor.meta.best_epoch + 1, "task": task,
+        "split": split,
+        "rows": table.num_rows,
+        "best_epoch": predictor.meta.best_epoch + 1,
+        "task": task,
         "heads": {h: dataclasses.asdict(v) for h, v in own.items()},
         "against_multimodal_label": {h: getattr(v, HEADLINE[task]) for h, v in against_m.items()},
     }
 
 
 def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metrics]:
-    """Probabilities or scores of every head against labels [N, heads]; a row without a prediction does not count."""
+    """Probabilities or scores of every head against labels [N, heads]; a row without a prediction
+    does not count."""
     labels = labels.clone()
     for i, head in enumerate(HEADS):
         labels[found[head].isnan().any(dim=1), i] = IGNORE_LABEL
@@ -86,25 +111,37 @@ def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metric
     return sums.compute()
 
 
-def write_report(folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str) -> Path:
+def write_report(
+    folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str
+) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
     columns = COLUMNS[report["task"]]
-    table = {head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}} for head, m in report["heads"].items()}
+    table = {
+        head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}}
+        for head, m in report["heads"].items()
+    }
     rows = "".join(
-        f"<tr><th>{head}</th><td>{m['count']}</td>" + "".join(f"<td>{m[c]:.3f}</td>" for c in columns)
-        + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>" for head, m in table.items()
+        f"<tr><th>{head}</th><td>{m['count']}</td>"
+        + "".join(f"<td>{m[c]:.3f}</td>" for c in columns)
+        + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>"
+        for head, m in table.items()
     )
     against = f"{HEADLINE[report['task']]} against the multimodal label"
-    header = "".join(f"<th>{html.escape(c)}</th>" for c in ("head", "n", *columns.values(), against))
-    chosen = f"The checkpoint is epoch {report['best_epoch']}, chosen on validation" if report["best_epoch"] else (
-        "The checkpoint was imported: how it was chosen is not known")
+    header = "".join(
+        f"<th>{html.escape(c)}</th>" for c in ("head", "n", *columns.values(), against)
+    )
+    chosen = (
+        f"The checkpoint is epoch {report['best_epoch']}, chosen on validation"
+        if report["best_epoch"]
+        else ("The checkpoint was imported: how it was chosen is not known")
+    )
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{PAGE_STYLE}</style>
 <h1>{html.escape(title)}</h1>
-<p>Split <b>{report['split']}</b>, {report['rows']} utterances. {chosen}; each head is measured against its
-own label.</p>
+<p>Split <b>{report["split"]}</b>, {report["rows"]} utterances. {chosen}; each head is measured
+against its own label.</p>
 <table><tr>{header}</tr>{rows}</table>
-<h2>Confusion</h2>{inline_image(confusion_matrices(report['heads']))}
+<h2>Confusion</h2>{inline_image(confusion_matrices(report["heads"]))}
 <h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""
     write_text(folder / "report.json", json.dumps(report, indent=1))
     return write_text(folder / "index.html", page)
@@ -114,7 +151,8 @@ def inline_image(figure: Figure) -> str:
     """The figure as an <img> with its data inside."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return f'<img alt="figure" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="figure" src="data:image/png;base64,{data}">'
 
 
 def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

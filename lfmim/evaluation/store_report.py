@@ -1,4 +1,5 @@
-"""What a feature store holds: for the terminal, and as one self-contained HTML page of its quality."""
+"""What a feature store holds: for the terminal, and as one self-contained HTML page of its
+quality."""
 
 from __future__ import annotations
 
@@ -25,19 +26,33 @@ from lfmim.data.store import part_files, quarantined, sequences
 from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.label_report import labels_html
 from lfmim.evaluation.report import PAGE_STYLE, inline_image
-from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, SPLIT, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    DURATION,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    SPLIT,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 from lfmim.storage import write_text
 
-STYLE = PAGE_STYLE + """
-figure{display:inline-block;margin:0 .6em 1em 0;width:132px;vertical-align:top;font-size:11px;overflow-wrap:anywhere}
+STYLE = (
+    PAGE_STYLE
+    + """
+figure{display:inline-block;margin:0 .6em 1em 0;width:132px;vertical-align:top;font-size:11px;
+overflow-wrap:anywhere}
 figure img,figure div{display:block;width:132px;height:132px;box-sizing:border-box}
 figure div{border:1px dashed #999;padding:.6em;color:#666}
-td:first-child,th:first-child,.left td,.left th{text-align:left;white-space:normal;overflow-wrap:anywhere}"""
+td:first-child,th:first-child,.left td,.left th{text-align:left;white-space:normal;
+overflow-wrap:anywhere}"""
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """A face crop uint8 [S, S, 3] of a stored clip, or None and the reason; `caption` for people."""
+    """A face crop uint8 [S, S, 3] of a stored clip, or None and the reason; `caption` for
+    people."""
 
     caption: str
     image: np.ndarray | None
@@ -46,7 +61,8 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class ModalitySummary:
-    """`lengths` int64 [stored]: vectors per utterance; 0 is never stored, an absent modality counts in `absent`."""
+    """`lengths` int64 [stored]: vectors per utterance; 0 is never stored, an absent modality counts
+    in `absent`."""
 
     absent: int
     lengths: np.ndarray
@@ -58,7 +74,8 @@ class ModalitySummary:
 
 @dataclasses.dataclass(frozen=True)
 class StoreSummary:
-    """Figures of a store. `face_rate` float64 [rows with frames]: share of sampled frames with a face of their own."""
+    """Figures of a store. `face_rate` float64 [rows with frames]: share of sampled frames with a
+    face of their own."""
 
     rows: int
     parts: int
@@ -73,12 +90,15 @@ class StoreSummary:
 
 
 def describe_store(store: Path) -> StoreSummary:
-    """Read a store part by part, in bounded memory. Raises InputError if it is none or holds nothing."""
+    """Read a store part by part, in bounded memory. Raises InputError if it is none or holds
+    nothing."""
     spec = FeatureSpec.load(store)
     parts = part_files(store)
     bad = quarantined(store).to_pylist()
     if not parts and not bad:
-        raise InputError(f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py")
+        raise InputError(
+            f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py"
+        )
     splits: Counter[str] = Counter()
     durations: list[float] = []
     rates: list[float] = []
@@ -93,9 +113,15 @@ def describe_store(store: Path) -> StoreSummary:
                 sums[m].add(x)
     report = store / IMPORT_FILE
     return StoreSummary(
-        rows=sum(splits.values()), parts=len(parts), megabytes=sum(os.path.getsize(p) for p in parts) / 1e6,
-        splits=dict(splits), modalities={m: s.summary() for m, s in sums.items()}, durations=np.array(durations),
-        face_rate=np.array(rates), quarantine=Counter(f"{r['stage']}: {r['error']}" for r in bad), spec=spec,
+        rows=sum(splits.values()),
+        parts=len(parts),
+        megabytes=sum(os.path.getsize(p) for p in parts) / 1e6,
+        splits=dict(splits),
+        modalities={m: s.summary() for m, s in sums.items()},
+        durations=np.array(durations),
+        face_rate=np.array(rates),
+        quarantine=Counter(f"{r['stage']}: {r['error']}" for r in bad),
+        spec=spec,
         imported=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,
     )
 
@@ -123,31 +149,72 @@ class _Sums:
     def summary(self) -> ModalitySummary:
         mean = self.total / self.count if self.count else 0.0
         variance = self.squares / self.count - mean**2 if self.count else 0.0
-        return ModalitySummary(self.absent, np.array(self.lengths, dtype=np.int64), mean, max(variance, 0.0) ** 0.5,
-                               self.zero, self.bad)
+        return ModalitySummary(
+            self.absent,
+            np.array(self.lengths, dtype=np.int64),
+            mean,
+            max(variance, 0.0) ** 0.5,
+            self.zero,
+            self.bad,
+        )
 
 
 def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     """Title -> table."""
-    out = {"Rows": pd.DataFrame({"": {
-        "stored": f"{summary.rows:,}", **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
-        "quarantined": f"{sum(summary.quarantine.values()):,}", "parts": str(summary.parts),
-        "size": f"{summary.megabytes:.1f} MB", **_spread("duration (s)", summary.durations),
-        **_spread("frames with a face", summary.face_rate),
-        **({"clips without any face": str(int((summary.face_rate == 0).sum()))} if len(summary.face_rate) else {}),
-    }})}
-    out["Modalities"] = pd.DataFrame({m.value: {
-        "stored": str(len(s.lengths)), "absent": str(s.absent), "width": str(summary.spec.dims[m]),
-        **_spread("length", s.lengths), "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
-        "all-zero vectors": str(s.zero_vectors), "values not finite": str(s.non_finite),
-    } for m, s in summary.modalities.items()}).fillna("–")
-    out["Encoders"] = pd.DataFrame({m: {
-        "name": e.name, "revision": e.revision or "–", "weights SHA-256": e.weights_sha256, "width": str(e.dim),
-        "longest": str(e.max_length or "as it is")} for m, e in summary.spec.encoders.items()}).T
+    out = {
+        "Rows": pd.DataFrame(
+            {
+                "": {
+                    "stored": f"{summary.rows:,}",
+                    **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
+                    "quarantined": f"{sum(summary.quarantine.values()):,}",
+                    "parts": str(summary.parts),
+                    "size": f"{summary.megabytes:.1f} MB",
+                    **_spread("duration (s)", summary.durations),
+                    **_spread("frames with a face", summary.face_rate),
+                    **(
+                        {"clips without any face": str(int((summary.face_rate == 0).sum()))}
+                        if len(summary.face_rate)
+                        else {}
+                    ),
+                }
+            }
+        )
+    }
+    out["Modalities"] = pd.DataFrame(
+        {
+            m.value: {
+                "stored": str(len(s.lengths)),
+                "absent": str(s.absent),
+                "width": str(summary.spec.dims[m]),
+                **_spread("length", s.lengths),
+                "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
+                "all-zero vectors": str(s.zero_vectors),
+                "values not finite": str(s.non_finite),
+            }
+            for m, s in summary.modalities.items()
+        }
+    ).fillna("–")
+    out["Encoders"] = pd.DataFrame(
+        {
+            m: {
+                "name": e.name,
+                "revision": e.revision or "–",
+                "weights SHA-256": e.weights_sha256,
+                "width": str(e.dim),
+                "longest": str(e.max_length or "as it is"),
+            }
+            for m, e in summary.spec.encoders.items()
+        }
+    ).T
     spec = dataclasses.asdict(summary.spec)
-    traced = {**spec["sampling"], **{f"version of {k}": v for k, v in spec["library_versions"].items()}}
-    out["Sampling and versions"] = pd.DataFrame({"": {"fingerprint": summary.spec.fingerprint, **{
-        k: str(v) for k, v in traced.items()}}})
+    traced = {
+        **spec["sampling"],
+        **{f"version of {k}": v for k, v in spec["library_versions"].items()},
+    }
+    out["Sampling and versions"] = pd.DataFrame(
+        {"": {"fingerprint": summary.spec.fingerprint, **{k: str(v) for k, v in traced.items()}}}
+    )
     if summary.quarantine:
         reasons, counts = zip(*summary.quarantine.most_common(), strict=True)
         out["Quarantined"] = pd.DataFrame({"stage and reason": reasons}, index=list(counts))
@@ -160,38 +227,55 @@ def _spread(name: str, values: np.ndarray) -> dict[str, str]:
     if not len(values):
         return {}
     low, middle, high = np.quantile(values, (0, 0.5, 1))
-    return {f"{name}: mean": f"{values.mean():.2f}",
-            f"{name}: least / median / most": f"{low:.3g} / {middle:.3g} / {high:.3g}"}
+    return {
+        f"{name}: mean": f"{values.mean():.2f}",
+        f"{name}: least / median / most": f"{low:.3g} / {middle:.3g} / {high:.3g}",
+    }
 
 
 def distributions(summary: StoreSummary) -> Figure:
     """Histograms of durations, lengths and face rates."""
-    panels = [("duration (s)", summary.durations), ("share of frames with a face", summary.face_rate)]
+    panels = [
+        ("duration (s)", summary.durations),
+        ("share of frames with a face", summary.face_rate),
+    ]
     panels += [(f"{m} length", s.lengths) for m, s in summary.modalities.items()]
     panels = [(title, values) for title, values in panels if len(values)]
     figure = new_figure(3.4 * max(len(panels), 1), 2.8)
-    for axis, (title, values) in zip(figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False):
+    for axis, (title, values) in zip(
+        figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False
+    ):
         axis.hist(values, bins=20, range=(0, 1) if "share" in title else None)
         axis.set(title=title)
         axis.set_ylabel("utterances")
     return figure
 
 
-def write_store_report(page: Path, store: Path, summary: StoreSummary, crops: Sequence[Crop]) -> Path:
+def write_store_report(
+    page: Path, store: Path, summary: StoreSummary, crops: Sequence[Crop]
+) -> Path:
     """Write the self-contained page; returns its path."""
     title = f"Feature store {store.name}"
-    tables = "".join(f"<h2>{html.escape(n)}</h2>{_html(n, t)}" for n, t in summary_tables(summary).items())
+    tables = "".join(
+        f"<h2>{html.escape(n)}</h2>{_html(n, t)}" for n, t in summary_tables(summary).items()
+    )
     sheet = "".join(_figure(c) for c in crops) or "<p>No stored row has a video.</p>"
     labels = labels_html(read_labels(str(store))) if summary.rows else ""
-    return write_text(page, f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
+    return write_text(
+        page,
+        f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><h1>{html.escape(title)}</h1>{tables}
 <h2>Distributions</h2>{inline_image(distributions(summary))}
-<h2>Face crops</h2><p>Of a seeded sample of clips, decoded again: the crop of the middle sampled frame with a face.</p>
-{sheet}{labels}""")
+<h2>Face crops</h2><p>Of a seeded sample of clips, decoded again: the crop of the middle sampled
+frame with a face.</p>
+{sheet}{labels}""",
+    )
 
 
 def _html(name: str, table: pd.DataFrame) -> str:
-    classes = "left" if name in ("Encoders", "Sampling and versions", "Quarantined", "Import") else None
+    classes = (
+        "left" if name in ("Encoders", "Sampling and versions", "Quarantined", "Import") else None
+    )
     return str(table.to_html(border=0, classes=classes, header=any(table.columns != "")))
 
 

@@ -18,14 +18,29 @@ from lfmim.training.search import Space, TrialRecord, study_of
 
 
 def sweep_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """One row per trial, best first: number, state, score, loss, epochs, seconds, the searched values, message."""
-    rows = [{"trial": r.number, "state": r.state, "score": r.score, "loss": r.loss, "epochs": len(r.history),
-             "seconds": round(r.seconds, 1), **r.params, "message": r.message} for r in records]
-    return pd.DataFrame(rows).sort_values(["score", "loss", "trial"], ascending=[False, True, True], ignore_index=True)
+    """One row per trial, best first: number, state, score, loss, epochs, seconds, the searched
+    values, message."""
+    rows = [
+        {
+            "trial": r.number,
+            "state": r.state,
+            "score": r.score,
+            "loss": r.loss,
+            "epochs": len(r.history),
+            "seconds": round(r.seconds, 1),
+            **r.params,
+            "message": r.message,
+        }
+        for r in records
+    ]
+    return pd.DataFrame(rows).sort_values(
+        ["score", "loss", "trial"], ascending=[False, True, True], ignore_index=True
+    )
 
 
 def importances(space: Space, records: Sequence[TrialRecord]) -> dict[str, float]:
-    """Share of the score's variance that each field explains (fANOVA, Hutter et al. 2014); {} where nothing varies.
+    """Share of the score's variance that each field explains (fANOVA, Hutter et al. 2014); {} where
+    nothing varies.
 
     Trials run to their end alone are compared; few of them say little.
     """

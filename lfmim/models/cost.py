@@ -17,14 +17,20 @@ def parameter_count(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def flops_per_sample(model: nn.Module, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> int:
-    """Forward FLOPs per sample (a multiply-add is 2) of matrix products, at the padded lengths of this batch.
+def flops_per_sample(
+    model: nn.Module, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> int:
+    """Forward FLOPs per sample (a multiply-add is 2) of matrix products, at the padded lengths of
+    this batch.
 
-    Counted on a copy on the CPU: torch's counter does not see the fused attention and LSTM kernels, so they are run as
-    the matrix products they consist of.
+    Counted on a copy on the CPU: torch's counter does not see the fused attention and LSTM kernels,
+    so they are run as the matrix products they consist of.
     """
     model = copy.deepcopy(model).cpu().eval()
-    with (FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH),
-          torch.backends.mkldnn.flags(enabled=False)):
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+    ):
         model({m: x.cpu() for m, x in features.items()}, {m: x.cpu() for m, x in masks.items()})
     return int(counter.get_total_flops() // len(next(iter(features.values()))))

@@ -20,7 +20,8 @@ from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class EFT(nn.Module):
-    """One stack over [CLS; t; a; v] with modality embeddings, pooled, MLP. Answers the multimodal head."""
+    """One stack over [CLS; t; a; v] with modality embeddings, pooled, MLP. Answers the multimodal
+    head."""
 
     answers = (MULTIMODAL,)
     accepts_absent = True

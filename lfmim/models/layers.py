@@ -1,6 +1,7 @@
 """Layers shared by the models.
 
-Shape suffixes: B batch, T time, D width, H heads, C classes. Masks are True where a position is valid.
+Shape suffixes: B batch, T time, D width, H heads, C classes. Masks are True where a position is
+valid.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from lfmim.schema import MODALITIES, Modality
 
 
 class ModelOutput(NamedTuple):
-    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a model without a head
-    leaves it out."""
+    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a
+    model without a head leaves it out."""
 
     logits: dict[str, Tensor]
     pooled: dict[str, Tensor]
@@ -37,7 +38,9 @@ def init_weights(module: nn.Module) -> None:
 def sinusoidal_positions(length: int, width: int) -> Tensor:
     """Fixed sinusoidal table [length, width] float32 (Vaswani et al. 2017)."""
     position = torch.arange(length, dtype=torch.float32)[:, None]
-    frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    frequency = torch.exp(
+        torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width)
+    )
     table = torch.zeros(length, width)
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
@@ -55,9 +58,11 @@ class Dropout(nn.Dropout):
         return input if residual is None else residual + input
 
 
-def attend(q_BTE: Tensor, kv_BSE: Tensor | None, mask_B11S: Tensor, heads: int, dropout: float) -> Tensor:
-    """Scaled dot-product attention [B, T, D] with dropout on its weights: queries [B, T, D] over keys and values
-    [B, S, 2D], or `q_BTE` [B, T, 3D] holds all three."""
+def attend(
+    q_BTE: Tensor, kv_BSE: Tensor | None, mask_B11S: Tensor, heads: int, dropout: float
+) -> Tensor:
+    """Scaled dot-product attention [B, T, D] with dropout on its weights: queries [B, T, D] over
+    keys and values [B, S, 2D], or `q_BTE` [B, T, 3D] holds all three."""
     if dropout and cpu_kernels.applies(q_BTE):
         return cpu_kernels.attention(q_BTE, kv_BSE, mask_B11S, heads, dropout)
     parts = q_BTE.chunk(3, dim=-1) if kv_BSE is None else (q_BTE, *kv_BSE.chunk(2, dim=-1))
@@ -72,14 +77,16 @@ def attend(q_BTE: Tensor, kv_BSE: Tensor | None, mask_B11S: Tensor, heads: int, 
 
 
 class InputProjection(nn.Module):
-    """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of the stacks). Takes
-    features of any float type."""
+    """Conv1d of kernel 1 to the common width, sinusoidal positions, dropout (paper §4.2: input of
+    the stacks). Takes features of any float type."""
 
     positions: Tensor
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, in_dim: int, width: int, max_length: int, dropout: float, standardize: bool) -> None:
+    def __init__(
+        self, in_dim: int, width: int, max_length: int, dropout: float, standardize: bool
+    ) -> None:
         super().__init__()
         self.standardize = standardize
         self.conv = nn.Conv1d(in_dim, width, kernel_size=1)
@@ -92,7 +99,8 @@ class InputProjection(nn.Module):
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
         if self.standardize:
             x_BTF = (x_BTF - self.mean) * self.scale
-        if not torch.is_autocast_enabled(x_BTF.device.type):  # which casts to its own type, without a copy in between
+        # which casts to its own type, without a copy in between
+        if not torch.is_autocast_enabled(x_BTF.device.type):
             x_BTF = x_BTF.to(self.conv.weight.dtype)
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
@@ -100,11 +108,19 @@ class InputProjection(nn.Module):
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
     """An InputProjection per modality of `dims`, the front end all models share."""
-    return nn.ModuleDict({
-        m: InputProjection(int(dims[m]), config.width, config.max_lengths[m], config.dropout_embedding,
-                           config.standardize)
-        for m in MODALITIES if m in dims
-    })
+    return nn.ModuleDict(
+        {
+            m: InputProjection(
+                int(dims[m]),
+                config.width,
+                config.max_lengths[m],
+                config.dropout_embedding,
+                config.standardize,
+            )
+            for m in MODALITIES
+            if m in dims
+        }
+    )
 
 
 class SelfAttention(nn.Module):
@@ -133,7 +149,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        y_BTD = attend(self.query(target_BTD), self.key_value(source_BSD), attend_B11S, self.heads, dropout)
+        y_BTD = attend(
+            self.query(target_BTD), self.key_value(source_BSD), attend_B11S, self.heads, dropout
+        )
         return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
@@ -142,7 +160,10 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, width: int, multiple: int, dropout: float) -> None:
         super().__init__(
-            nn.Linear(width, multiple * width), nn.ReLU(), Dropout(dropout), nn.Linear(multiple * width, width)
+            nn.Linear(width, multiple * width),
+            nn.ReLU(),
+            Dropout(dropout),
+            nn.Linear(multiple * width, width),
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -156,7 +177,14 @@ class FeedForward(nn.Sequential):
 class TransformerLayer(nn.Module):
     """Pre-LN transformer layer with a ReLU feed-forward of `ffn_multiple` times the width."""
 
-    def __init__(self, width: int, heads: int, ffn_multiple: int, dropout_attention: float, dropout_ffn: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_multiple: int,
+        dropout_attention: float,
+        dropout_ffn: float,
+    ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout_attention)
@@ -191,8 +219,9 @@ class TransformerStack(nn.Module):
 def attention_mask(valid_BT: Tensor) -> Tensor:
     """Key mask [B, 1, 1, T] for scaled_dot_product_attention.
 
-    A row without any valid position attends everywhere instead: softmax over nothing is NaN, and such a row's output is
-    dropped by every consumer (pooling gives zeros, the multimodal stack masks it).
+    A row without any valid position attends everywhere instead: softmax over nothing is NaN, and
+    such a row's output is dropped by every consumer (pooling gives zeros, the multimodal stack
+    masks it).
     """
     empty_B1 = ~valid_BT.any(dim=1, keepdim=True)
     return (valid_BT | empty_B1)[:, None, None, :]
@@ -214,7 +243,9 @@ class Pooling(nn.Module):
         if self.kind == "first":
             return x_BTD[:, 0]
         if self.kind == "attention":
-            logit_BT = self.score(x_BTD)[..., 0].masked_fill(~valid_BT, torch.finfo(x_BTD.dtype).min)
+            logit_BT = self.score(x_BTD)[..., 0].masked_fill(
+                ~valid_BT, torch.finfo(x_BTD.dtype).min
+            )
             weight_BT = logit_BT.softmax(dim=1) * valid_BT
         else:
             weight_BT = valid_BT / valid_BT.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,7 +1,7 @@
 """LFMIM: layer-wise fusion with modality independence modelling (paper §4).
 
-One transformer stack per modality, which never sees another modality, and a multimodal stack that reads the l-th
-uni-modal states at its own l-th layer. Shape suffixes as in layers.py.
+One transformer stack per modality, which never sees another modality, and a multimodal stack that
+reads the l-th uni-modal states at its own l-th layer. Shape suffixes as in layers.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
 class LFMIM(nn.Module):
-    """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0, 0.02²); α = ᾱ = 1.
+    """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0,
+    0.02²); α = ᾱ = 1.
 
     A modality that `dims` leaves out has no stack and no head.
     """
@@ -39,7 +40,9 @@ class LFMIM(nn.Module):
 
         def stack() -> nn.ModuleList:
             return nn.ModuleList(
-                TransformerLayer(c.width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn)
+                TransformerLayer(
+                    c.width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn
+                )
                 for _ in range(c.layers)
             )
 
@@ -48,30 +51,40 @@ class LFMIM(nn.Module):
         self.answers = names = (*(m.value for m in self.modalities), MULTIMODAL)
         self.stacks = nn.ModuleDict({name: stack() for name in names})
         self.norms = nn.ModuleDict({name: nn.LayerNorm(c.width) for name in names})
-        self.pools = nn.ModuleDict({
-            name: Pooling("first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling, c.width)
-            for name in names
-        })
+        self.pools = nn.ModuleDict(
+            {
+                name: Pooling(
+                    "first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling,
+                    c.width,
+                )
+                for name in names
+            }
+        )
         self.heads = nn.ModuleDict({name: ClassifierHead(c.width, c.outputs) for name in names})
         self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.width))
         # ᾱ has one row less than α: Z̄¹ = 0, so a first ᾱ would be a dead weight.
         self.alpha = nn.Parameter(torch.ones(c.layers, len(self.modalities)))
         # With one layer it is empty, and DDP refuses trainable parameters that get no gradient.
-        self.alpha_bar = nn.Parameter(torch.ones(c.layers - 1, len(self.modalities)), requires_grad=c.layers > 1)
+        self.alpha_bar = nn.Parameter(
+            torch.ones(c.layers - 1, len(self.modalities)), requires_grad=c.layers > 1
+        )
         self.apply(init_weights)
         nn.init.normal_(self.fex, std=0.02)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """`features[u]` [B, T_u, dims[u]] float; `masks[u]` [B, T_u] bool, True where valid.
 
-        A sample without a modality has a mask of all False there: the multimodal stack then ignores it, and its
-        uni-modal logits are those of a zero vector (meaningless; the caller drops them).
+        A sample without a modality has a mask of all False there: the multimodal stack then ignores
+        it, and its uni-modal logits are those of a zero vector (meaningless; the caller drops
+        them).
         """
         z = {m: self.inputs[m](features[m]) for m in self.modalities}
         uni_mask = {m: attention_mask(masks[m]) for m in self.modalities}
         batch = z[self.modalities[0]].shape[0]
         fex_BKD = self.fex.expand(batch, -1, -1).to(z[self.modalities[0]].dtype)
-        fex_valid = torch.ones(batch, self.config.fex_tokens, dtype=torch.bool, device=fex_BKD.device)
+        fex_valid = torch.ones(
+            batch, self.config.fex_tokens, dtype=torch.bool, device=fex_BKD.device
+        )
         valid_m = torch.cat([fex_valid, *(masks[m] for m in self.modalities)], dim=1)
         mask_m = attention_mask(valid_m)
         lengths = [self.config.fex_tokens, *(z[m].shape[1] for m in self.modalities)]
@@ -82,11 +95,15 @@ class LFMIM(nn.Module):
             if layer:
                 fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]
             out = self.stacks[MULTIMODAL][layer](  # type: ignore[index]
-                torch.cat([fex_BKD, *fused], dim=1), mask_m)
+                torch.cat([fex_BKD, *fused], dim=1), mask_m
+            )
             fex_BKD, *z_bar = out.split(lengths, dim=1)
             for m in self.modalities:
                 z[m] = self.stacks[m][layer](z[m], uni_mask[m])  # type: ignore[index]
 
-        states = {**{m.value: (z[m], masks[m]) for m in self.modalities}, MULTIMODAL: (out, valid_m)}
+        states = {
+            **{m.value: (z[m], masks[m]) for m in self.modalities},
+            MULTIMODAL: (out, valid_m),
+        }
         pooled = {h: self.pools[h](self.norms[h](x), valid) for h, (x, valid) in states.items()}
         return ModelOutput(logits={h: self.heads[h](p) for h, p in pooled.items()}, pooled=pooled)

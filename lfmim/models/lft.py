@@ -1,4 +1,5 @@
-"""LFT: late fusion transformer, a stack per modality and the pooled vectors concatenated (paper §5.1.2)."""
+"""LFT: late fusion transformer, a stack per modality and the pooled vectors concatenated (paper
+§5.1.2)."""
 
 from __future__ import annotations
 
@@ -30,13 +31,19 @@ class LFT(nn.Module):
         self.config = config
         self.inputs = input_projections(config, dims)
         self.stacks = nn.ModuleDict({m: TransformerStack(config, config.width) for m in MODALITIES})
-        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES})
+        self.pools = nn.ModuleDict(
+            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+        )
         self.head = ClassifierHead(len(MODALITIES) * config.width, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = torch.cat([
-            self.pools[m](self.stacks[m](self.inputs[m](features[m]), masks[m]), masks[m]) for m in MODALITIES
-        ], dim=1)
+        h = torch.cat(
+            [
+                self.pools[m](self.stacks[m](self.inputs[m](features[m]), masks[m]), masks[m])
+                for m in MODALITIES
+            ],
+            dim=1,
+        )
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

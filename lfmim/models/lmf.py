@@ -33,7 +33,9 @@ class LowRankFusion(nn.Module):
         """Vectors [B, width] per modality -> [B, width]."""
         product: Tensor | None = None
         for m in MODALITIES:
-            part = torch.einsum("bi,rij->rbj", nn.functional.pad(z[m], (1, 0), value=1.0), self.factors[m])
+            part = torch.einsum(
+                "bi,rij->rbj", nn.functional.pad(z[m], (1, 0), value=1.0), self.factors[m]
+            )
             product = part if product is None else product * part
         return torch.einsum("r,rbj->bj", self.rank_weight[0], product) + self.bias
 
@@ -48,7 +50,9 @@ class LMF(LowRankFusion):
         super().__init__(config)
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES})
+        self.pools = nn.ModuleDict(
+            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+        )
         self.head = nn.Linear(config.width, config.outputs)
         self.apply(init_weights)  # Linear and Conv1d only: the factors keep theirs
 

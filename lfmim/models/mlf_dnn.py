@@ -20,7 +20,11 @@ class ConcatFusion(nn.Module):
         super().__init__()
         d = config.width
         self.layers = nn.Sequential(
-            Dropout(config.dropout_ffn), nn.Linear(len(MODALITIES) * d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(),
+            Dropout(config.dropout_ffn),
+            nn.Linear(len(MODALITIES) * d, d),
+            nn.ReLU(),
+            nn.Linear(d, d),
+            nn.ReLU(),
         )
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:

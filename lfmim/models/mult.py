@@ -28,22 +28,29 @@ class CrossModalLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.width
-        self.norm_target, self.norm_source, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
+        self.norm_target, self.norm_source, self.norm_ffn = (
+            nn.LayerNorm(d),
+            nn.LayerNorm(d),
+            nn.LayerNorm(d),
+        )
         self.attention = CrossAttention(d, config.heads, config.dropout_attention)
         self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
-        attended = self.attention(self.norm_target(x_BTD), self.norm_source(source_BSD), attend_B11S)
+        attended = self.attention(
+            self.norm_target(x_BTD), self.norm_source(source_BSD), attend_B11S
+        )
         x_BTD = self.dropout(attended, x_BTD)
         return self.dropout(self.ffn(self.norm_ffn(x_BTD)), x_BTD)  # type: ignore[no-any-return]
 
 
 class MulT(nn.Module):
-    """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the multimodal head.
+    """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the
+    multimodal head.
 
-    The two streams per target (2d wide) go through a self-attention stack; the masked means of the three targets are
-    concatenated, a residual MLP, classes.
+    The two streams per target (2d wide) go through a self-attention stack; the masked means of the
+    three targets are concatenated, a residual MLP, classes.
     """
 
     answers = (MULTIMODAL,)
@@ -53,10 +60,16 @@ class MulT(nn.Module):
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.cross = nn.ModuleDict({
-            f"{target}_from_{source}": nn.ModuleList(CrossModalLayer(config) for _ in range(config.layers))
-            for target in MODALITIES for source in MODALITIES if source != target
-        })
+        self.cross = nn.ModuleDict(
+            {
+                f"{target}_from_{source}": nn.ModuleList(
+                    CrossModalLayer(config) for _ in range(config.layers)
+                )
+                for target in MODALITIES
+                for source in MODALITIES
+                if source != target
+            }
+        )
         width = 2 * config.width
         self.memory = nn.ModuleDict({m: TransformerStack(config, width) for m in MODALITIES})
         self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, width) for m in MODALITIES})

@@ -1,6 +1,8 @@
-"""What MLF-DNN, MLMF and MTFN share: an encoder and a head per modality, and a fusion (Yu et al. 2020, CH-SIMS).
+"""What MLF-DNN, MLMF and MTFN share: an encoder and a head per modality, and a fusion (Yu et al.
+2020, CH-SIMS).
 
-Text: the last valid state of an LSTM; audio and vision: the pooled sequence through three Linear-ReLU.
+Text: the last valid state of an LSTM; audio and vision: the pooled sequence through three
+    Linear-ReLU.
 """
 
 from __future__ import annotations
@@ -11,12 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ClassifierHead, Dropout, ModelOutput, Pooling, init_weights, input_projections
+from lfmim.models.layers import (
+    ClassifierHead,
+    Dropout,
+    ModelOutput,
+    Pooling,
+    init_weights,
+    input_projections,
+)
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 
 class LSTMEncoder(nn.Module):
-    """[B, T, D] -> [B, D]: the LSTM's state at the last valid step (right padding comes after it), dropout, Linear."""
+    """[B, T, D] -> [B, D]: the LSTM's state at the last valid step (right padding comes after it),
+    dropout, Linear."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -39,7 +49,12 @@ class DNNEncoder(nn.Module):
         d = config.width
         self.pool = Pooling(config.sequence_pooling, d)
         self.layers = nn.Sequential(
-            Dropout(config.dropout_ffn), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d),
+            Dropout(config.dropout_ffn),
+            nn.Linear(d, d),
+            nn.ReLU(),
+            nn.Linear(d, d),
+            nn.ReLU(),
+            nn.Linear(d, d),
             nn.ReLU(),
         )
 
@@ -48,18 +63,24 @@ class DNNEncoder(nn.Module):
 
 
 class Multitask(nn.Module):
-    """Encoders, a uni-modal head on each, and a multimodal head on their fusion. Answers all four heads."""
+    """Encoders, a uni-modal head on each, and a multimodal head on their fusion. Answers all four
+    heads."""
 
     answers = HEADS
     accepts_absent = False
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int], fusion: nn.Module) -> None:
+    def __init__(
+        self, config: ModelConfig, dims: Mapping[Modality, int], fusion: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.encoders = nn.ModuleDict({
-            m: LSTMEncoder(config) if m is Modality.TEXT else DNNEncoder(config) for m in MODALITIES
-        })
+        self.encoders = nn.ModuleDict(
+            {
+                m: LSTMEncoder(config) if m is Modality.TEXT else DNNEncoder(config)
+                for m in MODALITIES
+            }
+        )
         self.fusion = fusion
         self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
         self.apply(init_weights)

@@ -1,6 +1,7 @@
 """PMR: progressive modality reinforcement around a message hub (Lv et al. 2021).
 
-Trained with uni-modal labels too, as in the paper's comparison: heads t, a, v read Z_u, the multimodal head the hub.
+Trained with uni-modal labels too, as in the paper's comparison: heads t, a, v read Z_u, the
+multimodal head the hub.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 
 class ReinforcementUnit(nn.Module):
-    """MRU(T <- S): a gate mixes the target's self-attention and its attention over the source; post-LN."""
+    """MRU(T <- S): a gate mixes the target's self-attention and its attention over the source;
+    post-LN."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,7 +42,9 @@ class ReinforcementUnit(nn.Module):
         self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
-    def forward(self, target_BTD: Tensor, attend_target: Tensor, source_BSD: Tensor, attend_source: Tensor) -> Tensor:
+    def forward(
+        self, target_BTD: Tensor, attend_target: Tensor, source_BSD: Tensor, attend_source: Tensor
+    ) -> Tensor:
         own = self.self_attention(target_BTD, attend_target)
         other = self.cross_attention(target_BTD, source_BSD, attend_source)
         gate = torch.sigmoid(self.gate_self(own) + self.gate_cross(other))
@@ -49,24 +53,33 @@ class ReinforcementUnit(nn.Module):
 
 
 class PMRLayer(nn.Module):
-    """Each modality is reinforced by the hub, then the hub by each modality, weighted by learned attention."""
+    """Each modality is reinforced by the hub, then the hub by each modality, weighted by learned
+    attention."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.to_modality = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
         self.to_hub = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
         self.pool = Pooling("mean", config.width)
-        self.score = nn.Linear(config.width, 1, bias=False)  # softmax over the modalities would ignore a bias
+        # softmax over the modalities would ignore a bias
+        self.score = nn.Linear(config.width, 1, bias=False)
         self.norm = nn.LayerNorm(config.width)
         self.ffn = FeedForward(config.width, config.ffn_multiple, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(
-        self, z: Mapping[str, Tensor], hub: Tensor, attend: Mapping[str, Tensor], attend_hub: Tensor, valid_hub: Tensor
+        self,
+        z: Mapping[str, Tensor],
+        hub: Tensor,
+        attend: Mapping[str, Tensor],
+        attend_hub: Tensor,
+        valid_hub: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor]:
         new = {m.value: self.to_modality[m](z[m], attend[m], hub, attend_hub) for m in MODALITIES}
         messages = [self.to_hub[m](hub, attend_hub, new[m], attend[m]) for m in MODALITIES]
-        weight_BU = torch.cat([self.score(self.pool(x, valid_hub)) for x in messages], dim=1).softmax(dim=1)
+        weight_BU = torch.cat(
+            [self.score(self.pool(x, valid_hub)) for x in messages], dim=1
+        ).softmax(dim=1)
         hub = torch.einsum("bu,ubtd->btd", weight_BU.to(hub.dtype), torch.stack(messages))
         return new, self.norm(self.dropout(self.ffn(hub), hub))
 
@@ -82,7 +95,9 @@ class PMR(nn.Module):
         self.config = config
         self.inputs = input_projections(config, dims)
         self.layers = nn.ModuleList(PMRLayer(config) for _ in range(config.layers))
-        self.pools = nn.ModuleDict({h: Pooling(config.sequence_pooling, config.width) for h in HEADS})
+        self.pools = nn.ModuleDict(
+            {h: Pooling(config.sequence_pooling, config.width) for h in HEADS}
+        )
         self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
         self.apply(init_weights)
 
@@ -90,7 +105,10 @@ class PMR(nn.Module):
         """Shapes as LFMIM.forward."""
         z: dict[str, Tensor] = {m.value: self.inputs[m](features[m]) for m in MODALITIES}
         attend = {m.value: attention_mask(masks[m]) for m in MODALITIES}
-        hub, valid_hub = torch.cat(list(z.values()), dim=1), torch.cat([masks[m] for m in MODALITIES], dim=1)
+        hub, valid_hub = (
+            torch.cat(list(z.values()), dim=1),
+            torch.cat([masks[m] for m in MODALITIES], dim=1),
+        )
         attend_hub = attention_mask(valid_hub)
         for layer in self.layers:
             z, hub = layer(z, hub, attend, attend_hub, valid_hub)

@@ -1,4 +1,5 @@
-"""TFN: tensor fusion of pooled modalities (Zadeh et al. 2017; sizes as in the paper's comparison, §5.1.2)."""
+"""TFN: tensor fusion of pooled modalities (Zadeh et al. 2017; sizes as in the paper's comparison,
+§5.1.2)."""
 
 from __future__ import annotations
 
@@ -22,13 +23,18 @@ class TensorFusion(nn.Module):
         super().__init__()
         self.reduce = nn.ModuleDict({m: nn.Linear(config.width, RANK) for m in MODALITIES})
         self.fusion = nn.Sequential(
-            Dropout(config.dropout_ffn), nn.Linear((RANK + 1) ** 3, config.width), nn.ReLU(),
-            nn.Linear(config.width, config.width), nn.ReLU(),
+            Dropout(config.dropout_ffn),
+            nn.Linear((RANK + 1) ** 3, config.width),
+            nn.ReLU(),
+            nn.Linear(config.width, config.width),
+            nn.ReLU(),
         )
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
         """Vectors [B, width] per modality -> [B, width]."""
-        z_t, z_a, z_v = (nn.functional.pad(self.reduce[m](z[m]), (1, 0), value=1.0) for m in MODALITIES)
+        z_t, z_a, z_v = (
+            nn.functional.pad(self.reduce[m](z[m]), (1, 0), value=1.0) for m in MODALITIES
+        )
         return self.fusion(torch.einsum("bi,bj,bk->bijk", z_t, z_a, z_v).flatten(1))  # type: ignore[no-any-return]
 
 
@@ -42,7 +48,9 @@ class TFN(TensorFusion):
         super().__init__(config)
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES})
+        self.pools = nn.ModuleDict(
+            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+        )
         self.head = nn.Linear(config.width, config.outputs)
         self.apply(init_weights)
 

@@ -1,7 +1,8 @@
-"""LFMIM as its published code has it, which differs from the paper in many details (docs/model.md lists them).
+"""LFMIM as its published code has it, which differs from the paper in many details (docs/model.md
+lists them).
 
-Padding is attended to, so every sequence is brought to its full length; learned weights per position pool it. Shape
-suffixes as in layers.py.
+Padding is attended to, so every sequence is brought to its full length; learned weights per
+position pool it. Shape suffixes as in layers.py.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ FUSION_ORDER = (Modality.TEXT, Modality.VISION, Modality.AUDIO)
 
 
 def positions_from_one(length: int, width: int) -> Tensor:
-    """[length + 1, width] float32: row i is [sin(i·f), cos(i·f)] with f_k = 10000^(-k / (width/2 - 1)); row 0 is 0."""
+    """[length + 1, width] float32: row i is [sin(i·f), cos(i·f)] with f_k = 10000^(-k / (width/2 -
+    1)); row 0 is 0."""
     frequency = torch.exp(-math.log(10000.0) / max(width // 2 - 1, 1) * torch.arange(width // 2))
     angle = torch.arange(length + 1)[:, None] * frequency
     table = torch.cat([angle.sin(), angle.cos()], dim=1)
@@ -46,7 +48,9 @@ class FullLengthInput(nn.Module):
 
     def forward(self, x_BTF: Tensor, valid_BT: Tensor) -> Tensor:
         # where, not a product: what lies beyond a sample's length may be anything, infinite too.
-        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)[:, : self.length]
+        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)[
+            :, : self.length
+        ]
         return self.linear(F.pad(x_BTF, (0, 0, 0, self.length - x_BTF.shape[1])))  # type: ignore[no-any-return]
 
 
@@ -60,13 +64,16 @@ class StackInput(nn.Module):
         self.tokens = nn.Parameter(torch.empty(tokens, width))
         self.norm_before, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = Dropout(dropout)
-        self.register_buffer("positions", positions_from_one(tokens + length, width), persistent=False)
+        self.register_buffer(
+            "positions", positions_from_one(tokens + length, width), persistent=False
+        )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = torch.cat([self.tokens.expand(len(x_BTD), -1, -1).to(x_BTD.dtype), x_BTD], dim=1)
         x_BTD = self.norm_before(math.sqrt(x_BTD.shape[2]) * x_BTD)
         index_T = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)
-        index_BT = torch.where(x_BTD[..., 0] == 0, 0, index_T)  # an exact zero in channel 0 is taken for padding
+        # an exact zero in channel 0 is taken for padding
+        index_BT = torch.where(x_BTD[..., 0] == 0, 0, index_T)
         return self.norm(self.dropout(x_BTD + self.positions[index_BT]))  # type: ignore[no-any-return]
 
 
@@ -82,7 +89,9 @@ class SandwichLayer(nn.Module):
         self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        everywhere = torch.ones(x_BTD.shape[0], 1, 1, x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device)
+        everywhere = torch.ones(
+            x_BTD.shape[0], 1, 1, x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device
+        )
         x_BTD = x_BTD + self.norm_attended(self.attention(self.norm_attention(x_BTD), everywhere))
         return x_BTD + self.norm_fed(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
 
@@ -96,10 +105,11 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class Upstream(nn.Module):
-    """Answers all four heads. `config.layers` multimodal, text and audio layers, twice as many for vision.
+    """Answers all four heads. `config.layers` multimodal, text and audio layers, twice as many for
+    vision.
 
-    The mixing scalars start from N(0, 1). Where the published weights do not tell, the start is ours: `init_weights`,
-    tokens ~ N(0, 0.02²), pooling weights 1/length.
+    The mixing scalars start from N(0, 1). Where the published weights do not tell, the start is
+    ours: `init_weights`, tokens ~ N(0, 0.02²), pooling weights 1/length.
     """
 
     answers = HEADS
@@ -110,22 +120,38 @@ class Upstream(nn.Module):
         c, d = config, config.width
         self.config = config
         lengths = {m.value: c.max_lengths[m] for m in MODALITIES}
-        self.inputs = nn.ModuleDict({m: FullLengthInput(int(dims[m]), d, lengths[m]) for m in MODALITIES})
-        self.starts = nn.ModuleDict({
-            h: StackInput(d, c.fex_tokens if h == MULTIMODAL else 1, lengths.get(h, 0), c.dropout_embedding)
-            for h in HEADS
-        })
-        self.stacks = nn.ModuleDict({
-            h: nn.ModuleList(SandwichLayer(c) for _ in range(2 * c.layers if h == Modality.VISION else c.layers))
-            for h in HEADS
-        })
+        self.inputs = nn.ModuleDict(
+            {m: FullLengthInput(int(dims[m]), d, lengths[m]) for m in MODALITIES}
+        )
+        self.starts = nn.ModuleDict(
+            {
+                h: StackInput(
+                    d,
+                    c.fex_tokens if h == MULTIMODAL else 1,
+                    lengths.get(h, 0),
+                    c.dropout_embedding,
+                )
+                for h in HEADS
+            }
+        )
+        self.stacks = nn.ModuleDict(
+            {
+                h: nn.ModuleList(
+                    SandwichLayer(c)
+                    for _ in range(2 * c.layers if h == Modality.VISION else c.layers)
+                )
+                for h in HEADS
+            }
+        )
         self.lengths = [c.fex_tokens, *(1 + lengths[m] for m in FUSION_ORDER)]
         """Parts of the multimodal sequence."""
         pooled = {**{m: 1 + n for m, n in lengths.items()}, MULTIMODAL: sum(self.lengths)}
         # Six scalars for all layers; the first has no multimodal states to mix in.
         self.mixing = nn.Parameter(torch.empty(2 * len(FUSION_ORDER)), requires_grad=c.layers > 1)
         self.norms = nn.ModuleDict({h: nn.LayerNorm(d) for h in HEADS})
-        self.pools = nn.ParameterDict({h: nn.Parameter(torch.full((n,), 1 / n)) for h, n in pooled.items()})
+        self.pools = nn.ParameterDict(
+            {h: nn.Parameter(torch.full((n,), 1 / n)) for h, n in pooled.items()}
+        )
         self.heads = nn.ModuleDict({h: mlp(d, d // 2, 32, c.outputs) for h in MODALITIES})
         self.heads[MULTIMODAL] = mlp(4 * d, 2 * d, 128, 64, c.outputs)
         self.apply(init_weights)
@@ -134,15 +160,20 @@ class Upstream(nn.Module):
             nn.init.normal_(start.tokens, std=0.02)  # type: ignore[arg-type]
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
-        """Shapes as LFMIM.forward; masked positions are read as zero vectors, as in the published code."""
+        """Shapes as LFMIM.forward; masked positions are read as zero vectors, as in the published
+        code."""
         z = {m.value: self.starts[m](self.inputs[m](features[m], masks[m])) for m in MODALITIES}
         nothing = next(iter(z.values()))[:, :0]
-        x_m: Tensor = torch.cat([self.starts[MULTIMODAL](nothing), *(z[m] for m in FUSION_ORDER)], dim=1)
+        x_m: Tensor = torch.cat(
+            [self.starts[MULTIMODAL](nothing), *(z[m] for m in FUSION_ORDER)], dim=1
+        )
         for i, layer in enumerate(self.stacks[MULTIMODAL]):  # type: ignore[arg-type, var-annotated]
             if i:
                 fex, *z_bar = x_m.split(self.lengths, dim=1)  # type: ignore[no-untyped-call]
                 p = self.mixing
-                mixed = [p[2 * k] * z_bar[k] + p[2 * k + 1] * z[m] for k, m in enumerate(FUSION_ORDER)]
+                mixed = [
+                    p[2 * k] * z_bar[k] + p[2 * k + 1] * z[m] for k, m in enumerate(FUSION_ORDER)
+                ]
                 x_m = torch.cat([fex, *mixed], dim=1)
             x_m = layer(x_m)
             for m in MODALITIES:
@@ -150,6 +181,8 @@ class Upstream(nn.Module):
                 for uni_layer in self.stacks[m][per_layer * i : per_layer * (i + 1)]:  # type: ignore[index]
                     z[m] = uni_layer(z[m])
         states = {**z, MULTIMODAL: x_m}
-        pooled = {h: torch.einsum("t,btd->bd", self.pools[h], self.norms[h](x)) for h, x in states.items()}
+        pooled = {
+            h: torch.einsum("t,btd->bd", self.pools[h], self.norms[h](x)) for h, x in states.items()
+        }
         pooled[MULTIMODAL] = torch.cat([pooled[h] for h in HEADS], dim=1)
         return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)

@@ -38,13 +38,18 @@ def database_file(uri: str) -> Path | None:
     if not uri.startswith("sqlite"):
         return None
     name = make_url(uri).database
-    return Path(name).absolute() if name and name != ":memory:" and not name.startswith("file:") else None
+    return (
+        Path(name).absolute()
+        if name and name != ":memory:" and not name.startswith("file:")
+        else None
+    )
 
 
 def connect(uri: str, *, writing: bool = False) -> MlflowClient:
     """A client of the tracker at `uri`. `writing` makes a missing SQLite database, and its folder.
 
-    Raises InputError naming the file if a database is not there or cannot be used (with `writing`: written).
+    Raises InputError naming the file if a database is not there or cannot be used (with `writing`:
+    written).
     """
     path = database_file(uri)
     if path is None:
@@ -59,7 +64,8 @@ def connect(uri: str, *, writing: bool = False) -> MlflowClient:
                 _check(path, writing)
                 if not path.exists():
                     _create(path)
-                MlflowClient(uri).search_experiments(max_results=1)  # an older MLflow's tables are brought up to date
+                # an older MLflow's tables are brought up to date
+                MlflowClient(uri).search_experiments(max_results=1)
             _open.add(uri)
         return MlflowClient(uri)
     except (*TRACKING_ERRORS, WriteError, sqlite3.Error) as error:
@@ -74,15 +80,19 @@ def _check(path: Path, writing: bool) -> None:
         database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if writing:
             database.execute("BEGIN IMMEDIATE")
-            database.execute("CREATE TABLE written (x)")  # a read-only file is told with the first change
+            # a read-only file is told with the first change
+            database.execute("CREATE TABLE written (x)")
             database.rollback()
 
 
 def _create(path: Path) -> None:
-    """Make the database under another name, then rename: one that is there is whole, whenever its maker was killed."""
-    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed, for the lock is ours
+    """Make the database under another name, then rename: one that is there is whole, whenever its
+    maker was killed."""
+    # of one that was killed, for the lock is ours
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):
         left.unlink()
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers by name what it has opened
+    # MLflow remembers by name what it has opened
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
     os.replace(temporary, path)
 
@@ -90,7 +100,9 @@ def _create(path: Path) -> None:
 def gist(error: BaseException) -> str:
     """The line of an MLflow error that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
+    return next(
+        (line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__
+    )
 
 
 def unusable(path: Path, error: BaseException) -> InputError:
@@ -102,16 +114,20 @@ def unusable(path: Path, error: BaseException) -> InputError:
     elif "already exists" in said or "out-of-date" in said or "not a database" in said:
         if "already exists" in said:
             said = f"a part of its tables is missing, as if its making had been cut short ({said})"
-        advice = "Move the file away and a new one is made, without the runs recorded in it; or name"
+        advice = (
+            "Move the file away and a new one is made, without the runs recorded in it; or name"
+        )
     else:
         advice = "Make the file and its folder usable, or name"
-    return InputError(f"tracking server sqlite:///{path}: this database cannot be used: {said}. {advice} another "
-                      "folder, or a server by MLFLOW_TRACKING_URI")
+    return InputError(
+        f"tracking server sqlite:///{path}: this database cannot be used: {said}. {advice} another "
+        "folder, or a server by MLFLOW_TRACKING_URI"
+    )
 
 
 def use(uri: str) -> None:
-    """Make `uri` MLflow's default in this process. MLflow writes it into the environment too, where the next look for
-    a tracker would take it for the user's word: that is undone."""
+    """Make `uri` MLflow's default in this process. MLflow writes it into the environment too, where
+    the next look for a tracker would take it for the user's word: that is undone."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     if before is None:
@@ -122,8 +138,9 @@ def use(uri: str) -> None:
 
 @contextlib.contextmanager
 def locked(uri: str) -> Iterator[None]:
-    """Wait until no other job of this machine (for an SQLite database: of those that see its folder) is in a block of
-    this kind. May be nested. Where no lock can be had (a read-only folder) the block runs without."""
+    """Wait until no other job of this machine (for an SQLite database: of those that see its
+    folder) is in a block of this kind. May be nested. Where no lock can be had (a read-only folder)
+    the block runs without."""
     path = database_file(uri)
     if path is None:
         name = hashlib.sha256(uri.encode()).hexdigest()[:16]
@@ -140,7 +157,9 @@ def locked(uri: str) -> Iterator[None]:
         yield
 
 
-def one_at_a_time(function: Callable[Concatenate[str, _P], _R]) -> Callable[Concatenate[str, _P], _R]:
+def one_at_a_time(
+    function: Callable[Concatenate[str, _P], _R],
+) -> Callable[Concatenate[str, _P], _R]:
     """`function(uri, ...)` in `locked(uri)`."""
 
     @functools.wraps(function)

@@ -34,7 +34,8 @@ from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better, 
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CHAMPIONS = "champions"
-"""Tag of the registered model: the versions that were champion, oldest first, the present one last."""
+"""Tag of the registered model: the versions that were champion, oldest first, the present one
+last."""
 CARD = "model_card.md"
 MEASURED = {
     "score_head": "chosen by the {} head, the champion (version {}) by the {} one",
@@ -42,7 +43,8 @@ MEASURED = {
     "score_labels": "its labels are {}, those of the champion (version {}) {}",
     "score_split": "validated on the split {}, the champion (version {}) on {}",
 }
-"""Tags that say what a version's `score` measures -> what is said where the champion's is another."""
+"""Tags that say what a version's `score` measures -> what is said where the champion's is
+another."""
 LAST_VERSION = 2**31 - 1  # more than a registry's database can hold
 MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
@@ -61,25 +63,41 @@ class RegisteredVersion:
 @told
 @one_at_a_time
 def register(
-    uri: str, run_id: str, checkpoint: Path, *, model_name: str, example: pd.DataFrame, data_fingerprint: str
+    uri: str,
+    run_id: str,
+    checkpoint: Path,
+    *,
+    model_name: str,
+    example: pd.DataFrame,
+    data_fingerprint: str,
 ) -> RegisteredVersion:
-    """Package the checkpoint as a pyfunc model with its card, register it, and move `champion` if validation improves.
+    """Package the checkpoint as a pyfunc model with its card, register it, and move `champion` if
+    validation improves.
 
-    A new version that does not become champion becomes `challenger`.
-    `example`: a few rows of feature columns (nested lists). Scores are compared only if they measure the same: data,
-    head, task, labels, split. The best checkpoint of a run, and of those it continues, is registered once. Raises
-    InputError for a server that fails or is away.
+    A new version that does not become champion becomes `challenger`. `example`: a few rows of
+    feature columns (nested lists). Scores are compared only if they measure the same: data, head,
+    task, labels, split. The best checkpoint of a run, and of those it continues, is registered
+    once. Raises InputError for a server that fails or is away.
     """
     client = _client(uri)
     meta = load_meta(checkpoint)
-    found = [v for run in _lineage(client, run_id)
-             for v in client.search_model_versions(f"name='{model_name}' and run_id='{run}'")
-             if v.tags.get("score") == repr(meta.best_score)]  # one that is better is another checkpoint
+    found = [
+        v
+        for run in _lineage(client, run_id)
+        for v in client.search_model_versions(f"name='{model_name}' and run_id='{run}'")
+        # one that is better is another checkpoint
+        if v.tags.get("score") == repr(meta.best_score)
+    ]
     if found:
         entry = found[0]
     else:
-        tags = {"score": repr(meta.best_score), "data": data_fingerprint, "feature_spec": meta.spec.fingerprint,
-                **_measured(meta.config), **git_tag()}
+        tags = {
+            "score": repr(meta.best_score),
+            "data": data_fingerprint,
+            "feature_spec": meta.spec.fingerprint,
+            **_measured(meta.config),
+            **git_tag(),
+        }
         card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
         with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "checkpoint"
@@ -89,19 +107,37 @@ def register(
             (Path(scratch) / CARD).write_text(card, encoding="utf-8")
             code = Path(scratch) / "code" / "lfmim"
             source = Path(lfmim.__file__).parent
-            shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking"))
+            shutil.copytree(
+                source,
+                code,
+                ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking"),
+            )
             model_id = _log_model(
-                client, run_id, Path(scratch) / "model", meta, python_model=str(source / "predictor.py"),
+                client,
+                run_id,
+                Path(scratch) / "model",
+                meta,
+                python_model=str(source / "predictor.py"),
                 artifacts={"checkpoint": str(package), "model_card": str(Path(scratch) / CARD)},
-                code_paths=[str(code)], signature=_signature(meta.config.model.task), input_example=example,
-                pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+                code_paths=[str(code)],
+                signature=_signature(meta.config.model.task),
+                input_example=example,
+                pip_requirements=[
+                    f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS
+                ],
                 metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
             )
             client.log_text(run_id, card, CARD)
         with contextlib.suppress(MlflowException):  # there already
             client.create_registered_model(model_name)
-        entry = client.create_model_version(model_name, f"models:/{model_id}", run_id=run_id, tags=tags,
-                                            description=card, model_id=model_id)
+        entry = client.create_model_version(
+            model_name,
+            f"models:/{model_id}",
+            run_id=run_id,
+            tags=tags,
+            description=card,
+            model_id=model_id,
+        )
     number = str(entry.version)
     champion = _find(client, model_name, CHAMPION)
     promoted, reason = True, "there was no champion"
@@ -127,24 +163,43 @@ def _lineage(client: MlflowClient, run_id: str) -> Iterator[str]:
             return  # deleted for good
 
 
-def _log_model(client: MlflowClient, run_id: str, folder: Path, meta: CheckpointMeta, **package: Any) -> str:
-    """Save a pyfunc model (`package`: as `mlflow.pyfunc.save_model` takes it) by way of `folder` as a logged model of
-    the run, with the params and the metrics of the epochs that led to it; returns its id.
+def _log_model(
+    client: MlflowClient, run_id: str, folder: Path, meta: CheckpointMeta, **package: Any
+) -> str:
+    """Save a pyfunc model (`package`: as `mlflow.pyfunc.save_model` takes it) by way of `folder` as
+    a logged model of the run, with the params and the metrics of the epochs that led to it; returns
+    its id.
 
-    Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and ended, for it.
+    Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and ended,
+    for it.
     """
     run = client.get_run(run_id)
-    model = client.create_logged_model(run.info.experiment_id, name="model", source_run_id=run_id,
-                                       params=run.data.params)
+    model = client.create_logged_model(
+        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+    )
     try:
-        mlflow.pyfunc.save_model(path=folder, mlflow_model=Model(
-            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id,
-            metadata=package.pop("metadata")), **package)
+        mlflow.pyfunc.save_model(
+            path=folder,
+            mlflow_model=Model(
+                artifact_path=model.artifact_location,
+                model_uuid=model.model_id,
+                run_id=run_id,
+                model_id=model.model_id,
+                metadata=package.pop("metadata"),
+            ),
+            **package,
+        )
         client.log_model_artifacts(model.model_id, str(folder))
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(meta.best_epoch, 0))])
-        metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
-                   for key in run.data.metrics if not key.startswith("system/")
-                   for m in client.get_metric_history(run_id, key) if m.step <= meta.best_epoch]
+        client.log_outputs(
+            run_id, [LoggedModelOutput(model.model_id, step=max(meta.best_epoch, 0))]
+        )
+        metrics = [
+            Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
+            for key in run.data.metrics
+            if not key.startswith("system/")
+            for m in client.get_metric_history(run_id, key)
+            if m.step <= meta.best_epoch
+        ]
         for start in range(0, len(metrics), 1000):  # the most that one request may hold
             client.log_batch(run_id, metrics=metrics[start : start + 1000])
     except BaseException:
@@ -155,35 +210,56 @@ def _log_model(client: MlflowClient, run_id: str, folder: Path, meta: Checkpoint
 
 
 def _measured(config: ExperimentConfig) -> dict[str, str]:
-    """What the validation score of a model trained by `config` measures, as tags; keyed as MEASURED."""
+    """What the validation score of a model trained by `config` measures, as tags; keyed as
+    MEASURED."""
     task = config.model.task
     labels = ", ".join(EMOTIONS) if task == "emotion" else "scores in [-1, 1]"
-    return {"score_head": config.train.selection, "score_task": task, "score_labels": labels, "score_split": "valid"}
+    return {
+        "score_head": config.train.selection,
+        "score_task": task,
+        "score_labels": labels,
+        "score_split": "valid",
+    }
 
 
 def _beats(
-    uri: str, entry: ModelVersion, measured: Mapping[str, str], champion: ModelVersion, data_fingerprint: str
+    uri: str,
+    entry: ModelVersion,
+    measured: Mapping[str, str],
+    champion: ModelVersion,
+    data_fingerprint: str,
 ) -> tuple[bool, str]:
     """Whether the version's validation score is better than the champion's, and why (not)."""
     known = {k: champion.tags[k] for k in MEASURED if k in champion.tags}
     if len(known) < len(MEASURED):  # registered before there were such tags: its run knows
         try:
-            known = _measured(experiment_from_dict(logged_config(uri, str(champion.run_id)))) | known
+            known = (
+                _measured(experiment_from_dict(logged_config(uri, str(champion.run_id)))) | known
+            )
         except (*TRACKING_ERRORS, InputError):
-            return False, (f"it is not known what the score of the champion (version {champion.version}) measures, so "
-                           "the scores cannot be compared")
-    differs = [text.format(measured[k], champion.version, known[k])
-               for k, text in MEASURED.items() if measured[k] != known[k]]
+            return False, (
+                f"it is not known what the score of the champion (version {champion.version}) "
+                "measures, so "
+                "the scores cannot be compared"
+            )
+    differs = [
+        text.format(measured[k], champion.version, known[k])
+        for k, text in MEASURED.items()
+        if measured[k] != known[k]
+    ]
     if champion.tags.get("data") != data_fingerprint:
         differs.append(f"the champion (version {champion.version}) was validated on other data")
     if differs:
         return False, "; ".join(differs) + ", so the scores cannot be compared"
     score, before = (float(v.tags.get("score", "nan")) for v in (entry, champion))
-    return is_better(score, before), f"validation score {score:.4f} against the champion's {before:.4f}"
+    return is_better(
+        score, before
+    ), f"validation score {score:.4f} against the champion's {before:.4f}"
 
 
 def _client(uri: str) -> MlflowClient:
-    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's default registry.
+    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's
+    default registry.
 
     Raises InputError for a server that does not answer or a database that is not there.
     """
@@ -193,7 +269,8 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _find(client: MlflowClient, model_name: str, which: str) -> ModelVersion | None:
-    """The version of a number or an alias; None if it, or the model, is not there. Any other refusal is raised."""
+    """The version of a number or an alias; None if it, or the model, is not there. Any other
+    refusal is raised."""
     try:
         if not which.isdecimal():
             which = client.get_registered_model(model_name).aliases.get(which, "")
@@ -207,7 +284,8 @@ def _find(client: MlflowClient, model_name: str, which: str) -> ModelVersion | N
 
 
 def not_registered(uri: str, model_name: str, which: str) -> InputError:
-    """What to say where the version or alias is not in the registry: what is there, the most alike first."""
+    """What to say where the version or alias is not in the registry: what is there, the most alike
+    first."""
     client = _client(uri)
     name = f"{model_name} version {which}" if which.isdecimal() else f"models:/{model_name}@{which}"
     models = {m.name: m for m in client.search_registered_models(max_results=1000)}
@@ -219,15 +297,18 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
         entries = client.search_model_versions(f"name='{model_name}'")
         numbers = sorted((int(v.version) for v in entries), reverse=True)
         aliases = [f"{a} (version {v})" for a, v in models[model_name].aliases.items()]
-        there = (f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
-                 f"{listed(aliases, which) or 'none'}")
+        there = (
+            f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
+            f"{listed(aliases, which) or 'none'}"
+        )
     return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
 
 
 @told
 @one_at_a_time
 def set_champion(uri: str, model_name: str, number: str) -> None:
-    """Point `champion` at a version, remember its predecessor for `rollback`; it is no challenger any more."""
+    """Point `champion` at a version, remember its predecessor for `rollback`; it is no challenger
+    any more."""
     client = _client(uri)
     before, challenger = (_find(client, model_name, alias) for alias in (CHAMPION, CHALLENGER))
     if before is not None and str(before.version) == number:
@@ -244,7 +325,8 @@ def set_champion(uri: str, model_name: str, number: str) -> None:
 @told
 @one_at_a_time
 def rollback(uri: str, model_name: str) -> tuple[str, str]:
-    """Make the champion's predecessor champion again, and the champion challenger; returns (from, to) versions.
+    """Make the champion's predecessor champion again, and the champion challenger; returns (from,
+    to) versions.
 
     Can be repeated. Raises InputError if there is no predecessor.
     """
@@ -286,7 +368,8 @@ def resolve_version(uri: str, model_name: str, which: str) -> str | None:
 def load_predictor(uri: str, model_ref: str) -> Predictor:
     """The predictor of `models:/<name>@champion` or `models:/<name>/<version>`.
 
-    Raises InputError if there is none, naming what is there, and for a server that fails or is away.
+    Raises InputError if there is none, naming what is there, and for a server that fails or is
+    away.
     """
     client = _client(uri)
     if found := MODEL_REF.fullmatch(model_ref):
@@ -297,25 +380,37 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     elif ":/" in model_ref:
         source = model_ref  # another form that MLflow knows
     else:
-        raise InputError(f"model {model_ref}: write models:/<name>@{CHAMPION} or models:/<name>/<version>")
+        raise InputError(
+            f"model {model_ref}: write models:/<name>@{CHAMPION} or models:/<name>/<version>"
+        )
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
     except TRACKING_ERRORS as error:
         if unanswered(error):
             raise
-        raise InputError(f"{model_ref}: cannot be read from the registry at {shown(uri)}: {gist(error)}") from error
+        raise InputError(
+            f"{model_ref}: cannot be read from the registry at {shown(uri)}: {gist(error)}"
+        ) from error
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 
 def _signature(task: str) -> ModelSignature:
     sequence = Array(Array(DataType.double))
     inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
-    outputs = Schema([ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()])
+    outputs = Schema(
+        [ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()]
+    )
     if task == "emotion":
-        outputs = Schema([
-            spec for h in HEADS for spec in (
-                ColSpec(DataType.string, name=f"label_{h}", required=False),
-                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-            )
-        ])
-    return ModelSignature(inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")]))
+        outputs = Schema(
+            [
+                spec
+                for h in HEADS
+                for spec in (
+                    ColSpec(DataType.string, name=f"label_{h}", required=False),
+                    ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
+                )
+            ]
+        )
+    return ModelSignature(
+        inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")])
+    )

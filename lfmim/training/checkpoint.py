@@ -1,5 +1,5 @@
-"""Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec, epoch, history) and
-`state.pt` (optimizer, scaler, RNG; read with `weights_only=True`)."""
+"""Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec, epoch,
+history) and `state.pt` (optimizer, scaler, RNG; read with `weights_only=True`)."""
 
 from __future__ import annotations
 
@@ -40,28 +40,49 @@ class CheckpointMeta:
     @classmethod
     def start(cls, config: ExperimentConfig, spec: FeatureSpec) -> CheckpointMeta:
         """Before the first epoch."""
-        return cls(config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf)
+        return cls(
+            config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf
+        )
 
     @property
     def over(self) -> bool:
         """Whether the epochs or the patience have run out."""
         c = self.config.train
-        return self.epoch >= c.epochs or bool(c.patience and self.epoch - 1 - self.best_epoch >= c.patience)
+        return self.epoch >= c.epochs or bool(
+            c.patience and self.epoch - 1 - self.best_epoch >= c.patience
+        )
 
     def after(self, entry: dict[str, Any]) -> CheckpointMeta:
         """With one more finished epoch, an EpochReport as a dict."""
-        best = (entry["epoch"], entry["score"]) if entry["best"] else (self.best_epoch, self.best_score)
-        return dataclasses.replace(self, epoch=entry["epoch"] + 1, history=[*self.history, entry], best_epoch=best[0],
-                                   best_score=best[1])
+        best = (
+            (entry["epoch"], entry["score"])
+            if entry["best"]
+            else (self.best_epoch, self.best_score)
+        )
+        return dataclasses.replace(
+            self,
+            epoch=entry["epoch"] + 1,
+            history=[*self.history, entry],
+            best_epoch=best[0],
+            best_score=best[1],
+        )
 
 
-def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]
+) -> None:
     """Write a checkpoint as `folder`, in place of one that is there. Raises WriteError."""
     weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     memory = io.BytesIO()  # torch does not say why it could not write a file
     torch.save(state, memory)
-    raw = {"config": to_dict(meta.config), "spec": json.loads(meta.spec.to_json()), "epoch": meta.epoch,
-           "history": meta.history, "best_epoch": meta.best_epoch, "best_score": meta.best_score}
+    raw = {
+        "config": to_dict(meta.config),
+        "spec": json.loads(meta.spec.to_json()),
+        "epoch": meta.epoch,
+        "history": meta.history,
+        "best_epoch": meta.best_epoch,
+        "best_score": meta.best_score,
+    }
     with new_folder(folder) as temporary:
         write_bytes(temporary / WEIGHTS, weights)
         write_bytes(temporary / STATE, memory.getvalue())
@@ -95,8 +116,12 @@ def load_meta(folder: Path) -> CheckpointMeta:
         raw = json.loads(path.read_text(encoding="utf-8"))
         spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
         return CheckpointMeta(
-            config=experiment_from_dict(raw["config"]), spec=spec,
-            epoch=raw["epoch"], history=raw["history"], best_epoch=raw["best_epoch"], best_score=raw["best_score"],
+            config=experiment_from_dict(raw["config"]),
+            spec=spec,
+            epoch=raw["epoch"],
+            history=raw["history"],
+            best_epoch=raw["best_epoch"],
+            best_score=raw["best_score"],
         )
     except InputError:
         raise

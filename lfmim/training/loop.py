@@ -1,4 +1,5 @@
-"""The training loop: single-device code that also runs under torch.distributed when a process group exists."""
+"""The training loop: single-device code that also runs under torch.distributed when a process group
+exists."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu_kernel
 from lfmim.models.layers import TransformerLayer
 from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
-from lfmim.training.checkpoint import CheckpointMeta, is_better, load_meta, load_state, load_weights, save_checkpoint
+from lfmim.training.checkpoint import (
+    CheckpointMeta,
+    is_better,
+    load_meta,
+    load_state,
+    load_weights,
+    save_checkpoint,
+)
 from lfmim.training.losses import head_losses, weighted_loss
 from lfmim.training.regularization import drop_modalities, drop_steps
 
@@ -44,7 +52,8 @@ class EpochReport:
     train: Mapping[str, Metrics]
     valid: Mapping[str, Metrics]
     score: float
-    """Validation score of the selection head: accuracy, for sentiment minus the mean absolute error."""
+    """Validation score of the selection head: accuracy, for sentiment minus the mean absolute
+    error."""
     best: bool
     seconds: float
     samples_per_second: float
@@ -54,11 +63,13 @@ class EpochReport:
 
 
 OnEpoch = Callable[[EpochReport, Callable[[Path], None]], None]
-"""Called on every worker after every epoch with the report and a function that saves a checkpoint into a folder."""
+"""Called on every worker after every epoch with the report and a function that saves a checkpoint
+into a folder."""
 
 
-# 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still runs (the default of
-# 25 would hold nearly all until the end). No static_graph: it and no_sync exclude each other.
+# 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still
+# runs (the default of 25 would hold nearly all until the end). No static_graph: it and no_sync
+# exclude each other.
 DDP_OPTIONS = {"bucket_cap_mb": 4, "gradient_as_bucket_view": True}
 
 
@@ -78,7 +89,8 @@ def worker_device(run: RunConfig) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """auto -> bf16 on GPUs with native bf16, fp16 on other GPUs, fp32 on CPU (where autocast is ~10x slower)."""
+    """auto -> bf16 on GPUs with native bf16, fp16 on other GPUs, fp32 on CPU (where autocast is
+    ~10x slower)."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
@@ -96,8 +108,8 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 
 
 def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
-    """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises linearly over
-    `train.warmup` epochs, then 1."""
+    """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises
+    linearly over `train.warmup` epochs, then 1."""
     return min(1.0, (epoch + (step + 1) / steps) / config.warmup) if config.warmup else 1.0
 
 
@@ -105,10 +117,15 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """SGD or AdamW over all parameters, in one fused kernel call per step."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay,
+            model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
             fused=True,
         )
-    return torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
 
 
 def compiles(setting: str, device: torch.device) -> bool:
@@ -117,7 +134,8 @@ def compiles(setting: str, device: torch.device) -> bool:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile the transformer layers, one piece of code for all: seconds instead of the minutes a whole model takes.
+    """Compile the transformer layers, one piece of code for all: seconds instead of the minutes a
+    whole model takes.
 
     In place, so that DDP and checkpoints see the modules they know.
     """
@@ -127,34 +145,52 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> int:
-    """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in its cache.
+    """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in
+    its cache.
 
     16 samples at the paper's sizes, more for smaller models.
     """
     if setting or device.type != "cpu":
         return setting or sys.maxsize
     paper = ModelConfig()
-    relative = paper.width * sum(paper.max_lengths.values()) / (model.width * sum(model.max_lengths.values()))
+    relative = (
+        paper.width
+        * sum(paper.max_lengths.values())
+        / (model.width * sum(model.max_lengths.values()))
+    )
     return max(1, round(16 * relative))
 
 
 def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
     """How many threads may compute micro-batches side by side.
 
-    Only where nothing but cpu_kernels draws random numbers: torch's own dropout has one generator for all threads.
+    Only where nothing but cpu_kernels draws random numbers: torch's own dropout has one generator
+    for all threads.
     """
     alone = device.type == "cpu" and precision == "fp32" and not compiled and world == 1
     return torch.get_num_threads() if alone else 1
 
 
 def train_step(
-    model: nn.Module, batch: Any, *, optimizer: torch.optim.Optimizer, scaler: GradScaler,
-    autocast: torch.autocast, beta_H: Tensor, grad_clip: float, world: int,
-    sums: HeadSums | SentimentSums, micro_batch: int = sys.maxsize, label_smoothing: float = 0.0, threads: int = 1,
+    model: nn.Module,
+    batch: Any,
+    *,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    autocast: torch.autocast,
+    beta_H: Tensor,
+    grad_clip: float,
+    world: int,
+    sums: HeadSums | SentimentSums,
+    micro_batch: int = sys.maxsize,
+    label_smoothing: float = 0.0,
+    threads: int = 1,
 ) -> Tensor:
-    """One optimizer step on this worker's share; returns its part of the global loss (0-d, detached).
+    """One optimizer step on this worker's share; returns its part of the global loss (0-d,
+    detached).
 
-    With `threads` (see step_threads) each micro-batch is one thread's: operations this small gain little from several.
+    With `threads` (see step_threads) each micro-batch is one thread's: operations this small gain
+    little from several.
     """
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=batch.labels.device)
@@ -177,7 +213,11 @@ def train_step(
         for i, part in enumerate(parts):
             # DDP exchanges gradients once, with the last part.
             last = i + 1 == len(parts)
-            held = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+            held = (
+                nullcontext()
+                if last or not isinstance(model, DistributedDataParallel)
+                else model.no_sync()
+            )
             with held:
                 loss, logits, losses_BH = forward(part)
                 # DDP averages gradients over the workers: undo the division.
@@ -193,13 +233,18 @@ def train_step(
 
 
 def _side_by_side(
-    model: nn.Module, parts: list[Any], forward: Callable[[Any], tuple[Tensor, dict[str, Tensor], Tensor]], threads: int
+    model: nn.Module,
+    parts: list[Any],
+    forward: Callable[[Any], tuple[Tensor, dict[str, Tensor], Tensor]],
+    threads: int,
 ) -> Iterator[tuple[Any, Tensor, dict[str, Tensor], Tensor]]:
-    """(part, loss, logits, losses) of each, computed by threads; gradients are added up in the order of the parts, so
-    the result does not depend on who is first."""
+    """(part, loss, logits, losses) of each, computed by threads; gradients are added up in the
+    order of the parts, so the result does not depend on who is first."""
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    def work(part: Any, seed: int) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
+    def work(
+        part: Any, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
         cpu_kernels.seed_thread(seed)
         loss, logits, losses_BH = forward(part)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -217,7 +262,11 @@ def _side_by_side(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: UtteranceTensors, *, batch_size: int, autocast: torch.autocast | None = None
+    model: nn.Module,
+    data: UtteranceTensors,
+    *,
+    batch_size: int,
+    autocast: torch.autocast | None = None,
 ) -> Mapping[str, Metrics]:
     """Exact global metrics per head: sums over this worker's share, added up over the workers."""
     rank, world = rank_and_world()
@@ -237,45 +286,62 @@ def evaluate(
 
 
 def check_data(config: ModelConfig, spec: FeatureSpec, *splits: UtteranceTensors) -> None:
-    """Raise InputError if the model needs a modality that the store, or an utterance of `splits`, does not have.
+    """Raise InputError if the model needs a modality that the store, or an utterance of `splits`,
+    does not have.
 
     For the jobs to call before anything is started; `train` calls it too.
     """
     check_dims(config, spec.dims)
     for data in splits:
         if data.labels.is_floating_point() != (config.task == "sentiment"):
-            raise ValueError("the labels are not those of model.task: load the split with the model's config")
+            raise ValueError(
+                "the labels are not those of model.task: load the split with the model's config"
+            )
         if MODELS[config.name].accepts_absent:
             continue
         for m, length in data.lengths.items():
             absent = (length == 0).nonzero()
             if len(absent):
                 raise InputError(
-                    f"utterance {data.ids[int(absent[0])]!r}, {FEATURE_COLUMNS[m]}: absent (so in {len(absent)} of "
-                    f"{len(data)} utterances), and model.name '{config.name}' needs every modality; leave such "
-                    "utterances out, or use " + " or ".join(n for n, model in MODELS.items() if model.accepts_absent))
+                    f"utterance {data.ids[int(absent[0])]!r}, {FEATURE_COLUMNS[m]}: absent (so in "
+                    f"{len(absent)} of "
+                    f"{len(data)} utterances), and model.name '{config.name}' needs every "
+                    "modality; leave such "
+                    "utterances out, or use "
+                    + " or ".join(n for n, model in MODELS.items() if model.accepts_absent)
+                )
 
 
 def new_models(
-    configs: Sequence[ExperimentConfig], spec: FeatureSpec, train_data: UtteranceTensors, valid_data: UtteranceTensors
+    configs: Sequence[ExperimentConfig],
+    spec: FeatureSpec,
+    train_data: UtteranceTensors,
+    valid_data: UtteranceTensors,
 ) -> list[EmotionNet]:
-    """A model with initial weights per config, all of one architecture. Raises InputError if data or recipe do not fit
-    it."""
+    """A model with initial weights per config, all of one architecture. Raises InputError if data
+    or recipe do not fit it."""
     model_config, models = configs[0].model, []
     check_data(model_config, spec, train_data, valid_data)
     statistics = train_data.feature_statistics() if model_config.standardize else {}
     for c in (config.train for config in configs):
         if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
-            raise InputError(f"train.selection: no validation label of head '{c.selection}' to choose a checkpoint by")
+            raise InputError(
+                f"train.selection: no validation label of head '{c.selection}' to choose a "
+                "checkpoint by"
+            )
         torch.manual_seed(c.seed)
         model = build_model(model_config, spec.dims)
         if c.selection not in model.answers:
-            raise InputError(f"train.selection: {model_config.name} has no head '{c.selection}'; it has "
-                             + ", ".join(model.answers))
+            raise InputError(
+                f"train.selection: {model_config.name} has no head '{c.selection}'; it has "
+                + ", ".join(model.answers)
+            )
         if not any(c.beta.as_dict()[h] for h in model.answers):
             raise InputError(f"train.beta: every head of {model_config.name} has weight 0")
         if c.modality_dropout and not model.accepts_absent:
-            raise InputError(f"train.modality_dropout: {model_config.name} needs every modality; set it to 0")
+            raise InputError(
+                f"train.modality_dropout: {model_config.name} needs every modality; set it to 0"
+            )
         for m, (mean, scale) in statistics.items():
             model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
         models.append(model)
@@ -283,14 +349,21 @@ def new_models(
 
 
 def train(
-    config: ExperimentConfig, spec: FeatureSpec, train_data: UtteranceTensors, valid_data: UtteranceTensors, *,
-    device: torch.device | None = None, wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
-    on_epoch: OnEpoch = lambda report, save: None, resume: Path | None = None,
+    config: ExperimentConfig,
+    spec: FeatureSpec,
+    train_data: UtteranceTensors,
+    valid_data: UtteranceTensors,
+    *,
+    device: torch.device | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
+    on_epoch: OnEpoch = lambda report, save: None,
+    resume: Path | None = None,
 ) -> CheckpointMeta:
     """Train until the epochs or the patience run out; returns the final state's meta.
 
-    `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same config. Raises
-    NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything of it is saved.
+    `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
+    config. Raises NonFiniteLossError (on every worker alike) when an epoch's loss is not finite,
+    before anything of it is saved.
     """
     c = config.train
     (model,) = new_models([config], spec, train_data, valid_data)
@@ -303,9 +376,12 @@ def train(
     precision = resolve_precision(c.precision, device)
     scaler = GradScaler(device.type, enabled=precision == "fp16")
     autocast = torch.autocast(
-        device.type, dtype=torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"
+        device.type,
+        dtype=torch.float16 if precision == "fp16" else torch.bfloat16,
+        enabled=precision != "fp32",
     )
-    # The wrapper deep-copies, so it comes after the standardisation; the first update takes the weights as they are.
+    # The wrapper deep-copies, so it comes after the standardisation; the first update takes the
+    # weights as they are.
     averaged = None
     if c.ema:
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema))  # type: ignore[no-untyped-call]
@@ -338,7 +414,9 @@ def train(
         parallel.train()
         sums = sums_for(train_data.labels)
         bad = torch.zeros((), device=device)
-        batches = train_data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
+        batches = train_data.batches(
+            c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch)
+        )
         for step, batch in enumerate(batches):
             at_step(f"epoch {epoch + 1}, step {step + 1} of {steps}")
             for group in optimizer.param_groups:
@@ -347,9 +425,20 @@ def train(
                 batch = drop_modalities(batch, c.modality_dropout)
             if c.step_dropout:
                 batch = drop_steps(batch, c.step_dropout)
-            loss = train_step(parallel, batch, optimizer=optimizer, scaler=scaler, autocast=autocast, beta_H=beta_H,
-                              grad_clip=c.grad_clip, world=world, sums=sums, micro_batch=micro_batch,
-                              label_smoothing=c.label_smoothing, threads=threads)
+            loss = train_step(
+                parallel,
+                batch,
+                optimizer=optimizer,
+                scaler=scaler,
+                autocast=autocast,
+                beta_H=beta_H,
+                grad_clip=c.grad_clip,
+                world=world,
+                sums=sums,
+                micro_batch=micro_batch,
+                label_smoothing=c.label_smoothing,
+                threads=threads,
+            )
             if averaged is not None:
                 averaged.update_parameters(model)
             bad += ~loss.isfinite()
@@ -357,18 +446,27 @@ def train(
             dist.all_reduce(bad)
         if bad.item():
             raise NonFiniteLossError(
-                f"epoch {epoch}: the loss is not finite in {int(bad.item())} steps (lr {lr:g}, precision {precision}); "
+                f"epoch {epoch}: the loss is not finite in {int(bad.item())} steps (lr {lr:g}, "
+                f"precision {precision}); "
                 "lower train.lr, set train.grad_clip, or use train.precision fp32"
             )
         train_metrics = sums.all_reduce().compute()
         seconds = time.perf_counter() - started
         at_step(f"epoch {epoch + 1}, validation")
         judged = parallel if averaged is None else averaged.module
-        valid_metrics = evaluate(judged, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast)
+        valid_metrics = evaluate(
+            judged, valid_data, batch_size=max(c.batch_size, 256), autocast=autocast
+        )
         score = valid_metrics[c.selection].score
         report = EpochReport(
-            epoch=epoch, lr=lr, train=train_metrics, valid=valid_metrics, score=score,
-            best=is_better(score, meta.best_score), seconds=seconds, samples_per_second=len(train_data) / seconds,
+            epoch=epoch,
+            lr=lr,
+            train=train_metrics,
+            valid=valid_metrics,
+            score=score,
+            best=is_better(score, meta.best_score),
+            seconds=seconds,
+            samples_per_second=len(train_data) / seconds,
         )
         meta = meta.after(report.as_dict())
 

@@ -1,4 +1,5 @@
-"""The objective: mean over samples of Σ_u β_u · loss_u (paper §4.4), cross-entropy for emotions, L1 for sentiment."""
+"""The objective: mean over samples of Σ_u β_u · loss_u (paper §4.4), cross-entropy for emotions, L1
+for sentiment."""
 
 from __future__ import annotations
 
@@ -11,17 +12,24 @@ from torch import Tensor
 from lfmim.schema import HEADS, IGNORE_LABEL
 
 
-def head_losses(logits: Mapping[str, Tensor], labels_BH: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def head_losses(
+    logits: Mapping[str, Tensor], labels_BH: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
     """Loss per sample and head [B, H] float32; 0 where the label or the model's head is missing.
 
-    int64 labels are classes: cross-entropy. float32 labels are sentiment scores: absolute error of logits [B, 1], the
-    loss of the field's CH-SIMS results (MMSA), which label smoothing does not touch.
+    int64 labels are classes: cross-entropy. float32 labels are sentiment scores: absolute error of
+    logits [B, 1], the loss of the field's CH-SIMS results (MMSA), which label smoothing does not
+    touch.
     """
-    return torch.stack([
-        _losses(logits[h].float(), labels_BH[:, i], label_smoothing) if h in logits
-        else torch.zeros(len(labels_BH), device=labels_BH.device)
-        for i, h in enumerate(HEADS)
-    ], dim=1)
+    return torch.stack(
+        [
+            _losses(logits[h].float(), labels_BH[:, i], label_smoothing)
+            if h in logits
+            else torch.zeros(len(labels_BH), device=labels_BH.device)
+            for i, h in enumerate(HEADS)
+        ],
+        dim=1,
+    )
 
 
 def _losses(logits: Tensor, label_B: Tensor, label_smoothing: float) -> Tensor:

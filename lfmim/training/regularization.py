@@ -1,4 +1,5 @@
-"""What a training batch is made to lack, so that a model does not lean on one modality or one moment."""
+"""What a training batch is made to lack, so that a model does not lean on one modality or one
+moment."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from lfmim.schema import HEADS, IGNORE_LABEL
 
 
 def drop_modalities(batch: Batch, probability: float) -> Batch:
-    """Each sample loses each modality with `probability`, but never its last one (Neverova et al. 2016).
+    """Each sample loses each modality with `probability`, but never its last one (Neverova et al.
+    2016).
 
-    A lost modality is masked throughout and its head's label ignored. Draws from torch's global RNG.
+    A lost modality is masked throughout and its head's label ignored. Draws from torch's global
+    RNG.
     """
-    present = torch.stack([mask.any(dim=1) for mask in batch.masks.values()], dim=1)  # [B, modalities]
+    # [B, modalities]
+    present = torch.stack([mask.any(dim=1) for mask in batch.masks.values()], dim=1)
     draw = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
     keep = present & ((draw >= probability) | (draw == draw.max(dim=1, keepdim=True).values))
     labels = batch.labels.clone()
@@ -28,7 +32,8 @@ def drop_modalities(batch: Batch, probability: float) -> Batch:
 
 
 def drop_steps(batch: Batch, probability: float) -> Batch:
-    """Each position of each sequence is masked with `probability`; a sequence keeps at least one position."""
+    """Each position of each sequence is masked with `probability`; a sequence keeps at least one
+    position."""
     masks: dict[str, Tensor] = {}
     for m, mask in batch.masks.items():
         draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, -1.0)

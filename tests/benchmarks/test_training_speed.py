@@ -30,8 +30,13 @@ def test_both_sides_have_the_same_weights_and_the_counted_flops():
     assert trained[1] - trained[0] == 3  # the plain loop keeps the dead first row of ᾱ
     (batch,) = data.batches(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        plain.train()({m: x.float() for m, x in batch.features.items()}, {m: ~v for m, v in batch.masks.items()})
-    assert counter.get_total_flops() == pytest.approx(sum(forward_flops(data, config.model).values()), rel=0.01)
+        plain.train()(
+            {m: x.float() for m, x in batch.features.items()},
+            {m: ~v for m, v in batch.masks.items()},
+        )
+    assert counter.get_total_flops() == pytest.approx(
+        sum(forward_flops(data, config.model).values()), rel=0.01
+    )
 
 
 def test_the_scaling_model():
@@ -52,18 +57,59 @@ def test_a_section_is_replaced(tmp_path):
 
 @pytest.mark.slow
 def test_training_benchmark_runs(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--sizes", "tiny", "--utterances", "32",
-               "--workers", "1", "--repeats", "1", "--write", str(tmp_path / "page.md")]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "training.py"),
+        "--sizes",
+        "tiny",
+        "--utterances",
+        "32",
+        "--workers",
+        "1",
+        "--repeats",
+        "1",
+        "--write",
+        str(tmp_path / "page.md"),
+    ]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert "| data alone |" in (tmp_path / "page.md").read_text()
 
 
 @pytest.mark.slow
 def test_gpu_benchmark_runs_on_a_cpu_too(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_training.py"), "--device", "cpu", "--size", "tiny",
-               "--utterances", "60", "--epochs", "2", "--seeds", "2", "--reference-utterances", "24", "--workers", "1",
-               "--out", str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu_training.py"),
+        "--device",
+        "cpu",
+        "--size",
+        "tiny",
+        "--utterances",
+        "60",
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--reference-utterances",
+        "24",
+        "--workers",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     stages = json.loads((tmp_path / "gpu_training.json").read_text())["stages"]
     assert len(stages) == 6
     assert not [s for s in stages.values() if "error" in s]

@@ -19,11 +19,18 @@ def test_crops_of_real_clips_and_reasons(tmp_path):
     make_clip(clip, {"text": "sadness", "audio": "anger", "vision": "happiness"}, key="k")
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
     rows = toy_rows(5)
-    for row, video, found in zip(rows, (clip, tmp_path / "gone.mp4", tmp_path / "broken.mp4", clip, ""),
-                                 ([True] * 64, [True] * 64, [True] * 64, [False] * 64, None), strict=True):
+    for row, video, found in zip(
+        rows,
+        (clip, tmp_path / "gone.mp4", tmp_path / "broken.mp4", clip, ""),
+        ([True] * 64, [True] * 64, [True] * 64, [False] * 64, None),
+        strict=True,
+    ):
         row |= {"video": str(video), "face_found": found}
     store = tmp_path / "store"
-    write_spec(store, dataclasses.replace(SPEC, sampling={"segments": 8, "frames_per_segment": 8, "seed": 0}))
+    write_spec(
+        store,
+        dataclasses.replace(SPEC, sampling={"segments": 8, "frames_per_segment": 8, "seed": 0}),
+    )
     write_part(store, rows_to_table(rows, store_schema(DIMS), DIMS))
     face, gone, broken, no_face = sample_crops(store, 9)
     assert face.image.shape == (224, 224, 3)

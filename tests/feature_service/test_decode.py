@@ -30,24 +30,37 @@ def shown(clip) -> np.ndarray:
     return np.round(clip.frames[:, -6, -6].mean(-1) / 4).astype(int)
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("a.mp4", {}), ("a.mkv", {}), ("a.mov", {"layout": "stereo", "rate": 44_100}),
-    ("a.avi", {"video": "mpeg4", "audio": "mp3"}), ("b_frames.avi", {"audio": "mp3"}),
-    ("a.ts", {}), ("a.flv", {"rate": 44_100}), ("a.mpg", {"video": "mpeg2video", "audio": "mp2", "fps": 25}),
-    ("a.webm", {"video": "libvpx-vp9", "audio": "libopus", "rate": 48_000}), ("5.1.mp4", {"layout": "5.1"}),
-    ("8k.mkv", {"audio": "pcm_s16le", "rate": 8000}), ("odd_size.mp4", {"size": (66, 50)}),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {}),
+        ("a.mkv", {}),
+        ("a.mov", {"layout": "stereo", "rate": 44_100}),
+        ("a.avi", {"video": "mpeg4", "audio": "mp3"}),
+        ("b_frames.avi", {"audio": "mp3"}),
+        ("a.ts", {}),
+        ("a.flv", {"rate": 44_100}),
+        ("a.mpg", {"video": "mpeg2video", "audio": "mp2", "fps": 25}),
+        ("a.webm", {"video": "libvpx-vp9", "audio": "libopus", "rate": 48_000}),
+        ("5.1.mp4", {"layout": "5.1"}),
+        ("8k.mkv", {"audio": "pcm_s16le", "rate": 8000}),
+        ("odd_size.mp4", {"size": (66, 50)}),
+    ],
+)
 def test_containers_codecs_rates_and_layouts(tmp_path, name, options):
     options = {"frames": 60, "fps": 30, **options}
     clip = decode_clip(write_clip(tmp_path / name, **options), key="k")
     width, height = options.get("size", (64, 48))
     assert clip.frames.shape == (64, height, width, 3)
-    assert (np.abs(shown(clip) - clip.frame_indices) <= 1).all()  # a grey level of 4 per frame, lossy codecs
+    # a grey level of 4 per frame, lossy codecs
+    assert (np.abs(shown(clip) - clip.frame_indices) <= 1).all()
     assert len(set(shown(clip).tolist())) > 25  # of 60
     assert clip.waveform.dtype == np.float32
     assert abs(len(clip.waveform) / 16_000 - 2.0) < 0.1
     assert abs(dominant_hz(clip.waveform[2000:]) - 220) < 3
-    assert 0.15 < np.abs(clip.waveform[4000:20_000]).max() < 0.45, "channels that agree mix to themselves"
+    assert 0.15 < np.abs(clip.waveform[4000:20_000]).max() < 0.45, (
+        "channels that agree mix to themselves"
+    )
     assert (clip.video_streams, clip.audio_streams) == (1, 1)
     assert clip.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
@@ -61,7 +74,9 @@ def test_long_gaps_between_samples_are_skipped_to_the_right_frames(tmp_path):
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.flac", "a.ogg", "a.m4a"])
 def test_audio_only(tmp_path, name):
     codec = {"wav": "pcm_s16le", "ogg": "libopus", "m4a": "aac"}.get(name[2:], name[2:])
-    clip = decode_clip(write_clip(tmp_path / name, frames=0, audio=codec, rate=48_000, seconds=1.5), key="k")
+    clip = decode_clip(
+        write_clip(tmp_path / name, frames=0, audio=codec, rate=48_000, seconds=1.5), key="k"
+    )
     assert clip.frames is None
     assert abs(clip.duration_s - 1.5) < 0.1
     assert clip.video_streams == 0
@@ -103,32 +118,46 @@ def test_rotated_video_stands_upright(tmp_path, rotation, white):
 @pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
 @pytest.mark.parametrize("swaps", [False, True])
 def test_all_eight_orientations(tmp_path, suffix, scale, signs, swaps):
-    """The matrix shows the pixel (x, y) at (ax + cy, bx + dy); the stored top left corner is the white one."""
+    """The matrix shows the pixel (x, y) at (ax + cy, bx + dy); the stored top left corner is the
+    white one."""
     p, q = (scale * s for s in signs)
     a, b, c, d = (0, p, q, 0) if swaps else (p, 0, 0, q)
     clip = decode_clip(set_matrix(write_clip(tmp_path / f"r.{suffix}"), (a, b, c, d)), key="k")
     assert clip.frames.shape[1:3] == ((64, 48) if swaps else (48, 64))
     x, y = -a - c, -b - d  # where the corner (-1, -1) is shown, about the middle
     corners = {(i, j): clip.frames[0, i, j].mean() for i in (5, -6) for j in (5, -6)}
-    assert [at for at, level in corners.items() if level > 200] == [(5 if y < 0 else -6, 5 if x < 0 else -6)]
+    assert [at for at, level in corners.items() if level > 200] == [
+        (5 if y < 0 else -6, 5 if x < 0 else -6)
+    ]
 
 
-@pytest.mark.parametrize(("matrix", "shape"), [
-    ((2, 0, 0, 1), (48, 128)), ((-1, 0, 0, 2), (96, 64)), ((0, 2, 1, 0), (128, 48)), ((0, -1, 2, 0), (64, 96)),
-    ((1, 0.2, -0.2, 1), (48, 64)), ((0, 0, 0, 0), (48, 64)),
-])
+@pytest.mark.parametrize(
+    ("matrix", "shape"),
+    [
+        ((2, 0, 0, 1), (48, 128)),
+        ((-1, 0, 0, 2), (96, 64)),
+        ((0, 2, 1, 0), (128, 48)),
+        ((0, -1, 2, 0), (64, 96)),
+        ((1, 0.2, -0.2, 1), (48, 64)),
+        ((0, 0, 0, 0), (48, 64)),
+    ],
+)
 def test_a_matrix_may_stretch_lean_or_be_empty(tmp_path, matrix, shape):
     clip = decode_clip(set_matrix(write_clip(tmp_path / "r.mp4"), matrix), key="k")
     assert clip.frames.shape[1:3] == shape
 
 
 def test_a_mirrored_face_is_cropped_upright(tmp_path):
-    """What a front camera stores, and the matrix that puts it right: the crops of the same clip stored upright."""
+    """What a front camera stores, and the matrix that puts it right: the crops of the same clip
+    stored upright."""
     face = photographs.astronaut()[0:240, 103:343]
     crops = {}
-    for name, stored, matrix in (("plain", face, (1, 0, 0, 1)), ("mirrored", face[:, ::-1], (-1, 0, 0, 1)),
-                                 ("flipped", face[::-1], (1, 0, 0, -1)),
-                                 ("transposed", face.swapaxes(0, 1), (0, 1, 1, 0))):
+    for name, stored, matrix in (
+        ("plain", face, (1, 0, 0, 1)),
+        ("mirrored", face[:, ::-1], (-1, 0, 0, 1)),
+        ("flipped", face[::-1], (1, 0, 0, -1)),
+        ("transposed", face.swapaxes(0, 1), (0, 1, 1, 0)),
+    ):
         path = tmp_path / f"{name}.mp4"
         with av.open(str(path), "w") as out:
             stream = out.add_stream("libx264", rate=10, options={"crf": "10", "threads": "1"})
@@ -148,7 +177,12 @@ def test_a_mirrored_face_is_cropped_upright(tmp_path):
 
 def test_large_frames_are_reduced(tmp_path):
     path = write_clip(tmp_path / "a.mp4", size=(320, 240), frames=4)
-    assert decode_clip(path, key="k", options=DecodeOptions(max_frame_side=160)).frames.shape == (64, 120, 160, 3)
+    assert decode_clip(path, key="k", options=DecodeOptions(max_frame_side=160)).frames.shape == (
+        64,
+        120,
+        160,
+        3,
+    )
 
 
 @pytest.mark.parametrize("name", ["data::take1", "file::x", "::"])
@@ -199,7 +233,11 @@ def test_truncated_files_that_still_open(tmp_path):
 
 
 def test_damage_midway_is_told_or_survived(tmp_path):
-    whole = bytearray(write_clip(tmp_path / "a.avi", frames=60, fps=30, video="mpeg4", audio="pcm_s16le").read_bytes())
+    whole = bytearray(
+        write_clip(
+            tmp_path / "a.avi", frames=60, fps=30, video="mpeg4", audio="pcm_s16le"
+        ).read_bytes()
+    )
     rng = np.random.default_rng(0)
     for trial in range(6):
         damaged = whole.copy()
@@ -220,10 +258,18 @@ def test_permission_denied(tmp_path):
     if os.geteuid() != 0:
         assert "Permission denied" in reason(path)
         return
-    code = ("import os, sys; from feature_service.operators.decode import decode_clip\n"
-            "os.setuid(65534)\n"  # root may read anything: give that up first
-            "try: decode_clip(sys.argv[1], key='k')\nexcept Exception as e: print(type(e).__name__, e)")
+    code = (
+        "import os, sys; from feature_service.operators.decode import decode_clip\n"
+        "os.setuid(65534)\n"  # root may read anything: give that up first
+        "try: decode_clip(sys.argv[1], key='k')\nexcept Exception as e: print(type(e).__name__, e)"
+    )
     for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own, closed to others
         folder.chmod(0o755)
-    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == "ClipError cannot be read: Permission denied\n"

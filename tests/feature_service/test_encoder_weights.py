@@ -1,4 +1,5 @@
-"""Encoders whose weights are not what they seem: incomplete folders, other bytes on a worker, a moving branch."""
+"""Encoders whose weights are not what they seem: incomplete folders, other bytes on a worker, a
+moving branch."""
 
 from __future__ import annotations
 
@@ -26,11 +27,14 @@ def tiny(tmp_path_factory) -> dict[Modality, Path]:
 
 
 def changed(source: Path, folder: Path, change) -> Path:
-    """A copy of the encoder with `change(name, tensor)` -> (name, tensor), or None to leave it out, done to each."""
+    """A copy of the encoder with `change(name, tensor)` -> (name, tensor), or None to leave it out,
+    done to each."""
     shutil.copytree(source, folder)
     path = folder / "model.safetensors"
     pairs = [change(name, tensor) for name, tensor in load_file(path).items()]
-    save_file({name: x.contiguous() for name, x in filter(None, pairs)}, path, metadata={"format": "pt"})
+    save_file(
+        {name: x.contiguous() for name, x in filter(None, pairs)}, path, metadata={"format": "pt"}
+    )
     return folder
 
 
@@ -73,12 +77,22 @@ def test_a_folder_without_any_of_the_encoders_tensors_is_refused(tiny, tmp_path)
         TextEncoder(str(folder))
 
 
-@pytest.mark.parametrize(("modality", "part"), [
-    (Modality.TEXT, "pooler"), (Modality.AUDIO, "masked_spec_embed"), (Modality.VISION, "num_batches_tracked"),
-])
-def test_what_the_features_do_not_depend_on_may_be_absent_and_the_hash_stays(tiny, tmp_path, modality, part):
+@pytest.mark.parametrize(
+    ("modality", "part"),
+    [
+        (Modality.TEXT, "pooler"),
+        (Modality.AUDIO, "masked_spec_embed"),
+        (Modality.VISION, "num_batches_tracked"),
+    ],
+)
+def test_what_the_features_do_not_depend_on_may_be_absent_and_the_hash_stays(
+    tiny, tmp_path, modality, part
+):
     folder = changed(tiny[modality], tmp_path / "headless", without(part))
-    assert load_file(folder / "model.safetensors").keys() < load_file(tiny[modality] / "model.safetensors").keys()
+    assert (
+        load_file(folder / "model.safetensors").keys()
+        < load_file(tiny[modality] / "model.safetensors").keys()
+    )
     torch.manual_seed(1)
     first = KINDS[modality](str(folder)).spec.weights_sha256
     torch.manual_seed(2)
@@ -87,8 +101,11 @@ def test_what_the_features_do_not_depend_on_may_be_absent_and_the_hash_stays(tin
 
 def test_checkpoints_of_a_whole_task_model_with_old_names_load(tiny, tmp_path):
     """As published: a prefix, heads, and the names of years ago; the weights are the same."""
+
     def bert(name: str, x: torch.Tensor):
-        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        )
         return f"bert.{name}", x
 
     def wav2vec2(name: str, x: torch.Tensor):
@@ -99,7 +116,11 @@ def test_checkpoints_of_a_whole_task_model_with_old_names_load(tiny, tmp_path):
     for modality, change in ((Modality.TEXT, bert), (Modality.AUDIO, wav2vec2)):
         folder = changed(tiny[modality], tmp_path / modality, change)
         path = folder / "model.safetensors"
-        save_file({**load_file(path), "cls.predictions.bias": torch.zeros(3)}, path, metadata={"format": "pt"})
+        save_file(
+            {**load_file(path), "cls.predictions.bias": torch.zeros(3)},
+            path,
+            metadata={"format": "pt"},
+        )
         mine, plain = KINDS[modality](str(folder)).spec, KINDS[modality](str(tiny[modality])).spec
         assert mine.weights_sha256 == plain.weights_sha256
 

@@ -1,7 +1,7 @@
 """The extraction job on a cluster of several nodes, with everything that goes wrong in one corpus.
 
-An undisturbed run is compared, to the byte, with one that loses an actor and a node, and with one whose disk fills and
-whose driver is killed.
+An undisturbed run is compared, to the byte, with one that loses an actor and a node, and with one
+whose disk fills and whose driver is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from lfmim.schema import ID, InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-# Read by Python at the start of a decoder (only there): two clips get a decoder that really crashes, really hangs.
+# Read by Python at the start of a decoder (only there): two clips get a decoder that really
+# crashes, really hangs.
 INJECTION = """
 import sys
 if "feature_service.isolation" in sys.orig_argv:
@@ -47,7 +48,8 @@ TIMEOUT = 5
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """40 usable clips, 6 rows of text alone (last in the manifest), and 6 rows that must be quarantined."""
+    """40 usable clips, 6 rows of text alone (last in the manifest), and 6 rows that must be
+    quarantined."""
     folder = tmp_path_factory.mktemp("faults")
     (folder / "injected").mkdir()
     (folder / "injected" / "sitecustomize.py").write_text(INJECTION)
@@ -55,17 +57,37 @@ def corpus(tmp_path_factory) -> Path:
     for name in ("hang", "segfault"):
         rows.append((name, write_clip(folder / f"{name}.mp4", frames=4, seconds=0.2)))
     for i in range(37):
-        rows.append((f"clip{i:02d}", write_clip(folder / f"{i}.mp4", frames=8 + i % 5, seconds=0.3 + 0.02 * i)))
+        rows.append(
+            (
+                f"clip{i:02d}",
+                write_clip(folder / f"{i}.mp4", frames=8 + i % 5, seconds=0.3 + 0.02 * i),
+            )
+        )
     for i in range(3):  # with a face
-        make_clip(folder / f"face{i}.mp4", {"text": "anger", "audio": "anger", "vision": "anger"}, key=str(i))
+        make_clip(
+            folder / f"face{i}.mp4",
+            {"text": "anger", "audio": "anger", "vision": "anger"},
+            key=str(i),
+        )
         rows.append((f"face{i}", folder / f"face{i}.mp4"))
     good = rows[2][1].read_bytes()
-    for name, content in (("empty", b""), ("text", b"not a video " * 99), ("truncated", good[: len(good) // 2])):
+    for name, content in (
+        ("empty", b""),
+        ("text", b"not a video " * 99),
+        ("truncated", good[: len(good) // 2]),
+    ):
         (folder / f"{name}.mp4").write_bytes(content)
         rows.append((name, folder / f"{name}.mp4"))
-    table = pd.DataFrame({"id": [r[0] for r in rows], "video": [r[1].name for r in rows], "text": "你好"})
-    alone = pd.DataFrame({"id": [f"text{i}" for i in range(6)] + ["nothing"], "video": "",
-                          "text": [f"只有文字{i}" for i in range(6)] + [""]})
+    table = pd.DataFrame(
+        {"id": [r[0] for r in rows], "video": [r[1].name for r in rows], "text": "你好"}
+    )
+    alone = pd.DataFrame(
+        {
+            "id": [f"text{i}" for i in range(6)] + ["nothing"],
+            "video": "",
+            "text": [f"只有文字{i}" for i in range(6)] + [""],
+        }
+    )
     table = pd.concat([table, alone])
     table.to_csv(folder / "m.csv", index=False)
     table.sample(frac=1, random_state=1).to_csv(folder / "shuffled.csv", index=False)
@@ -73,8 +95,12 @@ def corpus(tmp_path_factory) -> Path:
 
 
 QUARANTINED = {
-    "hang": f"timed out after {TIMEOUT} s", "segfault": "the decoder crashed (SIGSEGV)", "empty": "the file is empty",
-    "text": "no audio or video file", "truncated": "no audio or video file", "nothing": "neither a video nor a text",
+    "hang": f"timed out after {TIMEOUT} s",
+    "segfault": "the decoder crashed (SIGSEGV)",
+    "empty": "the file is empty",
+    "text": "no audio or video file",
+    "truncated": "no audio or video file",
+    "nothing": "neither a video nor a text",
 }
 ROWS, GOOD = 52, 46
 
@@ -102,10 +128,27 @@ def nodes(corpus):
 
 
 def start(nodes, corpus: Path, store: Path, *args: str, manifest: str = "m.csv"):
-    env = {**os.environ, "RAY_ADDRESS": nodes.cluster.address, "PYTHONPATH": str(corpus / "injected")}
-    command = [sys.executable, "jobs/extract_features.py", "--manifest", str(corpus / manifest), "--store", str(store),
-               "--decode_timeout_s", str(TIMEOUT), "--rows_per_part", "2", *args]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = {
+        **os.environ,
+        "RAY_ADDRESS": nodes.cluster.address,
+        "PYTHONPATH": str(corpus / "injected"),
+    }
+    command = [
+        sys.executable,
+        "jobs/extract_features.py",
+        "--manifest",
+        str(corpus / manifest),
+        "--store",
+        str(store),
+        "--decode_timeout_s",
+        str(TIMEOUT),
+        "--rows_per_part",
+        "2",
+        *args,
+    ]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process) -> tuple[int, str]:
@@ -129,7 +172,8 @@ def undisturbed(nodes, corpus):
 
 
 def assert_same(store: Path, other: Path) -> None:
-    """Every row once, the same bytes in every column; the same rows quarantined for the same reasons."""
+    """Every row once, the same bytes in every column; the same rows quarantined for the same
+    reasons."""
     mine, theirs = read_table(store), read_table(other)
     assert mine[ID].to_pylist() == theirs[ID].to_pylist()
     for name in theirs.column_names:
@@ -149,7 +193,11 @@ def test_poison_clips_cost_themselves_and_the_exit_code_says_how_many(undisturbe
         assert message in bad[name]
     assert set(quarantined(store)["stage"].to_pylist()) == {"decode"}
     table = read_table(store, ["vision_features"])
-    faces = [i for i, x in zip(table[ID].to_pylist(), table["vision_features"].to_pylist(), strict=True) if x]
+    faces = [
+        i
+        for i, x in zip(table[ID].to_pylist(), table["vision_features"].to_pylist(), strict=True)
+        if x
+    ]
     assert faces == ["face0", "face1", "face2"]
 
 
@@ -158,7 +206,9 @@ def test_text_alone_does_not_wait_for_video(undisturbed):
     store = undisturbed[0]
     times = {}
     for part in [*store.glob("part-*"), *(store / "errors").glob("part-*")]:
-        times |= dict.fromkeys(pq.read_table(part, columns=[ID])[ID].to_pylist(), part.stat().st_mtime_ns)
+        times |= dict.fromkeys(
+            pq.read_table(part, columns=[ID])[ID].to_pylist(), part.stat().st_mtime_ns
+        )
     text = [t for name, t in times.items() if name.startswith("text") and name != "text"]
     assert len(text) == 6
     assert max(text) < times["hang"]
@@ -190,7 +240,9 @@ def test_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):
     first.communicate()
     done = len(stored_ids(store)) + quarantined(store).num_rows
     assert 0 < done < ROWS
-    code, output = finish(start(nodes, corpus, store, "--max_error_fraction", "0.2", "--decode_workers", "1"))
+    code, output = finish(
+        start(nodes, corpus, store, "--max_error_fraction", "0.2", "--decode_workers", "1")
+    )
     assert code == 0, output
     assert f"{done} done before" in output
     assert_same(store, undisturbed[0])
@@ -215,8 +267,16 @@ def test_an_actor_and_a_node_lost_midway(nodes, corpus, undisturbed):
 
 
 def test_no_decoder_outlives_its_job(nodes, undisturbed):
-    raylets = {psutil.Process(n.all_processes["raylet"][0].process.pid) for n in nodes.cluster.list_all_nodes()}
+    raylets = {
+        psutil.Process(n.all_processes["raylet"][0].process.pid)
+        for n in nodes.cluster.list_all_nodes()
+    }
     deadline = time.monotonic() + 20
-    while left := [p for r in raylets for p in r.children(recursive=True) if "isolation" in " ".join(p.cmdline())]:
+    while left := [
+        p
+        for r in raylets
+        for p in r.children(recursive=True)
+        if "isolation" in " ".join(p.cmdline())
+    ]:
         assert time.monotonic() < deadline, left
         time.sleep(0.5)

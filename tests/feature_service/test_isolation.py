@@ -74,7 +74,8 @@ def test_hang_then_crash_cost_one_clip_each(decoder, good, tmp_path):
 
 
 def test_a_clip_that_takes_too_much_memory(good, tmp_path):
-    big = write_clip(tmp_path / "big.mp4", frames=60, fps=30, size=(1280, 720), seconds=0)  # 64 frames: 177 MB
+    # 64 frames: 177 MB
+    big = write_clip(tmp_path / "big.mp4", frames=60, fps=30, size=(1280, 720), seconds=0)
     decoder = IsolatedDecoder(DecodeOptions(), timeout_s=60)
     limit = psutil.Process(decoder.pid).memory_full_info().data + (100 << 20)
     psutil.Process(decoder.pid).rlimit(psutil.RLIMIT_DATA, (limit, limit))
@@ -99,8 +100,12 @@ def bucket(good):
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "test"),
-                            ("SECRET_ACCESS_KEY", "test"), ("DEFAULT_REGION", "us-east-1")):
+        for name, value in (
+            ("ENDPOINT_URL", f"http://{host}:{port}"),
+            ("ACCESS_KEY_ID", "test"),
+            ("SECRET_ACCESS_KEY", "test"),
+            ("DEFAULT_REGION", "us-east-1"),
+        ):
             patch.setenv(f"AWS_{name}", value)
         fs = fsspec.filesystem("s3", skip_instance_cache=True)
         fs.mkdir("corpus")
@@ -112,12 +117,19 @@ def bucket(good):
 def test_manifest_media_and_shards_on_object_storage(bucket, good, tmp_path):
     content = Path(good).read_bytes()
     with tarfile.open(tmp_path / "s-000.tar", "w") as tar:
-        for name, data in (("a.mp4", content), ("a.txt", "你好".encode()), ("b.mp4", content[:500])):
+        for name, data in (
+            ("a.mp4", content),
+            ("a.txt", "你好".encode()),
+            ("b.mp4", content[:500]),
+        ):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     bucket.put(str(tmp_path / "s-000.tar"), "corpus/shards/s-000.tar")
-    bucket.pipe("corpus/m.csv", b"id,video\nx,clips/good.mp4\ny,clips/gone.mp4\nz,s3://corpus/clips/good.mp4\n")
+    bucket.pipe(
+        "corpus/m.csv",
+        b"id,video\nx,clips/good.mp4\ny,clips/gone.mp4\nz,s3://corpus/clips/good.mp4\n",
+    )
     frame = read_manifest("s3://corpus/m.csv")
     assert frame["video"].tolist()[0] == "s3://corpus/clips/good.mp4"
     shards = read_manifest("s3://corpus/shards/s-*.tar")
@@ -140,7 +152,9 @@ def test_a_shard_that_ends_early(good, tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         tar.add(good, "a.mp4")
     video = read_manifest(str(tmp_path / "s.tar"))["video"][0]
-    np.testing.assert_array_equal(decode_clip(video, key="k").frames, decode_clip(good, key="k").frames)
+    np.testing.assert_array_equal(
+        decode_clip(video, key="k").frames, decode_clip(good, key="k").frames
+    )
     whole = (tmp_path / "s.tar").read_bytes()
     (tmp_path / "s.tar").write_bytes(whole[:1500])
     with pytest.raises(ClipError, match="bytes early"):

@@ -19,16 +19,31 @@ pytestmark = [pytest.mark.ray]
 def stored(media, ray_cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
     (folder / "broken.mp4").write_bytes(b"\0" * 1000)
-    clips = [*sorted(p for p in media.iterdir() if p.suffix in (".mp4", ".mov", ".wav")), folder / "broken.mp4"]
-    pd.DataFrame({"id": [p.name for p in clips], "video": [str(p) for p in clips], "text": "今天天气真好。",
-                  "note": "kept"}).to_csv(folder / "m.csv", index=False)
-    config = ExtractConfig(manifest=str(folder / "m.csv"), store=str(folder / "store"), face_workers=2)
+    clips = [
+        *sorted(p for p in media.iterdir() if p.suffix in (".mp4", ".mov", ".wav")),
+        folder / "broken.mp4",
+    ]
+    pd.DataFrame(
+        {
+            "id": [p.name for p in clips],
+            "video": [str(p) for p in clips],
+            "text": "今天天气真好。",
+            "note": "kept",
+        }
+    ).to_csv(folder / "m.csv", index=False)
+    config = ExtractConfig(
+        manifest=str(folder / "m.csv"), store=str(folder / "store"), face_workers=2
+    )
     return config, extract_features(config), folder / "store", clips
 
 
 def test_every_row_is_stored_or_quarantined_and_a_rerun_does_nothing(stored):
     config, summary, store, clips = stored
-    assert (summary.rows_in, summary.stored, sum(summary.quarantined.values())) == (len(clips), len(clips) - 1, 1)
+    assert (summary.rows_in, summary.stored, sum(summary.quarantined.values())) == (
+        len(clips),
+        len(clips) - 1,
+        1,
+    )
     assert quarantined(store)["id"].to_pylist() == ["broken.mp4"]
     again = extract_features(config)
     assert (again.already_done, again.stored) == (len(clips), 0)
@@ -51,7 +66,9 @@ def test_shapes_and_values(stored):
 
 def test_faces(stored):
     table = read_table(stored[2], ["face_found"])
-    found = dict(zip(table["id"].to_pylist(), map(np.array, table["face_found"].to_pylist()), strict=True))
+    found = dict(
+        zip(table["id"].to_pylist(), map(np.array, table["face_found"].to_pylist()), strict=True)
+    )
     assert found["talking_head.mp4"].all()
     assert found["single_face.mp4"].all()
     assert not found["no_face.mp4"].any()
@@ -61,7 +78,10 @@ def test_faces(stored):
 def test_audio_has_its_true_length_to_20_ms(stored):
     _, _, store, clips = stored
     table = read_table(store)
-    lengths = {n: len(x) for n, x in zip(table["id"].to_pylist(), sequences(table, Modality.AUDIO), strict=True)}
+    lengths = {
+        n: len(x)
+        for n, x in zip(table["id"].to_pylist(), sequences(table, Modality.AUDIO), strict=True)
+    }
     for path in clips[:-1]:
         with av.open(str(path)) as container:
             samples = sum(f.samples for f in container.decode(audio=0))

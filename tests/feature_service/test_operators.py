@@ -74,7 +74,9 @@ def test_truncated_clip(tmp_path):
         decode_clip(tmp_path / "t.mp4", key="k")
 
 
-@pytest.mark.parametrize("size", [(640, 24), (16, 16), (24, 640), (4096, 16), (2, 2), (320, 19), (20, 20), (21, 400)])
+@pytest.mark.parametrize(
+    "size", [(640, 24), (16, 16), (24, 640), (4096, 16), (2, 2), (320, 19), (20, 20), (21, 400)]
+)
 def test_frames_too_narrow_for_a_face_have_none(size):
     frames = np.random.default_rng(0).integers(0, 255, (3, size[1], size[0], 3), dtype=np.uint8)
     found = FaceCropper()(frames)
@@ -107,11 +109,15 @@ def test_vision_features_do_not_depend_on_the_batch(tiny):
     crops[1][2] = crops[1][1]
     together = VisionEncoder(str(tiny["vision"]), batch_size=3)(crops)
     for x, crop in zip(together, crops, strict=True):
-        np.testing.assert_allclose(x, VisionEncoder(str(tiny["vision"]))([crop])[0], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            x, VisionEncoder(str(tiny["vision"]))([crop])[0], rtol=2e-3, atol=2e-3
+        )
     np.testing.assert_array_equal(together[1][1], together[1][2])
 
 
-@pytest.mark.parametrize(("prefix", "nest", "classes"), [("", None, 1000), ("module.", "state_dict", 7)])
+@pytest.mark.parametrize(
+    ("prefix", "nest", "classes"), [("", None, 1000), ("module.", "state_dict", 7)]
+)
 def test_torchvision_resnet18_checkpoints_give_the_same_features(tmp_path, prefix, nest, classes):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=classes).eval()
@@ -147,15 +153,23 @@ def test_text_features_are_the_same_bytes_in_any_company_and_order(tiny, batch_s
 
 def test_vision_features_are_the_same_bytes_in_any_company_and_order(tiny):
     encode = VisionEncoder(str(tiny["vision"]))
-    crops = [np.random.default_rng(n).integers(0, 255, (n, 64, 64, 3), dtype=np.uint8) for n in (1, 3, 7, 9)]
+    crops = [
+        np.random.default_rng(n).integers(0, 255, (n, 64, 64, 3), dtype=np.uint8)
+        for n in (1, 3, 7, 9)
+    ]
     alone = [encode([c])[0] for c in crops]
     for x, y in zip(alone[::-1], encode(crops[::-1]), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize(("wrap", "nest"), [
-    ("backbone", "model"), ("sequential", "net"), ("backbone", "model_state_dict"),
-])
+@pytest.mark.parametrize(
+    ("wrap", "nest"),
+    [
+        ("backbone", "model"),
+        ("sequential", "net"),
+        ("backbone", "model_state_dict"),
+    ],
+)
 def test_rafdb_layouts(tmp_path, wrap, nest):
     theirs = torchvision.models.resnet18(num_classes=7)
     state = {f"module.backbone.{k}": v for k, v in theirs.state_dict().items()}
@@ -164,12 +178,17 @@ def test_rafdb_layouts(tmp_path, wrap, nest):
         state = {f"module.features.{k}": v for k, v in body.state_dict().items()}
     torch.save({nest: state, "epoch": 3}, tmp_path / "r.pth")
     ours = load_resnet(str(tmp_path / "r.pth"), None).state_dict()
-    torch.testing.assert_close(ours["encoder.stages.3.layers.1.layer.1.convolution.weight"],
-                               theirs.layer4[1].conv2.weight.detach())
+    torch.testing.assert_close(
+        ours["encoder.stages.3.layers.1.layer.1.convolution.weight"],
+        theirs.layer4[1].conv2.weight.detach(),
+    )
 
 
 def test_other_architectures_are_named(tmp_path, tiny):
-    for build, name in ((torchvision.models.resnet50, "ResNet-50"), (torchvision.models.vgg11, "VGG")):
+    for build, name in (
+        (torchvision.models.resnet50, "ResNet-50"),
+        (torchvision.models.vgg11, "VGG"),
+    ):
         with torch.device("meta"):
             state = {k: v.shape for k, v in build().state_dict().items()}
         torch.save({k: torch.zeros(()).expand(s) for k, s in state.items()}, tmp_path / "x.pth")

@@ -1,4 +1,5 @@
-"""Batch prediction: every row comes out once, with its probabilities or its reason, also after interruptions."""
+"""Batch prediction: every row comes out once, with its probabilities or its reason, also after
+interruptions."""
 
 from __future__ import annotations
 
@@ -17,14 +18,27 @@ from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.models import build_model
 from lfmim.predictor import Predictor
-from lfmim.schema import FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    HEADS,
+    SENTIMENT_COLUMNS,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 from lfmim.training.checkpoint import CheckpointMeta
 
 
 def predictor(name: str = "lfmim", spec: FeatureSpec = SPEC, **sizes) -> Predictor:
-    config = ExperimentConfig(store="s", model=ModelConfig(name=name, width=16, heads=2, layers=1, **sizes))
-    return Predictor(build_model(config.model, spec.dims), CheckpointMeta(
-        config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf))
+    config = ExperimentConfig(
+        store="s", model=ModelConfig(name=name, width=16, heads=2, layers=1, **sizes)
+    )
+    return Predictor(
+        build_model(config.model, spec.dims),
+        CheckpointMeta(
+            config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf
+        ),
+    )
 
 
 def table(rows: list[dict]) -> pa.Table:
@@ -33,7 +47,9 @@ def table(rows: list[dict]) -> pa.Table:
 
 def test_a_row_the_model_cannot_take_does_not_spoil_its_neighbours():
     rows = toy_rows(5)
-    rows[1][FEATURE_COLUMNS[Modality.AUDIO]] = np.full((3, DIMS[Modality.AUDIO]), np.nan, np.float16)
+    rows[1][FEATURE_COLUMNS[Modality.AUDIO]] = np.full(
+        (3, DIMS[Modality.AUDIO]), np.nan, np.float16
+    )
     rows[3][FEATURE_COLUMNS[Modality.TEXT]] = np.empty((0, DIMS[Modality.TEXT]), np.float16)
     p = predictor()
     out = predict_table(p, table(rows)).to_pylist()
@@ -42,7 +58,9 @@ def test_a_row_the_model_cannot_take_does_not_spoil_its_neighbours():
     assert "text_features: shape (0," in out[3]["error"]
     alone = predict_table(p, table([rows[2]])).to_pylist()[0]
     assert out[2]["label_multimodal"] == alone["label_multimodal"]
-    np.testing.assert_allclose(out[2]["probabilities_audio"], alone["probabilities_audio"], rtol=1e-5)
+    np.testing.assert_allclose(
+        out[2]["probabilities_audio"], alone["probabilities_audio"], rtol=1e-5
+    )
     for i in (0, 2, 4):
         assert out[i]["error"] == ""
         assert sum(out[i]["probabilities_multimodal"]) == pytest.approx(1, abs=1e-5)
@@ -51,7 +69,9 @@ def test_a_row_the_model_cannot_take_does_not_spoil_its_neighbours():
 def test_models_that_need_every_modality_say_which_is_absent():
     rows = toy_rows(2)
     rows[0][FEATURE_COLUMNS[Modality.VISION]] = None
-    needy, tolerant = (predict_table(predictor(name), table(rows)).to_pylist() for name in ("tfn", "lfmim"))
+    needy, tolerant = (
+        predict_table(predictor(name), table(rows)).to_pylist() for name in ("tfn", "lfmim")
+    )
     assert needy[0]["error"].startswith("vision_features: absent")
     assert (needy[0]["stage"], needy[0]["label_multimodal"]) == ("predict", None)
     assert needy[1]["error"] == tolerant[0]["error"] == ""
@@ -66,8 +86,12 @@ def test_sentiment_models_give_scores():
 
 
 def test_a_store_without_a_modality():
-    spec = dataclasses.replace(SPEC, encoders={m: e for m, e in SPEC.encoders.items() if m != "audio"})
-    rows = predict_table(predictor(spec=spec), table(toy_rows(3)).drop_columns(["audio_features"])).to_pylist()
+    spec = dataclasses.replace(
+        SPEC, encoders={m: e for m, e in SPEC.encoders.items() if m != "audio"}
+    )
+    rows = predict_table(
+        predictor(spec=spec), table(toy_rows(3)).drop_columns(["audio_features"])
+    ).to_pylist()
     for row in rows:
         assert row["error"] == ""
         assert row["label_audio"] is None
@@ -91,8 +115,13 @@ def test_a_store_is_predicted_once_and_an_interrupted_run_continues(ray_cluster,
     rows[7][FEATURE_COLUMNS[Modality.TEXT]] = np.empty((0, DIMS[Modality.TEXT]), np.float16)
     for start in range(0, 150, 30):
         write_part(store, table(rows[start : start + 30]))
-    write_part(store / "errors", pa.Table.from_pylist(
-        [{"id": "lost", "video": "v.mp4", "stage": "decode", "error": "truncated"}], schema=ERROR_SCHEMA))
+    write_part(
+        store / "errors",
+        pa.Table.from_pylist(
+            [{"id": "lost", "video": "v.mp4", "stage": "decode", "error": "truncated"}],
+            schema=ERROR_SCHEMA,
+        ),
+    )
     p, seen = predictor(), 0
 
     def interrupt(figures, step):

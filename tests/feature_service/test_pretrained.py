@@ -1,4 +1,5 @@
-"""Encoders as users have them: full-size local checkpoints through the whole job, and pinned hub models offline."""
+"""Encoders as users have them: full-size local checkpoints through the whole job, and pinned hub
+models offline."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ import pytest
 import torch
 import torchvision
 from conftest import ROOT
-from transformers import BertConfig, BertModel, BertTokenizer, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
 
 from feature_service.operators.encoders import build_tiny_encoders
 from lfmim.config import EncoderConfig, ExtractConfig
@@ -28,7 +36,8 @@ TEXT = "今天真高兴"
 
 @pytest.fixture
 def paper(tmp_path) -> EncoderConfig:
-    """Checkpoints of the paper's sizes with random weights; the ResNet as RAF-DB training scripts save it."""
+    """Checkpoints of the paper's sizes with random weights; the ResNet as RAF-DB training scripts
+    save it."""
     tiny = build_tiny_encoders(tmp_path / "tiny")
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=21128)).save_pretrained(tmp_path / "bert")
@@ -37,8 +46,12 @@ def paper(tmp_path) -> EncoderConfig:
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "wav2vec2")
     resnet = torch.nn.DataParallel(torchvision.models.resnet18(num_classes=7))
     torch.save({"epoch": 3, "model_state_dict": resnet.state_dict()}, tmp_path / "rafdb.pth")
-    return EncoderConfig(preset="paper", text=str(tmp_path / "bert"), audio=str(tmp_path / "wav2vec2"),
-                         vision=str(tmp_path / "rafdb.pth"))
+    return EncoderConfig(
+        preset="paper",
+        text=str(tmp_path / "bert"),
+        audio=str(tmp_path / "wav2vec2"),
+        vision=str(tmp_path / "rafdb.pth"),
+    )
 
 
 @pytest.mark.ray
@@ -47,8 +60,12 @@ def test_the_paper_preset_end_to_end_at_full_size(ray_cluster, paper, tmp_path):
     from feature_service.pipeline import extract_features
 
     make_clip(tmp_path / "a.mp4", dict.fromkeys(("text", "audio", "vision"), "anger"), key="a")
-    pd.DataFrame({"id": ["a", "b"], "video": ["a.mp4", ""], "text": TEXT}).to_csv(tmp_path / "m.csv", index=False)
-    config = ExtractConfig(manifest=str(tmp_path / "m.csv"), store=str(tmp_path / "store"), encoders=paper)
+    pd.DataFrame({"id": ["a", "b"], "video": ["a.mp4", ""], "text": TEXT}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
+    config = ExtractConfig(
+        manifest=str(tmp_path / "m.csv"), store=str(tmp_path / "store"), encoders=paper
+    )
     assert extract_features(config).stored == 2
     spec = FeatureSpec.load(tmp_path / "store")
     assert spec.dims == {Modality.TEXT: 768, Modality.AUDIO: 768, Modality.VISION: 512}
@@ -68,7 +85,8 @@ def test_the_paper_preset_end_to_end_at_full_size(ray_cluster, paper, tmp_path):
     for row in found[Modality.TEXT]:
         np.testing.assert_allclose(row, expected, atol=0.01)
 
-    other = ExtractConfig(manifest=config.manifest, store=config.store)  # the tiny encoders into the same store
+    # the tiny encoders into the same store
+    other = ExtractConfig(manifest=config.manifest, store=config.store)
     with pytest.raises(InputError, match=r"text\.weights_sha256"):
         extract_features(other)
 
@@ -93,11 +111,22 @@ def test_a_hub_model_offline_is_the_pinned_commit_or_one_message(tmp_path):
     shutil.copytree(tiny[Modality.TEXT], model / "snapshots" / COMMIT)
     (model / "refs").mkdir()
     (model / "refs" / "v1").write_text(COMMIT)
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "PYTHONPATH": str(ROOT),
+    }
 
     def load(revision: str) -> str:
-        done = subprocess.run([sys.executable, "-c", LOAD, revision], capture_output=True, text=True, env=env,
-                              check=False, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, revision],
+            capture_output=True,
+            text=True,
+            env=env,
+            check=False,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout.strip()
 
@@ -105,4 +134,7 @@ def test_a_hub_model_offline_is_the_pinned_commit_or_one_message(tmp_path):
     said = load("f" * 40)
     assert "HF_HUB_OFFLINE is set and team/bert at revision " + "f" * 40 in said
     assert "download it first" in said
-    assert json.loads((model / "snapshots" / COMMIT / "config.json").read_text())["model_type"] == "bert"
+    assert (
+        json.loads((model / "snapshots" / COMMIT / "config.json").read_text())["model_type"]
+        == "bert"
+    )

@@ -1,4 +1,5 @@
-"""A job that hangs, or whose worker dies or fails, says which stage and row; what it has is kept."""
+"""A job that hangs, or whose worker dies or fails, says which stage and row; what it has is
+kept."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ class Told:
 
     def wait(self, pattern: str) -> re.Match:
         with self.changed:
-            assert self.changed.wait_for(lambda: re.search(pattern, self.text), timeout=400), self.text
+            assert self.changed.wait_for(lambda: re.search(pattern, self.text), timeout=400), (
+                self.text
+            )
             return re.search(pattern, self.text)
 
 
@@ -56,20 +59,36 @@ def told(monkeypatch) -> Told:
 
 def test_a_stage_that_hangs_then_dies_is_named_with_its_row(ray_cluster, told, tmp_path):
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for a writer
-    pd.DataFrame({"id": ["a", "never-ends", "b"], "video": ["", "hangs.mp4", ""], "text": ["你好", "你", "好"]}).to_csv(
-        tmp_path / "m.csv", index=False)
-    config = ExtractConfig(manifest=str(tmp_path / "m.csv"), store=str(tmp_path / "store"), decode_timeout_s=500,
-                           stuck_minutes=0.5)
+    pd.DataFrame(
+        {
+            "id": ["a", "never-ends", "b"],
+            "video": ["", "hangs.mp4", ""],
+            "text": ["你好", "你", "好"],
+        }
+    ).to_csv(tmp_path / "m.csv", index=False)
+    config = ExtractConfig(
+        manifest=str(tmp_path / "m.csv"),
+        store=str(tmp_path / "store"),
+        decode_timeout_s=500,
+        stuck_minutes=0.5,
+    )
     seen: list[str] = []
 
     def intervene() -> None:
         try:
-            stuck = told.wait(r"(?s)extract: stuck: no row for \d+ s \(since [\d:]+\)\n.*"
-                              r"  decode: never-ends, since \d\d:\d\d:\d\d \(pid (\d+) on [\d.]+\)\n")
+            stuck = told.wait(
+                r"(?s)extract: stuck: no row for \d+ s \(since [\d:]+\)\n.*"
+                r"  decode: never-ends, since \d\d:\d\d:\d\d \(pid (\d+) on [\d.]+\)\n"
+            )
             seen.append(stuck[0])
             os.kill(int(stuck[1]), signal.SIGKILL)
-            seen.append(told.wait(r"extract: a worker died and was started again; it was at\n  decode: never-ends, "
-                                  rf"since [\d:]+ \(pid {stuck[1]} on ")[0])
+            seen.append(
+                told.wait(
+                    r"extract: a worker died and was started again; it was at\n  decode: "
+                    r"never-ends, "
+                    rf"since [\d:]+ \(pid {stuck[1]} on "
+                )[0]
+            )
         finally:
             with (tmp_path / "hangs.mp4").open("wb") as file:  # the second attempt
                 file.write(b"no video" * 999)
@@ -85,12 +104,18 @@ def test_a_stage_that_hangs_then_dies_is_named_with_its_row(ray_cluster, told, t
     assert "Traceback" not in told.text
 
 
-def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(ray_cluster, tmp_path, monkeypatch):
+def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(
+    ray_cluster, tmp_path, monkeypatch
+):
     tiny = build_tiny_encoders(tmp_path / "tiny")
     config = ExtractConfig(
-        manifest=str(tmp_path / "m.csv"), store=str(tmp_path / "store"),
-        encoders=EncoderConfig(**{m.value: str(tiny[m]) for m in Modality}))
-    pd.DataFrame({"id": ["a"], "video": [""], "text": ["你好"]}).to_csv(tmp_path / "m.csv", index=False)
+        manifest=str(tmp_path / "m.csv"),
+        store=str(tmp_path / "store"),
+        encoders=EncoderConfig(**{m.value: str(tiny[m]) for m in Modality}),
+    )
+    pd.DataFrame({"id": ["a"], "video": [""], "text": ["你好"]}).to_csv(
+        tmp_path / "m.csv", index=False
+    )
     write_spec = pipeline.write_spec
 
     def swap(store, spec) -> None:
@@ -104,10 +129,16 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(ray_cl
     monkeypatch.setattr(pipeline, "write_spec", swap)
     with pytest.raises(InputError) as stopped:
         extract_features(config)
-    message, expected = str(stopped.value), FeatureSpec.load(tmp_path / "store").encoders["text"].weights_sha256
+    message, expected = (
+        str(stopped.value),
+        FeatureSpec.load(tmp_path / "store").encoders["text"].weights_sha256,
+    )
     from feature_service.operators.text import TextEncoder
 
-    assert f"sha256 {TextEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256} there, {expected} where" in message
+    assert (
+        f"sha256 {TextEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256} there, {expected} "
+        "where" in message
+    )
     assert message.startswith(f"text encoder '{tiny[Modality.TEXT]}': a worker on host ")
     assert not list((tmp_path / "store").glob("part-*"))
 
@@ -116,7 +147,10 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(ray_cl
     build_tiny_encoders(tmp_path / "again")
     shutil.copytree(tmp_path / "again" / "text", tiny[Modality.TEXT])
     torch.manual_seed(0)
-    monkeypatch.setattr(pipeline, "write_spec",
-                        lambda store, spec: (write_spec(store, spec), shutil.rmtree(tiny[Modality.TEXT])))
+    monkeypatch.setattr(
+        pipeline,
+        "write_spec",
+        lambda store, spec: (write_spec(store, spec), shutil.rmtree(tiny[Modality.TEXT])),
+    )
     with pytest.raises(InputError, match=r"encoder '.*text': cannot be loaded as BertModel"):
         extract_features(config)

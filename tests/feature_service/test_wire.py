@@ -23,9 +23,17 @@ RAW = {
 }
 
 
-@given(st.lists(st.fixed_dictionaries({name: st.none() | values for name, values in RAW.items()}), max_size=4))
+@given(
+    st.lists(
+        st.fixed_dictionaries({name: st.none() | values for name, values in RAW.items()}),
+        max_size=4,
+    )
+)
 def test_rows_come_back_as_they_went(values):
-    rows = [{**new_row({"id": f"r{i}", "video": "", "text": "好", "note": None}), **v} for i, v in enumerate(values)]
+    rows = [
+        {**new_row({"id": f"r{i}", "video": "", "text": "好", "note": None}), **v}
+        for i, v in enumerate(values)
+    ]
     back = wire_to_rows(rows_to_wire(rows, SCHEMA))
     assert len(back) == len(rows)
     for row, got in zip(rows, back, strict=True):
@@ -41,7 +49,11 @@ def test_rows_come_back_as_they_went(values):
 def test_a_view_that_is_not_contiguous_and_features_travel_too():
     frames = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)[:, ::2, :, ::-1]
     features = np.ones((3, DIMS[Modality.TEXT]), np.float16)
-    row = {**new_row({"id": "r", "video": "", "text": ""}), FRAMES: frames, FEATURE_COLUMNS[Modality.TEXT]: features}
+    row = {
+        **new_row({"id": "r", "video": "", "text": ""}),
+        FRAMES: frames,
+        FEATURE_COLUMNS[Modality.TEXT]: features,
+    }
     (got,) = wire_to_rows(rows_to_wire([row], SCHEMA))
     np.testing.assert_array_equal(got[FRAMES], frames)
     np.testing.assert_array_equal(got[FEATURE_COLUMNS[Modality.TEXT]], features)

@@ -19,21 +19,38 @@ BIN = Path(sys.executable).parent
 
 
 class Head(NamedTuple):
-    """A cluster's job server, where it is joined, and the environment of a user who talks to it and has its token."""
+    """A cluster's job server, where it is joined, and the environment of a user who talks to it and
+    has its token."""
 
     address: str
     gcs: str
     home: str
     env: dict[str, str]
 
-    def submit(self, *command: str, wait: bool = True, **env_vars: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- python ...`, with variables if given; stdout holds the streamed log."""
-        options = ["--address", self.address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+    def submit(
+        self, *command: str, wait: bool = True, **env_vars: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python ...`, with variables if given; stdout holds the
+        streamed log."""
+        options = [
+            "--address",
+            self.address,
+            "--working-dir",
+            ".",
+            *([] if wait else ["--no-wait"]),
+        ]
         if env_vars:
             options += ["--runtime-env-json", json.dumps({"env_vars": env_vars})]
-        return subprocess.run([BIN / "ray", "job", "submit", *options, "--", "python", *command], cwd=ROOT,
-                              env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
-                              check=False)
+        return subprocess.run(
+            [BIN / "ray", "job", "submit", *options, "--", "python", *command],
+            cwd=ROOT,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=400,
+            check=False,
+        )
 
 
 def free_port() -> int:
@@ -55,14 +72,37 @@ def head(tmp_path_factory):
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     env.pop("RAY_ADDRESS", None)
     # Ports of its own throughout: the session's shared cluster holds the defaults.
-    ports = [f"--port={gcs}", *(f"--{name}={free_port()}" for name in (
-        "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "metrics-export-port", "runtime-env-agent-port"))]
+    ports = [
+        f"--port={gcs}",
+        *(
+            f"--{name}={free_port()}"
+            for name in (
+                "ray-client-server-port",
+                "dashboard-agent-listen-port",
+                "dashboard-agent-grpc-port",
+                "metrics-export-port",
+                "runtime-env-agent-port",
+            )
+        ),
+    ]
     log = tmp_path_factory.mktemp("head") / "head.log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--dashboard-port={port}", *ports,
-             "--dashboard-host=127.0.0.1", f"--temp-dir=/tmp/rt{port}"], env=env, stdout=file, stderr=file)
+            [
+                BIN / "ray",
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                f"--dashboard-port={port}",
+                *ports,
+                "--dashboard-host=127.0.0.1",
+                f"--temp-dir=/tmp/rt{port}",
+            ],
+            env=env,
+            stdout=file,
+            stderr=file,
+        )
     deadline = time.monotonic() + 120
     try:
         while True:

@@ -1,4 +1,5 @@
-"""A simulated cluster of several nodes (one machine, several raylets): where things run, and nodes that go away."""
+"""A simulated cluster of several nodes (one machine, several raylets): where things run, and nodes
+that go away."""
 
 from __future__ import annotations
 
@@ -50,8 +51,13 @@ def nodes(cluster):
 
 def start(cluster, name: str, *args: str) -> subprocess.Popen[str]:
     env = {**os.environ, "RAY_ADDRESS": cluster.address}
-    return subprocess.Popen([sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args], env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *args],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
@@ -63,14 +69,35 @@ def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
 def test_decoding_runs_on_cpu_nodes_and_encoders_on_gpu_nodes(cluster, nodes, tmp_path):
     cpu, gpu = nodes(num_cpus=2, resources={"decode": 2}), nodes(num_cpus=2, num_gpus=1)
     manifest = generate_demo_corpus(tmp_path / "corpus", clips=6)
-    output = finish(start(
-        cluster, "extract_features", "--manifest", str(manifest), "--store", str(tmp_path / "store"), "--storage",
-        str(tmp_path), "--decode_resource", "decode", "--decode_workers", "2", "--gpus_per_worker", "0.25"))
+    output = finish(
+        start(
+            cluster,
+            "extract_features",
+            "--manifest",
+            str(manifest),
+            "--store",
+            str(tmp_path / "store"),
+            "--storage",
+            str(tmp_path),
+            "--decode_resource",
+            "decode",
+            "--decode_workers",
+            "2",
+            "--gpus_per_worker",
+            "0.25",
+        )
+    )
     assert "models on GPU" in output
     assert "ray: 3 nodes, 4 CPU, 1 GPU" in output
     ran = dict(re.findall(r"^  (\w+) ran on (.*)$", output, re.M))
     on = lambda node: f"node {node.node_id} (6)"  # noqa: E731
-    assert ran == {"decode": on(cpu), "face": on(gpu), "vision": on(gpu), "text": on(gpu), "audio": on(gpu)}
+    assert ran == {
+        "decode": on(cpu),
+        "face": on(gpu),
+        "vision": on(gpu),
+        "text": on(gpu),
+        "audio": on(gpu),
+    }
 
 
 @pytest.fixture
@@ -86,11 +113,15 @@ def small(toy_store, tmp_path):
     return path, experiment_from_dict(raw)
 
 
-def test_a_node_lost_in_training_and_one_lost_in_prediction(cluster, nodes, small, toy_store, tmp_path):
+def test_a_node_lost_in_training_and_one_lost_in_prediction(
+    cluster, nodes, small, toy_store, tmp_path
+):
     path, config = small
     folder = tmp_path / "runs" / "toy"
     first, second = nodes(num_cpus=1), nodes(num_cpus=1)
-    process = start(cluster, "train", "--config", str(path), "--run.workers", "2", "--run.cpus_per_worker", "1")
+    process = start(
+        cluster, "train", "--config", str(path), "--run.workers", "2", "--run.cpus_per_worker", "1"
+    )
     deadline = time.monotonic() + 150
     while not any(folder.glob("epoch_0002")):
         assert time.monotonic() < deadline
@@ -102,13 +133,17 @@ def test_a_node_lost_in_training_and_one_lost_in_prediction(cluster, nodes, smal
     output = finish(process)
     assert lost_at + 1 < config.train.epochs, "the node went too late to be missed"
     assert f"run toy: {config.train.epochs} epochs" in output
-    undisturbed = train(config, SPEC, *(load_split(toy_store, s, config.model) for s in ("train", "valid")))
+    undisturbed = train(
+        config, SPEC, *(load_split(toy_store, s, config.model) for s in ("train", "valid"))
+    )
     last = load_meta(max(folder.glob("epoch_*")))
     assert last.epoch == undisturbed.epoch
     for mine, theirs in zip(last.history, undisturbed.history, strict=True):
         for part in ("train", "valid"):
             for head, metrics in theirs[part].items():
-                assert mine[part][head]["loss"] == pytest.approx(metrics["loss"], rel=1e-4, abs=1e-5)
+                assert mine[part][head]["loss"] == pytest.approx(
+                    metrics["loss"], rel=1e-4, abs=1e-5
+                )
 
     store = tmp_path / "many"
     store.mkdir()
@@ -116,8 +151,18 @@ def test_a_node_lost_in_training_and_one_lost_in_prediction(cluster, nodes, smal
     for k in range(40):
         rows = [{**r, "id": f"{k}-{r['id']}"} for r in toy_rows(250, k)]
         write_part(store, rows_to_table(rows, store_schema(DIMS), DIMS))
-    process = start(cluster, "predict", "--store", str(store), "--storage", str(tmp_path / "runs"), "--output",
-                    str(tmp_path / "p.parquet"), "--workers", "4")
+    process = start(
+        cluster,
+        "predict",
+        "--store",
+        str(store),
+        "--storage",
+        str(tmp_path / "runs"),
+        "--output",
+        str(tmp_path / "p.parquet"),
+        "--workers",
+        "4",
+    )
     lines = []
     for line in process.stdout:  # one actor of every two is on each node
         lines.append(line)

@@ -1,4 +1,5 @@
-"""Jobs on a cluster that asks for a token: sent with variables and configs, and joined by a driver; refusals."""
+"""Jobs on a cluster that asks for a token: sent with variables and configs, and joined by a driver;
+refusals."""
 
 from __future__ import annotations
 
@@ -38,8 +39,15 @@ cli.run(main)
 
 
 def run(*command: str, env: dict[str, str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], env=env, cwd=cwd, capture_output=True, text=True, timeout=300,
-                          check=False)
+    return subprocess.run(
+        [sys.executable, *command],
+        env=env,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def stranger(head, home: Path, **has: str) -> dict[str, str]:
@@ -59,8 +67,20 @@ def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 @pytest.fixture(scope="module")
 def tracking_server(tmp_path_factory, new_port):
     folder, port = tmp_path_factory.mktemp("mlflow"), new_port()
-    command = [BIN / "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--host", "127.0.0.1",
-               "--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
+    command = [
+        BIN / "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--host",
+        "127.0.0.1",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
@@ -83,15 +103,40 @@ def tracking_server(tmp_path_factory, new_port):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ray job submit", "submit.py"])
 def test_a_run_of_a_submitted_job_appears_on_the_server_it_was_given(
-        how, head, tracking_server, toy_store, tmp_path):
-    command = ["jobs/train.py", "--config", "jobs/configs/demo.yaml", "--train.epochs", "1", "--store", str(toy_store),
-               "--run.storage", str(tmp_path / "runs"), "--run.name", how.replace(" ", "-")]
-    given = {"MLFLOW_TRACKING_URI": tracking_server, "LFMIM_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1",
-             "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    how, head, tracking_server, toy_store, tmp_path
+):
+    command = [
+        "jobs/train.py",
+        "--config",
+        "jobs/configs/demo.yaml",
+        "--train.epochs",
+        "1",
+        "--store",
+        str(toy_store),
+        "--run.storage",
+        str(tmp_path / "runs"),
+        "--run.name",
+        how.replace(" ", "-"),
+    ]
+    given = {
+        "MLFLOW_TRACKING_URI": tracking_server,
+        "LFMIM_CACHE": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(tmp_path),
+    }
     if how == "submit.py":
         env = {**head.env, "MLFLOW_TRACKING_URI": tracking_server}
-        done = run(SUBMIT, "--address", head.address, "--env", "MLFLOW_TRACKING_URI",
-                   *(f"--env={n}={v}" for n, v in given.items() if n != "MLFLOW_TRACKING_URI"), *command, env=env)
+        done = run(
+            SUBMIT,
+            "--address",
+            head.address,
+            "--env",
+            "MLFLOW_TRACKING_URI",
+            *(f"--env={n}={v}" for n, v in given.items() if n != "MLFLOW_TRACKING_URI"),
+            *command,
+            env=env,
+        )
     else:
         done = head.submit(*command, **given)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -108,12 +153,21 @@ def test_a_jobs_variables_reach_driver_and_workers_and_win(head, tmp_path):
     """All names that the driver hands on itself, with values that are not its own."""
     probe = tmp_path / "probe.py"
     probe.write_text(SEEN)
-    plain = [n for n in cli.TRAVELS if "*" not in n and "proxy" not in n.lower()]  # a false proxy would cut us off
+    # a false proxy would cut us off
+    plain = [n for n in cli.TRAVELS if "*" not in n and "proxy" not in n.lower()]
     names = [*plain, "MLFLOW_TRACKING_URI", "AWS_PROFILE", "OMP_NUM_THREADS", "PYTHONPATH"]
     given = {name: f"7{i}" for i, name in enumerate(names)} | {"SECRET": "never-printed"}
-    done = run(SUBMIT, "--address", head.address, "--env", "SECRET",
-               *(f"--env={n}={v}" for n, v in given.items() if n != "SECRET"), str(probe), *names,
-               env={**head.env, "SECRET": given["SECRET"], **dict.fromkeys(names[:-1], "mine")})
+    done = run(
+        SUBMIT,
+        "--address",
+        head.address,
+        "--env",
+        "SECRET",
+        *(f"--env={n}={v}" for n, v in given.items() if n != "SECRET"),
+        str(probe),
+        *names,
+        env={**head.env, "SECRET": given["SECRET"], **dict.fromkeys(names[:-1], "mine")},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     driver, worker = json.loads(done.stdout.partition("SEEN ")[2].splitlines()[0])
     for name in names[:-1]:
@@ -132,24 +186,53 @@ def test_a_protected_cluster_refuses_strangers_in_one_message_and_serves_its_use
     send = [SUBMIT, "--address", head.address, str(probe), "RAY_AUTH_MODE"]
     join = [str(probe), "RAY_AUTH_MODE"]
     what_to_do = "put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
-    for command, where, extra in ((send, head.address, {}), (join, head.gcs, {"RAY_ADDRESS": head.gcs})):
+    for command, where, extra in (
+        (send, head.address, {}),
+        (join, head.gcs, {"RAY_ADDRESS": head.gcs}),
+    ):
         ask = f"error: the cluster at {where} "
-        refused(run(*command, env=stranger(head, home, **extra)), ask + "asks for a token, and you have none",
-                "`ray get-auth-token`", what_to_do)
-        refused(run(*command, env=stranger(head, home, RAY_AUTH_TOKEN="wrong", **extra)), ask + "refuses your token",
-                what_to_do)
+        refused(
+            run(*command, env=stranger(head, home, **extra)),
+            ask + "asks for a token, and you have none",
+            "`ray get-auth-token`",
+            what_to_do,
+        )
+        refused(
+            run(*command, env=stranger(head, home, RAY_AUTH_TOKEN="wrong", **extra)),
+            ask + "refuses your token",
+            what_to_do,
+        )
         mine = {"RAY_AUTH_TOKEN": head.env["RAY_AUTH_TOKEN"], **extra}
-        refused(run(*command, env=stranger(head, home, RAY_AUTH_MODE="disabled", **mine)),
-                "RAY_AUTH_MODE=disabled keeps yours back")
-        refused(run(*command, env=stranger(head, home, RAY_AUTH_TOKEN_PATH=str(tmp_path / "gone"), **extra)),
-                f"RAY_AUTH_TOKEN_PATH {tmp_path / 'gone'}")
+        refused(
+            run(*command, env=stranger(head, home, RAY_AUTH_MODE="disabled", **mine)),
+            "RAY_AUTH_MODE=disabled keeps yours back",
+        )
+        refused(
+            run(
+                *command,
+                env=stranger(head, home, RAY_AUTH_TOKEN_PATH=str(tmp_path / "gone"), **extra),
+            ),
+            f"RAY_AUTH_TOKEN_PATH {tmp_path / 'gone'}",
+        )
         done = run(*command, env=stranger(head, home, **mine))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "SEEN" in done.stdout
-    (home / ".ray" / "auth_token").write_text(head.env["RAY_AUTH_TOKEN"])  # as `ray get-auth-token --generate` does
+    # as `ray get-auth-token --generate` does
+    (home / ".ray" / "auth_token").write_text(head.env["RAY_AUTH_TOKEN"])
     done = run(*join, env=stranger(head, home, RAY_ADDRESS=head.gcs))
     assert done.returncode == 0, done.stderr
-    theirs = [str(BIN / "ray"), "job", "submit", "--address", head.address, "--working-dir", ".", "--", "python", *join]
+    theirs = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--address",
+        head.address,
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        *join,
+    ]
     assert "Missing authentication token" in run(*theirs, env=stranger(head, home)).stderr
     done = run(*theirs, env=stranger(head, home, RAY_AUTH_MODE="token"))
     assert done.returncode == 0, done.stderr
@@ -192,35 +275,61 @@ def test_no_cluster_is_one_message_in_seconds(tmp_path, new_port):
     (tmp_path / "my.yaml").write_text("store: features\n")
     nowhere = f"127.0.0.1:{new_port()}"
     started = time.monotonic()
-    done = run(SUBMIT, "--address", f"http://{nowhere}", "jobs/train.py", "--config", "my.yaml",
-               env=dict(os.environ), cwd=tmp_path)
-    refused(done, f"error: no cluster answers at http://{nowhere}: start one with `ray start --head`", "--address")
+    done = run(
+        SUBMIT,
+        "--address",
+        f"http://{nowhere}",
+        "jobs/train.py",
+        "--config",
+        "my.yaml",
+        env=dict(os.environ),
+        cwd=tmp_path,
+    )
+    refused(
+        done,
+        f"error: no cluster answers at http://{nowhere}: start one with `ray start --head`",
+        "--address",
+    )
     probe = tmp_path / "probe.py"
     probe.write_text(SEEN)
     start = f"no Ray answers at RAY_ADDRESS {nowhere}; start one there with `ray start --head`"
-    for address, part in ((nowhere, start), ("nonsense", "no Ray answers at RAY_ADDRESS nonsense"),
-                          (f"http://{nowhere}", "a job joins a cluster at HEAD:6379")):
+    for address, part in (
+        (nowhere, start),
+        ("nonsense", "no Ray answers at RAY_ADDRESS nonsense"),
+        (f"http://{nowhere}", "a job joins a cluster at HEAD:6379"),
+    ):
         refused(run(str(probe), env={**os.environ, "RAY_ADDRESS": address}), part)
     assert time.monotonic() - started < 120
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(head, toy_store, tmp_path):
+def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(
+    head, toy_store, tmp_path
+):
     here = tmp_path / "elsewhere"
     here.mkdir()
-    (here / "theirs.yaml").write_text(f"store: {tmp_path / 'no-such-store'}\nrun: {{storage: {tmp_path / 'runs'}}}\n")
+    (here / "theirs.yaml").write_text(
+        f"store: {tmp_path / 'no-such-store'}\nrun: {{storage: {tmp_path / 'runs'}}}\n"
+    )
 
     def sent(*command: str) -> subprocess.CompletedProcess[str]:
         return run(SUBMIT, "--address", head.address, *command, env=head.env, cwd=here)
 
-    for config in (["--config", "theirs.yaml"], ["--config=theirs.yaml"], ["--config", str(here / "theirs.yaml")]):
+    for config in (
+        ["--config", "theirs.yaml"],
+        ["--config=theirs.yaml"],
+        ["--config", str(here / "theirs.yaml")],
+    ):
         done = sent("jobs/train.py", *config)
         assert done.returncode == 2, done.stdout + done.stderr
         assert f"error: {tmp_path / 'no-such-store'}" in done.stdout
     done = sent(str(ROOT / "jobs" / "train.py"), "--config", "none.yaml")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "error: --config none.yaml: no such file here, and only the files of the repository travel" in done.stdout
+    assert (
+        "error: --config none.yaml: no such file here, and only the files of the repository travel"
+        in done.stdout
+    )
     assert "usage:" not in done.stdout
     (here / "own.py").write_text("")
     refused(sent("own.py"), "own.py: outside", "only that travels")
@@ -229,9 +338,16 @@ def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(
 
 def test_variables_name_no_values(monkeypatch):
     monkeypatch.setenv("SET_HERE", "secret")
-    assert submit.variables(["A=1=2", "SET_HERE", "EMPTY="]) == {"A": "1=2", "SET_HERE": "secret", "EMPTY": ""}
-    for wrong, message in ((["UNSET_HERE"], "--env UNSET_HERE: not set here"), (["A=1", "=secret"], "--env, number 2"),
-                           (["sec ret"], "--env, number 1")):
+    assert submit.variables(["A=1=2", "SET_HERE", "EMPTY="]) == {
+        "A": "1=2",
+        "SET_HERE": "secret",
+        "EMPTY": "",
+    }
+    for wrong, message in (
+        (["UNSET_HERE"], "--env UNSET_HERE: not set here"),
+        (["A=1", "=secret"], "--env, number 2"),
+        (["sec ret"], "--env, number 1"),
+    ):
         with pytest.raises(InputError, match=message) as raised:
             submit.variables(wrong)
         assert "sec" not in str(raised.value)

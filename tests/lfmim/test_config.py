@@ -28,13 +28,28 @@ from lfmim.training.search import read_space
 
 positive, fraction = st.integers(1, 500), st.floats(0, 0.99)
 experiments = st.builds(
-    ExperimentConfig, store=st.text(min_size=1, max_size=5),
-    model=st.builds(ModelConfig, width=st.sampled_from([8, 64]), heads=st.sampled_from([1, 8]), layers=positive,
-                    pooling=st.sampled_from(["mean", "fex", "attention"]), dropout_ffn=fraction, max_audio=positive),
-    train=st.builds(TrainConfig, optimizer=st.sampled_from(["sgd", "adamw"]), lr=st.floats(1e-6, 1.0),
-                    momentum=fraction, beta=st.builds(BetaConfig, text=fraction, multimodal=st.floats(0.1, 2.0)),
-                    schedule=st.sampled_from(["inverse_epoch", "cosine", "constant"]), patience=st.integers(0, 9),
-                    selection=st.sampled_from(HEADS), seed=st.integers(0, 2**31)),
+    ExperimentConfig,
+    store=st.text(min_size=1, max_size=5),
+    model=st.builds(
+        ModelConfig,
+        width=st.sampled_from([8, 64]),
+        heads=st.sampled_from([1, 8]),
+        layers=positive,
+        pooling=st.sampled_from(["mean", "fex", "attention"]),
+        dropout_ffn=fraction,
+        max_audio=positive,
+    ),
+    train=st.builds(
+        TrainConfig,
+        optimizer=st.sampled_from(["sgd", "adamw"]),
+        lr=st.floats(1e-6, 1.0),
+        momentum=fraction,
+        beta=st.builds(BetaConfig, text=fraction, multimodal=st.floats(0.1, 2.0)),
+        schedule=st.sampled_from(["inverse_epoch", "cosine", "constant"]),
+        patience=st.integers(0, 9),
+        selection=st.sampled_from(HEADS),
+        seed=st.integers(0, 2**31),
+    ),
     run=st.builds(RunConfig, workers=positive, gpus_per_worker=fraction),
     tracking=st.builds(TrackingConfig, experiment=st.text(min_size=1, max_size=4)),
 )
@@ -47,31 +62,90 @@ def test_round_trip_through_json(config):
 
 NAN = float("nan")
 INVALID = [
-    *((ModelConfig, {f: 0}, f"model.{f}") for f in
-      ("width", "heads", "layers", "ffn_multiple", "fex_tokens", "max_text", "max_audio", "max_vision")),
-    (ModelConfig, {"heads": 7}, "model.heads"), (ModelConfig, {"width": 9, "heads": 3}, "model.width"),
-    *((ModelConfig, {f: v}, f"model.{f}") for f in ("dropout_attention", "dropout_ffn", "dropout_embedding")
-      for v in (-0.1, 1.0, NAN)),
+    *(
+        (ModelConfig, {f: 0}, f"model.{f}")
+        for f in (
+            "width",
+            "heads",
+            "layers",
+            "ffn_multiple",
+            "fex_tokens",
+            "max_text",
+            "max_audio",
+            "max_vision",
+        )
+    ),
+    (ModelConfig, {"heads": 7}, "model.heads"),
+    (ModelConfig, {"width": 9, "heads": 3}, "model.width"),
+    *(
+        (ModelConfig, {f: v}, f"model.{f}")
+        for f in ("dropout_attention", "dropout_ffn", "dropout_embedding")
+        for v in (-0.1, 1.0, NAN)
+    ),
     *((BetaConfig, {h: v}, f"train.beta.{h}") for h in HEADS for v in (-1.0, NAN)),
     (BetaConfig, dict.fromkeys(HEADS, 0.0), "train.beta"),
-    *((TrainConfig, {f: v}, f"train.{f}") for f, v in
-      [("lr", 0), ("lr", -1), ("lr", NAN), ("epochs", 0), ("batch_size", 0), ("momentum", -0.1), ("momentum", 1),
-       ("weight_decay", -1), ("grad_clip", -1), ("patience", -1)]),
-    *((RunConfig, {f: v}, f"run.{f}") for f, v in
-      [("workers", 0), ("gpus_per_worker", -1), ("cpus_per_worker", 0), ("max_failures", -1), ("keep_checkpoints", 0),
-       ("name", "a/b"), ("name", "..")]),
-    *((TrackingConfig, {f: v}, f"tracking.{f}") for f, v in
-      [("experiment", ""), ("model_name", ""), ("model_name", "a/b"), ("model_name", "a:b")]),
+    *(
+        (TrainConfig, {f: v}, f"train.{f}")
+        for f, v in [
+            ("lr", 0),
+            ("lr", -1),
+            ("lr", NAN),
+            ("epochs", 0),
+            ("batch_size", 0),
+            ("momentum", -0.1),
+            ("momentum", 1),
+            ("weight_decay", -1),
+            ("grad_clip", -1),
+            ("patience", -1),
+        ]
+    ),
+    *(
+        (RunConfig, {f: v}, f"run.{f}")
+        for f, v in [
+            ("workers", 0),
+            ("gpus_per_worker", -1),
+            ("cpus_per_worker", 0),
+            ("max_failures", -1),
+            ("keep_checkpoints", 0),
+            ("name", "a/b"),
+            ("name", ".."),
+        ]
+    ),
+    *(
+        (TrackingConfig, {f: v}, f"tracking.{f}")
+        for f, v in [
+            ("experiment", ""),
+            ("model_name", ""),
+            ("model_name", "a/b"),
+            ("model_name", "a:b"),
+        ]
+    ),
     (ExperimentConfig, {"store": ""}, "store"),
     (EncoderConfig, {"preset": "paper"}, "encoders.vision"),
-    *((ExtractConfig, {"manifest": "m", "store": "s", f: v}, f) for f, v in
-      [("manifest", ""), ("store", ""), ("segments", 0), ("frames_per_segment", 0), ("face_workers", 0),
-       ("encoder_workers", 0), ("rows_per_part", 0), ("decode_workers", -1), ("gpus_per_worker", -0.5)]),
+    *(
+        (ExtractConfig, {"manifest": "m", "store": "s", f: v}, f)
+        for f, v in [
+            ("manifest", ""),
+            ("store", ""),
+            ("segments", 0),
+            ("frames_per_segment", 0),
+            ("face_workers", 0),
+            ("encoder_workers", 0),
+            ("rows_per_part", 0),
+            ("decode_workers", -1),
+            ("gpus_per_worker", -0.5),
+        ]
+    ),
 ]
 UNCHECKED = [
-    (ModelConfig, {"name": "bert"}, "model.name"), (ModelConfig, {"pooling": "max"}, "model.pooling"),
-    *((TrainConfig, {f: "x"}, f"train.{f}") for f in ("optimizer", "schedule", "selection", "precision")),
-    (TrainConfig, {"seed": -1}, "train.seed"), (TrainConfig, {"lr": float("inf")}, "train.lr"),
+    (ModelConfig, {"name": "bert"}, "model.name"),
+    (ModelConfig, {"pooling": "max"}, "model.pooling"),
+    *(
+        (TrainConfig, {f: "x"}, f"train.{f}")
+        for f in ("optimizer", "schedule", "selection", "precision")
+    ),
+    (TrainConfig, {"seed": -1}, "train.seed"),
+    (TrainConfig, {"lr": float("inf")}, "train.lr"),
     (EncoderConfig, {"preset": "large"}, "encoders.preset"),
 ]
 
@@ -82,11 +156,19 @@ def test_invalid_values_name_the_field(kind, fields, name):
         kind(**fields)
 
 
-@pytest.mark.parametrize(("raw", "word"), [
-    ({}, "store"), ({"store": "s", "colour": 1}, "colour"), ({"store": "s", "model": {"widht": 1}}, "widht"),
-    ({"store": "s", "train": {"beta": {"smell": 1.0}}}, "smell"), ({"store": "s", "train": {"lr": -1}}, "train.lr"),
-    ({"store": "s", "train": None}, "config"), (None, "config"), ({"store": "s", "train": "adamw"}, "config"),
-])
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        ({}, "store"),
+        ({"store": "s", "colour": 1}, "colour"),
+        ({"store": "s", "model": {"widht": 1}}, "widht"),
+        ({"store": "s", "train": {"beta": {"smell": 1.0}}}, "smell"),
+        ({"store": "s", "train": {"lr": -1}}, "train.lr"),
+        ({"store": "s", "train": None}, "config"),
+        (None, "config"),
+        ({"store": "s", "train": "adamw"}, "config"),
+    ],
+)
 def test_a_raw_config_is_refused_by_name(raw, word):
     with pytest.raises(InputError, match=word):
         experiment_from_dict(raw)
@@ -100,10 +182,16 @@ def test_the_callers_dict_is_left_alone():
 
 
 def test_hash_depends_on_values_not_on_key_order():
-    assert config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1}) != config_hash({"a": 1, "b": 3})
+    assert (
+        config_hash({"a": 1, "b": 2})
+        == config_hash({"b": 2, "a": 1})
+        != config_hash({"a": 1, "b": 3})
+    )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name
+)
 def test_shipped_configs_are_valid(path):
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     if path.name == "search.yaml":  # a search space: fields by their full names
@@ -119,8 +207,19 @@ def test_the_upstream_config_is_the_published_recipe():
     raw = yaml.safe_load((ROOT / "jobs" / "configs" / "upstream.yaml").read_text(encoding="utf-8"))
     config = experiment_from_dict(raw)
     model, train = config.model, config.train
-    assert (model.name, model.width, model.heads, model.layers, model.fex_tokens) == ("upstream", 1024, 16, 4, 4)
+    assert (model.name, model.width, model.heads, model.layers, model.fex_tokens) == (
+        "upstream",
+        1024,
+        16,
+        4,
+        4,
+    )
     assert list(model.max_lengths.values()) == [80, 50, 16]
     assert model.cuts(Modality.AUDIO)
     assert not model.cuts(Modality.VISION)
-    assert (train.optimizer, train.schedule, train.epochs, train.batch_size) == ("sgd", "inverse_epoch", 20, 96)
+    assert (train.optimizer, train.schedule, train.epochs, train.batch_size) == (
+        "sgd",
+        "inverse_epoch",
+        20,
+        96,
+    )

@@ -49,8 +49,9 @@ def test_agrees_with_scikit_learn(seed, n, classes):
         assert m.weighted_f1 == pytest.approx(f1_score(y, p, average="weighted", zero_division=0))
         assert m.macro_f1 == pytest.approx(f1_score(y, p, average="macro", zero_division=0))
         assert list(m.f1) == list(EMOTIONS)
-        np.testing.assert_allclose(list(m.f1.values()),
-                                   f1_score(y, p, average=None, labels=range(C), zero_division=0))
+        np.testing.assert_allclose(
+            list(m.f1.values()), f1_score(y, p, average=None, labels=range(C), zero_division=0)
+        )
         np.testing.assert_array_equal(m.confusion, confusion_matrix(y, p, labels=range(C)))
         assert m.majority == pytest.approx(np.bincount(y).max() / len(y))
         loss = torch.nn.functional.cross_entropy(logits[head][known], labels[known, i])
@@ -58,7 +59,9 @@ def test_agrees_with_scikit_learn(seed, n, classes):
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 999), n=st.integers(1, 50), cuts=st.lists(st.integers(0, 50), max_size=6))
+@given(
+    seed=st.integers(0, 999), n=st.integers(1, 50), cuts=st.lists(st.integers(0, 50), max_size=6)
+)
 def test_any_shards_add_up_to_the_whole(seed, n, cuts):
     logits, labels = sample(seed, n)
     edges = [0, *sorted(min(c, n) for c in cuts), n]
@@ -101,7 +104,8 @@ def test_from_confusion_by_hand():
 
 
 def sentiment(pairs):
-    """Sums over (label, prediction) pairs of the text head; labels of the other heads are missing."""
+    """Sums over (label, prediction) pairs of the text head; labels of the other heads are
+    missing."""
     labels = torch.full((len(pairs), len(HEADS)), float(IGNORE_LABEL))
     labels[:, 0] = torch.tensor([y for y, _ in pairs])
     scores = {h: torch.tensor([[p] for _, p in pairs]) for h in HEADS}
@@ -112,14 +116,16 @@ def sentiment(pairs):
 
 
 # label, prediction          Acc-2   Acc-3   Acc-5
-BY_HAND = [(-1.0, -1.4),   # right   right   right   (clipped to -1)
-           (-0.8, -0.7),   # right   right   right   (-0.7 belongs to the bin below it)
-           (-0.6, -0.1),   # right   right   right   (so does -0.1)
-           (0.0, 0.05),    # wrong   right   right
-           (0.0, -0.2),    # right   wrong   wrong
-           (0.2, 0.0),     # wrong   wrong   wrong
-           (0.6, 0.7),     # right   right   right
-           (1.0, 0.1)]     # right   wrong   wrong
+BY_HAND = [
+    (-1.0, -1.4),  # right   right   right   (clipped to -1)
+    (-0.8, -0.7),  # right   right   right   (-0.7 belongs to the bin below it)
+    (-0.6, -0.1),  # right   right   right   (so does -0.1)
+    (0.0, 0.05),  # wrong   right   right
+    (0.0, -0.2),  # right   wrong   wrong
+    (0.2, 0.0),  # wrong   wrong   wrong
+    (0.6, 0.7),  # right   right   right
+    (1.0, 0.1),
+]  # right   wrong   wrong
 
 
 def test_sentiment_by_hand():
@@ -128,7 +134,8 @@ def test_sentiment_by_hand():
     assert m.accuracy_2 == 6 / 8
     assert m.accuracy_3 == 5 / 8
     assert m.accuracy_5 == 5 / 8
-    # Zero is negative: labels 5 negative, 3 positive; predictions: 4 + 1 wrong negative, 2 + 1 wrong positive.
+    # Zero is negative: labels 5 negative, 3 positive; predictions: 4 + 1 wrong negative, 2 + 1
+    # wrong positive.
     assert m.weighted_f1 == pytest.approx((5 * 2 * 4 / (5 + 5) + 3 * 2 * 2 / (3 + 3)) / 8)
     # Without the two zeros: 3 negative, 3 positive; only (0.2, 0.0) is wrong.
     assert m.accuracy_2_nonzero == 5 / 6
@@ -138,7 +145,13 @@ def test_sentiment_by_hand():
     y, p = [y for y, _ in BY_HAND], [max(-1, min(1, p)) for _, p in BY_HAND]
     assert m.pearson == pytest.approx(np.corrcoef(y, p)[0, 1], abs=1e-6)
     assert m.score == -m.mae
-    assert m.confusion == [[2, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]
+    assert m.confusion == [
+        [2, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 0, 0],
+    ]
     assert sentiment(BY_HAND).compute()["audio"].count == 0
     assert math.isnan(sentiment([(0.0, 0.5), (0.0, 0.5)]).compute()["text"].pearson)
     assert math.isnan(sentiment([(0.0, 0.5)]).compute()["text"].weighted_f1_nonzero)
@@ -156,7 +169,9 @@ def fields_like_mmsa(y, p):
     keep = y != 0
     if keep.any():
         out["accuracy_2_nonzero"] = accuracy_score(y[keep] > 0, p[keep] > 0)
-        out["weighted_f1_nonzero"] = f1_score(y[keep] > 0, p[keep] > 0, average="weighted", zero_division=0)
+        out["weighted_f1_nonzero"] = f1_score(
+            y[keep] > 0, p[keep] > 0, average="weighted", zero_division=0
+        )
     return {**out, "mae": np.abs(np.float64(y) - p).mean()}
 
 
@@ -164,7 +179,9 @@ grid, score = st.sampled_from([i / 10 for i in range(-10, 11)]), st.floats(-1.5,
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(grid, st.one_of(grid, score)), min_size=1, max_size=30), st.integers(0, 30))
+@given(
+    st.lists(st.tuples(grid, st.one_of(grid, score)), min_size=1, max_size=30), st.integers(0, 30)
+)
 def test_sentiment_agrees_with_the_field_and_adds_up(pairs, cut):
     whole = sentiment(pairs)
     m = whole.compute()["text"]
@@ -180,7 +197,9 @@ def test_sentiment_agrees_with_the_field_and_adds_up(pairs, cut):
             merged.confusion[k] += other.confusion[k]
     assert merged.compute()["text"].confusion == m.confusion
     for name, value in m.scalars().items():
-        assert merged.compute()["text"].scalars()[name] == pytest.approx(value, nan_ok=True, abs=1e-9)
+        assert merged.compute()["text"].scalars()[name] == pytest.approx(
+            value, nan_ok=True, abs=1e-9
+        )
 
 
 def test_a_missing_score_adds_nothing_whatever_is_predicted():

@@ -8,14 +8,22 @@ from lfmim.progress import Work, at_step, say_when_stuck, watch
 
 def test_a_log_gets_few_lines_and_the_tracker_the_figures(capsys):
     logged = []
-    with watch("extract", 400, "utterances", log=lambda figures, step: logged.append((step, dict(figures))),
-               seconds=3600) as show:
+    with watch(
+        "extract",
+        400,
+        "utterances",
+        log=lambda figures, step: logged.append((step, dict(figures))),
+        seconds=3600,
+    ) as show:
         show(100)  # done by an earlier run: no part of the rate
         for done in range(101, 401):
             show(done, "2 quarantined", gpu_percent=63.0)
     first, last = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"extract: 101/400 utterances \(25%\), [\d.e+]+ utterances/s, eta [\d:]+, GPU 63 %, "
-                        "2 quarantined", first)
+    assert re.fullmatch(
+        r"extract: 101/400 utterances \(25%\), [\d.e+]+ utterances/s, eta [\d:]+, GPU 63 %, "
+        "2 quarantined",
+        first,
+    )
     assert last.startswith("extract: 400/400 utterances (100%)")
     assert [step for step, _ in logged] == [101, 400]
     for _, figures in logged:
@@ -34,12 +42,20 @@ def test_nothing_is_said_before_something_is_done(capsys):
 def test_a_stuck_job_says_who_is_at_what_since_when_and_again(capsys):
     works = [Work("face", "clip17, clip18", time.time() - 60, "pid 4711 on 10.0.0.3")]
     lost = [[Work("text", "clip3", time.time(), "pid 7 on 10.0.0.4")]]
-    with say_when_stuck("extract", "row", 0.2 / 60, at_work=lambda: works, lost=lambda: lost.pop() if lost else []):
+    with say_when_stuck(
+        "extract", "row", 0.2 / 60, at_work=lambda: works, lost=lambda: lost.pop() if lost else []
+    ):
         time.sleep(1)
     said = capsys.readouterr().err
-    assert said.startswith("extract: a worker died and was started again; it was at\n  text: clip3, since ")
-    assert re.search(r"extract: stuck: no row for \d s \(since \d\d:\d\d:\d\d\)\n"
-                     r"  face: clip17, clip18, since \d\d:\d\d:\d\d \(pid 4711 on 10\.0\.0\.3\)\n  still waiting", said)
+    assert said.startswith(
+        "extract: a worker died and was started again; it was at\n  text: clip3, since "
+    )
+    assert re.search(
+        r"extract: stuck: no row for \d s \(since \d\d:\d\d:\d\d\)\n"
+        r"  face: clip17, clip18, since \d\d:\d\d:\d\d \(pid 4711 on 10\.0\.0\.3\)\n  still "
+        r"waiting",
+        said,
+    )
     assert said.count("extract: stuck") >= 2
 
 

@@ -24,11 +24,16 @@ from lfmim.schema import (
 )
 
 encoders = st.builds(
-    EncoderSpec, name=st.text(max_size=3), revision=st.text(max_size=3), weights_sha256=st.sampled_from(["a", "b"]),
-    dim=st.integers(1, 3), max_length=st.integers(0, 2),
+    EncoderSpec,
+    name=st.text(max_size=3),
+    revision=st.text(max_size=3),
+    weights_sha256=st.sampled_from(["a", "b"]),
+    dim=st.integers(1, 3),
+    max_length=st.integers(0, 2),
 )
 specs = st.builds(
-    FeatureSpec, encoders=st.dictionaries(st.sampled_from([m.value for m in MODALITIES]), encoders),
+    FeatureSpec,
+    encoders=st.dictionaries(st.sampled_from([m.value for m in MODALITIES]), encoders),
     sampling=st.dictionaries(st.sampled_from(["seed", "segments"]), st.integers(0, 2)),
     library_versions=st.dictionaries(st.just("torch"), st.sampled_from(["1", "2"])),
 )
@@ -41,10 +46,17 @@ def test_orders_hold_the_same_seven_emotions():
     assert list(LABEL_COLUMNS) == [*HEADS] == ["text", "audio", "vision", "multimodal"]
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    *((name, name) for name in EMOTIONS), *EMOTIONS_ZH.items(), (" Happiness ", "happiness"),
-    (None, None), ("", None), (float("nan"), None),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        *((name, name) for name in EMOTIONS),
+        *EMOTIONS_ZH.items(),
+        (" Happiness ", "happiness"),
+        (None, None),
+        ("", None),
+        (float("nan"), None),
+    ],
+)
 def test_parse_emotion(value, expected):
     assert parse_emotion(value, where="here") == expected
 
@@ -55,13 +67,28 @@ def test_an_unknown_emotion_says_where_and_what_is_known(value):
         parse_emotion(value, where="m.csv: row 3")
 
 
-@pytest.mark.parametrize(("value", "near"), [
-    ("happy", "happiness"), ("开心", "happiness"), ("joy", "happiness"), ("难过", "sadness"), ("Sad", "sadness"),
-    ("angry", "anger"), ("neutral", "neutrality"), ("惊讶", "surprise"), ("surprised", "surprise"),
-    ("suprise", "surprise"), ("fearful", "fear"), ("disgusted", "disgust"), ("生气", "anger"),
-])
+@pytest.mark.parametrize(
+    ("value", "near"),
+    [
+        ("happy", "happiness"),
+        ("开心", "happiness"),
+        ("joy", "happiness"),
+        ("难过", "sadness"),
+        ("Sad", "sadness"),
+        ("angry", "anger"),
+        ("neutral", "neutrality"),
+        ("惊讶", "surprise"),
+        ("surprised", "surprise"),
+        ("suprise", "surprise"),
+        ("fearful", "fear"),
+        ("disgusted", "disgust"),
+        ("生气", "anger"),
+    ],
+)
 def test_an_unknown_emotion_names_the_nearest_and_all_known_words(value, near):
-    with pytest.raises(InputError, match=f"unknown emotion '{value}'; did you mean {near}") as error:
+    with pytest.raises(
+        InputError, match=f"unknown emotion '{value}'; did you mean {near}"
+    ) as error:
         parse_emotion(value, where="m.csv: row 3")
     for word in (*EMOTIONS, *EMOTIONS_ZH):
         assert word in str(error.value)
@@ -91,21 +118,38 @@ def test_differences_is_symmetric_and_agrees_with_the_fingerprint(a, b):
 
 @given(specs)
 def test_library_versions_and_names_do_not_make_features_differ(spec):
-    renamed = {m: dataclasses.replace(e, name="elsewhere", revision="r9") for m, e in spec.encoders.items()}
+    renamed = {
+        m: dataclasses.replace(e, name="elsewhere", revision="r9") for m, e in spec.encoders.items()
+    }
     other = dataclasses.replace(spec, encoders=renamed, library_versions={"torch": "9"})
     assert spec.differences(other) == []
 
 
-@pytest.mark.parametrize(("field", "value"), [("weights_sha256", "f" * 64), ("dim", 99), ("max_length", 7)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("weights_sha256", "f" * 64), ("dim", 99), ("max_length", 7)]
+)
 def test_differences_name_modality_field_and_encoder(field, value):
     changed = dataclasses.replace(SPEC.encoders["audio"], **{field: value})
-    (difference,) = SPEC.differences(dataclasses.replace(SPEC, encoders={**SPEC.encoders, "audio": changed}))
+    (difference,) = SPEC.differences(
+        dataclasses.replace(SPEC, encoders={**SPEC.encoders, "audio": changed})
+    )
     assert difference.startswith(f"audio.{field}: ")
     assert "toy-audio" in difference
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"encoders": {"text": {"name": "x"}}}',
-                                  '{"encoders": {}, "colour": 1}', '{"encoders": {"smell": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "{}",
+        '{"encoders": {"text": {"name": "x"}}}',
+        '{"encoders": {}, "colour": 1}',
+        '{"encoders": {"smell": 1}}',
+    ],
+)
 def test_a_malformed_spec_names_its_source(text):
     with pytest.raises(InputError, match="the file"):
         FeatureSpec.from_json(text, source="the file")
@@ -113,6 +157,8 @@ def test_a_malformed_spec_names_its_source(text):
 
 def test_unknown_modality_and_missing_file(tmp_path):
     with pytest.raises(InputError, match="smell"):
-        FeatureSpec.from_json(json.dumps({"encoders": {"smell": dataclasses.asdict(SPEC.encoders["text"])}}))
+        FeatureSpec.from_json(
+            json.dumps({"encoders": {"smell": dataclasses.asdict(SPEC.encoders["text"])}})
+        )
     with pytest.raises(InputError, match=r"feature_spec\.json"):
         FeatureSpec.load(tmp_path)

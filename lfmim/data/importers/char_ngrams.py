@@ -1,4 +1,5 @@
-"""Text of a manifest -> feature store of hashed character n-grams: an encoder without weights, for text alone."""
+"""Text of a manifest -> feature store of hashed character n-grams: an encoder without weights, for
+text alone."""
 
 from __future__ import annotations
 
@@ -14,12 +15,23 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from lfmim.data.importers.dump import ERROR, ImportReport, check_new, file_sha256, write_store
 from lfmim.data.manifest import passthrough_columns, read_manifest
-from lfmim.schema import FEATURE_COLUMNS, SENTIMENT_COLUMNS, TEXT, EncoderSpec, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    SENTIMENT_COLUMNS,
+    TEXT,
+    EncoderSpec,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 
 
-def import_char_ngrams(manifest: str, store: Path, *, longest: int = 3, dim: int = 4096) -> ImportReport:
-    """One vector per utterance: counts of its 1- to `longest`-grams of characters, hashed into `dim` places with a sign
-    (scikit-learn's HashingVectorizer), scaled to a mean square of 1. A row without text is quarantined.
+def import_char_ngrams(
+    manifest: str, store: Path, *, longest: int = 3, dim: int = 4096
+) -> ImportReport:
+    """One vector per utterance: counts of its 1- to `longest`-grams of characters, hashed into
+    `dim` places with a sign (scikit-learn's HashingVectorizer), scaled to a mean square of 1. A row
+    without text is quarantined.
     """
     if longest < 1 or dim < 1:
         raise InputError(f"longest {longest}, dim {dim}: must be at least 1")
@@ -30,23 +42,44 @@ def import_char_ngrams(manifest: str, store: Path, *, longest: int = 3, dim: int
     vectorizer = HashingVectorizer(**settings, dtype=np.float32)
     identity = hashlib.sha256(repr(sorted(settings.items())).encode()).hexdigest()
     write_store(
-        store, {Modality.TEXT: dim}, passthrough_columns(frame), _rows(frame, vectorizer, report), len(frame), report,
+        store,
+        {Modality.TEXT: dim},
+        passthrough_columns(frame),
+        _rows(frame, vectorizer, report),
+        len(frame),
+        report,
         lambda: FeatureSpec(
-            encoders={Modality.TEXT.value: EncoderSpec(name=f"character 1-{longest}-grams, hashed", revision="",
-                                                       weights_sha256=identity, dim=dim, max_length=1)},
+            encoders={
+                Modality.TEXT.value: EncoderSpec(
+                    name=f"character 1-{longest}-grams, hashed",
+                    revision="",
+                    weights_sha256=identity,
+                    dim=dim,
+                    max_length=1,
+                )
+            },
             library_versions={"scikit-learn": sklearn.__version__},
-        ))
+        ),
+    )
     return report
 
 
-def _rows(frame: pd.DataFrame, vectorizer: HashingVectorizer, report: ImportReport) -> Iterator[dict[str, Any]]:
+def _rows(
+    frame: pd.DataFrame, vectorizer: HashingVectorizer, report: ImportReport
+) -> Iterator[dict[str, Any]]:
     for record in frame.to_dict("records"):
-        row = {str(k): v if v is None or k in SENTIMENT_COLUMNS.values() else str(v) for k, v in record.items()}
+        row = {
+            str(k): v if v is None or k in SENTIMENT_COLUMNS.values() else str(v)
+            for k, v in record.items()
+        }
         if row[TEXT]:
             vector = vectorizer.transform([row[TEXT]]).toarray()
             report.values[Modality.TEXT] += vector.size
-            # At length 1 a model's positions would drown it: learning took ten epochs instead of three.
-            row[FEATURE_COLUMNS[Modality.TEXT]] = (vector * vectorizer.n_features**0.5).astype(np.float16)
+            # At length 1 a model's positions would drown it: learning took ten epochs instead of
+            # three.
+            row[FEATURE_COLUMNS[Modality.TEXT]] = (vector * vectorizer.n_features**0.5).astype(
+                np.float16
+            )
         else:
             row[ERROR] = "the row has no text"
         yield row

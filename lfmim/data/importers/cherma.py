@@ -1,7 +1,7 @@
 """The published CHERMA features -> feature store.
 
-`{train,dev,test}.json` lists of {"audio_file": "X.wav", "txt_label", "audio_label", "visual_label", "video_label"};
-features in `text/<split>/X.npy`, `audio/<split>/X.npy`, `visual/<split>/X.mp4.npy`.
+`{train,dev,test}.json` lists of {"audio_file": "X.wav", "txt_label", "audio_label", "visual_label",
+"video_label"}; features in `text/<split>/X.npy`, `audio/<split>/X.npy`, `visual/<split>/X.mp4.npy`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from lfmim.data.importers.dump import CLEANING, ERROR, ImportReport, check_new, clean, trim, write_store
+from lfmim.data.importers.dump import (
+    CLEANING,
+    ERROR,
+    ImportReport,
+    check_new,
+    clean,
+    trim,
+    write_store,
+)
 from lfmim.schema import (
     FEATURE_COLUMNS,
     ID,
@@ -31,15 +39,24 @@ from lfmim.text_files import decode, parse_json
 
 FILES = {"train": "train", "dev": "valid", "test": "test"}
 """Name in the dump -> split."""
-LABELS = {"text": "txt_label", "audio": "audio_label", "vision": "visual_label", "multimodal": "video_label"}
-FOLDERS = {Modality.TEXT: ("text", ".npy"), Modality.AUDIO: ("audio", ".npy"), Modality.VISION: ("visual", ".mp4.npy")}
+LABELS = {
+    "text": "txt_label",
+    "audio": "audio_label",
+    "vision": "visual_label",
+    "multimodal": "video_label",
+}
+FOLDERS = {
+    Modality.TEXT: ("text", ".npy"),
+    Modality.AUDIO: ("audio", ".npy"),
+    Modality.VISION: ("visual", ".mp4.npy"),
+}
 
 
 def import_cherma(source: Path, store: Path) -> ImportReport:
     """Read the folder `source` a file at a time; write `store`. `dev` becomes `valid`.
 
-    All-zero vectors at the end are padding. A missing file is an absent modality; a damaged one quarantines its row.
-    Raises InputError naming file, row and field.
+    All-zero vectors at the end are padding. A missing file is an absent modality; a damaged one
+    quarantines its row. Raises InputError naming file, row and field.
     """
     check_new(store)
     report = ImportReport(str(source))
@@ -48,18 +65,37 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
         raise InputError(f"{source}: no {', '.join(f'{f}.json' for f in FILES)} with entries there")
     dims = {m: d for m in Modality if (d := _width(source, entries, m))}
     if not dims:
-        raise InputError(f"{source}: no feature file of an entry there; expected for example "
-                         + str(_path(source, Modality.TEXT, entries[0])))
+        raise InputError(
+            f"{source}: no feature file of an entry there; expected for example "
+            + str(_path(source, Modality.TEXT, entries[0]))
+        )
     hashes = {m: hashlib.sha256() for m in dims}
 
     def spec() -> FeatureSpec:
         return FeatureSpec(
-            encoders={m.value: EncoderSpec(name=f"cherma:{FOLDERS[m][0]}", revision="", dim=d, max_length=0,
-                                           weights_sha256=hashes[m].hexdigest()) for m, d in dims.items()},
-            sampling={"imported": "cherma", **CLEANING}, library_versions={"numpy": np.__version__},
+            encoders={
+                m.value: EncoderSpec(
+                    name=f"cherma:{FOLDERS[m][0]}",
+                    revision="",
+                    dim=d,
+                    max_length=0,
+                    weights_sha256=hashes[m].hexdigest(),
+                )
+                for m, d in dims.items()
+            },
+            sampling={"imported": "cherma", **CLEANING},
+            library_versions={"numpy": np.__version__},
         )
 
-    write_store(store, dims, ["dump_split"], _rows(source, entries, dims, hashes, report), len(entries), report, spec)
+    write_store(
+        store,
+        dims,
+        ["dump_split"],
+        _rows(source, entries, dims, hashes, report),
+        len(entries),
+        report,
+        spec,
+    )
     return report
 
 
@@ -86,22 +122,35 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
             if not isinstance(audio, str) or not audio:
                 raise InputError(f"{where}, field 'audio_file': missing")
             if Path(audio).name != audio or "\\" in audio or "\0" in audio:
-                raise InputError(f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file name")
+                raise InputError(
+                    f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file "
+                    "name"
+                )
             key = audio.removesuffix(".wav")
             if key in seen:
                 raise InputError(f"{where}, field 'audio_file': duplicate, first in {seen[key]}")
             seen[key] = where
-            labels = {LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
-                      for h, f in LABELS.items()}
+            labels = {
+                LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
+                for h, f in LABELS.items()
+            }
             out.append({ID: key, SPLIT: split, "dump_split": name, **labels})
             unread.update(set(entry) - {"audio_file", "video_file", *LABELS.values()})
-    report.notes += [f"field '{field}' of {n} entries was not read: its name is not known here"
-                     for field, n in sorted(unread.items())]
-    report.notes += [f"{path.name} was not read: the files known are {', '.join(f'{f}.json' for f in FILES)}"
-                     for path in sorted(source.glob("*.json")) if path.stem not in FILES]
+    report.notes += [
+        f"field '{field}' of {n} entries was not read: its name is not known here"
+        for field, n in sorted(unread.items())
+    ]
+    report.notes += [
+        f"{path.name} was not read: the files known are {', '.join(f'{f}.json' for f in FILES)}"
+        for path in sorted(source.glob("*.json"))
+        if path.stem not in FILES
+    ]
     if out and not any(row[column] for row in out for column in LABEL_COLUMNS.values()):
-        report.notes.append(f"no label is there (fields looked for: {', '.join(LABELS.values())}), so no model can be "
-                            "trained on this store as it is")
+        report.notes.append(
+            f"no label is there (fields looked for: {', '.join(LABELS.values())}), so no model can "
+            "be "
+            "trained on this store as it is"
+        )
     return out
 
 
@@ -120,7 +169,10 @@ def _width(source: Path, entries: list[dict[str, Any]], modality: Modality) -> i
 
 
 def _rows(
-    source: Path, entries: list[dict[str, Any]], dims: dict[Modality, int], hashes: dict[Modality, Any],
+    source: Path,
+    entries: list[dict[str, Any]],
+    dims: dict[Modality, int],
+    hashes: dict[Modality, Any],
     report: ImportReport,
 ) -> Iterator[dict[str, Any]]:
     for entry in entries:

@@ -1,4 +1,5 @@
-"""Feature dumps -> feature store: cleaning, padding, and a writer that leaves a whole store or none."""
+"""Feature dumps -> feature store: cleaning, padding, and a writer that leaves a whole store or
+none."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec, InputError, Modality
@@ -24,7 +32,10 @@ FLOAT16_MAX = float(np.finfo(np.float16).max)
 IMPORT_FILE = "import.json"
 ERROR = "error"
 """Key of a row that cannot be used, with the reason."""
-CLEANING = {"non_finite": "NaN and infinities are 0", "range": f"clipped to ±{FLOAT16_MAX:g} (float16)"}
+CLEANING = {
+    "non_finite": "NaN and infinities are 0",
+    "range": f"clipped to ±{FLOAT16_MAX:g} (float16)",
+}
 """How values are changed: part of an imported store's FeatureSpec."""
 
 
@@ -47,19 +58,26 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """For people."""
-        out = [f"rows in {self.rows}: {self.stored} stored, {sum(self.quarantined.values())} quarantined"]
+        out = [
+            f"rows in {self.rows}: {self.stored} stored, {sum(self.quarantined.values())} "
+            "quarantined"
+        ]
         out += [f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items())]
         for m in Modality:
             if self.values[m]:
                 out.append(
-                    f"  {m}: absent in {self.absent[m]} rows; {self.non_finite[m]} of {self.values[m]} values not "
-                    f"finite, in {self.non_finite_rows[m]} rows (now 0); {self.clipped[m]} beyond float16 (now "
-                    f"±{FLOAT16_MAX:g}); {self.padding[m]} padding vectors left out")
+                    f"  {m}: absent in {self.absent[m]} rows; {self.non_finite[m]} of "
+                    f"{self.values[m]} values not "
+                    f"finite, in {self.non_finite_rows[m]} rows (now 0); {self.clipped[m]} beyond "
+                    "float16 (now "
+                    f"±{FLOAT16_MAX:g}); {self.padding[m]} padding vectors left out"
+                )
         return [*out, *(f"  {note}" for note in self.notes)]
 
 
 def clean(x: np.ndarray, modality: Modality, report: ImportReport) -> np.ndarray:
-    """[T, D] floats -> float16: NaN and infinities become 0, what float16 cannot hold its largest value; counted."""
+    """[T, D] floats -> float16: NaN and infinities become 0, what float16 cannot hold its largest
+    value; counted."""
     x = np.asarray(x, dtype=np.float32)
     bad = ~np.isfinite(x)
     report.values[modality] += x.size
@@ -88,27 +106,43 @@ def file_sha256(path: Path) -> str:
 
 
 def check_new(store: Path) -> None:
-    """Raise InputError if there is something at `store`: an import makes a whole store, it does not add to one."""
+    """Raise InputError if there is something at `store`: an import makes a whole store, it does not
+    add to one."""
     if store.exists() and (not store.is_dir() or any(store.iterdir())):
-        raise InputError(f"{store}: exists already, and imports do not mix; choose another --store, or remove it to "
-                         "import again")
+        raise InputError(
+            f"{store}: exists already, and imports do not mix; choose another --store, or remove "
+            "it to "
+            "import again"
+        )
 
 
 def write_store(
-    store: Path, dims: Mapping[Modality, int], passthrough: Sequence[str], rows: Iterator[dict[str, Any]], total: int,
-    report: ImportReport, make_spec: Callable[[], FeatureSpec],
+    store: Path,
+    dims: Mapping[Modality, int],
+    passthrough: Sequence[str],
+    rows: Iterator[dict[str, Any]],
+    total: int,
+    report: ImportReport,
+    make_spec: Callable[[], FeatureSpec],
 ) -> None:
-    """Write `rows` as a feature store, in parts, below a temporary folder that gets its name at the very end.
+    """Write `rows` as a feature store, in parts, below a temporary folder that gets its name at the
+    very end.
 
-    A row with ERROR goes to `errors/`, and so does one without any modality. `make_spec` is called after the last row,
-    when all sources have been hashed. Memory is bounded by a part's rows.
+    A row with ERROR goes to `errors/`, and so does one without any modality. `make_spec` is called
+    after the last row, when all sources have been hashed. Memory is bounded by a part's rows.
     """
     check_new(store)
     schema = store_schema(dims, passthrough)
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("eta"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
     with new_folder(store) as temporary:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             for row in progress.track(rows, total=total, description="import"):
@@ -117,7 +151,14 @@ def write_store(
                     row[ERROR] = "no modality is left: all absent or only padding"
                 if row.get(ERROR):
                     report.quarantined[row[ERROR]] += 1
-                    bad.append({ID: row[ID], "video": row.get("video", ""), "stage": "import", ERROR: row[ERROR]})
+                    bad.append(
+                        {
+                            ID: row[ID],
+                            "video": row.get("video", ""),
+                            "stage": "import",
+                            ERROR: row[ERROR],
+                        }
+                    )
                     continue
                 report.absent.update(m.value for m in dims if row.get(FEATURE_COLUMNS[m]) is None)
                 report.stored += 1
@@ -128,7 +169,10 @@ def write_store(
         if good:
             write_part(temporary, rows_to_table(good, schema, dims))
         if not report.stored:
-            raise InputError(f"{report.source}: no row could be used; for example {next(iter(report.quarantined), '')}")
+            raise InputError(
+                f"{report.source}: no row could be used; for example "
+                f"{next(iter(report.quarantined), '')}"
+            )
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
         write_spec(temporary, make_spec())

@@ -12,7 +12,8 @@ from lfmim.data.tables import read_rows, write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, parse_emotion
 
 TRANSCRIPT = "transcript"
-# [over/]...[/over], [interrupted], [laughing] and their misspellings ("[over/我" keeps what was said, "/over]").
+# [over/]...[/over], [interrupted], [laughing] and their misspellings ("[over/我" keeps what was
+# said, "/over]").
 MARKS = re.compile(r"\[+/?[A-Za-z]+/?\]?|/?over/?\]+|[\[\]]")
 
 
@@ -29,15 +30,20 @@ def import_emotiontalk(source: Path, output: Path) -> list[str]:
     for column in (SPLIT, SPEAKER, *(["dialogue"] if "dialogue" in frame else [])):
         manifest[column] = frame[column].map(cell)
     for column in LABEL_COLUMNS.values():
-        manifest[column] = [parse_emotion(v, where=f"{source}: row {r}, field '{column}'")
-                            for r, v in enumerate(frame[column], start=1)]
+        manifest[column] = [
+            parse_emotion(v, where=f"{source}: row {r}, field '{column}'")
+            for r, v in enumerate(frame[column], start=1)
+        ]
     write_manifest(manifest, output)
     unread = [str(c) for c in frame if c != TRANSCRIPT and c not in manifest]
     speakers = manifest.groupby(SPLIT)[SPEAKER].agg(set)
     shared = {s for i, a in enumerate(speakers) for b in speakers[i + 1 :] for s in a & b}
     return [
-        f"{len(manifest)} utterances: " + ", ".join(f"{s} {n}" for s, n in manifest[SPLIT].value_counts().items()),
+        f"{len(manifest)} utterances: "
+        + ", ".join(f"{s} {n}" for s, n in manifest[SPLIT].value_counts().items()),
         f"{(manifest[TEXT] == '').sum()} transcripts hold nothing but marks",
-        "no speaker is in two splits" if not shared else f"{len(shared)} speakers are in more than one split",
+        "no speaker is in two splits"
+        if not shared
+        else f"{len(shared)} speakers are in more than one split",
         *([f"columns not carried over: {', '.join(unread)}"] if unread else []),
     ]

@@ -1,7 +1,8 @@
 """MMSA and MMSA-FET feature pickles (CH-SIMS, CH-SIMS v2, MOSI, MOSEI) -> feature store.
 
-`{"train" | "valid" | "test": {"id", "raw_text", "text" [N, L, D], "audio" [N, T, D], "vision" [N, T, D], "text_bert"
-[N, 3, L], "audio_lengths", "vision_lengths", "regression_labels", "regression_labels_T" ...}}`, arrays or lists.
+`{"train" | "valid" | "test": {"id", "raw_text", "text" [N, L, D], "audio" [N, T, D], "vision" [N,
+T, D], "text_bert" [N, 3, L], "audio_lengths", "vision_lengths", "regression_labels",
+"regression_labels_T" ...}}`, arrays or lists.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from lfmim.data.importers.dump import CLEANING, ERROR, ImportReport, check_new, clean, file_sha256, trim, write_store
+from lfmim.data.importers.dump import (
+    CLEANING,
+    ERROR,
+    ImportReport,
+    check_new,
+    clean,
+    file_sha256,
+    trim,
+    write_store,
+)
 from lfmim.data.importers.restricted_pickle import read_pickle
 from lfmim.schema import (
     FEATURE_COLUMNS,
@@ -30,28 +40,46 @@ from lfmim.schema import (
 )
 from lfmim.text_files import whole
 
-SCORES = {MULTIMODAL: "regression_labels", **{m.value: f"regression_labels_{m.value[0].upper()}" for m in Modality}}
+SCORES = {
+    MULTIMODAL: "regression_labels",
+    **{m.value: f"regression_labels_{m.value[0].upper()}" for m in Modality},
+}
 """Head -> key of its sentiment scores."""
-OTHER_NAMES = {"dev": "valid", "val": "valid", "validation": "valid",
-               **{name.removeprefix("regression_"): name for name in SCORES.values()}}
+OTHER_NAMES = {
+    "dev": "valid",
+    "val": "valid",
+    "validation": "valid",
+    **{name.removeprefix("regression_"): name for name in SCORES.values()},
+}
 """What other published pickles call a split, or scores (`labels`, `labels_T`: MulT's)."""
-FIELDS = (ID, *Modality, "raw_text", "text_bert", "audio_lengths", "vision_lengths", *SCORES.values())
+FIELDS = (
+    ID,
+    *Modality,
+    "raw_text",
+    "text_bert",
+    "audio_lengths",
+    "vision_lengths",
+    *SCORES.values(),
+)
 """What is read of a split."""
 MOSI_RANGE = 3.0
 """MOSI and MOSEI are scored from -3 to 3."""
 
 
 def import_mmsa(source: Path, store: Path) -> ImportReport:
-    """Read the pickle `source`, which must fit into memory, through the restricted unpickler; write `store`.
+    """Read the pickle `source`, which must fit into memory, through the restricted unpickler; write
+    `store`.
 
-    True lengths come from `text_bert`'s mask, `audio_lengths` and `vision_lengths`; without them all-zero vectors at
-    both ends are padding. Raises InputError naming file, split and field.
+    True lengths come from `text_bert`'s mask, `audio_lengths` and `vision_lengths`; without them
+    all-zero vectors at both ends are padding. Raises InputError naming file, split and field.
     """
     check_new(store)
     data, report = read_pickle(source), ImportReport(str(source))
     splits = _known_names(data, SPLITS, report) if isinstance(data, dict) else {}
     if not splits:
-        raise InputError(f"{source}: not an MMSA pickle: it has none of the keys {', '.join(SPLITS)}")
+        raise InputError(
+            f"{source}: not an MMSA pickle: it has none of the keys {', '.join(SPLITS)}"
+        )
     del data
     splits = {s: _check_split(splits[s], s, report) for s in SPLITS if s in splits}
     dims = {m: d for m in Modality if (d := _width(source, splits, m))}
@@ -60,34 +88,50 @@ def import_mmsa(source: Path, store: Path) -> ImportReport:
     report.sha256 = file_sha256(source)
     scale = _score_scale(source, splits, report)
     _check_ids(source, splits)
-    scores = [SENTIMENT_COLUMNS[h] for h, key in SCORES.items() if any(key in d for d in splits.values())]
-    write_store(store, dims, ["video_id", "clip_id", *scores], _rows(splits, dims, scale, report),
-                sum(len(d[ID]) for d in splits.values()), report, lambda: _spec(source, report, dims))
+    scores = [
+        SENTIMENT_COLUMNS[h] for h, key in SCORES.items() if any(key in d for d in splits.values())
+    ]
+    write_store(
+        store,
+        dims,
+        ["video_id", "clip_id", *scores],
+        _rows(splits, dims, scale, report),
+        sum(len(d[ID]) for d in splits.values()),
+        report,
+        lambda: _spec(source, report, dims),
+    )
     return report
 
 
 def _known_names(
     content: dict[Any, Any], names: Collection[str], report: ImportReport, place: str = ""
 ) -> dict[str, Any]:
-    """What `content` holds under `names` and other names of the same; the rest is noted if it holds rows."""
+    """What `content` holds under `names` and other names of the same; the rest is noted if it holds
+    rows."""
     out: dict[str, Any] = {}
     for key, value in content.items():
         name = OTHER_NAMES.get(key, key) if isinstance(key, str) else ""
         if name != key and name in content and names is FIELDS:  # the proper name is there, too
             name = ""
         if name in out:
-            raise InputError(f"{report.source}: {place}{key!r} is not the only key for '{name}'; keep one of them")
+            raise InputError(
+                f"{report.source}: {place}{key!r} is not the only key for '{name}'; keep one of "
+                "them"
+            )
         if name in names:
             out[name] = value
             if name != key:
                 report.notes.append(f"{place}{key!r} was read as '{name}'")
         elif rows := _rows_in(value):
-            report.notes.append(f"{place}{key!r} ({rows} entries) was not read: its name is not known here")
+            report.notes.append(
+                f"{place}{key!r} ({rows} entries) was not read: its name is not known here"
+            )
     return out
 
 
 def _rows_in(value: Any) -> int:
-    """How many entries a split or a field holds; 0 for what is no list, array or dictionary of such."""
+    """How many entries a split or a field holds; 0 for what is no list, array or dictionary of
+    such."""
     if isinstance(value, dict):
         return max((_rows_in(v) for v in value.values()), default=0)
     if isinstance(value, np.ndarray):
@@ -113,7 +157,9 @@ def _check_split(split: Any, name: str, report: ImportReport) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    return whole(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
+    return whole(
+        value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    ).strip()
 
 
 def _check_ids(source: Path, splits: Mapping[str, dict[str, Any]]) -> None:
@@ -121,8 +167,10 @@ def _check_ids(source: Path, splits: Mapping[str, dict[str, Any]]) -> None:
     for split, data in splits.items():
         for i, key in enumerate(data[ID], start=1):
             if not key or key in seen:
-                raise InputError(f"{source}, split '{split}', entry {i}, field 'id': "
-                                 + (f"{key!r} is in split '{seen[key]}' already" if key else "empty"))
+                raise InputError(
+                    f"{source}, split '{split}', entry {i}, field 'id': "
+                    + (f"{key!r} is in split '{seen[key]}' already" if key else "empty")
+                )
             seen[key] = split
 
 
@@ -131,7 +179,9 @@ def _width(source: Path, splits: Mapping[str, dict[str, Any]], modality: Modalit
         if modality in data and len(data[modality]):
             x = _sequence(data[modality][0])
             if x is None or not x.shape[1]:
-                raise InputError(f"{source}, split '{split}', field '{modality}': entry 1 is no array [T, D]")
+                raise InputError(
+                    f"{source}, split '{split}', field '{modality}': entry 1 is no array [T, D]"
+                )
             return int(x.shape[1])
     return 0
 
@@ -153,17 +203,26 @@ def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: Imp
             try:
                 values = np.asarray(data[key], dtype=np.float64).reshape(-1)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{source}, split '{split}', field '{key}': not numbers ({error})") from error
+                raise InputError(
+                    f"{source}, split '{split}', field '{key}': not numbers ({error})"
+                ) from error
             if len(values) != len(data[ID]):
-                raise InputError(f"{source}, split '{split}', field '{key}': one score per entry is expected")
+                raise InputError(
+                    f"{source}, split '{split}', field '{key}': one score per entry is expected"
+                )
             data[key] = values
             largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
             count += int(np.isfinite(values).sum())
     if not count:
-        report.notes.append(f"no sentiment score is there (keys looked for: {', '.join(SCORES.values())}), so no model "
-                            "can be trained on this store as it is")
+        report.notes.append(
+            f"no sentiment score is there (keys looked for: {', '.join(SCORES.values())}), so no "
+            "model "
+            "can be trained on this store as it is"
+        )
     if largest > MOSI_RANGE:
-        raise InputError(f"{source}: a sentiment score of {largest:g}; known scales are [-1, 1] and [-3, 3]")
+        raise InputError(
+            f"{source}: a sentiment score of {largest:g}; known scales are [-1, 1] and [-3, 3]"
+        )
     if largest > 1:
         report.notes.append("sentiment scores are from -3 to 3 there and were divided by 3")
         return MOSI_RANGE
@@ -171,12 +230,20 @@ def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: Imp
 
 
 def _rows(
-    splits: dict[str, dict[str, Any]], dims: Mapping[Modality, int], scale: float, report: ImportReport
+    splits: dict[str, dict[str, Any]],
+    dims: Mapping[Modality, int],
+    scale: float,
+    report: ImportReport,
 ) -> Iterator[dict[str, Any]]:
     for split, data in splits.items():
         for i, key in enumerate(data[ID]):
             video, _, clip = key.rpartition("$_$")
-            row: dict[str, Any] = {ID: key, SPLIT: split, "video_id": video or None, "clip_id": clip if video else None}
+            row: dict[str, Any] = {
+                ID: key,
+                SPLIT: split,
+                "video_id": video or None,
+                "clip_id": clip if video else None,
+            }
             row[TEXT] = _text(data["raw_text"][i]) if "raw_text" in data else ""
             for head, column in SENTIMENT_COLUMNS.items():
                 score = float(data[SCORES[head]][i]) / scale if SCORES[head] in data else math.nan
@@ -214,7 +281,16 @@ def _without_padding(x: np.ndarray, modality: Modality, data: dict[str, Any], i:
 
 def _spec(source: Path, report: ImportReport, dims: Mapping[Modality, int]) -> FeatureSpec:
     return FeatureSpec(
-        encoders={m.value: EncoderSpec(name=f"mmsa:{source.name}", revision="", weights_sha256=report.sha256, dim=d,
-                                       max_length=0) for m, d in dims.items()},
-        sampling={"imported": "mmsa", **CLEANING}, library_versions={"numpy": np.__version__},
+        encoders={
+            m.value: EncoderSpec(
+                name=f"mmsa:{source.name}",
+                revision="",
+                weights_sha256=report.sha256,
+                dim=d,
+                max_length=0,
+            )
+            for m, d in dims.items()
+        },
+        sampling={"imported": "mmsa", **CLEANING},
+        library_versions={"numpy": np.__version__},
     )

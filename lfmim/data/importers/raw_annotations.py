@@ -1,4 +1,5 @@
-"""Raw annotation tables -> manifest of the samples the vote decided, and a table of those it discarded."""
+"""Raw annotation tables -> manifest of the samples the vote decided, and a table of those it
+discarded."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from lfmim.storage import new_file
 def import_annotations(source: Path, output: Path, manifest: str = "") -> list[str]:
     """Vote on the long table `source`; write `output` and, beside it, `<output>.discarded.csv`.
 
-    With `manifest` its rows get the labels (and rows without decided labels are discarded), else the manifest holds ids
-    and labels alone. Returns lines of a report. Raises InputError naming file, row and field.
+    With `manifest` its rows get the labels (and rows without decided labels are discarded), else
+    the manifest holds ids and labels alone. Returns lines of a report. Raises InputError naming
+    file, row and field.
     """
     outcome = vote(read_votes(str(source)))
     labels, discarded = outcome.labels, outcome.discarded
@@ -27,22 +29,39 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         clips = read_manifest(manifest, need_media=False).drop(columns=list(LABEL_COLUMNS.values()))
         annotated = set(labels[ID]) | set(discarded[ID])
         unknown = len(annotated - set(clips[ID]))
-        silent = [{ID: i, MODALITY: "", "votes": "", "reason": "not annotated"} for i in clips[ID]
-                  if i not in annotated]
-        discarded = pd.concat([discarded, pd.DataFrame(silent, columns=discarded.columns)], ignore_index=True)
+        silent = [
+            {ID: i, MODALITY: "", "votes": "", "reason": "not annotated"}
+            for i in clips[ID]
+            if i not in annotated
+        ]
+        discarded = pd.concat(
+            [discarded, pd.DataFrame(silent, columns=discarded.columns)], ignore_index=True
+        )
         labels = clips.merge(labels, on=ID, how="inner", validate="one_to_one")
     else:
         labels = labels.assign(**{VIDEO: "", TEXT: ""})
     if labels.empty:
-        raise InputError(f"{source}: no sample is left: " + ", ".join(
-            f"{n} x {r}" for r, n in Counter(discarded["reason"]).most_common()))
+        raise InputError(
+            f"{source}: no sample is left: "
+            + ", ".join(f"{n} x {r}" for r, n in Counter(discarded["reason"]).most_common())
+        )
     beside = output.with_name(f"{output.name}.discarded.csv")
     with new_file(beside) as temporary:
         discarded.to_csv(temporary, index=False)
     write_manifest(labels, output)
-    lines = [f"{outcome.samples} samples annotated: {len(labels)} kept, {discarded[ID].nunique()} discarded ({beside})"]
-    lines += [f"  {n} x {head or 'all'}: {reason}" for (head, reason), n in
-              sorted(Counter(zip(discarded[MODALITY], discarded["reason"], strict=True)).items())]
-    lines += [f"  Fleiss' kappa of the first three annotators, {head}: {kappa:.3f} ({outcome.rated[head]} samples)"
-              for head, kappa in outcome.kappa.items()]
+    lines = [
+        f"{outcome.samples} samples annotated: {len(labels)} kept, {discarded[ID].nunique()} "
+        f"discarded ({beside})"
+    ]
+    lines += [
+        f"  {n} x {head or 'all'}: {reason}"
+        for (head, reason), n in sorted(
+            Counter(zip(discarded[MODALITY], discarded["reason"], strict=True)).items()
+        )
+    ]
+    lines += [
+        f"  Fleiss' kappa of the first three annotators, {head}: {kappa:.3f} "
+        f"({outcome.rated[head]} samples)"
+        for head, kappa in outcome.kappa.items()
+    ]
     return [*lines, *([f"  {unknown} annotated ids are not in {manifest}"] if unknown else [])]

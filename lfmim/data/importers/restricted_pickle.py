@@ -1,7 +1,8 @@
 """Pickles of numpy arrays and plain containers, read without running anything they name.
 
-A pickle names functions to call. Here every name it may use stands for a small builder of this file, and anything else
-is refused: no function of numpy or of the standard library is ever called by the file.
+A pickle names functions to call. Here every name it may use stands for a small builder of this
+file, and anything else is refused: no function of numpy or of the standard library is ever called
+by the file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class _Refused(pickle.UnpicklingError):
 
 
 class _Dtype:
-    """`numpy.dtype(name, align, copy)` and its state; structured and other exotic dtypes are refused."""
+    """`numpy.dtype(name, align, copy)` and its state; structured and other exotic dtypes are
+    refused."""
 
     def __init__(self, name: Any, *_: Any) -> None:
         if not isinstance(name, str) or np.dtype(name).kind not in KINDS or np.dtype(name).fields:
@@ -39,7 +41,8 @@ class _Dtype:
 
 
 class _Builder:
-    """What a name stands for. No class and no function, so that a pickle can neither subclass nor alter it."""
+    """What a name stands for. No class and no function, so that a pickle can neither subclass nor
+    alter it."""
 
     __slots__ = ("_make",)
 
@@ -123,6 +126,7 @@ def _bytearray(*content: Any) -> bytearray:
 
 def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     """How protocols 0 to 3 write sets."""
+
     def make(items: Any = ()) -> Any:
         if not isinstance(items, list | tuple):
             raise _Refused("a set of something else than a list")
@@ -142,7 +146,11 @@ ADMITTED: dict[tuple[str, str], _Builder] = {
     ("_codecs", "encode"): _Builder(_encode),
     **{(module, "bytearray"): _Builder(_bytearray) for module in _BUILTINS},
     **{(module, "bytes"): _Builder(_bytes) for module in _BUILTINS},
-    **{(module, kind.__name__): _Builder(_collection(kind)) for module in _BUILTINS for kind in (set, frozenset)},
+    **{
+        (module, kind.__name__): _Builder(_collection(kind))
+        for module in _BUILTINS
+        for kind in (set, frozenset)
+    },
     ("collections", "OrderedDict"): _Builder(dict),
 }
 
@@ -159,9 +167,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """The content of a pickle that holds numpy arrays (bool, int, float, text, object), numbers, text and containers.
+    """The content of a pickle that holds numpy arrays (bool, int, float, text, object), numbers,
+    text and containers.
 
-    Raises InputError if the file is no such pickle; nothing it names is run. The whole file is read into memory.
+    Raises InputError if the file is no such pickle; nothing it names is run. The whole file is read
+    into memory.
     """
     try:
         with path.open("rb") as file:
@@ -169,13 +179,17 @@ def read_pickle(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except _Refused as error:
-        raise InputError(f"{path}: the pickle asks for {error}, neither a numpy array nor a plain container; "
-                         "nothing of it was run. If you trust the file, save its arrays again as plain numpy"
-                         ) from error
+        raise InputError(
+            f"{path}: the pickle asks for {error}, neither a numpy array nor a plain container; "
+            "nothing of it was run. If you trust the file, save its arrays again as plain numpy"
+        ) from error
     except MemoryError as error:
         raise InputError(f"{path}: the pickle does not fit into memory") from error
-    except Exception as error:  # a damaged pickle can raise anything; only admitted builders have run
-        raise InputError(f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})") from error
+    # a damaged pickle can raise anything; only admitted builders have run
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
 
 
 def _unwrap(value: Any, memo: dict[int, Any]) -> Any:

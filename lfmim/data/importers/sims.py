@@ -1,4 +1,5 @@
-"""CH-SIMS and MMSA-FET `label.csv` trees -> manifest: `Raw/<video_id>/<clip_id>.mp4` beside the table."""
+"""CH-SIMS and MMSA-FET `label.csv` trees -> manifest: `Raw/<video_id>/<clip_id>.mp4` beside the
+table."""
 
 from __future__ import annotations
 
@@ -9,15 +10,27 @@ import pandas as pd
 
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows, write_manifest
-from lfmim.schema import ID, MULTIMODAL, SENTIMENT_COLUMNS, SPLIT, SPLITS, TEXT, VIDEO, InputError, parse_sentiment
+from lfmim.schema import (
+    ID,
+    MULTIMODAL,
+    SENTIMENT_COLUMNS,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    VIDEO,
+    InputError,
+    parse_sentiment,
+)
 
 SCORES = {"text": "label_T", "audio": "label_A", "vision": "label_V", MULTIMODAL: "label"}
 
 
 def import_sims(source: Path, output: Path) -> list[str]:
-    """Read `source`/label.csv (columns by name), write the manifest `output`; ids are `<video_id>$_$<clip_id>`.
+    """Read `source`/label.csv (columns by name), write the manifest `output`; ids are
+    `<video_id>$_$<clip_id>`.
 
-    A clip whose video is missing keeps its text. Returns lines of a report. Raises InputError naming file, row, field.
+    A clip whose video is missing keeps its text. Returns lines of a report. Raises InputError
+    naming file, row, field.
     """
     path = source / "label.csv"
     frame = read_rows(str(path), ("video_id", "clip_id", TEXT, "label"))
@@ -30,23 +43,46 @@ def import_sims(source: Path, output: Path) -> list[str]:
         mode = cell(record.get("mode"))
         if mode and mode not in SPLITS:
             raise InputError(f"{where}, field 'mode': {mode!r} is not one of {', '.join(SPLITS)}")
-        scores = {SENTIMENT_COLUMNS[h]: parse_sentiment(record.get(c), where=f"{where}, field '{c}'")
-                  for h, c in SCORES.items()}
-        rows.append({ID: "$_$".join(names), VIDEO: str(video) if video.is_file() else "", TEXT: cell(record[TEXT]),
-                     SPLIT: mode, **{c: math.nan if s is None else s for c, s in scores.items()}, "video_id": names[0],
-                     "clip_id": names[1], "annotation": cell(record.get("annotation"))})
+        scores = {
+            SENTIMENT_COLUMNS[h]: parse_sentiment(record.get(c), where=f"{where}, field '{c}'")
+            for h, c in SCORES.items()
+        }
+        rows.append(
+            {
+                ID: "$_$".join(names),
+                VIDEO: str(video) if video.is_file() else "",
+                TEXT: cell(record[TEXT]),
+                SPLIT: mode,
+                **{c: math.nan if s is None else s for c, s in scores.items()},
+                "video_id": names[0],
+                "clip_id": names[1],
+                "annotation": cell(record.get("annotation")),
+            }
+        )
     manifest = pd.DataFrame(rows)
     if missing == len(manifest):
-        raise InputError(f"{source}: no clip of label.csv is there; expected for example Raw/{rows[0]['video_id']}/"
-                         f"{rows[0]['clip_id']}.mp4")
+        raise InputError(
+            f"{source}: no clip of label.csv is there; expected for example "
+            f"Raw/{rows[0]['video_id']}/"
+            f"{rows[0]['clip_id']}.mp4"
+        )
     repeated = manifest[ID].duplicated()
     if repeated.any():
-        raise InputError(f"{path}: row {int(repeated.to_numpy().argmax()) + 1}, field 'clip_id': video_id and clip_id "
-                         "repeat an earlier row")
+        raise InputError(
+            f"{path}: row {int(repeated.to_numpy().argmax()) + 1}, field 'clip_id': video_id and "
+            "clip_id "
+            "repeat an earlier row"
+        )
     write_manifest(manifest, output)
-    unread = [str(c) for c in frame if c not in ("video_id", "clip_id", TEXT, "mode", "annotation", *SCORES.values())]
-    return [f"{len(manifest)} clips; {missing} videos missing (their rows keep the text)",
-            *([f"  columns not carried over: {', '.join(unread)}"] if unread else [])]
+    unread = [
+        str(c)
+        for c in frame
+        if c not in ("video_id", "clip_id", TEXT, "mode", "annotation", *SCORES.values())
+    ]
+    return [
+        f"{len(manifest)} clips; {missing} videos missing (their rows keep the text)",
+        *([f"  columns not carried over: {', '.join(unread)}"] if unread else []),
+    ]
 
 
 def _name(value: str, where: str) -> str:

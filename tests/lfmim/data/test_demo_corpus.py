@@ -16,7 +16,13 @@ def test_labels_disagree_as_in_the_paper_and_need_all_three(seed):
         for b in HEADS[:i]:
             assert (labels[a] != labels[b]).mean() > 0.3
     for head in HEADS[:3]:  # the best guess from one modality's true label
-        assert labels.groupby(head)["multimodal"].agg(lambda y: y.value_counts().iloc[0]).sum() / 300 < 0.75
-    vote = labels[["text", "audio", "vision"]].mode(axis=1)[0].where(
-        labels[["text", "audio", "vision"]].nunique(axis=1) < 3, labels["audio"])
+        assert (
+            labels.groupby(head)["multimodal"].agg(lambda y: y.value_counts().iloc[0]).sum() / 300
+            < 0.75
+        )
+    vote = (
+        labels[["text", "audio", "vision"]]
+        .mode(axis=1)[0]
+        .where(labels[["text", "audio", "vision"]].nunique(axis=1) < 3, labels["audio"])
+    )
     assert (vote == labels["multimodal"]).all()

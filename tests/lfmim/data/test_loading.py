@@ -1,4 +1,5 @@
-"""Memory-mapped splits: the same values as in memory, at flat memory, made again when the store changes."""
+"""Memory-mapped splits: the same values as in memory, at flat memory, made again when the store
+changes."""
 
 from __future__ import annotations
 
@@ -36,15 +37,23 @@ def test_mapped_equals_in_memory(store):
         for m, x in memory.features.items():
             assert torch.equal(mapped.lengths[m], memory.lengths[m])
             assert torch.equal(mapped.features[m][:, : x.shape[1]], x)
-        for a, b in zip(mapped.batches(7, shuffle_seed=(0, 1)), memory.batches(7, shuffle_seed=(0, 1)), strict=True):
-            assert all(torch.equal(a.features[m], b.features[m]) and torch.equal(a.masks[m], b.masks[m])
-                       for m in a.features)
+        for a, b in zip(
+            mapped.batches(7, shuffle_seed=(0, 1)),
+            memory.batches(7, shuffle_seed=(0, 1)),
+            strict=True,
+        ):
+            assert all(
+                torch.equal(a.features[m], b.features[m]) and torch.equal(a.masks[m], b.masks[m])
+                for m in a.features
+            )
 
 
 def test_training_from_files_gives_the_same_run(store):
     histories = []
     for cache in ("device", "stream"):
-        config = ExperimentConfig(store=str(store), model=MODEL, train=TrainConfig(epochs=2, batch_size=8, cache=cache))
+        config = ExperimentConfig(
+            store=str(store), model=MODEL, train=TrainConfig(epochs=2, batch_size=8, cache=cache)
+        )
         data = [load_split(store, s, MODEL, cache) for s in ("train", "valid")]
         histories.append([[e["train"], e["valid"]] for e in train(config, SPEC, *data).history])
     assert histories[0] == histories[1]
@@ -89,15 +98,23 @@ def test_private_memory_stays_flat(tmp_path, monkeypatch):
     from lfmim.data.simulated import SimulatedConfig, simulate_corpus
 
     monkeypatch.setenv("LFMIM_CACHE", str(tmp_path / "cache"))
-    simulate_corpus(tmp_path / "store", SimulatedConfig(utterances=1500, dims=dict.fromkeys(DIMS, 256),
-                                                        rows_per_part=32))
+    simulate_corpus(
+        tmp_path / "store",
+        SimulatedConfig(utterances=1500, dims=dict.fromkeys(DIMS, 256), rows_per_part=32),
+    )
     used = []
     for cache in ("host", "stream", "stream"):
-        done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path / "store"), cache], capture_output=True,
-                              text=True, check=True, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, str(tmp_path / "store"), cache],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
         mib, size = map(int, done.stdout.split())
         used.append(mib)
     assert size > 100
     in_memory, while_mapping, mapped = used
-    assert while_mapping < 0.6 * in_memory, used  # some parts of the store: the same for a larger one
+    # some parts of the store: the same for a larger one
+    assert while_mapping < 0.6 * in_memory, used
     assert mapped < 0.2 * in_memory, used

@@ -62,7 +62,8 @@ def test_only_id_and_video_are_needed(folder):
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet", "JSONL"])
 def test_formats_agree(folder, suffix):
     csv = read_manifest(write(folder, GOOD))
-    raw = pd.read_csv(folder / "m.csv", dtype=str)  # missing cells as nulls, as other tools write them
+    # missing cells as nulls, as other tools write them
+    raw = pd.read_csv(folder / "m.csv", dtype=str)
     raw["mood"] = raw["mood"].fillna("")
     path = folder / f"m.{suffix}"
     if suffix == "parquet":
@@ -74,34 +75,48 @@ def test_formats_agree(folder, suffix):
 
 def test_published_label_words(folder):
     rows = "".join(f"{i},,{word}\n" for i, word in enumerate(EMOTIONS_ZH))
-    assert tuple(read_manifest(write(folder, "id,video,label_audio\n" + rows))["label_audio"]) == EMOTIONS
+    assert (
+        tuple(read_manifest(write(folder, "id,video,label_audio\n" + rows))["label_audio"])
+        == EMOTIONS
+    )
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("id,", "key,", ["column 'id' is missing", "key"]),
-    ("video", "film", ["column 'video' is missing", "film"]),
-    ("高兴", "joy", ["row 1, field 'label_audio'", "'joy'", "happiness"]),
-    ("sadness", "难过", ["row 2, field 'label_multimodal'", "难过"]),
-    ("\nb,", "\na,", ["row 2, field 'id'", "duplicate id 'a'", "row 1"]),
-    ("\n007,", "\n ,", ["row 3, field 'id'", "empty"]),
-    ("clips/b.mp4", "c.mp4", ["row 2, field 'video'", "no such file", "/c.mp4"]),
-    ("clips/b.mp4", "clips", ["row 2, field 'video'", "no such file"]),
-    ("clips/b.mp4", "/nowhere/b.mp4", ["row 2, field 'video'", "no such file: /nowhere/b.mp4"]),
-    ("clips/b.mp4", "clips/../a.mp4", ["row 2, field 'video'", "leaves the manifest's folder"]),
-    ("valid", "dev", ["row 2, field 'split'", "'dev'", "train, valid, test"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("id,", "key,", ["column 'id' is missing", "key"]),
+        ("video", "film", ["column 'video' is missing", "film"]),
+        ("高兴", "joy", ["row 1, field 'label_audio'", "'joy'", "happiness"]),
+        ("sadness", "难过", ["row 2, field 'label_multimodal'", "难过"]),
+        ("\nb,", "\na,", ["row 2, field 'id'", "duplicate id 'a'", "row 1"]),
+        ("\n007,", "\n ,", ["row 3, field 'id'", "empty"]),
+        ("clips/b.mp4", "c.mp4", ["row 2, field 'video'", "no such file", "/c.mp4"]),
+        ("clips/b.mp4", "clips", ["row 2, field 'video'", "no such file"]),
+        ("clips/b.mp4", "/nowhere/b.mp4", ["row 2, field 'video'", "no such file: /nowhere/b.mp4"]),
+        ("clips/b.mp4", "clips/../a.mp4", ["row 2, field 'video'", "leaves the manifest's folder"]),
+        ("valid", "dev", ["row 2, field 'split'", "'dev'", "train, valid, test"]),
+    ],
+)
 def test_what_is_wrong_is_told_by_row_and_field(folder, old, new, words):
     message = refusal(write(folder, GOOD.replace(old, new, 1)))
     for word in words:
         assert word in message
 
 
-@pytest.mark.parametrize(("name", "text", "word"), [
-    ("m.csv", "", "empty"), ("m.csv", "id,video\n", "no rows"), ("m.jsonl", "", "'id' is missing"),
-    ("m.jsonl", '{"id": ', "cannot be read as jsonl"), ("m.parquet", "", "cannot be read as parquet"),
-    ("m.parquet", "PAR1nonsense", "cannot be read as parquet"), ("m.csv", 'id,video\n"a', "cannot be read as csv"),
-    ("m.xlsx", "x", ".csv, .jsonl, .parquet"), ("manifest", "x", ".csv, .jsonl, .parquet"),
-])
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("m.csv", "", "empty"),
+        ("m.csv", "id,video\n", "no rows"),
+        ("m.jsonl", "", "'id' is missing"),
+        ("m.jsonl", '{"id": ', "cannot be read as jsonl"),
+        ("m.parquet", "", "cannot be read as parquet"),
+        ("m.parquet", "PAR1nonsense", "cannot be read as parquet"),
+        ("m.csv", 'id,video\n"a', "cannot be read as csv"),
+        ("m.xlsx", "x", ".csv, .jsonl, .parquet"),
+        ("manifest", "x", ".csv, .jsonl, .parquet"),
+    ],
+)
 def test_files_that_are_no_manifest(folder, name, text, word):
     assert word in refusal(write(folder, text, name))
 
@@ -125,12 +140,15 @@ def test_videos_beside_a_remote_manifest_get_its_url():
 
     with fsspec.open("memory://corpus/m.csv", "w") as f:
         f.write("id,video\na,clips/a.mp4\n")
-    assert read_manifest("memory://corpus/m.csv")["video"].tolist() == ["memory:///corpus/clips/a.mp4"]
+    assert read_manifest("memory://corpus/m.csv")["video"].tolist() == [
+        "memory:///corpus/clips/a.mp4"
+    ]
 
 
 def test_parquet_with_nullable_types(folder):
-    pd.DataFrame({"id": [1, 2], "video": ["a.mp4", None], "label_text": [None, "fear"], "take": [None, 3]}
-                 ).convert_dtypes().to_parquet(folder / "m.parquet")
+    pd.DataFrame(
+        {"id": [1, 2], "video": ["a.mp4", None], "label_text": [None, "fear"], "take": [None, 3]}
+    ).convert_dtypes().to_parquet(folder / "m.parquet")
     frame = read_manifest(str(folder / "m.parquet"))
     assert frame["id"].tolist() == ["1", "2"]
     assert frame["label_text"].tolist() == [None, "fear"]
@@ -151,12 +169,16 @@ def test_jsonl_lines_that_are_no_objects(folder, line):
     refusal(write(folder, f'{{"id": "a", "video": ""}}\n{line}\n', "m.jsonl"))
 
 
-@pytest.mark.parametrize("text", ["id,text,video\na,hello,,\nb,you,,\n", "id,video,text\na,,well, yes\n"])
+@pytest.mark.parametrize(
+    "text", ["id,text,video\na,hello,,\nb,you,,\n", "id,video,text\na,,well, yes\n"]
+)
 def test_cells_beyond_the_header_are_refused(folder, text):
     assert "more cells than the header" in refusal(write(folder, text))
 
 
-@pytest.mark.parametrize("column", ["duration_s", "face_found", "text_features", "error", "stage", "seconds_face"])
+@pytest.mark.parametrize(
+    "column", ["duration_s", "face_found", "text_features", "error", "stage", "seconds_face"]
+)
 def test_passthrough_columns_may_not_take_the_stores_names(folder, column):
     assert f"'{column}'" in refusal(write(folder, f"id,video,{column}\na,a.mp4,3\n"))
 
@@ -171,7 +193,9 @@ def test_sentiment_scores_are_numbers(tmp_path):
             read_manifest(str(path))
 
 
-@pytest.mark.parametrize("name", ["data::take1", "a::b::c", "simplecache::x", "::", "x:y", "100%#?*[1]!'", "-a 好"])
+@pytest.mark.parametrize(
+    "name", ["data::take1", "a::b::c", "simplecache::x", "::", "x:y", "100%#?*[1]!'", "-a 好"]
+)
 def test_local_names_are_taken_as_they_stand(tmp_path, name):
     """`::` chains file systems in fsspec; a local path is none of its business."""
     folder = tmp_path / name

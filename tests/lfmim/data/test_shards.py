@@ -26,11 +26,31 @@ def write_shard(path: Path, members: dict[str, bytes | str]) -> str:
 
 
 def test_samples_fields_and_media(tmp_path):
-    fields = {"text": "你好", "split": "train", "label_text": "anger", "speaker": 7, "mood": "calm", "video": "x.avi"}
-    write_shard(tmp_path / "s-00.tar", {"d/a.mp4": b"A" * 700, "d/a.json": json.dumps(fields), "README": "no sample"})
-    write_shard(tmp_path / "s-01.tar", {
-        "b.txt": "only text\n", "b.cls": "3", "c.WAV": b"C" * 10, "c.cls": "愤怒", "c.json": '{"id": "third"}'})
-    by_glob, by_range = (read_manifest(str(tmp_path / name)) for name in ("s-*.tar", "s-{00..01}.tar"))
+    fields = {
+        "text": "你好",
+        "split": "train",
+        "label_text": "anger",
+        "speaker": 7,
+        "mood": "calm",
+        "video": "x.avi",
+    }
+    write_shard(
+        tmp_path / "s-00.tar",
+        {"d/a.mp4": b"A" * 700, "d/a.json": json.dumps(fields), "README": "no sample"},
+    )
+    write_shard(
+        tmp_path / "s-01.tar",
+        {
+            "b.txt": "only text\n",
+            "b.cls": "3",
+            "c.WAV": b"C" * 10,
+            "c.cls": "愤怒",
+            "c.json": '{"id": "third"}',
+        },
+    )
+    by_glob, by_range = (
+        read_manifest(str(tmp_path / name)) for name in ("s-*.tar", "s-{00..01}.tar")
+    )
     assert by_glob.equals(by_range)
     assert by_glob["id"].tolist() == ["d/a", "b", "third"]
     assert by_glob["text"].tolist() == ["你好", "only text", ""]
@@ -52,22 +72,38 @@ def test_member_uris_round_trip(name):
 
 
 def test_ranges_are_expanded_with_their_zeros():
-    assert expand_shards("s3://b/{8..10}-{00..01}.tar")[::3] == ["s3://b/8-00.tar", "s3://b/9-01.tar"]
+    assert expand_shards("s3://b/{8..10}-{00..01}.tar")[::3] == [
+        "s3://b/8-00.tar",
+        "s3://b/9-01.tar",
+    ]
 
 
-@pytest.mark.parametrize(("members", "words"), [
-    ({"a.mp4": b"1", "a.avi": b"2"}, ["sample 'a'", "two media files"]),
-    ({"a.json": "{"}, ["sample 'a'", ".json cannot be read"]),
-    ({"a.json": "[1]"}, ["sample 'a'", "object of manifest fields"]),
-    ({"a.txt": b"\xff\xfe"}, ["sample 'a'", ".txt cannot be read"]),
-    ({"a.cls": "9"}, ["sample 'a', field 'label_multimodal'", "'9'"]),
-    ({"a.txt": "x" * (1 << 20) + "x"}, ["sample 'a'", "fields may have"]),
-    ({"a.txt": "x", "b.json": '{"id": "a"}'}, ["sample 'b', field 'id'", "duplicate id 'a'", "sample 'a'"]),
-    ({"a.json": '{"frames": "1"}'}, ["column 'frames'"]),
-    ({"readme": "x"}, ["missing"]), ({"a.json": '{"text": "x", "text": "y"}'}, ["sample 'a'", "'text' is there twice"]),
-    ({"a.txt": "难过".encode("gbk")}, ["sample 'a'", "its .txt cannot be read: not UTF-8", "save it as UTF-8"]),
-    ({"a.json": "{}".encode("utf-16")}, ["sample 'a'", "its .json cannot be read: not UTF-8 (it looks like UTF-16)"]),
-])
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.mp4": b"1", "a.avi": b"2"}, ["sample 'a'", "two media files"]),
+        ({"a.json": "{"}, ["sample 'a'", ".json cannot be read"]),
+        ({"a.json": "[1]"}, ["sample 'a'", "object of manifest fields"]),
+        ({"a.txt": b"\xff\xfe"}, ["sample 'a'", ".txt cannot be read"]),
+        ({"a.cls": "9"}, ["sample 'a', field 'label_multimodal'", "'9'"]),
+        ({"a.txt": "x" * (1 << 20) + "x"}, ["sample 'a'", "fields may have"]),
+        (
+            {"a.txt": "x", "b.json": '{"id": "a"}'},
+            ["sample 'b', field 'id'", "duplicate id 'a'", "sample 'a'"],
+        ),
+        ({"a.json": '{"frames": "1"}'}, ["column 'frames'"]),
+        ({"readme": "x"}, ["missing"]),
+        ({"a.json": '{"text": "x", "text": "y"}'}, ["sample 'a'", "'text' is there twice"]),
+        (
+            {"a.txt": "难过".encode("gbk")},
+            ["sample 'a'", "its .txt cannot be read: not UTF-8", "save it as UTF-8"],
+        ),
+        (
+            {"a.json": "{}".encode("utf-16")},
+            ["sample 'a'", "its .json cannot be read: not UTF-8 (it looks like UTF-16)"],
+        ),
+    ],
+)
 def test_what_is_wrong_is_told_by_shard_and_sample(tmp_path, members, words):
     shard = write_shard(tmp_path / "s.tar", members)
     with pytest.raises(InputError) as error:
@@ -77,7 +113,9 @@ def test_what_is_wrong_is_told_by_shard_and_sample(tmp_path, members, words):
 
 
 def test_half_characters_in_fields(tmp_path):
-    shard = write_shard(tmp_path / "s.tar", {"a.json": r'{"id": "x\ud83d", "text": "so \ud83d", "mood": "\ude00"}'})
+    shard = write_shard(
+        tmp_path / "s.tar", {"a.json": r'{"id": "x\ud83d", "text": "so \ud83d", "mood": "\ude00"}'}
+    )
     frame = read_manifest(shard)
     assert [frame[c][0] for c in ("id", "text", "mood")] == ["x\ufffd", "so \ufffd", "\ufffd"]
 
@@ -88,7 +126,9 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="gbk") as tar:
         for name in ("高兴.mp4", "悲伤.txt"):
             tar.addfile(tarfile.TarInfo(name))
-    with pytest.raises(InputError, match=r"s\.tar: the name of a file in it is not UTF-8.*in UTF-8"):
+    with pytest.raises(
+        InputError, match=r"s\.tar: the name of a file in it is not UTF-8.*in UTF-8"
+    ):
         read_manifest(str(path))
 
 

@@ -21,9 +21,19 @@ from lfmim.data.simulated import (
     simulate_corpus,
 )
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, MULTIMODAL, InputError
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    LABEL_COLUMNS,
+    MODALITIES,
+    MULTIMODAL,
+    InputError,
+)
 
-SMALL = SimulatedConfig(utterances=600, dims=dict.fromkeys(MODALITIES, 14), length=0.2, rows_per_part=256, seed=3)
+SMALL = SimulatedConfig(
+    utterances=600, dims=dict.fromkeys(MODALITIES, 14), length=0.2, rows_per_part=256, seed=3
+)
 
 
 def test_the_built_in_joint_is_emotiontalks():
@@ -42,16 +52,23 @@ def cues():
 
 def test_ceilings_agree_with_brute_force_sampling(cues):
     joint, rng, n = label_joint(), np.random.default_rng(0), 400_000
-    y = np.stack(np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1)
+    y = np.stack(
+        np.unravel_index(rng.choice(joint.size, size=n, p=joint.ravel()), joint.shape), axis=1
+    )
 
     def show(channel, label):
         return (channel[label].cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
 
-    pairs = {m: show(cues.own[m], y[:, i]) * CLASSES + show(cues.joint, y[:, 3]) for i, m in enumerate(MODALITIES)}
+    pairs = {
+        m: show(cues.own[m], y[:, i]) * CLASSES + show(cues.joint, y[:, 3])
+        for i, m in enumerate(MODALITIES)
+    }
     best = ceilings(joint, cues)
     for i, head in enumerate(HEADS):
         for m, shown in pairs.items():
-            assert pd.crosstab(shown, y[:, i]).max(axis=1).sum() / n == pytest.approx(best[head][m], abs=0.005)
+            assert pd.crosstab(shown, y[:, i]).max(axis=1).sum() / n == pytest.approx(
+                best[head][m], abs=0.005
+            )
         assert best[head]["all"] >= max(best[head][m] for m in MODALITIES)
         own = best[head][head] if head != MULTIMODAL else best[head]["all"]
         assert own == pytest.approx(TARGETS[head] + HEADROOM[head], abs=0.001)
@@ -64,7 +81,11 @@ def test_deterministic_by_seed_and_split_6_2_2(tmp_path):
     a, b, c = (read_table(tmp_path / name) for name in "abc")
     assert a.equals(b)
     assert not a.equals(c)
-    assert pd.Series(a["split"].to_pylist()).value_counts().to_dict() == {"train": 360, "valid": 120, "test": 120}
+    assert pd.Series(a["split"].to_pylist()).value_counts().to_dict() == {
+        "train": 360,
+        "valid": 120,
+        "test": 120,
+    }
     lengths = [{len(x) for x in sequences(a, m)} for m in MODALITIES]
     assert [len(n) > 1 for n in lengths] == [True, True, False]  # always as many frames
     with pytest.raises(InputError, match=r"sampling\.seed"):
@@ -91,12 +112,17 @@ def test_a_rerun_writes_the_missing_parts_only_and_gives_the_same_corpus(tmp_pat
 
 
 @pytest.mark.integration
-def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_from_all(tmp_path, cues):
+def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_from_all(
+    tmp_path, cues
+):
     config = dataclasses.replace(SMALL, utterances=4000, strength=9.0, rows_per_part=4000)
     simulate_corpus(tmp_path, config)
     table = read_table(tmp_path, [*FEATURE_COLUMNS.values(), *LABEL_COLUMNS.values()])
     labels, best = encode_labels(table).numpy(), ceilings(label_joint(), cues)
-    means = {m: np.stack([x.astype(np.float32).mean(axis=0) for x in sequences(table, m)]) for m in MODALITIES}
+    means = {
+        m: np.stack([x.astype(np.float32).mean(axis=0) for x in sequences(table, m)])
+        for m in MODALITIES
+    }
     means["all"] = np.concatenate(list(means.values()), axis=1)
 
     def score(source, head):
@@ -109,11 +135,17 @@ def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_fr
     assert score("all", MULTIMODAL) > max(score(m, MULTIMODAL) for m in MODALITIES) + 0.05
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"utterances": 5}, "utterances"), ({"window": 1.0}, "window"), ({"strength": 0}, "strength"),
-    ({"valid_share": 0.5, "test_share": 0.5}, "test_share"), ({"dims": dict.fromkeys(MODALITIES, 13)}, "dims"),
-    ({"headroom": {"text": 0.1}}, "headroom"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"utterances": 5}, "utterances"),
+        ({"window": 1.0}, "window"),
+        ({"strength": 0}, "strength"),
+        ({"valid_share": 0.5, "test_share": 0.5}, "test_share"),
+        ({"dims": dict.fromkeys(MODALITIES, 13)}, "dims"),
+        ({"headroom": {"text": 0.1}}, "headroom"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(fields, message):
     with pytest.raises(InputError, match=message):
         dataclasses.replace(SMALL, **fields)

@@ -14,9 +14,13 @@ from lfmim.schema import EMOTIONS, SPLITS, InputError
 
 def frame(n: int, speakers: int = 20, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({"id": [f"u{i}" for i in range(n)],
-                         "speaker": [f"s{k}" for k in rng.integers(speakers, size=n)],
-                         "label_multimodal": rng.choice(EMOTIONS[:3], n, p=[0.7, 0.2, 0.1])}).astype(object)
+    return pd.DataFrame(
+        {
+            "id": [f"u{i}" for i in range(n)],
+            "speaker": [f"s{k}" for k in rng.integers(speakers, size=n)],
+            "label_multimodal": rng.choice(EMOTIONS[:3], n, p=[0.7, 0.2, 0.1]),
+        }
+    ).astype(object)
 
 
 @settings(max_examples=25, deadline=None)
@@ -56,10 +60,16 @@ def test_no_speaker_is_in_two_splits(seed, speakers):
 def test_what_cannot_be_split_is_told():
     rows = frame(50)
     for bad, method, group, message in (
-        (rows[:4], "shuffled", "speaker", "too few"), (rows, "random", "speaker", "not one of"),
+        (rows[:4], "shuffled", "speaker", "too few"),
+        (rows, "random", "speaker", "not one of"),
         (rows, "speaker", "scene", "'scene' is missing"),
         (rows.assign(speaker="s"), "speaker", "speaker", "has 1 values"),
-        (rows.assign(speaker=["", *rows["speaker"][1:]]), "speaker", "speaker", "row 1, field 'speaker'"),
+        (
+            rows.assign(speaker=["", *rows["speaker"][1:]]),
+            "speaker",
+            "speaker",
+            "row 1, field 'speaker'",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             split_rows(bad, method, group=group)

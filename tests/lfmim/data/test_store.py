@@ -31,7 +31,14 @@ from lfmim.data.store import (
     write_part,
     write_spec,
 )
-from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, SPEC_FILE, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    ERRORS_FOLDER,
+    FEATURE_COLUMNS,
+    SPEC_FILE,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 
 lengths = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=8)
 
@@ -50,8 +57,13 @@ def assert_same(got, want):
 
 
 @settings(max_examples=80, deadline=None)
-@given(lengths=lengths, dim=st.integers(1, 5), start=st.integers(0, 8), count=st.integers(0, 8),
-       chunks=st.integers(1, 3))
+@given(
+    lengths=lengths,
+    dim=st.integers(1, 5),
+    start=st.integers(0, 8),
+    count=st.integers(0, 8),
+    chunks=st.integers(1, 3),
+)
 def test_any_slice_of_any_chunking_gives_the_sequences_back(lengths, dim, start, count, chunks):
     want = random_sequences(lengths, dim)
     column = pa.chunked_array([feature_array(want, dim)] * chunks)
@@ -74,8 +86,16 @@ def test_plain_pyarrow_sees_true_lengths_and_numbers(lengths, dim):
 
 
 def test_rows_round_trip_over_several_parts_in_id_order(tmp_path):
-    rows = [{**r, "mood": "calm", "duration_s": 1.5, "face_found": [True, False], "frame_indices": [3, 4]}
-            for r in toy_rows(11, absent=0.4)]
+    rows = [
+        {
+            **r,
+            "mood": "calm",
+            "duration_s": 1.5,
+            "face_found": [True, False],
+            "frame_indices": [3, 4],
+        }
+        for r in toy_rows(11, absent=0.4)
+    ]
     schema = store_schema(DIMS, ["mood"])
     for part in (rows[6:], rows[:6]):
         write_part(tmp_path, rows_to_table(part, schema, DIMS))
@@ -105,7 +125,9 @@ def test_unfinished_parts_do_not_count(tmp_path):
 
 def test_quarantine(tmp_path):
     assert quarantined(tmp_path).schema == ERROR_SCHEMA
-    bad = pa.Table.from_pylist([{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA)
+    bad = pa.Table.from_pylist(
+        [{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA
+    )
     write_part(tmp_path / ERRORS_FOLDER, bad)
     assert quarantined(tmp_path).equals(bad)
     assert stored_ids(tmp_path) == set()
@@ -115,11 +137,19 @@ def test_a_store_keeps_one_spec(tmp_path):
     write_spec(tmp_path, SPEC)
     write_spec(tmp_path, dataclasses.replace(SPEC, library_versions={"torch": "9"}))
     other = dataclasses.replace(SPEC.encoders["text"], weights_sha256="f" * 64, dim=5)
-    wrong = dataclasses.replace(SPEC, encoders={**SPEC.encoders, "text": other}, sampling={"segments": 2})
+    wrong = dataclasses.replace(
+        SPEC, encoders={**SPEC.encoders, "text": other}, sampling={"segments": 2}
+    )
     before = (tmp_path / SPEC_FILE).read_text(encoding="utf-8")
     with pytest.raises(InputError) as error:
         write_spec(tmp_path, wrong)
-    for word in (str(tmp_path), "text.weights_sha256", "text.dim: 12", "vs 5", "sampling.segments: None vs 2"):
+    for word in (
+        str(tmp_path),
+        "text.weights_sha256",
+        "text.dim: 12",
+        "vs 5",
+        "sampling.segments: None vs 2",
+    ):
         assert word in str(error.value)
     assert (tmp_path / SPEC_FILE).read_text(encoding="utf-8") == before
     assert FeatureSpec.load(tmp_path) == SPEC
@@ -133,12 +163,19 @@ def test_a_sequence_of_another_width_is_refused(shape):
 
 def test_one_writer_at_a_time_and_a_killed_one_leaves_no_claim(tmp_path):
     (tmp_path / ".part-1.parquet.tmp").write_bytes(b"half")
-    code = ("import sys, time; from pathlib import Path; from lfmim.data.store import exclusive\n"
-            "with exclusive(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)")
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+    code = (
+        "import sys, time; from pathlib import Path; from lfmim.data.store import exclusive\n"
+        "with exclusive(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    ) as other:
         assert other.stdout.readline() == b"in\n"
         assert not (tmp_path / ".part-1.parquet.tmp").exists()
-        with pytest.raises(InputError, match=rf"another run is writing .*process {other.pid} on"), exclusive(tmp_path):
+        with (
+            pytest.raises(InputError, match=rf"another run is writing .*process {other.pid} on"),
+            exclusive(tmp_path),
+        ):
             pass
         other.send_signal(signal.SIGKILL)
     with exclusive(tmp_path):
@@ -155,7 +192,9 @@ def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
     large = rows_to_table(toy_rows(400), store_schema(DIMS), DIMS)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8000, hard))
     try:
-        with pytest.raises(InputError, match=r"cannot be written to: File too large.*run the same command again"):
+        with pytest.raises(
+            InputError, match=r"cannot be written to: File too large.*run the same command again"
+        ):
             write_part(tmp_path, large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -176,7 +215,9 @@ def test_a_full_disk(tmp_path, small_disk):
 
 
 def test_quarantined_rows_can_be_tried_again(tmp_path):
-    bad = pa.Table.from_pylist([{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA)
+    bad = pa.Table.from_pylist(
+        [{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA
+    )
     write_part(tmp_path / ERRORS_FOLDER, bad)
     discard_quarantined(tmp_path)
     assert quarantined(tmp_path).num_rows == 0

@@ -18,9 +18,16 @@ class Stop(Exception):
 
 def tiny_tune(store: Path, folder: Path, *, epochs: int = 6, **fields) -> TuneConfig:
     return TuneConfig(
-        store=str(store), model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
-        train=TrainConfig(optimizer="adamw", lr=0.003, schedule="constant", epochs=epochs, batch_size=16,
-                          selection="text"),
+        store=str(store),
+        model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
+        train=TrainConfig(
+            optimizer="adamw",
+            lr=0.003,
+            schedule="constant",
+            epochs=epochs,
+            batch_size=16,
+            selection="text",
+        ),
         run=RunConfig(storage=str(folder / "runs"), cpus_per_worker=1),
         **{"grace": 1, "reduction": 2, "trials": 9, "seeds": 2, **fields},
     )
@@ -37,13 +44,21 @@ def serial_sweep(config: TuneConfig, plan, total: int) -> list[TrialRecord]:
 
         def on_epoch(report, save, reports=reports, behind=behind, last=last):
             reports.append(report)
-            if config.scheduler == "asha" and behind(report.epoch + 1, report.score) and report.epoch + 1 < last:
+            if (
+                config.scheduler == "asha"
+                and behind(report.epoch + 1, report.score)
+                and report.epoch + 1 < last
+            ):
                 raise Stop
 
         try:
             experiment = with_params(config, params)
-            train(experiment, spec, *(load_split(store, s, config.model) for s in ("train", "valid")),
-                  on_epoch=on_epoch)
+            train(
+                experiment,
+                spec,
+                *(load_split(store, s, config.model) for s in ("train", "valid")),
+                on_epoch=on_epoch,
+            )
         except Stop:
             state = "stopped"
         except NonFiniteLossError:
@@ -51,9 +66,16 @@ def serial_sweep(config: TuneConfig, plan, total: int) -> list[TrialRecord]:
         except InputError:
             state = "failed"
         best = max(reports, key=lambda r: r.score, default=None)  # the first of equal ones
-        records.append(TrialRecord(
-            number=number, params=params, state=state, score=best and best.score, config=to_dict(config),
-            loss=best and best.valid[config.train.selection].loss, best_epoch=best.epoch if best else -1,
-            history=[r.as_dict() for r in reports],
-        ))
+        records.append(
+            TrialRecord(
+                number=number,
+                params=params,
+                state=state,
+                score=best and best.score,
+                config=to_dict(config),
+                loss=best and best.valid[config.train.selection].loss,
+                best_epoch=best.epoch if best else -1,
+                history=[r.as_dict() for r in reports],
+            )
+        )
     return records

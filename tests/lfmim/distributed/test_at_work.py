@@ -30,17 +30,30 @@ def batch(text: str, pid: int = 7) -> dict:
 
 def test_errors_are_shown_once_and_noise_is_not(capsys):
     errors = WorkerErrors()
-    errors(batch("loading weights\n2026-11-27 02:59:35,242\tINFO x.py:4 -- no ERROR here\nWARNING root: slow"))
-    errors(batch("2026-11-27 02:59:35,242\tERROR y.py:4 -- the disk is gone\nERROR lfmim.x: cannot be\ndone"))
+    errors(
+        batch(
+            "loading weights\n2026-11-27 02:59:35,242\tINFO x.py:4 -- no ERROR here\nWARNING root: "
+            "slow"
+        )
+    )
+    errors(
+        batch(
+            "2026-11-27 02:59:35,242\tERROR y.py:4 -- the disk is gone\nERROR lfmim.x: cannot "
+            "be\ndone"
+        )
+    )
     for pid in (7, 8, 9):  # every worker says the same
         errors(batch(TRACEBACK + "\nlater", pid))
     errors({"ip": "", "pid": "autoscaler", "lines": ["ERROR: no"]})
-    errors(batch("Traceback (most recent call last):\n  File \"a.py\", line 1, in f\nKeyboardInterrupt"))
+    errors(
+        batch('Traceback (most recent call last):\n  File "a.py", line 1, in f\nKeyboardInterrupt')
+    )
     assert capsys.readouterr().err.splitlines() == [
         "worker 7 on 10.0.0.3: 2026-11-27 02:59:35,242\tERROR y.py:4 -- the disk is gone",
         "worker 7 on 10.0.0.3: ERROR lfmim.x: cannot be",
         "worker 7 on 10.0.0.3: Traceback (most recent call last):",
-        '  File "/tmp/ray/session_x/working_dir_files/y/feature_service/pipeline.py", line 9, in __init__',
+        '  File "/tmp/ray/session_x/working_dir_files/y/feature_service/pipeline.py", line 9, in '
+        "__init__",
         "    self.run = build_stage(name)",
         "RuntimeError: CUDA out of memory",
     ]
@@ -51,20 +64,31 @@ def test_a_block_may_come_in_pieces_from_several_workers_or_never_end(capsys):
     for k, line in enumerate(TRACEBACK.split("\n")):
         errors(batch(line, 1))
         errors(batch(f"step {k}", 2))
-    errors(batch("Fatal Python error: Segmentation fault\n\nCurrent thread 0x00007f (most recent call first):\n"
-                 '  File "a.py", line 3 in decode', 3))
+    errors(
+        batch(
+            "Fatal Python error: Segmentation fault\n\nCurrent thread 0x00007f (most recent call "
+            "first):\n"
+            '  File "a.py", line 3 in decode',
+            3,
+        )
+    )
     assert "Segmentation" not in capsys.readouterr().err[-1:]
     errors.close()
     shown = capsys.readouterr().err
-    assert 'worker 3 on 10.0.0.3: Fatal Python error: Segmentation fault\nCurrent thread' in shown
+    assert "worker 3 on 10.0.0.3: Fatal Python error: Segmentation fault\nCurrent thread" in shown
     assert '  File "a.py", line 3 in decode' in shown
     assert "step" not in shown
 
 
 def test_a_workers_input_error_is_the_jobs_and_anything_else_keeps_its_traceback():
-    text = ("The actor died because of an error raised in its creation task, \x1b[36mray::S.__init__()\x1b[39m\n"
-            f"{TRACEBACK.replace('RuntimeError: CUDA out of memory', 'lfmim.schema.InputError: no such')} folder\n"
-            "give another\n\nThe above exception was the direct cause of the following exception:\nmore")
+    text = (
+        "The actor died because of an error raised in its creation task, "
+        "\x1b[36mray::S.__init__()\x1b[39m\n"
+        + TRACEBACK.replace("RuntimeError: CUDA out of memory", "lfmim.schema.InputError: no such")
+        + " folder\n"
+        + "give another\n\nThe above exception was the direct cause of the following exception:\n"
+        "more"
+    )
     failure = worker_failure(RuntimeError(text), "extract")
     assert isinstance(failure, InputError)
     assert str(failure) == "no such folder\ngive another"

@@ -1,4 +1,5 @@
-"""A benchmark on a real Ray: failures stay with their run, reruns do what is missing, MLflow has it all once."""
+"""A benchmark on a real Ray: failures stay with their run, reruns do what is missing, MLflow has it
+all once."""
 
 from __future__ import annotations
 
@@ -19,15 +20,24 @@ from lfmim.training.systems import BenchmarkConfig
 def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     from lfmim.distributed.benchmark import run_benchmark
 
-    presets = {"broken": {"model": {"name": "lmf"}, "train": {"modality_dropout": 0.5}},  # lmf needs every modality
-               "mine": {"model": {}, "train": {"ema": 0.9, "optimizer": "adamw"}}}
+    # lmf needs every modality
+    presets = {
+        "broken": {"model": {"name": "lmf"}, "train": {"modality_dropout": 0.5}},
+        "mine": {"model": {}, "train": {"ema": 0.9, "optimizer": "adamw"}},
+    }
     config = BenchmarkConfig(
-        store=str(toy_store), report=str(tmp_path / "report"), systems=["lmf", "lfmim", "mine", "broken"], seeds=1,
+        store=str(toy_store),
+        report=str(tmp_path / "report"),
+        systems=["lmf", "lfmim", "mine", "broken"],
+        seeds=1,
         model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
-        train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16), cpus_per_run=1,
+        train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16),
+        cpus_per_run=1,
     )
     told: list[tuple[int, int]] = []
-    results, failed = run_benchmark(config, presets, on_done=lambda done, total, _, reused: told.append((done, total)))
+    results, failed = run_benchmark(
+        config, presets, on_done=lambda done, total, _, reused: told.append((done, total))
+    )
     assert sorted(r["system"] for r in results) == ["lfmim", "lmf", "mine"]
     assert len(failed) == 1
     assert failed[0].startswith("broken 0: ")
@@ -41,15 +51,18 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     for r in results:  # the chosen epoch's curve point is the test result
         assert r["test_curves"][r["best_epoch"]] == r["test"]
         assert len(r["test_curves"]) == 2
-        assert r["subsets"].get("text+audio+vision", r["test"][MULTIMODAL]["accuracy"]) == (
-            r["test"][MULTIMODAL]["accuracy"])
+        assert (
+            r["subsets"].get("text+audio+vision", r["test"][MULTIMODAL]["accuracy"])
+            == (r["test"][MULTIMODAL]["accuracy"])
+        )
     runs = tmp_path / "report" / "runs"
     stamps = {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")}
     assert not list(runs.glob("*/last")) or all("broken" in str(p) for p in runs.glob("*/last"))
     again, _ = run_benchmark(dataclasses.replace(config, systems=["lmf", "lfmim", "mine"]), presets)
     assert {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")} == stamps
     assert sorted(json.dumps(r, sort_keys=True) for r in again) == sorted(
-        json.dumps(r, sort_keys=True) for r in json.loads(json.dumps(results)))
+        json.dumps(r, sort_keys=True) for r in json.loads(json.dumps(results))
+    )
 
     page = write_comparison(tmp_path / "report", results, failed, title="t")
     assert "broken 0" in page.read_text(encoding="utf-8")
@@ -58,36 +71,56 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     run_id = tracking.log_comparison(uri, config, results, tmp_path / "report")
     assert tracking.log_comparison(uri, config, results, tmp_path / "report") == run_id
     client = MlflowClient(uri)
-    children = client.search_runs([client.get_run(run_id).info.experiment_id],
-                                  f"tags.`mlflow.parentRunId` = '{run_id}'")
+    children = client.search_runs(
+        [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
+    )
     assert sorted(c.data.tags["system"] for c in children) == ["lfmim", "lmf", "mine"]
     child = next(c for c in children if c.data.tags["system"] == "lfmim")
     assert child.data.metrics["test/text/accuracy"] == by_name["lfmim"]["test"]["text"]["accuracy"]
     assert len(client.get_metric_history(child.info.run_id, "valid/multimodal/accuracy")) == 2
-    assert {f.path for f in client.list_artifacts(run_id, "report")} >= {"report/index.html", "report/table_2.csv"}
+    assert {f.path for f in client.list_artifacts(run_id, "report")} >= {
+        "report/index.html",
+        "report/table_2.csv",
+    }
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_packed_seeds_are_the_runs_they_would_be_alone(ray_cluster, toy_store, tmp_path):
-    """Without dropout, to float rounding; a preset that does not pack trains by itself, a run that diverges too."""
+    """Without dropout, to float rounding; a preset that does not pack trains by itself, a run that
+    diverges too."""
     from lfmim.distributed.benchmark import run_benchmark
 
     still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
     config = BenchmarkConfig(
-        store=str(toy_store), report=str(tmp_path / "alone"), systems=["lfmim", "averaged", "wild"], seeds=2,
-        model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8, **still),
+        store=str(toy_store),
+        report=str(tmp_path / "alone"),
+        systems=["lfmim", "averaged", "wild"],
+        seeds=2,
+        model=ModelConfig(
+            width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8, **still
+        ),
         train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16, warmup=1),
     )
-    presets = {"averaged": {"model": still, "train": {"ema": 0.9, "optimizer": "adamw"}},
-               "wild": {"model": still, "train": {"optimizer": "sgd", "lr": 1e30}}}
+    presets = {
+        "averaged": {"model": still, "train": {"ema": 0.9, "optimizer": "adamw"}},
+        "wild": {"model": still, "train": {"optimizer": "sgd", "lr": 1e30}},
+    }
     alone, failed = run_benchmark(config, presets)
-    together, failed_too = run_benchmark(dataclasses.replace(config, report=str(tmp_path / "p"), packed=True), presets)
-    assert {f.split(":")[0] for f in failed} == {f.split(":")[0] for f in failed_too} == {"wild 0", "wild 1"}
+    together, failed_too = run_benchmark(
+        dataclasses.replace(config, report=str(tmp_path / "p"), packed=True), presets
+    )
+    assert (
+        {f.split(":")[0] for f in failed}
+        == {f.split(":")[0] for f in failed_too}
+        == {"wild 0", "wild 1"}
+    )
     assert all("not finite" in f for f in failed_too)
     want, got = ({(r["system"], r["seed"]): r for r in runs} for runs in (alone, together))
     assert want.keys() == got.keys() == {(s, k) for s in ("lfmim", "averaged") for k in (0, 1)}
     for key, result in got.items():
         for a, b in zip(result["history"], want[key]["history"], strict=True):
-            assert a["valid"][MULTIMODAL]["loss"] == pytest.approx(b["valid"][MULTIMODAL]["loss"], rel=1e-4)
+            assert a["valid"][MULTIMODAL]["loss"] == pytest.approx(
+                b["valid"][MULTIMODAL]["loss"], rel=1e-4
+            )
         assert len(result["test_curves"]) == (2 if key[1] == 0 else 0)

@@ -1,4 +1,5 @@
-"""What trials try and when they stop: Tune's own order learns at any number of slots, the repeatable one does not."""
+"""What trials try and when they stop: Tune's own order learns at any number of slots, the
+repeatable one does not."""
 
 from __future__ import annotations
 
@@ -22,8 +23,14 @@ SPACE = {"train.lr": read_space("", CONFIG)["train.lr"]}
 
 
 def record(number: int, scores: list[float]) -> TrialRecord:
-    return TrialRecord(number=number, params={}, state="finished", score=max(scores), config={},
-                       history=[{"score": s} for s in scores])
+    return TrialRecord(
+        number=number,
+        params={},
+        state="finished",
+        score=max(scores),
+        config={},
+        history=[{"score": s} for s in scores],
+    )
 
 
 def test_halving_lets_the_best_third_go_on_and_knows_only_what_it_was_given():
@@ -44,7 +51,10 @@ def test_a_trial_resumed_after_a_rung_is_decided_as_if_undisturbed():
     config = TuneConfig(store="s", grace=1, reduction=2)
     earlier = [record(n, [0.5, 0.9, 0.9, 0.9]) for n in range(3)]
     behind = successive_halving(config, earlier)
-    said = [behind(epoch, score) for epoch, score in ((1, 0.6), (2, 0.95), (1, 0.6), (2, 0.95), (3, 0.0), (4, 0.9))]
+    said = [
+        behind(epoch, score)
+        for epoch, score in ((1, 0.6), (2, 0.95), (1, 0.6), (2, 0.95), (3, 0.0), (4, 0.9))
+    ]
     assert said == [False] * 6  # the epochs reported again change nothing
 
 
@@ -56,7 +66,9 @@ def epochs_run(records: list[TrialRecord]) -> int:
 def test_at_many_slots_only_tunes_own_order_stops_trials(slots):
     trials, epochs = 2 * slots, 12
     own, time = simulate(order_of("tune", trials, epochs, slots, 0), trials, epochs, slots)
-    repeatable, longer = simulate(order_of("repeatable", trials, epochs, slots, 0), trials, epochs, slots)
+    repeatable, longer = simulate(
+        order_of("repeatable", trials, epochs, slots, 0), trials, epochs, slots
+    )
     assert epochs_run(repeatable) == trials * epochs
     assert epochs_run(own) < 0.75 * trials * epochs
     assert time < longer
@@ -81,8 +93,14 @@ def tried(number: int, params: dict) -> TrialRecord:
     lr = params["train.lr"]
     state = "diverged" if lr > 0.001 else "stopped" if lr < 0.0003 else "finished"
     scores = {"diverged": [], "stopped": [lr * 900] * 2, "finished": [lr * 900] * 6}[state]
-    return TrialRecord(number=number, params=params, state=state, config={}, score=max(scores, default=None),
-                       history=[{"score": s} for s in scores])
+    return TrialRecord(
+        number=number,
+        params=params,
+        state=state,
+        config={},
+        score=max(scores, default=None),
+        history=[{"score": s} for s in scores],
+    )
 
 
 def go_on(order: TuneOrder, numbers: range) -> list[TrialRecord]:
@@ -105,9 +123,14 @@ def test_what_has_ended_is_known_at_once_and_after_a_restart():
             resumed.ended(record)
         assert order.behind(200, 2, 0.0)
         assert resumed.behind(200, 2, 0.0)
-        at_once += sum(r.params["train.lr"] > 0.0005 and r.state == "finished" for r in go_on(order, range(50, 70)))
-        restarted += sum(r.params["train.lr"] > 0.0005 and r.state == "finished"
-                         for r in go_on(resumed, range(50, 70)))
+        at_once += sum(
+            r.params["train.lr"] > 0.0005 and r.state == "finished"
+            for r in go_on(order, range(50, 70))
+        )
+        restarted += sum(
+            r.params["train.lr"] > 0.0005 and r.state == "finished"
+            for r in go_on(resumed, range(50, 70))
+        )
         nothing += sum(0.0005 < fresh.values(n, None)["train.lr"] <= 0.001 for n in range(50, 70))
     assert nothing < 0.25 * 60  # by chance: 0.15
     assert at_once > 0.3 * 60
@@ -119,14 +142,18 @@ def test_a_trial_begun_before_goes_on_with_its_values_and_epochs_reported_again_
     assert order.values(5, {"train.lr": 0.0123, "train.epochs": 30}) == {"train.lr": 0.0123}
     for number in range(6):
         order.ended(tried(number, {"train.lr": 0.0009}))
-    said = [order.behind(7, epoch, score) for epoch, score in ((1, 0.9), (2, 0.9), (1, 0.9), (2, 0.0), (3, 0.0))]
+    said = [
+        order.behind(7, epoch, score)
+        for epoch, score in ((1, 0.9), (2, 0.9), (1, 0.9), (2, 0.0), (3, 0.0))
+    ]
     assert said == [False] * 5
 
 
 @pytest.mark.parametrize("search", ["optuna", "random", "grid"])
 def test_trial_0_is_the_config_as_given_even_outside_the_space(search):
-    dimension = dataclasses.replace(SPACE["train.lr"], distribution=CategoricalDistribution((0.1, 0.2)),
-                                    grid=(0.1, 0.2))
+    dimension = dataclasses.replace(
+        SPACE["train.lr"], distribution=CategoricalDistribution((0.1, 0.2)), grid=(0.1, 0.2)
+    )
     order = TuneOrder(dataclasses.replace(CONFIG, search=search), {"train.lr": dimension}, seed=0)
     assert order.values(0, None) == {"train.lr": CONFIG.train.lr}
     order.ended(tried(0, {"train.lr": CONFIG.train.lr}))

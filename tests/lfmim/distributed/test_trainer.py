@@ -32,9 +32,14 @@ MODEL = ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vi
 
 
 def experiment(store, folder, **fields) -> ExperimentConfig:
-    defaults = {"optimizer": "adamw", "lr": 1e-9, "epochs": 5, "batch_size": 16}  # no epoch changes any answer
-    return ExperimentConfig(store=str(store), run=RunConfig(storage=str(folder / "runs"), name="here"), model=MODEL,
-                            train=TrainConfig(**{**defaults, **fields}))
+    # no epoch changes any answer
+    defaults = {"optimizer": "adamw", "lr": 1e-9, "epochs": 5, "batch_size": 16}
+    return ExperimentConfig(
+        store=str(store),
+        run=RunConfig(storage=str(folder / "runs"), name="here"),
+        model=MODEL,
+        train=TrainConfig(**{**defaults, **fields}),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +97,8 @@ def test_a_run_in_this_process_is_killed_continued_and_registered(toy_store, tmp
 
     whole = train_run(experiment(toy_store, tmp_path / "undisturbed", lr=0.003), alone=True)
     assert [(e["score"], e["train"]) for e in whole.meta.history] == [
-        (e["score"], e["train"]) for e in result.meta.history]
+        (e["score"], e["train"]) for e in result.meta.history
+    ]
 
 
 @pytest.mark.integration
@@ -120,7 +126,10 @@ def test_a_job_reads_the_ids_and_labels_of_a_store_once(toy_store, tmp_path, mon
     assert len(read) == 1, read
     before = data_fingerprint(toy_store)
     extra = toy_rows(3, 9, split="train")
-    write_part(toy_store, rows_to_table([r | {"id": "new" + r["id"]} for r in extra], store_schema(DIMS), DIMS))
+    write_part(
+        toy_store,
+        rows_to_table([r | {"id": "new" + r["id"]} for r in extra], store_schema(DIMS), DIMS),
+    )
     assert data_fingerprint(toy_store) != before  # another store is read again
     assert len(read) == 2
 
@@ -139,8 +148,12 @@ def record(result) -> tuple[MlflowClient, object]:
 
 
 def registered_weights(client: MlflowClient, version: str) -> bytes:
-    model = client.get_logged_model(client.get_model_version("lfmim", version).source.removeprefix("models:/"))
-    return (Path(model.artifact_location.removeprefix("file://")) / "artifacts/checkpoint" / WEIGHTS).read_bytes()
+    model = client.get_logged_model(
+        client.get_model_version("lfmim", version).source.removeprefix("models:/")
+    )
+    return (
+        Path(model.artifact_location.removeprefix("file://")) / "artifacts/checkpoint" / WEIGHTS
+    ).read_bytes()
 
 
 @pytest.fixture
@@ -148,7 +161,9 @@ def begun(toy_store, tmp_path, empty_database):
     """A finished run of two epochs, the second better. A third is not, later ones are."""
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
-    config = experiment(toy_store, tmp_path, lr=0.003, epochs=2, schedule="constant", selection="text")
+    config = experiment(
+        toy_store, tmp_path, lr=0.003, epochs=2, schedule="constant", selection="text"
+    )
     return config, train_run(config, alone=True)
 
 
@@ -176,11 +191,19 @@ def test_under_a_name_only_the_same_training_goes_on(begun, toy_store, tmp_path)
         (with_train(config, optimizer="sgd", epochs=9), r"train\.optimizer: was adamw, now sgd"),
         (with_train(config, beta=BetaConfig(text=2.0)), r"train\.beta\.text: was 1\.0, now 2\.0"),
         (with_train(config, epochs=1), r"train\.epochs: 2 are trained, now 1"),
-        (dataclasses.replace(with_train(config, epochs=9), store=str(other)), "data: was .*store .*other data"),
-        (dataclasses.replace(with_train(config, epochs=9), store=str(wider)), "data: was .*other data"),
+        (
+            dataclasses.replace(with_train(config, epochs=9), store=str(other)),
+            "data: was .*store .*other data",
+        ),
+        (
+            dataclasses.replace(with_train(config, epochs=9), store=str(wider)),
+            "data: was .*other data",
+        ),
     ):
         for call in (describe, lambda c: train_run(c, alone=True)):
-            with pytest.raises(InputError, match=f"run here in .* was trained otherwise.*{message}.*--run.name"):
+            with pytest.raises(
+                InputError, match=f"run here in .* was trained otherwise.*{message}.*--run.name"
+            ):
                 call(wrong)
     assert {p: p.read_bytes() for p in before} == before
     client, run = record(first)
@@ -195,13 +218,17 @@ def test_more_epochs_go_on_in_the_same_run_and_a_new_best_is_a_new_version(begun
     assert (same.meta.epoch, same.meta.best_epoch) == (3, first.meta.best_epoch)
     assert same.registered.version == first.registered.version == "1", "no new best, no new version"
     more = train_run(with_train(config, epochs=6), alone=True)
-    assert more.meta.best_epoch > first.meta.best_epoch, "the test wants a training that still improves"
+    assert more.meta.best_epoch > first.meta.best_epoch, (
+        "the test wants a training that still improves"
+    )
     client, run = record(more)
     assert (more.run_id, run.info.status) == (first.run_id, "FINISHED")
     assert run.data.params["train.epochs"] == "6"
     assert tracking.logged_config(more.tracking_uri, more.run_id)["train"]["epochs"] == 6
     for metric in ("score", "train/text/loss"):
-        assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == list(range(6))
+        assert [m.step for m in client.get_metric_history(run.info.run_id, metric)] == list(
+            range(6)
+        )
     assert more.registered.version == "2"
     assert registered_weights(client, "2") == (more.checkpoint / WEIGHTS).read_bytes()
     assert registered_weights(client, "2") != registered_weights(client, "1")
@@ -213,7 +240,9 @@ def test_more_epochs_go_on_in_the_same_run_and_a_new_best_is_a_new_version(begun
         model = client.get_logged_model(source.removeprefix("models:/"))
         assert (model.source_run_id, model.params["train.epochs"]) == (first.run_id, epochs)
         scores = {m.step: m.value for m in model.metrics if m.key == "score"}
-        assert scores == {e["epoch"]: e["score"] for e in result.meta.history[: result.meta.best_epoch + 1]}
+        assert scores == {
+            e["epoch"]: e["score"] for e in result.meta.history[: result.meta.best_epoch + 1]
+        }
     assert train_run(with_train(config, epochs=6), alone=True).registered.version == "2"
 
 
@@ -221,19 +250,44 @@ def test_more_epochs_go_on_in_the_same_run_and_a_new_best_is_a_new_version(begun
 def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, tmp_path):
     config, _ = begun
     folder, fingerprint = tmp_path / "runs" / "here", data_fingerprint(toy_store)
-    other = {"name": "mult", "task": "sentiment", "pooling": "fex", "audio_excess": "cut", "standardize": True,
-             "optimizer": "sgd", "schedule": "cosine", "labels": "multimodal", "selection": "audio",
-             "precision": "fp32", "compile": "off", "cache": "host"}
+    other = {
+        "name": "mult",
+        "task": "sentiment",
+        "pooling": "fex",
+        "audio_excess": "cut",
+        "standardize": True,
+        "optimizer": "sgd",
+        "schedule": "cosine",
+        "labels": "multimodal",
+        "selection": "audio",
+        "precision": "fp32",
+        "compile": "off",
+        "cache": "host",
+    }
     free = set()
     names = [k for part in ("model", "train") for k in flatten(to_dict(config)[part], f"{part}.")]
     for name in names:
         part, *path = name.split(".")
         raw = to_dict(config)[part]
         value = flatten(raw)[".".join(path)]
-        new = other.get(path[-1], value / 2 if path[-1] in ("lr", "text", "audio", "vision", "multimodal") else
-                        0.25 if isinstance(value, float) else value * 2 or 1)
-        raw = {**raw, "beta": BetaConfig(**{**raw["beta"], **({path[1]: new} if path[0] == "beta" else {})})} if (
-            part == "train") else raw
+        new = other.get(
+            path[-1],
+            value / 2
+            if path[-1] in ("lr", "text", "audio", "vision", "multimodal")
+            else 0.25
+            if isinstance(value, float)
+            else value * 2 or 1,
+        )
+        raw = (
+            {
+                **raw,
+                "beta": BetaConfig(
+                    **{**raw["beta"], **({path[1]: new} if path[0] == "beta" else {})}
+                ),
+            }
+            if (part == "train")
+            else raw
+        )
         raw |= {} if path[0] == "beta" else {path[0]: new}
         changed = dataclasses.replace(config, **{part: type(getattr(config, part))(**raw)})
         assert changed != config, name
@@ -242,12 +296,23 @@ def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, 
             free.add(name)
         except InputError as error:
             assert f"{name}: was {value}, now {new}" in str(error)  # noqa: PT017
-    assert free == MAY_CHANGE == {f"train.{n}" for n in (
-        "epochs", "patience", "precision", "compile", "micro_batch", "cache")}
+    assert (
+        free
+        == MAY_CHANGE
+        == {
+            f"train.{n}"
+            for n in ("epochs", "patience", "precision", "compile", "micro_batch", "cache")
+        }
+    )
     shutil.copytree(toy_store, tmp_path / "moved")
     elsewhere = dataclasses.replace(
-        config, store=str(tmp_path / "moved"), tracking=TrackingConfig(model_name="x", experiment="y"),
-        run=dataclasses.replace(config.run, workers=2, gpus_per_worker=1, cpus_per_worker=2, keep_checkpoints=5))
+        config,
+        store=str(tmp_path / "moved"),
+        tracking=TrackingConfig(model_name="x", experiment="y"),
+        run=dataclasses.replace(
+            config.run, workers=2, gpus_per_worker=1, cpus_per_worker=2, keep_checkpoints=5
+        ),
+    )
     check_run(elsewhere, folder, fingerprint)
 
 
@@ -265,18 +330,26 @@ def test_a_run_folder_without_its_record_gets_a_new_one_with_all_epochs(begun, t
     assert [m.step for m in client.get_metric_history(second.run_id, "score")] == [0, 1, 2, 3]
 
     state = tmp_path / "runs" / "here" / "run.json"
-    state.write_text(json.dumps({**json.loads(state.read_text()), "run_id": "0" * 32}))  # a database that was deleted
+    # a database that was deleted
+    state.write_text(json.dumps({**json.loads(state.read_text()), "run_id": "0" * 32}))
     third = train_run(with_train(config, epochs=4), alone=True)
     assert third.run_id not in (first.run_id, second.run_id)
     assert [m.step for m in client.get_metric_history(third.run_id, "score")] == [0, 1, 2, 3]
 
     elsewhere = dataclasses.replace(config, tracking=TrackingConfig(experiment="elsewhere"))
     fourth = train_run(with_train(elsewhere, epochs=4), alone=True)
-    assert record(fourth)[1].info.experiment_id == client.get_experiment_by_name("elsewhere").experiment_id
-    assert fourth.registered.version == third.registered.version, "the same checkpoint is registered once"
+    assert (
+        record(fourth)[1].info.experiment_id
+        == client.get_experiment_by_name("elsewhere").experiment_id
+    )
+    assert fourth.registered.version == third.registered.version, (
+        "the same checkpoint is registered once"
+    )
 
     client.delete_experiment(record(fourth)[1].info.experiment_id)
-    with pytest.raises(InputError, match=r"tracking\.experiment: 'elsewhere' was deleted .* restore"):
+    with pytest.raises(
+        InputError, match=r"tracking\.experiment: 'elsewhere' was deleted .* restore"
+    ):
         train_run(with_train(elsewhere, epochs=4), alone=True)
 
 
@@ -291,20 +364,26 @@ def test_a_record_without_its_checkpoints_is_not_mixed_with_a_new_training(begun
     assert old.info.status == "FINISHED"
     assert again.run_id != first.run_id
     for result in (first, again):
-        assert [m.step for m in client.get_metric_history(result.run_id, "score")] == list(range(result.meta.epoch))
+        assert [m.step for m in client.get_metric_history(result.run_id, "score")] == list(
+            range(result.meta.epoch)
+        )
 
     shutil.rmtree(again.checkpoint)
     with pytest.raises(InputError, match="the best checkpoint of the run is gone; delete"):
         train_run(with_train(config, epochs=4), alone=True)
     (folder / "run.json").write_text("{")
-    with pytest.raises(InputError, match=r"run\.json: not the record of a run .* another --run\.name"):
+    with pytest.raises(
+        InputError, match=r"run\.json: not the record of a run .* another --run\.name"
+    ):
         train_run(config, alone=True)
     shutil.rmtree(folder)
     assert train_run(config, alone=True).meta.epoch == 2
 
 
 @pytest.mark.integration
-def test_one_owner_sets_the_state_until_the_registration_is_done(toy_store, tmp_path, monkeypatch, empty_database):
+def test_one_owner_sets_the_state_until_the_registration_is_done(
+    toy_store, tmp_path, monkeypatch, empty_database
+):
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
     config, seen = experiment(toy_store, tmp_path, epochs=1), []
@@ -331,7 +410,8 @@ def test_one_owner_sets_the_state_until_the_registration_is_done(toy_store, tmp_
         raise KeyboardInterrupt
 
     for wrong, error, status, reason in (
-        (failing, OSError, "FAILED", "OSError: No space left on device"), (stopped, KeyboardInterrupt, "KILLED", None),
+        (failing, OSError, "FAILED", "OSError: No space left on device"),
+        (stopped, KeyboardInterrupt, "KILLED", None),
     ):
         monkeypatch.setattr(tracking, "register", wrong)
         with pytest.raises(error):
@@ -343,7 +423,10 @@ def test_one_owner_sets_the_state_until_the_registration_is_done(toy_store, tmp_
     assert state() == ("FINISHED", None)
     _, run = record(result)
     data = {i.tags[0].value: i.dataset for i in run.inputs.dataset_inputs}
-    assert {split: json.loads(d.profile)["rows"] for split, d in data.items()} == {"train": 61, "valid": 23}
+    assert {split: json.loads(d.profile)["rows"] for split, d in data.items()} == {
+        "train": 61,
+        "valid": 23,
+    }
     for dataset in data.values():
         assert dataset.digest == data_fingerprint(toy_store) == run.data.tags["data"]
         assert json.loads(dataset.source)["uri"] == toy_store.resolve().as_uri()
@@ -354,11 +437,16 @@ def test_where_a_run_cannot_be_kept_is_told_before_any_work(toy_store, tmp_path,
     (tmp_path / "taken").write_text("x")
     small_disk(tmp_path / "disk", "1m,ro")
     taken = "--run.storage .*taken is no folder"
-    for storage, message in (("taken", taken), ("taken/in", taken),
-                             ("disk", "--run.storage .*disk.*: cannot be written to"),
-                             ("why?/runs", r"why.*'\?' in its name means something else in the URI"),
-                             ("50%20off", "the '%20' in its name means something else in the URI")):
-        config = dataclasses.replace(experiment(toy_store, tmp_path), run=RunConfig(storage=str(tmp_path / storage)))
+    for storage, message in (
+        ("taken", taken),
+        ("taken/in", taken),
+        ("disk", "--run.storage .*disk.*: cannot be written to"),
+        ("why?/runs", r"why.*'\?' in its name means something else in the URI"),
+        ("50%20off", "the '%20' in its name means something else in the URI"),
+    ):
+        config = dataclasses.replace(
+            experiment(toy_store, tmp_path), run=RunConfig(storage=str(tmp_path / storage))
+        )
         for call in (describe, lambda c: train_run(c, alone=True)):
             with pytest.raises(InputError, match=message):
                 call(config)
@@ -379,5 +467,8 @@ def test_storage_may_have_any_other_name(toy_store, tmp_path, name, empty_databa
 @pytest.mark.integration
 def test_two_trainings_under_one_name_at_once_are_one(begun, tmp_path):
     config, _ = begun
-    with exclusive(tmp_path / "runs" / "here"), pytest.raises(InputError, match="another run is writing into this run"):
+    with (
+        exclusive(tmp_path / "runs" / "here"),
+        pytest.raises(InputError, match="another run is writing into this run"),
+    ):
         train_run(config, alone=True)

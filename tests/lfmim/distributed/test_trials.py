@@ -1,4 +1,5 @@
-"""The sweep on Ray Tune; the repeatable one against the same sweep, one trial after the other, without Ray."""
+"""The sweep on Ray Tune; the repeatable one against the same sweep, one trial after the other,
+without Ray."""
 
 from __future__ import annotations
 
@@ -20,48 +21,77 @@ from lfmim.training.search import best_trial, read_space, suggest, with_params
 @pytest.mark.ray
 def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, tmp_path):
     config = tiny_tune(toy_store, tmp_path, epochs=6, repeatable=True, window=3)
-    space = {**read_space("", with_params(config, {})),
-             **read_space(write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
-                          with_params(config, {}))}
+    space = {
+        **read_space("", with_params(config, {})),
+        **read_space(
+            write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
+            with_params(config, {}),
+        ),
+    }
 
     def plan(number, earlier):
         params = suggest(space, config.search, 0, number, with_params(config, {}), earlier)
-        return {**params, "train.lr": 1e30} if number == 2 else {**params, "model.heads": 5} if number == 3 else params
+        return (
+            {**params, "train.lr": 1e30}
+            if number == 2
+            else {**params, "model.heads": 5}
+            if number == 3
+            else params
+        )
 
     seen = []
-    trials = Trials(config, tmp_path / "sweep" / "trials", 9, RepeatableOrder(config, 3, plan),
-                    on_trial=lambda record, records: seen.append((record.number, len(records))))
+    trials = Trials(
+        config,
+        tmp_path / "sweep" / "trials",
+        9,
+        RepeatableOrder(config, 3, plan),
+        on_trial=lambda record, records: seen.append((record.number, len(records))),
+    )
     trials.run(toy_store)
     expected = serial_sweep(config, plan, 9)
     assert [(r.number, r.state, r.params, r.scores, r.loss) for r in trials.ended] == [
-        (r.number, r.state, r.params, r.scores, r.loss) for r in expected]
+        (r.number, r.state, r.params, r.scores, r.loss) for r in expected
+    ]
     assert trials.records[2].state == "diverged"
     assert "not finite" in trials.records[2].message
     assert trials.records[3].state == "failed"
     assert "model.heads: 5 does not divide" in trials.records[3].message
-    assert any(r.state == "stopped" for r in expected), "nothing was stopped: the test shows too little"
+    assert any(r.state == "stopped" for r in expected), (
+        "nothing was stopped: the test shows too little"
+    )
     assert sorted(n for n, _ in seen) == list(range(9))
     assert [count for _, count in seen] == list(range(1, 10))
     assert not (tmp_path / "sweep" / "ray").exists()
-    assert all(latest_checkpoint(trials.home(n)) is None for n in range(9))  # no disk is held for ended trials
+    # no disk is held for ended trials
+    assert all(latest_checkpoint(trials.home(n)) is None for n in range(9))
 
-    # Ended trials are not repeated, a lost one is done again and comes out the same, more trials go on from there.
+    # Ended trials are not repeated, a lost one is done again and comes out the same, more trials go
+    # on from there.
     home = trials.home(6)
     before = json.loads((home / "trial.json").read_text())
     (home / "trial.json").unlink()
     again = []
-    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, RepeatableOrder(config, 3, plan),
-                     on_trial=lambda record, records: again.append(record.number))
+    resumed = Trials(
+        config,
+        tmp_path / "sweep" / "trials",
+        10,
+        RepeatableOrder(config, 3, plan),
+        on_trial=lambda record, records: again.append(record.number),
+    )
     resumed.run(toy_store)
     assert sorted(again) == [6, 9]
     timing = {"seconds", "history"}
     after = json.loads((home / "trial.json").read_text())
-    assert {k: v for k, v in after.items() if k not in timing} == {k: v for k, v in before.items() if k not in timing}
+    assert {k: v for k, v in after.items() if k not in timing} == {
+        k: v for k, v in before.items() if k not in timing
+    }
     assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
 
 
 @pytest.mark.ray
-def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(ray_cluster, toy_store, tmp_path):
+def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(
+    ray_cluster, toy_store, tmp_path
+):
     """Two slots, four trials: the repeatable order would let all of them run to their end."""
     config = tiny_tune(toy_store, tmp_path, epochs=6, trials=4)
     text = "train.lr: {low: 0.000001, high: 0.001, log: true}"
@@ -83,12 +113,22 @@ def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(ray_cluste
     half.mkdir()
     (half / "checkpoint.json").write_text("{")
     values = {"train.lr": 0.0123}
-    train(with_params(config, values), FeatureSpec.load(toy_store),
-          *(load_split(toy_store, s, config.model) for s in ("train", "valid")),
-          on_epoch=lambda report, save: save(epoch_folder(trials.home(2), 0)) if report.epoch == 0 else None)
+    train(
+        with_params(config, values),
+        FeatureSpec.load(toy_store),
+        *(load_split(toy_store, s, config.model) for s in ("train", "valid")),
+        on_epoch=lambda report, save: (
+            save(epoch_folder(trials.home(2), 0)) if report.epoch == 0 else None
+        ),
+    )
     again = []
-    resumed = Trials(config, tmp_path / "sweep" / "trials", 5, TuneOrder(config, space, seed=None),
-                     on_trial=lambda record, records: again.append(record.number))
+    resumed = Trials(
+        config,
+        tmp_path / "sweep" / "trials",
+        5,
+        TuneOrder(config, space, seed=None),
+        on_trial=lambda record, records: again.append(record.number),
+    )
     resumed.run(toy_store)
     assert sorted(again) == [1, 2, 4]
     assert resumed.records[1].state in ("finished", "stopped")
@@ -109,20 +149,27 @@ def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(packed, toy_store, tmp_pa
 @pytest.mark.slow
 def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_store, tmp_path):
     """Without dropout, to float rounding. A stack with a trial that diverges goes on one by one."""
-    config = tiny_tune(toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4, repeatable=True)
+    config = tiny_tune(
+        toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4, repeatable=True
+    )
     still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **still))
     known = []
 
     def plan(number, earlier):
         known.append((number, len(earlier)))
-        return {"train.lr": 1e30 if number == 3 else 0.001 * (number + 1), "train.beta.text": 0.5 + len(earlier)}
+        return {
+            "train.lr": 1e30 if number == 3 else 0.001 * (number + 1),
+            "train.beta.text": 0.5 + len(earlier),
+        }
 
     trials = Trials(config, tmp_path / "sweep" / "trials", 6, RepeatableOrder(config, 4, plan))
     trials.run(toy_store)
     assert sorted(set(known)) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]
     expected = serial_sweep(config, plan, 6)
-    assert [(r.number, r.state, r.params) for r in trials.ended] == [(r.number, r.state, r.params) for r in expected]
+    assert [(r.number, r.state, r.params) for r in trials.ended] == [
+        (r.number, r.state, r.params) for r in expected
+    ]
     assert trials.records[3].state == "diverged"
     for got, want in zip(trials.ended, expected, strict=True):
         losses = [[e["valid"]["multimodal"]["loss"] for e in r.history] for r in (got, want)]
@@ -167,12 +214,16 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
     (folder / "sweep.json").write_text(json.dumps(then))
     with pytest.raises(InputError, match="add --resume to continue it"):
         check_tune(named)
-    with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
+    with pytest.raises(
+        InputError, match=r"made with other model, train, data, .*tracking\.uri, window"
+    ):
         check_tune(dataclasses.replace(named, resume=True))
     whole = {"run_id": "1", "window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
     for repeatable in (True, False):
         mine = dataclasses.replace(named, repeatable=repeatable, window=0, resume=True)
-        then = {**_identity(mine, check_tune(dataclasses.replace(mine, resume=False, run=config.run)))}
+        then = {
+            **_identity(mine, check_tune(dataclasses.replace(mine, resume=False, run=config.run)))
+        }
         (folder / "sweep.json").write_text(json.dumps({**whole, "identity": then}))
         check_tune(mine)
         with pytest.raises(InputError, match="made with other repeatable; use the same"):

@@ -1,4 +1,5 @@
-"""The CH-SIMS path (Table 3): an MMSA pickle, imported, trained on, tested once, figures recomputed."""
+"""The CH-SIMS path (Table 3): an MMSA pickle, imported, trained on, tested once, figures
+recomputed."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from lfmim.data.importers.mmsa import import_mmsa
 from lfmim.data.loading import load_split
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, SENTIMENT_COLUMNS, FeatureSpec
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    LABEL_COLUMNS,
+    MODALITIES,
+    SENTIMENT_COLUMNS,
+    FeatureSpec,
+)
 from lfmim.training.loop import train
 
 GRID = np.linspace(-1, 1, len(EMOTIONS))
@@ -28,14 +37,22 @@ RECIPE = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=8,
 
 @pytest.fixture
 def store(tmp_path):
-    """Three splits; a score per modality that its features show, the mean of the three as the multimodal one."""
+    """Three splits; a score per modality that its features show, the mean of the three as the
+    multimodal one."""
     splits = {}
     for k, (split, count) in enumerate((("train", 80), ("valid", 30), ("test", 40))):
         rows = toy_rows(count, k, split=split)
-        scores = np.array([[round(5 * GRID[EMOTIONS.index(row[LABEL_COLUMNS[m]])]) / 5 for m in MODALITIES]
-                           for row in rows])
-        part = {"id": [f"{split}$_${i:04d}" for i in range(count)], "raw_text": ["好"] * count,
-                "regression_labels": np.round(5 * scores.mean(axis=1)) / 5}
+        scores = np.array(
+            [
+                [round(5 * GRID[EMOTIONS.index(row[LABEL_COLUMNS[m]])]) / 5 for m in MODALITIES]
+                for row in rows
+            ]
+        )
+        part = {
+            "id": [f"{split}$_${i:04d}" for i in range(count)],
+            "raw_text": ["好"] * count,
+            "regression_labels": np.round(5 * scores.mean(axis=1)) / 5,
+        }
         for i, m in enumerate(MODALITIES):
             part[f"regression_labels_{m[0].upper()}"] = scores[:, i].copy()
             sequences = [row[FEATURE_COLUMNS[m]] for row in rows]
@@ -58,8 +75,19 @@ def store(tmp_path):
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["lfmim", "mlf-dnn", "mlmf", "mtfn"])
 def test_table_3_systems(store, tmp_path, name):
-    model = ModelConfig(name=name, task="sentiment", width=16, heads=2, layers=2, max_text=9, max_audio=9, max_vision=9,
-                        dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
+    model = ModelConfig(
+        name=name,
+        task="sentiment",
+        width=16,
+        heads=2,
+        layers=2,
+        max_text=9,
+        max_audio=9,
+        max_vision=9,
+        dropout_attention=0,
+        dropout_ffn=0,
+        dropout_embedding=0,
+    )
     config = ExperimentConfig(store=str(store), model=model, train=RECIPE)
     splits = [load_split(store, s, model) for s in ("train", "valid")]
 
@@ -72,13 +100,20 @@ def test_table_3_systems(store, tmp_path, name):
     assert meta.best_epoch == int(np.argmin(errors))
     assert meta.best_score == -min(errors)
     y_valid = splits[1].labels[:, HEADS.index("text")].numpy()
-    assert meta.history[meta.best_epoch]["valid"]["text"]["mae"] < 0.7 * np.abs(y_valid - np.median(y_valid)).mean()
+    assert (
+        meta.history[meta.best_epoch]["valid"]["text"]["mae"]
+        < 0.7 * np.abs(y_valid - np.median(y_valid)).mean()
+    )
 
     predictor = Predictor.from_checkpoint(tmp_path / "best")
     report = evaluate_store(predictor, store)
     test = load_split(store, "test", model)
-    scores = predictor.predict({m: [x[:n].numpy() for x, n in zip(test.features[m], test.lengths[m], strict=True)]
-                                for m in MODALITIES})
+    scores = predictor.predict(
+        {
+            m: [x[:n].numpy() for x, n in zip(test.features[m], test.lengths[m], strict=True)]
+            for m in MODALITIES
+        }
+    )
     for i, head in enumerate(HEADS):
         y, p = test.labels[:, i].numpy(), scores[head][:, 0]
         keep = y != -100
@@ -86,7 +121,9 @@ def test_table_3_systems(store, tmp_path, name):
         assert got["count"] == len(y) == 40 - (head == "audio")
         assert got["accuracy_2"] == pytest.approx(np.mean((y > 0) == (p > 0)))
         assert got["weighted_f1"] == pytest.approx(f1_score(y > 0, p > 0, average="weighted"))
-        assert got["accuracy_2_nonzero"] == pytest.approx(np.mean((y > 0)[y != 0] == (p > 0)[y != 0]))
+        assert got["accuracy_2_nonzero"] == pytest.approx(
+            np.mean((y > 0)[y != 0] == (p > 0)[y != 0])
+        )
         for k, edges in ((3, [-0.1, 0.1]), (5, [-0.7, -0.1, 0.1, 0.7])):
             same = np.digitize(y, edges, right=True) == np.digitize(p, edges, right=True)
             assert got[f"accuracy_{k}"] == pytest.approx(same.mean())
@@ -99,8 +136,12 @@ def test_table_3_systems(store, tmp_path, name):
 
 @pytest.mark.integration
 def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
-    model = ModelConfig(task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9)
-    config = ExperimentConfig(store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1))
+    model = ModelConfig(
+        task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9
+    )
+    config = ExperimentConfig(
+        store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1)
+    )
     uri = tracking.tracking_uri(config.tracking, str(tmp_path))
     run_id = tracking.start_run(config, FeatureSpec.load(store), uri=uri, run_name="s", tags={})
 
@@ -109,10 +150,20 @@ def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
         save(tmp_path / "last")
 
     data = load_split(store, "valid", model)
-    tracking.finish_run(uri, run_id, train(config, FeatureSpec.load(store), data, data, on_epoch=on_epoch))
-    frame = pd.DataFrame({FEATURE_COLUMNS[m]: [torch.randn(3, d).tolist(), None] for m, d in DIMS.items()})
-    registered = tracking.register(uri, run_id, tmp_path / "last", model_name="sims", example=frame.iloc[:1],
-                                   data_fingerprint="d")
+    tracking.finish_run(
+        uri, run_id, train(config, FeatureSpec.load(store), data, data, on_epoch=on_epoch)
+    )
+    frame = pd.DataFrame(
+        {FEATURE_COLUMNS[m]: [torch.randn(3, d).tolist(), None] for m, d in DIMS.items()}
+    )
+    registered = tracking.register(
+        uri,
+        run_id,
+        tmp_path / "last",
+        model_name="sims",
+        example=frame.iloc[:1],
+        data_fingerprint="d",
+    )
     import mlflow
 
     out = mlflow.pyfunc.load_model(registered.uri).predict(frame)

@@ -37,30 +37,57 @@ def result(system: str, seed: int, share_right: float, heads=HEADS, n: int = 400
         np.add.at(confusion, (labels[i], predictions[head]), 1)
         test[head] = vars(HeadMetrics.from_confusion(confusion))
         predictions[head] = predictions[head].tolist()
-    history = [{"epoch": 0, "train": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
-                "valid": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS}}]
+    history = [
+        {
+            "epoch": 0,
+            "train": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
+            "valid": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
+        }
+    ]
     pairs = ("text-audio", "text-vision", "audio-vision")
-    return {"system": system, "seed": seed, "labels": labels.tolist(), "predictions": predictions, "test": test,
-            "history": history, "parameters": 1000, "flops": 2_000_000,
-            "cka": dict.fromkeys(pairs, 0.1 if system == "lfmim" else 0.6) if len(heads) > 1 else {},
-            "test_curves": [test] if seed == 0 else [], "seconds": 1.0, "best_epoch": 0, "config": {},
-            "subsets": {"text": share_right / 2, "text+audio+vision": share_right} if system != "mult" else {}}
+    return {
+        "system": system,
+        "seed": seed,
+        "labels": labels.tolist(),
+        "predictions": predictions,
+        "test": test,
+        "history": history,
+        "parameters": 1000,
+        "flops": 2_000_000,
+        "cka": dict.fromkeys(pairs, 0.1 if system == "lfmim" else 0.6) if len(heads) > 1 else {},
+        "test_curves": [test] if seed == 0 else [],
+        "seconds": 1.0,
+        "best_epoch": 0,
+        "config": {},
+        "subsets": {"text": share_right / 2, "text+audio+vision": share_right}
+        if system != "mult"
+        else {},
+    }
 
 
-RUNS = [result(s, k, p, h) for s, p, h in (("eft", 0.5, (MULTIMODAL,)), ("lfmim", 0.6, HEADS)) for k in range(3)]
+RUNS = [
+    result(s, k, p, h)
+    for s, p, h in (("eft", 0.5, (MULTIMODAL,)), ("lfmim", 0.6, HEADS))
+    for k in range(3)
+]
 
 
 def test_mean_and_deviation_over_seeds():
     accuracy = [100 * r["test"][MULTIMODAL]["accuracy"] for r in RUNS[3:]]
-    assert table_2(RUNS).loc["lfmim", "accuracy"] == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1):.2f}"
+    assert (
+        table_2(RUNS).loc["lfmim", "accuracy"]
+        == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1):.2f}"
+    )
     assert tuple(table_2(RUNS).columns[3 : 3 + len(EMOTIONS)]) == REPORT_ORDER
     assert list(table_4(RUNS).index) == [f"lfmim {h}" for h in HEADS]
 
 
 def test_p_values_tell_a_difference_from_none():
     d = difference(RUNS, "lfmim", "eft")
-    assert d.mean == pytest.approx(np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[3:]])
-                                   - np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[:3]]))
+    assert d.mean == pytest.approx(
+        np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[3:]])
+        - np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[:3]])
+    )
     assert d.low < d.mean < d.high
     assert d.p < 0.01
     assert difference(RUNS, "lfmim", "lfmim").p == 1.0
@@ -69,7 +96,8 @@ def test_p_values_tell_a_difference_from_none():
 
 
 def test_p_values_are_uniform_under_the_null():
-    """Two systems of the same accuracy, over many corpora: few fall below 0.05, though seeds add to the noise."""
+    """Two systems of the same accuracy, over many corpora: few fall below 0.05, though seeds add to
+    the noise."""
     rng, below = np.random.default_rng(0), []
     for _ in range(40):
         labels = [[0] * 300] * len(HEADS)
@@ -77,17 +105,35 @@ def test_p_values_are_uniform_under_the_null():
         for system in ("lfmim", "pmr"):
             for _ in range(5):
                 accuracy = 0.6 + rng.normal(0, 0.03)  # a seed's luck
-                runs.append({"system": system, "labels": labels, "test": {MULTIMODAL: {}},
-                             "predictions": {MULTIMODAL: (rng.random(300) > accuracy).astype(int).tolist()}})
+                runs.append(
+                    {
+                        "system": system,
+                        "labels": labels,
+                        "test": {MULTIMODAL: {}},
+                        "predictions": {
+                            MULTIMODAL: (rng.random(300) > accuracy).astype(int).tolist()
+                        },
+                    }
+                )
         below.append(difference(runs, "lfmim", "pmr").p < 0.05)
     assert np.mean(below) < 0.17
 
 
 def test_claims_and_subsets():
-    runs = [*RUNS, *(result(s, k, p) for s, p in (("pmr", 0.6), ("lfmim-ml", 0.4), ("mult", 0.7)) for k in range(3))]
+    runs = [
+        *RUNS,
+        *(
+            result(s, k, p)
+            for s, p in (("pmr", 0.6), ("lfmim-ml", 0.4), ("mult", 0.7))
+            for k in range(3)
+        ),
+    ]
     claims = table_claims(runs)["verdict"]
     assert claims.to_dict() == {
-        "lfmim > pmr": "not resolved", "pmr > mult": "the opposite holds", "lfmim > lfmim-ml": "holds"}
+        "lfmim > pmr": "not resolved",
+        "pmr > mult": "the opposite holds",
+        "lfmim > lfmim-ml": "holds",
+    }
     subsets = table_subsets(runs)
     assert list(subsets.index) == ["eft", "lfmim", "pmr", "lfmim-ml"]
     assert subsets.loc["lfmim", "text"] == "30.00 ± 0.00"
@@ -108,9 +154,22 @@ def sentiment(system: str, seed: int, noise: float) -> dict:
     moments = np.array([np.abs(y - p).sum(), y.sum(), p.sum(), y @ y, p @ p, y @ p])
     test = {MULTIMODAL: vars(SentimentMetrics.from_sums(counts, counts[2], moments, 1.0))}
     entry = {"epoch": 0, "train": test, "valid": test}
-    return {"system": system, "seed": seed, "labels": [labels.tolist()] * 4, "predictions": {MULTIMODAL: p.tolist()},
-            "test": test, "history": [entry], "parameters": 10, "flops": 10, "cka": {}, "test_curves": [test],
-            "subsets": {}, "seconds": 1.0, "best_epoch": 0, "config": {}}
+    return {
+        "system": system,
+        "seed": seed,
+        "labels": [labels.tolist()] * 4,
+        "predictions": {MULTIMODAL: p.tolist()},
+        "test": test,
+        "history": [entry],
+        "parameters": 10,
+        "flops": 10,
+        "cka": {},
+        "test_curves": [test],
+        "subsets": {},
+        "seconds": 1.0,
+        "best_epoch": 0,
+        "config": {},
+    }
 
 
 @pytest.mark.integration
@@ -121,7 +180,8 @@ def test_table_3_and_its_report(tmp_path):
     assert table.loc["lfmim", "MAE"] == f"{np.mean(mae):.2f} ± {np.std(mae, ddof=1):.2f}"
     assert list(table.columns[:4]) == ["Acc-2", "Acc-3", "Acc-5", "F1"]
     assert difference(runs, "lfmim", "mtfn").mean == pytest.approx(
-        np.mean([r["test"][MULTIMODAL]["mae"] for r in runs[:2]]) - np.mean(mae))
+        np.mean([r["test"][MULTIMODAL]["mae"] for r in runs[:2]]) - np.mean(mae)
+    )
     page = write_comparison(tmp_path, runs, [], title="t").read_text(encoding="utf-8")
     assert "Table 3" in page
     assert (tmp_path / "table_3.csv").is_file()
@@ -138,11 +198,20 @@ def test_cka_knows_rotations_and_independence():
 
 @pytest.mark.integration
 def test_all_files_are_written(tmp_path):
-    page = write_comparison(tmp_path, RUNS, ["pmr 0: it broke <here>"], title="t").read_text(encoding="utf-8")
+    page = write_comparison(tmp_path, RUNS, ["pmr 0: it broke <here>"], title="t").read_text(
+        encoding="utf-8"
+    )
     names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"index.html", "results.json", "figure_3.png", "figure_3c.png", "confusion.png",
-                     "figure_4c.png", "figure_2b.png",
-                     *(f"{t}.{end}" for t in ("table_2", "table_4", "subsets") for end in ("csv", "md", "tex"))}
+    assert names == {
+        "index.html",
+        "results.json",
+        "figure_3.png",
+        "figure_3c.png",
+        "confusion.png",
+        "figure_4c.png",
+        "figure_2b.png",
+        *(f"{t}.{end}" for t in ("table_2", "table_4", "subsets") for end in ("csv", "md", "tex")),
+    }
     assert "it broke &lt;here&gt;" in page
     assert not re.search(r'src="(?!data:)', page)
     assert r"$\pm$" in (tmp_path / "table_2.tex").read_text(encoding="utf-8")

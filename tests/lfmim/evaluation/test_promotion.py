@@ -9,7 +9,14 @@ from conftest import DIMS, SPEC, toy_rows
 from scipy.stats import binomtest
 
 from lfmim.config import ExperimentConfig, ModelConfig
-from lfmim.data.store import read_table, rows_to_table, sequences, store_schema, write_part, write_spec
+from lfmim.data.store import (
+    read_table,
+    rows_to_table,
+    sequences,
+    store_schema,
+    write_part,
+    write_spec,
+)
 from lfmim.evaluation.promotion import compare
 from lfmim.evaluation.report import evaluate_store
 from lfmim.evaluation.store_report import describe_store, write_store_report
@@ -45,9 +52,13 @@ def test_a_store_without_labels_of_the_task_or_the_models_heads_is_not_evaluated
     emotion, sentiment, fused = predictor(), predictor(task="sentiment"), predictor(name="tfn")
     of_text = make_store(tmp_path / "sim", emotions=("text",))
     for split in ("test", "valid"):
-        with pytest.raises(InputError, match=f"sim: split '{split}' has no sentiment label of any head"):
+        with pytest.raises(
+            InputError, match=f"sim: split '{split}' has no sentiment label of any head"
+        ):
             evaluate_store(sentiment, of_text, split)
-    with pytest.raises(InputError, match=r"sim: split 'test' has no emotion label of a head that .* \(multimodal\)"):
+    with pytest.raises(
+        InputError, match=r"sim: split 'test' has no emotion label of a head that .* \(multimodal\)"
+    ):
         evaluate_store(fused, of_text)
     assert evaluate_store(emotion, of_text)["heads"]["text"]["count"] == 30
     scores = make_store(tmp_path / "scores", emotions=(), sentiments=HEADS)
@@ -60,13 +71,20 @@ def test_models_of_different_tasks_or_without_the_head_are_not_compared(tmp_path
     store = make_store(tmp_path / "both", sentiments=HEADS)
     emotion, sentiment, fused = predictor(), predictor(task="sentiment"), predictor(name="tfn")
     for pair in ((emotion, sentiment), (sentiment, emotion)):
-        with pytest.raises(InputError, match=r"task, the challenger of the .* task, so they cannot be compared"):
+        with pytest.raises(
+            InputError, match=r"task, the challenger of the .* task, so they cannot be compared"
+        ):
             compare(*pair, store, split="valid", head="multimodal")
-    with pytest.raises(InputError, match="--head text: the champion has no such head; it has multimodal"):
+    with pytest.raises(
+        InputError, match="--head text: the champion has no such head; it has multimodal"
+    ):
         compare(fused, emotion, store, split="valid", head="text")
     with pytest.raises(InputError, match="--head text: the challenger has no such head"):
         compare(emotion, fused, store, split="valid", head="text")
-    for model, labels, task in ((sentiment, {}, "sentiment"), (emotion, {"emotions": ()}, "emotion")):
+    for model, labels, task in (
+        (sentiment, {}, "sentiment"),
+        (emotion, {"emotions": ()}, "emotion"),
+    ):
         bare = make_store(tmp_path / task, **labels)
         with pytest.raises(InputError, match=f"split 'valid' has no {task} label of any head"):
             compare(model, model, bare, split="valid", head="text")
@@ -76,7 +94,8 @@ def test_sentiment_models_are_compared_by_their_absolute_errors(tmp_path):
     store = make_store(tmp_path / "scores", emotions=(), sentiments=HEADS)
     models = [predictor(seed, task="sentiment") for seed in (0, 1)]
     with torch.no_grad():
-        for model, answer in zip(models, (1.0, 0.0), strict=True):  # closer to scores above 0.5, and below
+        # closer to scores above 0.5, and below
+        for model, answer in zip(models, (1.0, 0.0), strict=True):
             last = model.model.heads["text"][2]
             last.weight.zero_()
             last.bias.fill_(answer)
@@ -100,10 +119,14 @@ def test_a_label_report_without_labels_is_refused_and_a_stores_page_says_so(tmp_
     import analyze_labels
 
     store = make_store(tmp_path / "scores", emotions=(), sentiments=HEADS)
-    for split, said in (("", "scores: no emotion label of any head"),
-                        ("test", "scores: split 'test' has no emotion label of any head")):
+    for split, said in (
+        ("", "scores: no emotion label of any head"),
+        ("test", "scores: split 'test' has no emotion label of any head"),
+    ):
         with pytest.raises(InputError, match=said):
             analyze_labels.report(source=str(store), report=str(tmp_path / "labels"), split=split)
     assert not (tmp_path / "labels").exists()
-    page = write_store_report(tmp_path / "p.html", store, describe_store(store), []).read_text(encoding="utf-8")
+    page = write_store_report(tmp_path / "p.html", store, describe_store(store), []).read_text(
+        encoding="utf-8"
+    )
     assert "No emotion label of any head" in page

@@ -25,7 +25,10 @@ def store(tmp_path):
     write_spec(folder, SPEC)
     for part in (rows[:20], rows[20:]):
         write_part(folder, rows_to_table(part, store_schema(DIMS), DIMS))
-    bad = [{"id": f"b{i}", "video": "b.mp4", "stage": "decode", "error": "the file is <empty>"} for i in range(3)]
+    bad = [
+        {"id": f"b{i}", "video": "b.mp4", "stage": "decode", "error": "the file is <empty>"}
+        for i in range(3)
+    ]
     write_part(folder / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
     return folder, rows
 
@@ -45,7 +48,10 @@ def test_counts(store):
         values = np.concatenate([x.ravel() for x in stored]).astype(float)
         values = values[np.isfinite(values)]
         assert (got.mean, got.deviation) == pytest.approx((values.mean(), values.std()))
-    assert (summary.modalities[Modality.AUDIO].zero_vectors, summary.modalities[Modality.AUDIO].non_finite) == (1, 3)
+    assert (
+        summary.modalities[Modality.AUDIO].zero_vectors,
+        summary.modalities[Modality.AUDIO].non_finite,
+    ) == (1, 3)
     tables = summary_tables(summary)
     assert tables["Rows"].loc["clips without any face"].item() == "1"
     assert tables["Encoders"].loc["text", "weights SHA-256"] == SPEC.encoders["text"].weights_sha256
@@ -72,5 +78,7 @@ def test_quarantine_alone_and_nothing(tmp_path):
         describe_store(tmp_path / "s")
     bad = [{"id": "b", "video": "b.mp4", "stage": "decode", "error": "no"}]
     write_part(tmp_path / "s" / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
-    page = write_store_report(tmp_path / "p.html", tmp_path / "s", describe_store(tmp_path / "s"), [])
+    page = write_store_report(
+        tmp_path / "p.html", tmp_path / "s", describe_store(tmp_path / "s"), []
+    )
     assert "decode: no" in page.read_text(encoding="utf-8")

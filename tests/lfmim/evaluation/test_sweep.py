@@ -23,14 +23,24 @@ SPACE = read_space("", BASE)
 
 
 def sweep(count: int) -> list[TrialRecord]:
-    """Trials whose score is told by the learning rate alone; every fifth is stopped, one diverged."""
+    """Trials whose score is told by the learning rate alone; every fifth is stopped, one
+    diverged."""
     records = []
     for n in range(count):
         params = suggest(SPACE, "random", 1, n, BASE, [])
         score = 0.5 + 0.1 * np.log10(params["train.lr"] / BASE.train.lr)
         state = "diverged" if n == 7 else "stopped" if n % 5 == 4 else "finished"
-        records.append(TrialRecord(number=n, params=params, state=state, score=None if n == 7 else score, loss=1.0,
-                                   config={}, history=[] if n == 7 else [{"score": score}]))
+        records.append(
+            TrialRecord(
+                number=n,
+                params=params,
+                state=state,
+                score=None if n == 7 else score,
+                loss=1.0,
+                config={},
+                history=[] if n == 7 else [{"score": score}],
+            )
+        )
     return records
 
 
@@ -63,7 +73,8 @@ def test_nothing_is_claimed_from_too_little():
 
 
 class Guess:
-    """A predictor that knows the label of the first `known` utterances and is wrong about the others."""
+    """A predictor that knows the label of the first `known` utterances and is wrong about the
+    others."""
 
     def __init__(self, labels: np.ndarray, known: range) -> None:
         self.labels, self.known = labels, known
@@ -79,10 +90,16 @@ class Guess:
 
 
 def test_promotion_needs_a_significant_gain(toy_store):
-    labels = load_split(toy_store, "valid", ModelConfig(max_text=9, max_audio=9, max_vision=9)).labels[:, 3].numpy()
+    labels = (
+        load_split(toy_store, "valid", ModelConfig(max_text=9, max_audio=9, max_vision=9))
+        .labels[:, 3]
+        .numpy()
+    )
 
     def against(a: range, b: range) -> Comparison:
-        return compare(Guess(labels, a), Guess(labels, b), toy_store, split="valid", head="multimodal")
+        return compare(
+            Guess(labels, a), Guess(labels, b), toy_store, split="valid", head="multimodal"
+        )
 
     clear = against(range(5), range(20))
     assert (clear.champion_only, clear.challenger_only) == (0, 15)
@@ -96,4 +113,10 @@ def test_promotion_needs_a_significant_gain(toy_store):
     assert "it is not better" in worse.verdict(0.05)[1]
     assert against(range(9), range(9)).p_value == 1
     with pytest.raises(InputError, match="no rows of split 'none'"):
-        compare(Guess(labels, range(1)), Guess(labels, range(1)), toy_store, split="none", head="multimodal")
+        compare(
+            Guess(labels, range(1)),
+            Guess(labels, range(1)),
+            toy_store,
+            split="none",
+            head="multimodal",
+        )

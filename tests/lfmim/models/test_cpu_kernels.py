@@ -31,8 +31,11 @@ def three_threads(monkeypatch):
 
 def same_gradients(got, want, inputs):
     direction = torch.randn(got.shape)
-    for a, b in zip(torch.autograd.grad(got, inputs, direction), torch.autograd.grad(want, inputs, direction),
-                    strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got, inputs, direction),
+        torch.autograd.grad(want, inputs, direction),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -45,9 +48,13 @@ def test_dropout_drops_the_right_share_and_keeps_the_mean(p):
     dropped = (all_of == 0).double()
     assert sorted(set(all_of.flatten().tolist())) == pytest.approx([0.0, 1 / (1 - p)])
     assert dropped.mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / (n * calls)) ** 0.5)
-    shifted = [(dropped[:, :-k] * dropped[:, k:]).mean().item() for k in (1, 2, 16, cpu_loops.CHUNK)]
-    assert shifted == pytest.approx([p * p] * 4, abs=0.002)  # neighbours, lanes and chunks are independent
-    assert (dropped[:-1] * dropped[1:]).mean().item() == pytest.approx(p * p, abs=0.002)  # and so are calls
+    shifted = [
+        (dropped[:, :-k] * dropped[:, k:]).mean().item() for k in (1, 2, 16, cpu_loops.CHUNK)
+    ]
+    # neighbours, lanes and chunks are independent
+    assert shifted == pytest.approx([p * p] * 4, abs=0.002)
+    # and so are calls
+    assert (dropped[:-1] * dropped[1:]).mean().item() == pytest.approx(p * p, abs=0.002)
     torch.manual_seed(0)
     again = cpu_kernels.dropout(x, p)
     assert torch.equal(again, all_of[0])
@@ -65,10 +72,16 @@ def test_random_numbers_are_uniform():
 
     drawn = np.empty((1024, 1024), dtype=np.uint32)
     fill(drawn, np.uint64(3), cpu_loops._row_key, cpu_loops._random)
-    for byte in (drawn & 255, drawn >> 24, (drawn[1:] ^ drawn[:-1]) >> 24, (drawn[:, 1:] ^ drawn[:, :-1]) >> 24):
+    for byte in (
+        drawn & 255,
+        drawn >> 24,
+        (drawn[1:] ^ drawn[:-1]) >> 24,
+        (drawn[:, 1:] ^ drawn[:, :-1]) >> 24,
+    ):
         counts = np.bincount(byte.ravel(), minlength=256)
         expected = byte.size / 256
-        assert ((counts - expected) ** 2 / expected).sum() < 350  # chi-square, 255 degrees of freedom: p < 1e-4
+        # chi-square, 255 degrees of freedom: p < 1e-4
+        assert ((counts - expected) ** 2 / expected).sum() < 350
 
 
 def test_dropout_is_off_outside_training():
@@ -79,20 +92,25 @@ def test_dropout_is_off_outside_training():
 
 
 def kept(q, kv, mask, heads, channels):
-    """Attention's dropout mask [B, H, T, S], read off its output for values that single a key out."""
+    """Attention's dropout mask [B, H, T, S], read off its output for values that single a key
+    out."""
     keys = (q if kv is None else kv).shape[1]
     masks = []
     for j in range(keys):
         values = torch.zeros(len(q), keys, heads, channels)
         values[:, j, :, 0] = 1
-        single = torch.cat([(q if kv is None else kv)[..., : -heads * channels], values.flatten(2)], dim=2)
+        single = torch.cat(
+            [(q if kv is None else kv)[..., : -heads * channels], values.flatten(2)], dim=2
+        )
         out = attend(*((single, None) if kv is None else (q, single)), mask, heads, 0.5)
         masks.append(out.unflatten(2, (heads, channels))[..., 0].transpose(1, 2) != 0)
     return torch.stack(masks, dim=3)
 
 
-@pytest.mark.parametrize(("t", "s", "heads", "channels"), [
-    (7, None, 2, 4), (5, 9, 2, 4), (1, 33, 3, 16), (18, None, 1, 6), (4, 16, 2, 20)])
+@pytest.mark.parametrize(
+    ("t", "s", "heads", "channels"),
+    [(7, None, 2, 4), (5, 9, 2, 4), (1, 33, 3, 16), (18, None, 1, 6), (4, 16, 2, 20)],
+)
 @pytest.mark.usefixtures("one_seed")
 def test_attention_with_dropout_equals_torchs_for_the_same_mask(t, s, heads, channels):
     torch.manual_seed(0)
@@ -110,11 +128,15 @@ def test_attention_with_dropout_equals_torchs_for_the_same_mask(t, s, heads, cha
     keep = kept(q.detach(), None if kv is None else kv.detach(), mask, heads, channels)
     allowed = mask.expand(keep.shape)
     assert not keep[~allowed].any()
-    assert keep[allowed].double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / allowed.sum().item() ** 0.5)
+    assert keep[allowed].double().mean().item() == pytest.approx(
+        0.5, abs=4 * 0.5 / allowed.sum().item() ** 0.5
+    )
     want = ((weight * keep * 2) @ c).transpose(1, 2).flatten(2)
     torch.testing.assert_close(got, want)
     same_gradients(got, want, inputs)
-    torch.testing.assert_close(attend(q, kv, mask, heads, 0.0), (weight @ c).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(
+        attend(q, kv, mask, heads, 0.0), (weight @ c).transpose(1, 2).flatten(2)
+    )
 
 
 @pytest.mark.parametrize("scale", [30.0, 1e4])
@@ -138,7 +160,9 @@ def test_feed_forward_with_dropout_equals_torchs_for_the_same_mask(monkeypatch, 
     monkeypatch.setattr(cpu_kernels, "BLOCK", block)  # one row at a time, three, all
     got = layer(x)
     ones = torch.ones(24)  # through an identity the hidden layer shows itself
-    keep = cpu_kernels.feed_forward(x.detach(), torch.zeros(24, 6), ones, torch.eye(24), 0 * ones, 0.5)
+    keep = cpu_kernels.feed_forward(
+        x.detach(), torch.zeros(24, 6), ones, torch.eye(24), 0 * ones, 0.5
+    )
     assert set(keep.flatten().tolist()) == {0.0, 2.0}
     want = layer[3](layer[0](x).relu() * keep)
     torch.testing.assert_close(got, want)
@@ -152,8 +176,11 @@ def test_dropout_adds_the_residual():
     torch.manual_seed(1)
     out = Dropout(0.5)(x, residual)
     torch.testing.assert_close(out, dropped + residual)
-    for a, b in zip(torch.autograd.grad(out.square().sum(), (x, residual)),
-                    torch.autograd.grad((dropped + residual).square().sum(), (x, residual)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out.square().sum(), (x, residual)),
+        torch.autograd.grad((dropped + residual).square().sum(), (x, residual)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)
     assert torch.equal(Dropout(0.5).eval()(x, residual), residual + x)
 
@@ -172,14 +199,19 @@ def test_threads_change_nothing(request):
     alone = everything(x)
     request.getfixturevalue("three_threads")
     for a, b in zip(alone, everything(x), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # torch's own products may differ in the last bits
+        # torch's own products may differ in the last bits
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_nan_comes_through():
     x = torch.randn(2, 20, 24)
     x[0, 3, 5] = float("nan")
     mask = attention_mask(torch.ones(2, 20, dtype=torch.bool))
-    for y in (attend(x.repeat(1, 1, 3), None, mask, 2, 0.1), FeedForward(24, 2, 0.1)(x), Dropout(0.1)(x * x[0, 3, 5])):
+    for y in (
+        attend(x.repeat(1, 1, 3), None, mask, 2, 0.1),
+        FeedForward(24, 2, 0.1)(x),
+        Dropout(0.1)(x * x[0, 3, 5]),
+    ):
         assert y[0].isnan().any()
 
 

@@ -11,7 +11,15 @@ from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import build_model
 from lfmim.models.layers import attention_mask
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, EncoderSpec, FeatureSpec, InputError
+from lfmim.schema import (
+    EMOTIONS,
+    HEADS,
+    MODALITIES,
+    MULTIMODAL,
+    EncoderSpec,
+    FeatureSpec,
+    InputError,
+)
 from lfmim.training.loop import train
 
 DIMS = {"text": 12, "audio": 10, "vision": 8}
@@ -25,7 +33,8 @@ def build(seed=0, **fields):
 
 
 def inputs(lengths, seed=1, scale=1.0):
-    """Features with garbage beyond each sample's length; `lengths[u]` holds one length per sample."""
+    """Features with garbage beyond each sample's length; `lengths[u]` holds one length per
+    sample."""
     g = torch.Generator().manual_seed(seed)
     x, masks = {}, {}
     for m in MODALITIES:
@@ -48,7 +57,9 @@ def test_a_modality_reaches_its_own_head_and_the_multimodal_one_only(pooling, ch
     x[changed] = (x[changed] + 1).requires_grad_()
     after = model(x, masks).logits
     for head in HEADS:
-        (gradient,) = torch.autograd.grad(after[head].sum(), x[changed], retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(
+            after[head].sum(), x[changed], retain_graph=True, allow_unused=True
+        )
         if head in (changed, MULTIMODAL):
             assert (before[head] - after[head]).abs().max() > 1e-3
             assert gradient.abs().sum() > 0
@@ -59,10 +70,13 @@ def test_a_modality_reaches_its_own_head_and_the_multimodal_one_only(pooling, ch
 
 @pytest.mark.parametrize("with_alpha_bar", [False, True])
 def test_multimodal_stack_by_hand(with_alpha_bar):
-    """Ż_u^l = α_u^l Z_u^l + ᾱ_u^l Z̄_u^l; with ᾱ = 0 the stack sees only the uni-modal states and FEX."""
+    """Ż_u^l = α_u^l Z_u^l + ᾱ_u^l Z̄_u^l; with ᾱ = 0 the stack sees only the uni-modal states and
+    FEX."""
     model = build(fex_tokens=2)
     torch.nn.init.normal_(model.alpha)
-    torch.nn.init.normal_(model.alpha_bar) if with_alpha_bar else torch.nn.init.zeros_(model.alpha_bar)
+    torch.nn.init.normal_(model.alpha_bar) if with_alpha_bar else torch.nn.init.zeros_(
+        model.alpha_bar
+    )
     x, masks = inputs(LENGTHS)
 
     states = {m: [model.inputs[m](x[m])] for m in MODALITIES}
@@ -75,8 +89,13 @@ def test_multimodal_stack_by_hand(with_alpha_bar):
     for depth, layer in enumerate(model.stacks[MULTIMODAL]):
         fused = [model.alpha[depth, i] * states[m][depth] for i, m in enumerate(MODALITIES)]
         if with_alpha_bar and z_bar is not None:
-            fused = [f + model.alpha_bar[depth - 1, i] * z for i, (f, z) in enumerate(zip(fused, z_bar, strict=True))]
-        fex, *z_bar = layer(torch.cat([fex, *fused], dim=1), valid[:, None, None]).split(widths, dim=1)
+            fused = [
+                f + model.alpha_bar[depth - 1, i] * z
+                for i, (f, z) in enumerate(zip(fused, z_bar, strict=True))
+            ]
+        fex, *z_bar = layer(torch.cat([fex, *fused], dim=1), valid[:, None, None]).split(
+            widths, dim=1
+        )
     last = model.norms[MULTIMODAL](torch.cat([fex, *z_bar], dim=1))
     pooled = torch.stack([row[keep].mean(dim=0) for row, keep in zip(last, valid, strict=True)])
 
@@ -89,7 +108,9 @@ def test_multimodal_stack_by_hand(with_alpha_bar):
 def test_permuting_a_batch_permutes_the_outputs(pooling):
     model, (x, masks), order = build(pooling=pooling), inputs(LENGTHS), torch.tensor([2, 0, 3, 1])
     straight = model(x, masks).logits
-    permuted = model({m: v[order] for m, v in x.items()}, {m: v[order] for m, v in masks.items()}).logits
+    permuted = model(
+        {m: v[order] for m, v in x.items()}, {m: v[order] for m, v in masks.items()}
+    ).logits
     for head in HEADS:
         torch.testing.assert_close(straight[head][order], permuted[head])
 
@@ -98,14 +119,22 @@ per_sample = st.lists(st.integers(0, 5), min_size=3, max_size=3)
 
 
 @settings(max_examples=40, deadline=None)
-@given(text=per_sample, audio=per_sample, vision=per_sample, extra=st.tuples(*[st.integers(0, 6)] * 3),
-       pooling=st.sampled_from(POOLINGS), scale=st.sampled_from([0.0, 1.0, 1000.0]))
+@given(
+    text=per_sample,
+    audio=per_sample,
+    vision=per_sample,
+    extra=st.tuples(*[st.integers(0, 6)] * 3),
+    pooling=st.sampled_from(POOLINGS),
+    scale=st.sampled_from([0.0, 1.0, 1000.0]),
+)
 def test_padding_changes_nothing(text, audio, vision, extra, pooling, scale):
     model = build(pooling=pooling)
     x, masks = inputs({"text": text, "audio": audio, "vision": vision})
     before = model(x, masks).logits
     for more, m in zip(extra, DIMS, strict=True):
-        noise = scale * torch.randn(3, x[m].shape[1] + more, DIMS[m], generator=torch.Generator().manual_seed(9))
+        noise = scale * torch.randn(
+            3, x[m].shape[1] + more, DIMS[m], generator=torch.Generator().manual_seed(9)
+        )
         mask = torch.cat([masks[m], torch.zeros(3, more, dtype=torch.bool)], dim=1)
         noise[:, : x[m].shape[1]][masks[m]] = x[m][masks[m]]
         x[m], masks[m] = noise, mask
@@ -136,7 +165,8 @@ def test_the_multimodal_loss_trains_the_unimodal_stacks():
     model(*inputs(LENGTHS)).logits[MULTIMODAL].square().sum().backward()
     for m in MODALITIES:
         assert model.inputs[m].conv.weight.grad.abs().sum() > 0
-        # The last layer's output goes to the uni-modal head only: the m stack reads the l-th input at its layer l.
+        # The last layer's output goes to the uni-modal head only: the m stack reads the l-th input
+        # at its layer l.
         for depth, layer in enumerate(model.stacks[m]):
             gradient = layer.attention.qkv.weight.grad
             assert (gradient is None) == (depth == len(model.stacks[m]) - 1)
@@ -179,16 +209,26 @@ def test_a_missing_width_is_named():
 def test_overfits_32_random_samples():
     g = torch.Generator().manual_seed(3)
     data = UtteranceTensors(
-        [str(i) for i in range(32)], {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
+        [str(i) for i in range(32)],
+        {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
         {m: torch.randint(1, 5, (32,), generator=g) for m in MODALITIES},
         torch.randint(0, len(EMOTIONS), (32, len(HEADS)), generator=g),
     )
     config = ExperimentConfig(
         store="none",
-        model=ModelConfig(**{**SIZES, "width": 32, "layers": 2}, dropout_attention=0, dropout_ffn=0,
-                          dropout_embedding=0),
-        train=TrainConfig(optimizer="adamw", lr=0.004, schedule="constant", epochs=50, batch_size=32),
+        model=ModelConfig(
+            **{**SIZES, "width": 32, "layers": 2},
+            dropout_attention=0,
+            dropout_ffn=0,
+            dropout_embedding=0,
+        ),
+        train=TrainConfig(
+            optimizer="adamw", lr=0.004, schedule="constant", epochs=50, batch_size=32
+        ),
     )
-    encoders = {m: EncoderSpec(name=m, revision="", weights_sha256=m, dim=d, max_length=0) for m, d in DIMS.items()}
+    encoders = {
+        m: EncoderSpec(name=m, revision="", weights_sha256=m, dim=d, max_length=0)
+        for m, d in DIMS.items()
+    }
     meta = train(config, FeatureSpec(encoders=encoders), data, data)
     assert {h: meta.history[-1]["valid"][h]["accuracy"] for h in HEADS} == dict.fromkeys(HEADS, 1.0)

@@ -19,7 +19,15 @@ from lfmim.models import MODELS
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.models.tfn import RANK
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, FeatureSpec, InputError
+from lfmim.schema import (
+    EMOTIONS,
+    HEADS,
+    IGNORE_LABEL,
+    MODALITIES,
+    MULTIMODAL,
+    FeatureSpec,
+    InputError,
+)
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import check_data, train
 
@@ -32,10 +40,16 @@ lengths = st.lists(st.integers(1, 6), min_size=2, max_size=2)
 def test_heads_shapes_and_no_dead_weight(name, pooling):
     model = build(name=name, pooling=pooling)
     out = model(*inputs(LENGTHS))
-    assert tuple(h for h in HEADS if h in out.logits) == tuple(h for h in HEADS if h in model.answers)
+    assert tuple(h for h in HEADS if h in out.logits) == tuple(
+        h for h in HEADS if h in model.answers
+    )
     assert all(x.shape == (4, len(EMOTIONS)) for x in out.logits.values())
     sum(x.square().sum() for x in out.logits.values()).backward()
-    dead = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    dead = [
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert not dead
 
 
@@ -51,7 +65,13 @@ def test_the_multimodal_head_depends_on_every_modality(name, changed):
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=10, deadline=None)
-@given(text=lengths, audio=lengths, vision=lengths, extra=st.integers(1, 4), scale=st.sampled_from([1.0, 100.0]))
+@given(
+    text=lengths,
+    audio=lengths,
+    vision=lengths,
+    extra=st.integers(1, 4),
+    scale=st.sampled_from([1.0, 100.0]),
+)
 def test_padding_never_changes_a_logit(name, text, audio, vision, extra, scale):
     model = build(name=name)
     x, masks = inputs({"text": text, "audio": audio, "vision": vision})
@@ -71,7 +91,9 @@ def test_permuting_a_batch_permutes_the_outputs(name):
     x, masks = inputs(LENGTHS)
     order = torch.tensor([2, 0, 3, 1])
     before = model(x, masks).logits
-    after = model({m: v[order] for m, v in x.items()}, {m: v[order] for m, v in masks.items()}).logits
+    after = model(
+        {m: v[order] for m, v in x.items()}, {m: v[order] for m, v in masks.items()}
+    ).logits
     for h, logits in before.items():
         torch.testing.assert_close(after[h], logits[order])
 
@@ -81,17 +103,23 @@ SUBSETS = [set(s) for n in (1, 2, 3) for s in itertools.combinations(MODALITIES,
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
-    """A present head answers as if the absent modalities were not there, whatever lies in their place."""
+    """A present head answers as if the absent modalities were not there, whatever lies in their
+    place."""
     model = build(name=name)
-    whole = {m: x.half().float() for m, x in inputs(LENGTHS)[0].items()}  # float16, as features are stored
+    # float16, as features are stored
+    whole = {m: x.half().float() for m, x in inputs(LENGTHS)[0].items()}
     plain = ExperimentConfig(store="-", model=model.config)
     meta = CheckpointMeta(config=plain, spec=SPEC, epoch=1, history=[], best_epoch=0, best_score=0)
     predictor = Predictor(model, meta)
     for subset in SUBSETS:
         rows = {m: [x[:3].numpy() if m in subset else None for x in whole[m]] for m in MODALITIES}
         labels = torch.zeros(4, len(HEADS), dtype=torch.long)
-        data = UtteranceTensors(list("abcd"), {m: whole[m].half() for m in MODALITIES},
-                                {m: torch.full((4,), 3 * (m in subset)) for m in MODALITIES}, labels)
+        data = UtteranceTensors(
+            list("abcd"),
+            {m: whole[m].half() for m in MODALITIES},
+            {m: torch.full((4,), 3 * (m in subset)) for m in MODALITIES},
+            labels,
+        )
         absent = [m for m in MODALITIES if m not in subset]
         if absent and not model.accepts_absent:
             with pytest.raises(InputError, match=f"row 1, {absent[0]}_features.*'{name}'"):
@@ -104,13 +132,21 @@ def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
         for h in HEADS:
             there = h in model.answers and (h == MULTIMODAL or h in subset)
             assert np.isfinite(p[h]).all() if there else np.isnan(p[h]).all()
-        masks = {m.value: torch.arange(8)[None].expand(4, -1) < 3 * (m in subset) for m in MODALITIES}
-        garbage = {m: torch.where(masks[m][..., None], torch.nn.functional.pad(whole[m], (0, 0, 0, 8))[:, :8], 77.0)
-                   for m in MODALITIES}
+        masks = {
+            m.value: torch.arange(8)[None].expand(4, -1) < 3 * (m in subset) for m in MODALITIES
+        }
+        garbage = {
+            m: torch.where(
+                masks[m][..., None], torch.nn.functional.pad(whole[m], (0, 0, 0, 8))[:, :8], 77.0
+            )
+            for m in MODALITIES
+        }
         logits = model(garbage, masks).logits
         for h in logits:
             if h == MULTIMODAL or h in subset:
-                np.testing.assert_allclose(logits[h].softmax(1).detach().numpy(), p[h], rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    logits[h].softmax(1).detach().numpy(), p[h], rtol=1e-4, atol=1e-5
+                )
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if MODELS[n].accepts_absent])
@@ -121,11 +157,20 @@ def test_a_store_without_a_modality_trains(name, subset):
     for m in MODALITIES:
         if m not in subset:
             data.labels[:, HEADS.index(m)] = IGNORE_LABEL
-    model = ModelConfig(name=name, width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8)
+    model = ModelConfig(
+        name=name, width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8
+    )
     built = []
-    meta = train(ExperimentConfig(store="-", model=model, train=TrainConfig(epochs=1)), spec, data, data,
-                 wrap=lambda m: built.append(m) or m)
-    assert {h for h, m in meta.history[0]["valid"].items() if m["loss"] > 0} == set(built[0].answers)
+    meta = train(
+        ExperimentConfig(store="-", model=model, train=TrainConfig(epochs=1)),
+        spec,
+        data,
+        data,
+        wrap=lambda m: built.append(m) or m,
+    )
+    assert {h for h, m in meta.history[0]["valid"].items() if m["loss"] > 0} == set(
+        built[0].answers
+    )
     assert all(p.grad is not None for p in built[0].parameters() if p.requires_grad)
     assert set(built[0].inputs) == {m.value for m in subset}
 
@@ -145,13 +190,21 @@ def test_parameters_and_flops_by_hand():
     concat = 3 * d * d + d * d
     mlf = build(name="mlf-dnn")
     pooling = 2 * t * d  # a sum of products over time, for audio and vision
-    assert flops_per_sample(mlf, x, masks) == 2 * (t * projection + lstm + 2 * dnn + pooling + concat + 4 * head)
+    assert flops_per_sample(mlf, x, masks) == 2 * (
+        t * projection + lstm + 2 * dnn + pooling + concat + 4 * head
+    )
     biases = 3 * d + 4 * (d // 2 + len(EMOTIONS)) + (8 * d + d) + 2 * 3 * d + 2 * d
     weights = projection + (2 * 4 * d * d + d * d) + 2 * dnn + concat + 4 * head
     assert parameter_count(mlf) == weights + biases
     n, layers, classes = 1 + 3 * t, 3, len(EMOTIONS)
     attention = 4 * n * d * d + 2 * n * n * d
-    eft = t * projection + layers * (attention + 8 * n * d * d) + n * d + d * d // 2 + d // 2 * classes
+    eft = (
+        t * projection
+        + layers * (attention + 8 * n * d * d)
+        + n * d
+        + d * d // 2
+        + d // 2 * classes
+    )
     assert flops_per_sample(build(name="eft"), x, masks) == 2 * eft
 
 
@@ -173,7 +226,9 @@ def test_the_ch_sims_models_differ_in_their_fusion_alone():
     tfn.load_state_dict(mtfn.fusion.state_dict(), strict=False)
     torch.testing.assert_close(mlmf.fusion.fuse(z), lmf.fuse(z))
     torch.testing.assert_close(mtfn.fusion.fuse(z), tfn.fuse(z))
-    torch.testing.assert_close(mlf.fusion.fuse(z), mlf.fusion.layers(torch.cat([z[m] for m in MODALITIES], dim=1)))
+    torch.testing.assert_close(
+        mlf.fusion.fuse(z), mlf.fusion.layers(torch.cat([z[m] for m in MODALITIES], dim=1))
+    )
 
 
 def test_tfn_and_lmf_by_hand():
@@ -187,8 +242,9 @@ def test_tfn_and_lmf_by_hand():
         one = [torch.cat([torch.ones(1), tfn.reduce[m](z[m])]) for m in MODALITIES]
         cube = torch.stack([a * b * c for a in one[0] for b in one[1] for c in one[2]])
         assert cube.numel() == (RANK + 1) ** 3
-        torch.testing.assert_close(tfn(x, masks).logits[MULTIMODAL][row], tfn.head(tfn.fusion(cube)), rtol=1e-4,
-                                   atol=1e-5)
+        torch.testing.assert_close(
+            tfn(x, masks).logits[MULTIMODAL][row], tfn.head(tfn.fusion(cube)), rtol=1e-4, atol=1e-5
+        )
         h = lmf.bias.clone()
         for r in range(4):
             product = torch.ones(16)
@@ -197,7 +253,9 @@ def test_tfn_and_lmf_by_hand():
                 pooled = lmf.inputs[m](x[m][row : row + 1, :n])[0].mean(dim=0)
                 product = product * (torch.cat([torch.ones(1), pooled]) @ lmf.factors[m][r])
             h = h + lmf.rank_weight[0, r] * product
-        torch.testing.assert_close(lmf(x, masks).logits[MULTIMODAL][row], lmf.head(h), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            lmf(x, masks).logits[MULTIMODAL][row], lmf.head(h), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.integration
@@ -206,20 +264,42 @@ def test_every_model_learns(name):
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, len(EMOTIONS), (32, len(HEADS)), generator=g)
     data = UtteranceTensors(
-        [str(i) for i in range(32)], {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
-        {m: torch.randint(2, 5, (32,), generator=g) for m in MODALITIES}, labels)
-    model = ModelConfig(name=name, width=32, heads=4, layers=1, max_text=8, max_audio=8, max_vision=8,
-                        dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
+        [str(i) for i in range(32)],
+        {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
+        {m: torch.randint(2, 5, (32,), generator=g) for m in MODALITIES},
+        labels,
+    )
+    model = ModelConfig(
+        name=name,
+        width=32,
+        heads=4,
+        layers=1,
+        max_text=8,
+        max_audio=8,
+        max_vision=8,
+        dropout_attention=0,
+        dropout_ffn=0,
+        dropout_embedding=0,
+    )
     recipe = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=40, batch_size=32)
     meta = train(ExperimentConfig(store="-", model=model, train=recipe), SPEC, data, data)
     assert meta.best_score > 0.9
-    assert meta.history[-1]["valid"][MULTIMODAL]["loss"] < 0.5 * meta.history[0]["valid"][MULTIMODAL]["loss"]
+    assert (
+        meta.history[-1]["valid"][MULTIMODAL]["loss"]
+        < 0.5 * meta.history[0]["valid"][MULTIMODAL]["loss"]
+    )
 
 
 def test_a_head_that_is_not_there_cannot_select():
-    data = UtteranceTensors(["a"], {m: torch.zeros(1, 1, DIMS[m]).half() for m in MODALITIES},
-                            {m: torch.ones(1, dtype=torch.long) for m in MODALITIES}, torch.zeros(1, 4).long())
-    config = ExperimentConfig(store="-", model=ModelConfig(name="eft"), train=TrainConfig(selection="text"))
+    data = UtteranceTensors(
+        ["a"],
+        {m: torch.zeros(1, 1, DIMS[m]).half() for m in MODALITIES},
+        {m: torch.ones(1, dtype=torch.long) for m in MODALITIES},
+        torch.zeros(1, 4).long(),
+    )
+    config = ExperimentConfig(
+        store="-", model=ModelConfig(name="eft"), train=TrainConfig(selection="text")
+    )
     with pytest.raises(InputError, match="eft has no head 'text'"):
         train(config, SPEC, data, data)
 
@@ -228,6 +308,8 @@ def test_multimodal_labels_replace_the_others_where_the_modality_is_there():
     labels = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]])
     lengths = {m: torch.tensor([1, 1]) for m in MODALITIES}
     lengths[MODALITIES[1]] = torch.tensor([1, 0])
-    data = UtteranceTensors(["a", "b"], {m: torch.zeros(2, 1, 2) for m in MODALITIES}, lengths, labels)
+    data = UtteranceTensors(
+        ["a", "b"], {m: torch.zeros(2, 1, 2) for m in MODALITIES}, lengths, labels
+    )
     assert data.with_multimodal_labels().labels.tolist() == [[3, 3, 3, 3], [0, -100, 0, 0]]
     assert data.labels[0, 0] == 0

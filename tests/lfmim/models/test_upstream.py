@@ -18,7 +18,9 @@ from lfmim.training.published import read_published
 UPSTREAM = ROOT.parent / "shared" / "upstream"
 
 
-@pytest.mark.skipif(not UPSTREAM.is_dir(), reason="the published checkpoint (../shared/upstream) is not here")
+@pytest.mark.skipif(
+    not UPSTREAM.is_dir(), reason="the published checkpoint (../shared/upstream) is not here"
+)
 def test_logits_of_the_published_code():
     imported = read_published(UPSTREAM / "upstream_tiny.pth", heads=4)
     model = build_model(imported.config, imported.spec.dims).eval()
@@ -27,8 +29,12 @@ def test_logits_of_the_published_code():
         x = {m.value: torch.from_numpy(io[m]).float() for m in MODALITIES}
         wanted = torch.from_numpy(io["logits"])
     with torch.inference_mode():
-        logits = model(x, {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in x.items()}).logits
-    torch.testing.assert_close(torch.stack([logits[h] for h in HEADS], dim=1), wanted, rtol=0, atol=1e-5)
+        logits = model(
+            x, {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in x.items()}
+        ).logits
+    torch.testing.assert_close(
+        torch.stack([logits[h] for h in HEADS], dim=1), wanted, rtol=0, atol=1e-5
+    )
 
 
 def test_positions_by_hand():
@@ -63,7 +69,9 @@ def test_short_sequences_are_read_with_zeros_behind_and_long_ones_cut():
         full[m.value] = torch.nn.functional.pad(zeros, (0, 0, 0, 12 - zeros.shape[1]))
         long[m.value] = torch.cat([full[m], torch.randn(4, 3, full[m].shape[2])], dim=1)
     for given in (full, long):
-        logits = model(given, {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in given.items()}).logits
+        logits = model(
+            given, {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in given.items()}
+        ).logits
         for h in HEADS:
             torch.testing.assert_close(logits[h], before[h])
 

@@ -1,4 +1,5 @@
-"""Servers that are away, silent or refuse, and databases that are not there, empty or of another kind."""
+"""Servers that are away, silent or refuse, and databases that are not there, empty or of another
+kind."""
 
 from __future__ import annotations
 
@@ -57,12 +58,18 @@ def readers(where: dict[str, str]) -> dict:
 
 @pytest.mark.parametrize("job", ["predict", "evaluate", "promote", "rollback"])
 def test_reading_makes_no_database(job, tmp_path, empty_database):
-    with pytest.raises(InputError, match=r"nowhere: there is no mlflow\.db; --storage names another.*--uri a server$"):
+    with pytest.raises(
+        InputError,
+        match=r"nowhere: there is no mlflow\.db; --storage names another.*--uri a server$",
+    ):
         readers({"storage": "nowhere"})[job]()
     (tmp_path / "demo" / "runs").mkdir(parents=True)
     shutil.copy(empty_database, tmp_path / "demo" / "runs" / "mlflow.db")
-    with pytest.raises(InputError, match=r"runs: there is no mlflow\.db; .*; mlflow\.db lies in demo/runs: "
-                                         r"--storage demo/runs$"):
+    with pytest.raises(
+        InputError,
+        match=r"runs: there is no mlflow\.db; .*; mlflow\.db lies in demo/runs: "
+        r"--storage demo/runs$",
+    ):
         readers({"storage": "runs"})[job]()
     with pytest.raises(InputError, match=r"gone: there is no x\.db"):
         readers({"uri": "sqlite:///gone/x.db"})[job]()
@@ -79,8 +86,12 @@ def test_a_database_of_another_kind_is_refused_and_left_as_it_is(tmp_path, empty
     shutil.copy(empty_database, tmp_path / "half" / "mlflow.db")
     with contextlib.closing(sqlite3.connect(tmp_path / "half" / "mlflow.db")) as half:
         half.execute("drop table model_versions")
-    said = {"empty": "not a database of MLflow", "text": "file is not a database", "other": "not a database of MLflow",
-            "half": r"table model_versions and \d+ more are missing.*mlflow db upgrade"}
+    said = {
+        "empty": "not a database of MLflow",
+        "text": "file is not a database",
+        "other": "not a database of MLflow",
+        "half": r"table model_versions and \d+ more are missing.*mlflow db upgrade",
+    }
     for name, message in said.items():
         file = tmp_path / name / "mlflow.db"
         before = file.read_bytes()
@@ -94,7 +105,9 @@ def test_a_database_of_another_kind_is_refused_and_left_as_it_is(tmp_path, empty
 def test_a_reader_of_a_server_that_is_away_says_so(job, nobody, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
     started = time.monotonic()
-    with pytest.raises(InputError, match=rf"the server at {nobody} does not answer \(Connection refused\)"):
+    with pytest.raises(
+        InputError, match=rf"the server at {nobody} does not answer \(Connection refused\)"
+    ):
         readers({})[job]()
     assert time.monotonic() - started < 180  # MLflow's own retries take over four minutes
 
@@ -116,14 +129,27 @@ def run_writer(job: str, store: Path, tmp_path: Path, monkeypatch) -> None:
     elif job == "predict":
         predict.predict(manifest=str(manifest), output="p.jsonl")
     else:
-        given = {"train": ["--store", store], "tune": ["--store", store], "benchmark": ["--store", store],
-                 "extract_features": ["--manifest", manifest, "--store", "features"]}[job]
+        given = {
+            "train": ["--store", store],
+            "tune": ["--store", store],
+            "benchmark": ["--store", store],
+            "extract_features": ["--manifest", manifest, "--store", "features"],
+        }[job]
         monkeypatch.setattr(sys, "argv", [f"{job}.py", *map(str, given)])
-        {"train": train, "tune": tune, "benchmark": benchmark, "extract_features": extract_features}[job].main()
+        {
+            "train": train,
+            "tune": tune,
+            "benchmark": benchmark,
+            "extract_features": extract_features,
+        }[job].main()
 
 
-@pytest.mark.parametrize("job", ["train", "tune", "benchmark", "extract_features", "predict", "import_checkpoint"])
-def test_a_server_that_is_away_is_told_before_any_work(job, nobody, toy_store, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "job", ["train", "tune", "benchmark", "extract_features", "predict", "import_checkpoint"]
+)
+def test_a_server_that_is_away_is_told_before_any_work(
+    job, nobody, toy_store, tmp_path, monkeypatch
+):
     import ray
 
     def no_cluster(*args, **kwargs):
@@ -139,7 +165,9 @@ def test_a_server_that_is_away_is_told_before_any_work(job, nobody, toy_store, t
 
 
 def test_a_silent_server_and_an_unknown_host_do_not_answer(monkeypatch):
-    with pytest.raises(InputError, match=r"the server at http://nosuchhost\.invalid:5000 does not answer"):
+    with pytest.raises(
+        InputError, match=r"the server at http://nosuchhost\.invalid:5000 does not answer"
+    ):
         tracking.check_server("http://nosuchhost.invalid:5000")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -150,10 +178,15 @@ def test_a_silent_server_and_an_unknown_host_do_not_answer(monkeypatch):
         tracking.resolve_version("postgresql://me:secret@127.0.0.1:1/x", "lfmim", "champion")
 
 
-@pytest.mark.parametrize(("code", "body", "said"), [
-    (401, b"who are you?", "401"), (404, b"no such page", "404"), (200, b"<html>a web site</html>", "JSON"),
-    (503, b"later", "503"),
-])
+@pytest.mark.parametrize(
+    ("code", "body", "said"),
+    [
+        (401, b"who are you?", "401"),
+        (404, b"no such page", "404"),
+        (200, b"<html>a web site</html>", "JSON"),
+        (503, b"later", "503"),
+    ],
+)
 def test_a_refusal_is_told_as_it_is(code, body, said):
     """A real HTTP server that is not MLflow, or does not let us in."""
 
@@ -175,9 +208,11 @@ def test_a_refusal_is_told_as_it_is(code, body, said):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         uri = f"http://127.0.0.1:{server.server_port}"
-        for ask in (lambda: tracking.load_predictor(uri, "models:/lfmim@champion"),
-                    lambda: tracking.resolve_version(uri, "lfmim", "champion"),
-                    lambda: tracking.find_run(uri, TrackingConfig(), "r")):
+        for ask in (
+            lambda: tracking.load_predictor(uri, "models:/lfmim@champion"),
+            lambda: tracking.resolve_version(uri, "lfmim", "champion"),
+            lambda: tracking.find_run(uri, TrackingConfig(), "r"),
+        ):
             with pytest.raises(InputError, match=f"{uri}.*{said}") as told:
                 ask()
             assert "not in the registry" not in str(told.value)
@@ -190,8 +225,11 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
     uri = tracking.tracking_uri(TrackingConfig(), "runs")
-    with pytest.raises(InputError, match=r"models:/lfmim@champion: not in the registry at sqlite:.*no model is "
-                                         r"registered there; train and register one with jobs/train\.py"):
+    with pytest.raises(
+        InputError,
+        match=r"models:/lfmim@champion: not in the registry at sqlite:.*no model is "
+        r"registered there; train and register one with jobs/train\.py",
+    ):
         tracking.load_predictor(uri, "models:/lfmim@champion")
     client = MlflowClient(uri)
     for name in ("alpha", "published", "lfmim"):
@@ -202,10 +240,13 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
     client.set_registered_model_alias("lfmim", "champion", "9")
     said = {
         "models:/lfmin@champion": r"the models there: lfmim, .*; --storage names another folder",
-        "models:/publishd/1": "publishd version 1: not in the registry at .*; the models there: published, ",
-        "models:/lfmim@champoin": r"the versions 11, 10, 9, 8, 7, 6, 5, 4 and 3 more and the aliases champion "
-                                  r"\(version 9\), challenger \(version 11\)",
-        "models:/lfmim/12": "lfmim version 12: not in the registry at .*; there are the versions 11, ",
+        "models:/publishd/1": "publishd version 1: not in the registry at .*; the models there: "
+        "published, ",
+        "models:/lfmim@champoin": r"the versions 11, 10, 9, 8, 7, 6, 5, 4 and 3 more and the "
+        r"aliases champion "
+        r"\(version 9\), challenger \(version 11\)",
+        "models:/lfmim/12": "lfmim version 12: not in the registry at .*; there are the versions "
+        "11, ",
         "models:/lfmim/99999999999999999999999": "not in the registry",
         "models:/lfmim/0": "not in the registry",
         "lfmim": "model lfmim: write models:/<name>@champion or models:/<name>/<version>",
@@ -215,7 +256,10 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
         with pytest.raises(InputError, match=message) as told:
             tracking.load_predictor(uri, ref)
         assert "train and register" not in str(told.value)
-    for reader in (lambda: tracking.resolve_version(uri, "lfmin", "3"), lambda: tracking.rollback(uri, "lfmin")):
+    for reader in (
+        lambda: tracking.resolve_version(uri, "lfmin", "3"),
+        lambda: tracking.rollback(uri, "lfmin"),
+    ):
         with pytest.raises(InputError, match="the models there: lfmim, "):
             reader()
     assert tracking.resolve_version(uri, "lfmim", "champion") == "9"
@@ -224,17 +268,34 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
 
 
 @pytest.mark.slow
-def test_a_real_server_that_goes_away_later_is_never_taken_for_an_empty_registry(tmp_path, empty_database, monkeypatch):
+def test_a_real_server_that_goes_away_later_is_never_taken_for_an_empty_registry(
+    tmp_path, empty_database, monkeypatch
+):
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path}/mlflow.db",
-               "--port", str(port), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env={
-            **os.environ, "PYTHONPATH": str(ROOT)})
+        server = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
     try:
         deadline = time.monotonic() + 240
         while True:
@@ -244,7 +305,9 @@ def test_a_real_server_that_goes_away_later_is_never_taken_for_an_empty_registry
             assert server.poll() is None, (tmp_path / "log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()
             time.sleep(1)
-        with pytest.raises(InputError, match=f"not in the registry at {uri}; no model is registered"):
+        with pytest.raises(
+            InputError, match=f"not in the registry at {uri}; no model is registered"
+        ):
             tracking.load_predictor(uri, "models:/lfmim@champion")
         client = MlflowClient(uri, registry_uri=uri)
         client.create_registered_model("lfmim")
@@ -252,15 +315,22 @@ def test_a_real_server_that_goes_away_later_is_never_taken_for_an_empty_registry
         assert tracking.resolve_version(uri, "lfmim", "champion") is None
         tracking.set_champion(uri, "lfmim", "1")
         assert tracking.resolve_version(uri, "lfmim", "champion") == "1"
-        with pytest.raises(InputError, match=f"lfmim version 2: not in the registry at {uri}; there are the versions"):
+        with pytest.raises(
+            InputError,
+            match=f"lfmim version 2: not in the registry at {uri}; there are the versions",
+        ):
             tracking.resolve_version(uri, "lfmim", "2")
     finally:
         os.killpg(server.pid, 9)
         server.wait(30)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # or this takes MLflow's four minutes
-    for lost in (lambda: tracking.resolve_version(uri, "lfmim", "champion"),
-                 lambda: tracking.set_champion(uri, "lfmim", "1"), lambda: tracking.rollback(uri, "lfmim"),
-                 lambda: tracking.load_predictor(uri, "models:/lfmim@champion")):
+    # or this takes MLflow's four minutes
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    for lost in (
+        lambda: tracking.resolve_version(uri, "lfmim", "champion"),
+        lambda: tracking.set_champion(uri, "lfmim", "1"),
+        lambda: tracking.rollback(uri, "lfmim"),
+        lambda: tracking.load_predictor(uri, "models:/lfmim@champion"),
+    ):
         with pytest.raises(InputError, match=f"the server at {uri} does not answer"):
             lost()
     mlflow.set_tracking_uri("")

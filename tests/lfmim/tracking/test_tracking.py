@@ -1,4 +1,5 @@
-"""Real MLflow on SQLite: runs, the registry, and the registered model in an environment without this project."""
+"""Real MLflow on SQLite: runs, the registry, and the registered model in an environment without
+this project."""
 
 from __future__ import annotations
 
@@ -32,7 +33,15 @@ from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, MODALITIES, REPORT_ORDER, InputError, Modality
+from lfmim.schema import (
+    EMOTIONS,
+    FEATURE_COLUMNS,
+    HEADS,
+    MODALITIES,
+    REPORT_ORDER,
+    InputError,
+    Modality,
+)
 from lfmim.training.loop import train
 
 pytestmark = pytest.mark.integration
@@ -44,9 +53,14 @@ SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_
 def trained(toy_store, tmp_path, monkeypatch, empty_database):
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # mlflow.set_tracking_uri of an earlier test sets it
-    config = ExperimentConfig(store=str(toy_store), model=SMALL, run=RunConfig(storage=str(tmp_path / "runs")),
-                              train=TrainConfig(optimizer="adamw", lr=0.003, epochs=3, batch_size=16))
+    # mlflow.set_tracking_uri of an earlier test sets it
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = ExperimentConfig(
+        store=str(toy_store),
+        model=SMALL,
+        run=RunConfig(storage=str(tmp_path / "runs")),
+        train=TrainConfig(optimizer="adamw", lr=0.003, epochs=3, batch_size=16),
+    )
     uri = tracking.tracking_uri(config.tracking, config.run.storage)
     run_id = tracking.start_run(config, SPEC, uri=uri, run_name="r", tags={"data": "d1"})
 
@@ -62,14 +76,24 @@ def trained(toy_store, tmp_path, monkeypatch, empty_database):
 
 def frame(store: Path, rows: int = 3) -> pd.DataFrame:
     table = read_table(store, list(FEATURE_COLUMNS.values()), "test").slice(0, rows)
-    return pd.DataFrame({FEATURE_COLUMNS[m]: [x.astype(float).tolist() for x in sequences(table, m)]
-                         for m in MODALITIES})
+    return pd.DataFrame(
+        {
+            FEATURE_COLUMNS[m]: [x.astype(float).tolist() for x in sequences(table, m)]
+            for m in MODALITIES
+        }
+    )
 
 
 def register(trained, data="d1", run_id=None, checkpoint=None):
     _, uri, run, ckpt, _, store = trained
-    return tracking.register(uri, run_id or run, checkpoint or ckpt, model_name="lfmim", example=frame(store),
-                             data_fingerprint=data)
+    return tracking.register(
+        uri,
+        run_id or run,
+        checkpoint or ckpt,
+        model_name="lfmim",
+        example=frame(store),
+        data_fingerprint=data,
+    )
 
 
 def test_run_holds_params_curves_figures_and_specs(trained, tmp_path):
@@ -82,7 +106,12 @@ def test_run_holds_params_curves_figures_and_specs(trained, tmp_path):
         curve = client.get_metric_history(run_id, f"valid/{head}/accuracy")
         assert [m.value for m in curve] == [e["valid"][head]["accuracy"] for e in meta.history]
     names = {a.path for folder in ("", "figures") for a in client.list_artifacts(run_id, folder)}
-    assert {"config.yaml", "feature_spec.json", "figures/learning_curves.png", "figures/confusion_valid.png"} <= names
+    assert {
+        "config.yaml",
+        "feature_spec.json",
+        "figures/learning_curves.png",
+        "figures/confusion_valid.png",
+    } <= names
     assert not Path("mlruns").exists()
 
 
@@ -92,7 +121,10 @@ def test_champion_moves_only_if_validation_improves_on_the_same_data(trained, tm
     assert (first.promoted, first.uri) == (True, "models:/lfmim@champion")
     assert register(trained).version == first.version  # one run is registered once
 
-    worse, elsewhere = another_version(trained, meta.best_score), another_version(trained, 2.0, "d2")
+    worse, elsewhere = (
+        another_version(trained, meta.best_score),
+        another_version(trained, 2.0, "d2"),
+    )
     assert (worse.promoted, elsewhere.promoted) == (False, False)
     assert "other data" in elsewhere.reason
     better = another_version(trained, meta.best_score + 0.1)
@@ -105,8 +137,9 @@ def test_pyfunc_equals_the_plain_predictor_and_takes_any_subset(trained):
     register(trained)
     mlflow.set_tracking_uri(uri)
     model, given = mlflow.pyfunc.load_model("models:/lfmim@champion"), frame(store)
-    plain = Predictor.from_checkpoint(ckpt).predict({m: [np.float32(v) for v in given[FEATURE_COLUMNS[m]]]
-                                                     for m in MODALITIES})
+    plain = Predictor.from_checkpoint(ckpt).predict(
+        {m: [np.float32(v) for v in given[FEATURE_COLUMNS[m]]] for m in MODALITIES}
+    )
     out = model.predict(given, params={"feature_spec": SPEC.to_json()})
     for head in HEADS:
         np.testing.assert_allclose(np.stack(out[f"probabilities_{head}"]), plain[head], rtol=1e-5)
@@ -132,7 +165,8 @@ def another_version(trained, score: float, data: str = "d1"):
 
 
 def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
-    """Nor with those of a version that was registered before versions said what their score measures."""
+    """Nor with those of a version that was registered before versions said what their score
+    measures."""
     _, uri, run_id, ckpt, meta, _ = trained
     path = ckpt / "checkpoint.json"
     whole = json.loads(path.read_text())
@@ -144,12 +178,19 @@ def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
 
     client = MlflowClient(uri)
     assert register(trained).promoted
-    measured = {"score_head": "multimodal", "score_task": "emotion", "score_split": "valid",
-                "score_labels": ", ".join(EMOTIONS)}
+    measured = {
+        "score_head": "multimodal",
+        "score_task": "emotion",
+        "score_split": "valid",
+        "score_labels": ", ".join(EMOTIONS),
+    }
     tags = client.get_model_version("lfmim", "1").tags
     assert {k: tags[k] for k in measured} == measured
-    vision = ("chosen by the vision head, the champion (version {}) by the multimodal one, so the scores cannot be "
-              "compared")
+    vision = (
+        "chosen by the vision head, the champion (version {}) by the multimodal one, so the scores "
+        "cannot be "
+        "compared"
+    )
     found = by_head("vision", 1.0)
     assert (found.promoted, found.reason) == (False, vision.format(1))
     assert aliases(uri) == {"champion": "1", "challenger": "2"}
@@ -161,12 +202,18 @@ def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
     assert by_head("multimodal", meta.best_score + 0.1).promoted
     assert aliases(uri)["champion"] == "4"
 
-    for other, said in {"score_task": "of the emotion task, the champion (version 4) of the sentiment task",
-                        "score_labels": "those of the champion (version 4) joy, anger",
-                        "score_split": "validated on the split valid, the champion (version 4) on test"}.items():
+    for other, said in {
+        "score_task": "of the emotion task, the champion (version 4) of the sentiment task",
+        "score_labels": "those of the champion (version 4) joy, anger",
+        "score_split": "validated on the split valid, the champion (version 4) on test",
+    }.items():
         kept = client.get_model_version("lfmim", "4").tags[other]
-        client.set_model_version_tag("lfmim", "4", other, {
-            "score_task": "sentiment", "score_labels": "joy, anger", "score_split": "test"}[other])
+        client.set_model_version_tag(
+            "lfmim",
+            "4",
+            other,
+            {"score_task": "sentiment", "score_labels": "joy, anger", "score_split": "test"}[other],
+        )
         found = by_head("multimodal", 3.0)
         assert not found.promoted
         assert said in found.reason
@@ -181,7 +228,9 @@ def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
 
 
 def aliases(uri: str) -> dict[str, str]:
-    return {name: str(v) for name, v in MlflowClient(uri).get_registered_model("lfmim").aliases.items()}
+    return {
+        name: str(v) for name, v in MlflowClient(uri).get_registered_model("lfmim").aliases.items()
+    }
 
 
 def test_champion_challenger_and_rollback(trained):
@@ -203,7 +252,8 @@ def test_champion_challenger_and_rollback(trained):
     with pytest.raises(InputError, match="version 1 has no predecessor"):
         tracking.rollback(uri, "lfmim")
     client = MlflowClient(uri)
-    client.set_registered_model_alias("lfmim", "champion", "2")  # by hand: 1, then 2, are remembered all the same
+    # by hand: 1, then 2, are remembered all the same
+    client.set_registered_model_alias("lfmim", "champion", "2")
     tracking.set_champion(uri, "lfmim", "3")
     client.delete_model_version("lfmim", "2")
     assert tracking.rollback(uri, "lfmim") == ("3", "1")
@@ -219,13 +269,30 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
     mlflow.set_tracking_uri(uri)
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/lfmim@champion"))
     card = (folder / "artifacts" / "model_card.md").read_text(encoding="utf-8")
-    assert card == version.description == mlflow.artifacts.load_text(f"runs:/{run_id}/model_card.md")
+    assert (
+        card == version.description == mlflow.artifacts.load_text(f"runs:/{run_id}/model_card.md")
+    )
     best = meta.history[meta.best_epoch]["valid"]
     for head in HEADS:
-        row = next(line for line in card.split("## Figures")[1].splitlines() if line.startswith(f"| {head} |"))
+        row = next(
+            line
+            for line in card.split("## Figures")[1].splitlines()
+            if line.startswith(f"| {head} |")
+        )
         assert f"{best[head]['accuracy']:.3f}" in row
-        assert [f"{best[head]['f1'][e]:.3f}" for e in REPORT_ORDER] == [c.strip() for c in row.split("|")[6:-1]]
-    for part in ("## What it is", "## Data", "## Intended uses", "## Unsuitable uses", "## Limits", "61", "23", "`d1`"):
+        assert [f"{best[head]['f1'][e]:.3f}" for e in REPORT_ORDER] == [
+            c.strip() for c in row.split("|")[6:-1]
+        ]
+    for part in (
+        "## What it is",
+        "## Data",
+        "## Intended uses",
+        "## Unsuitable uses",
+        "## Limits",
+        "61",
+        "23",
+        "`d1`",
+    ):
         assert part in card
 
 
@@ -233,7 +300,9 @@ def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, 
     import promote
 
     config, uri, _, _, _, store = trained
-    good = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=25, lr=0.01, selection="text"))
+    good = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, epochs=25, lr=0.01, selection="text")
+    )
     splits = [load_split(store, s, SMALL) for s in ("train", "valid")]
     train(good, SPEC, *splits, on_epoch=lambda report, save: save(tmp_path / "good"))
     run_id = tracking.start_run(good, SPEC, uri=uri, run_name="good", tags={})
@@ -245,7 +314,8 @@ def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, 
     with pytest.raises(InputError, match="@challenger: not in the registry"):
         run()
     assert register(trained).promoted
-    assert not register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted  # chosen by another head
+    # chosen by another head
+    assert not register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted
     tracking.set_champion(uri, "lfmim", "2")
     assert "nothing to do: version 2" in run(challenger="2")
     assert "not promoted: version 2 stays champion" in run(challenger="1")
@@ -268,17 +338,37 @@ def test_served_over_http_it_answers_as_in_process_and_gives_the_torch_module(tr
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "-m", "models:/lfmim@champion",
-               "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [
+        str(Path(sys.executable).parent / "mlflow"),
+        "models",
+        "serve",
+        "-m",
+        "models:/lfmim@champion",
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": path}
     log = (tmp_path / "serve.log").open("w+")
-    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+    server = subprocess.Popen(
+        command, env=env, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True
+    )
 
     def ask(frame: pd.DataFrame, **more) -> pd.DataFrame:
-        body = json.dumps({"dataframe_split": json.loads(frame.to_json(orient="split", index=False)), **more})
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body.encode(),
-                                         {"Content-Type": "application/json"})
+        body = json.dumps(
+            {"dataframe_split": json.loads(frame.to_json(orient="split", index=False)), **more}
+        )
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            body.encode(),
+            {"Content-Type": "application/json"},
+        )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return pd.DataFrame(json.loads(answer.read())["predictions"], dtype=object)
 
@@ -297,7 +387,9 @@ def test_served_over_http_it_answers_as_in_process_and_gives_the_torch_module(tr
             here, there = model.predict(asked), ask(asked)
             for head in HEADS:
                 assert there[f"label_{head}"].tolist() == here[f"label_{head}"].tolist()
-                for a, b in zip(there[f"probabilities_{head}"], here[f"probabilities_{head}"], strict=True):
+                for a, b in zip(
+                    there[f"probabilities_{head}"], here[f"probabilities_{head}"], strict=True
+                ):
                     assert (a is None) == (b is None)
                     assert a is None or np.allclose(a, b, atol=1e-6)
         other = dataclasses.replace(SPEC, sampling={"seed": 5}).to_json()
@@ -310,7 +402,10 @@ def test_served_over_http_it_answers_as_in_process_and_gives_the_torch_module(tr
         log.close()
     module = model.unwrap_python_model().predictor.model
     assert isinstance(module, torch.nn.Module)
-    features = {m.value: torch.tensor(np.stack([np.float32(given[FEATURE_COLUMNS[m]][0])])) for m in MODALITIES}
+    features = {
+        m.value: torch.tensor(np.stack([np.float32(given[FEATURE_COLUMNS[m]][0])]))
+        for m in MODALITIES
+    }
     masks = {m: torch.ones(1, x.shape[1], dtype=torch.bool) for m, x in features.items()}
     p = module(features, masks).logits["text"].softmax(1)[0].tolist()
     assert p == pytest.approx(model.predict(given)["probabilities_text"][0], abs=1e-5)
@@ -321,8 +416,12 @@ def test_report_and_missing_models(trained, tmp_path):
     predictor = Predictor.from_checkpoint(ckpt)
     report = evaluate_store(predictor, store, "test")
     data = load_split(store, "test", SMALL)
-    p = predictor.predict({m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
-                           for m in Modality})
+    p = predictor.predict(
+        {
+            m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
+            for m in Modality
+        }
+    )
     accuracy = (p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean()
     assert report["heads"]["audio"]["accuracy"] == pytest.approx(accuracy)
     page = write_report(tmp_path / "report", report, predictor, title="t<est")
@@ -332,7 +431,8 @@ def test_report_and_missing_models(trained, tmp_path):
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """Distributions that pip would install for the requirements, as far as they are installed here."""
+    """Distributions that pip would install for the requirements, as far as they are installed
+    here."""
     todo, seen = [Requirement(r) for r in requirements], set()
     while todo:
         requirement = todo.pop()
@@ -356,7 +456,11 @@ def test_loads_where_only_the_listed_requirements_are(trained, tmp_path):
     _, uri, _, _, _, store = trained
     register(trained)
     mlflow.set_tracking_uri(uri)
-    listed = Path(mlflow.pyfunc.get_model_dependencies("models:/lfmim@champion")).read_text().splitlines()
+    listed = (
+        Path(mlflow.pyfunc.get_model_dependencies("models:/lfmim@champion"))
+        .read_text()
+        .splitlines()
+    )
     names = closure([line for line in listed if line.strip()])
     assert "ray" not in names
     assert "lfmim-on-ray" not in names
@@ -367,7 +471,9 @@ def test_loads_where_only_the_listed_requirements_are(trained, tmp_path):
         for file in importlib.metadata.distribution(name).files or []:
             top = file.parts[0]
             if top != ".." and not (site / top).exists():
-                (site / top).symlink_to(Path(importlib.metadata.distribution(name).locate_file(top)))
+                (site / top).symlink_to(
+                    Path(importlib.metadata.distribution(name).locate_file(top))
+                )
     frame(store).to_json(tmp_path / "in.json")
     code = f"""
 import importlib.util, mlflow, pandas as pd
@@ -379,25 +485,50 @@ import lfmim; print(lfmim.__file__)
 """
     (tmp_path / "empty").mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL"))}
-    done = subprocess.run([str(tmp_path / "clean" / "bin" / "python"), "-c", code], capture_output=True, text=True,
-                          cwd=tmp_path / "empty", env=env, check=False)
+    done = subprocess.run(
+        [str(tmp_path / "clean" / "bin" / "python"), "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / "empty",
+        env=env,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     labels, where = done.stdout.strip().splitlines()[-2:]
-    expected = mlflow.pyfunc.load_model("models:/lfmim@champion").predict(frame(store))["label_multimodal"].tolist()
+    expected = (
+        mlflow.pyfunc.load_model("models:/lfmim@champion")
+        .predict(frame(store))["label_multimodal"]
+        .tolist()
+    )
     assert labels == repr(expected)
     assert "runs" in where  # the code that travelled with the model, not this checkout
 
 
-def test_a_tracking_server_that_fails_is_named_and_costs_a_running_job_only_figures(tmp_path, caplog):
+def test_a_tracking_server_that_fails_is_named_and_costs_a_running_job_only_figures(
+    tmp_path, caplog
+):
     database = tmp_path / "mlflow.db"
     database.write_bytes(b"no database" * 999)
-    with pytest.raises(InputError, match=r"tracking server sqlite:.*file is not a database.*MLFLOW_TRACKING_URI"), \
-            tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}):
+    with (
+        pytest.raises(
+            InputError,
+            match=r"tracking server sqlite:.*file is not a database.*MLFLOW_TRACKING_URI",
+        ),
+        tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}),
+    ):
         raise AssertionError("not reached")
     database = tmp_path / "live.db"
     with tracking.job_run(f"sqlite:///{database}", TrackingConfig(), "extract", {}) as log:
         log({"a": 1.0}, 0)
-        subprocess.run([sys.executable, "-c", "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute("
-                        "'drop table latest_metrics')", str(database)], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute("
+                "'drop table latest_metrics')",
+                str(database),
+            ],
+            check=True,
+        )
         log({"a": 2.0}, 1)
     assert "no such table" in caplog.text

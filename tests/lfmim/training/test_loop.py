@@ -29,7 +29,13 @@ STILL = dataclasses.replace(SMALL, dropout_attention=0, dropout_ffn=0, dropout_e
 
 
 def experiment(model=SMALL, **fields) -> ExperimentConfig:
-    defaults = {"optimizer": "adamw", "lr": 0.003, "schedule": "constant", "epochs": 4, "batch_size": 16}
+    defaults = {
+        "optimizer": "adamw",
+        "lr": 0.003,
+        "schedule": "constant",
+        "epochs": 4,
+        "batch_size": 16,
+    }
     return ExperimentConfig(store="none", model=model, train=TrainConfig(**{**defaults, **fields}))
 
 
@@ -54,42 +60,64 @@ def test_it_learns_and_reports_what_it_did(data, tmp_path):
     assert scores == [e["valid"]["text"]["accuracy"] for e in meta.history]
     assert meta.best_epoch == int(np.argmax(scores))
     assert meta.best_score == max(scores)
-    assert [e["best"] for e in meta.history] == [s > max([-1, *scores[:i]]) for i, s in enumerate(scores)]
+    assert [e["best"] for e in meta.history] == [
+        s > max([-1, *scores[:i]]) for i, s in enumerate(scores)
+    ]
     model, saved = load_model(tmp_path / "11")
     assert saved == meta
     again = evaluate(model, data[1], batch_size=5)
-    assert {h: m.confusion for h, m in again.items()} == {h: last["valid"][h]["confusion"] for h in HEADS}
+    assert {h: m.confusion for h, m in again.items()} == {
+        h: last["valid"][h]["confusion"] for h in HEADS
+    }
 
 
 def test_beta_zero_leaves_a_head_untrained(data, tmp_path):
     train(experiment(epochs=2, beta=BetaConfig(audio=0)), SPEC, *data, on_epoch=saver(tmp_path))
     a, b = (load_file(tmp_path / e / WEIGHTS) for e in ("0", "1"))
-    assert {name.split(".")[1] for name in a if name.startswith("heads") and torch.equal(a[name], b[name])} == {"audio"}
+    assert {
+        name.split(".")[1]
+        for name in a
+        if name.startswith("heads") and torch.equal(a[name], b[name])
+    } == {"audio"}
 
 
-@pytest.mark.parametrize("fields", [
-    {"schedule": "cosine", "warmup": 2.5, "ema": 0.8, "label_smoothing": 0.1, "modality_dropout": 0.2,
-     "step_dropout": 0.1},
-    {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
-])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "schedule": "cosine",
+            "warmup": 2.5,
+            "ema": 0.8,
+            "label_smoothing": 0.1,
+            "modality_dropout": 0.2,
+            "step_dropout": 0.1,
+        },
+        {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
+    ],
+)
 def test_resuming_equals_the_undisturbed_run_bit_by_bit(data, tmp_path, fields):
     config = experiment(**fields)
     whole = train(config, SPEC, *data, on_epoch=saver(tmp_path / "whole"))
     torch.manual_seed(999)
-    rest = train(config, SPEC, *data, on_epoch=saver(tmp_path / "rest"), resume=tmp_path / "whole" / "1")
+    rest = train(
+        config, SPEC, *data, on_epoch=saver(tmp_path / "rest"), resume=tmp_path / "whole" / "1"
+    )
     assert sorted(p.name for p in (tmp_path / "rest").iterdir()) == ["2", "3"]
     a, b = (load_file(tmp_path / run / "3" / WEIGHTS) for run in ("whole", "rest"))
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     for x, y in zip(whole.history, rest.history, strict=True):
         assert {k: x[k] for k in ("epoch", "lr", "train", "valid", "best")} == {
-            k: y[k] for k in ("epoch", "lr", "train", "valid", "best")}
+            k: y[k] for k in ("epoch", "lr", "train", "valid", "best")
+        }
 
 
 def test_a_finished_run_resumes_to_itself(data, tmp_path):
     config = experiment(epochs=2)
     meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
-    assert train(config, SPEC, *data, resume=tmp_path / "1", on_epoch=saver(tmp_path / "more")) == meta
+    assert (
+        train(config, SPEC, *data, resume=tmp_path / "1", on_epoch=saver(tmp_path / "more")) == meta
+    )
     assert not (tmp_path / "more").exists()
 
 
@@ -113,17 +141,29 @@ def test_patience(data, tmp_path):
     meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
     assert meta.epoch == len(meta.history) == meta.best_epoch + 1 + 3 < 30
     assert train(config, SPEC, *data, resume=tmp_path / str(meta.epoch - 1)).epoch == meta.epoch
-    assert train(dataclasses.replace(config, train=dataclasses.replace(config.train, patience=0, epochs=6)),
-                 SPEC, *data).epoch == 6
+    assert (
+        train(
+            dataclasses.replace(
+                config, train=dataclasses.replace(config.train, patience=0, epochs=6)
+            ),
+            SPEC,
+            *data,
+        ).epoch
+        == 6
+    )
 
 
 def test_schedules(data):
     def rates(schedule):
-        return [learning_rate(TrainConfig(lr=0.6, schedule=schedule, epochs=4), e) for e in range(4)]
+        return [
+            learning_rate(TrainConfig(lr=0.6, schedule=schedule, epochs=4), e) for e in range(4)
+        ]
 
     assert rates("constant") == [0.6] * 4
     assert rates("inverse_epoch") == pytest.approx([0.6, 0.3, 0.2, 0.15])
-    assert rates("cosine") == pytest.approx([0.6 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)])
+    assert rates("cosine") == pytest.approx(
+        [0.6 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
+    )
     meta = train(experiment(epochs=3, lr=0.6e-3, schedule="inverse_epoch"), SPEC, *data)
     assert [e["lr"] for e in meta.history] == pytest.approx([6e-4, 3e-4, 2e-4])
 
@@ -141,8 +181,11 @@ def test_seeds_matter_and_repeat():
     data = random_data(SPEC, 20)
 
     def losses(seed):
-        return [e["train"][h]["loss"] for e in train(experiment(seed=seed, epochs=2), SPEC, data, data).history
-                for h in HEADS]
+        return [
+            e["train"][h]["loss"]
+            for e in train(experiment(seed=seed, epochs=2), SPEC, data, data).history
+            for h in HEADS
+        ]
 
     assert losses(0) == losses(0) != losses(1)
 
@@ -150,7 +193,9 @@ def test_seeds_matter_and_repeat():
 def test_micro_batches_change_nothing(tmp_path):
     data = random_data(SPEC, 20, missing=0.3)
     for size in (1000, 3):
-        config = experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size)
+        config = experiment(
+            model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=size
+        )
         train(config, SPEC, data, data, on_epoch=saver(tmp_path / str(size)))
     a, b = (load_file(tmp_path / size / "1" / WEIGHTS) for size in ("1000", "3"))
     for name, weight in a.items():
@@ -167,10 +212,13 @@ def two_threads():
 
 def test_micro_batches_side_by_side_equal_those_in_turn(two_threads, tmp_path):
     data = random_data(SPEC, 26, missing=0.3)
-    config = experiment(model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=5)
+    config = experiment(
+        model=STILL, optimizer="sgd", lr=0.05, epochs=2, grad_clip=1.0, micro_batch=5
+    )
     ran_on = set()
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
-        lambda module, inputs: ran_on.add(threading.current_thread()))
+        lambda module, inputs: ran_on.add(threading.current_thread())
+    )
     side_by_side = train(config, SPEC, data, data, on_epoch=saver(tmp_path / "2"))
     hook.remove()
     assert len(ran_on) >= 2  # this thread evaluates
@@ -178,7 +226,9 @@ def test_micro_batches_side_by_side_equal_those_in_turn(two_threads, tmp_path):
     torch.set_num_threads(1)
     in_turn = train(config, SPEC, data, data, on_epoch=saver(tmp_path / "1"))
     for a, b in zip(in_turn.history, side_by_side.history, strict=True):
-        assert a["train"]["multimodal"]["loss"] == pytest.approx(b["train"]["multimodal"]["loss"], rel=1e-5)
+        assert a["train"]["multimodal"]["loss"] == pytest.approx(
+            b["train"]["multimodal"]["loss"], rel=1e-5
+        )
         assert a["train"]["text"]["confusion"] == b["train"]["text"]["confusion"]
     one, two = (load_file(tmp_path / n / "1" / WEIGHTS) for n in "12")
     for name in one:
@@ -202,25 +252,35 @@ def test_side_by_side_training_repeats_bit_by_bit(two_threads, tmp_path):
 @pytest.mark.slow
 def test_compiled_layers_match_eager():
     data = random_data(SPEC, 16)
-    one, other = (train(experiment(model=STILL, epochs=2, batch_size=8, compile=c), SPEC, data, data).history[-1]
-                  for c in ("off", "on"))
+    one, other = (
+        train(experiment(model=STILL, epochs=2, batch_size=8, compile=c), SPEC, data, data).history[
+            -1
+        ]
+        for c in ("off", "on")
+    )
     for head in HEADS:
         assert one["train"][head]["loss"] == pytest.approx(other["train"][head]["loss"], rel=1e-4)
 
 
 def test_bf16_trains_finite():
     data = random_data(SPEC, 16)
-    meta, fp32 = (train(experiment(STILL, precision=p, epochs=2), SPEC, data, data) for p in ("bf16", "fp32"))
+    meta, fp32 = (
+        train(experiment(STILL, precision=p, epochs=2), SPEC, data, data) for p in ("bf16", "fp32")
+    )
     for head in HEADS:
         low, high = (m.history[-1]["train"][head]["loss"] for m in (meta, fp32))
         assert low != high
         assert low == pytest.approx(high, rel=0.02)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda w: w.pop("fex"), "Missing key.*fex"), (lambda w: w.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
-    (lambda w: w.update(fex=torch.zeros(2, 16)), "size mismatch for fex"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("fex"), "Missing key.*fex"),
+        (lambda w: w.update(extra=torch.zeros(1)), "Unexpected key.*extra"),
+        (lambda w: w.update(fex=torch.zeros(2, 16)), "size mismatch for fex"),
+    ],
+)
 def test_checkpoints_load_strictly(tmp_path, change, words):
     data = random_data(SPEC, 8)
     train(experiment(epochs=1), SPEC, data, data, on_epoch=saver(tmp_path))
@@ -262,11 +322,24 @@ def test_a_validation_split_that_cannot_choose_is_refused():
 @pytest.mark.integration
 def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
     n, batch = 29, 6  # batches of 6 and a last one of 5: one worker fills up
-    config = experiment(model=STILL, optimizer="sgd", lr=0.05, momentum=0.9, epochs=3, batch_size=batch, grad_clip=1.0)
+    config = experiment(
+        model=STILL,
+        optimizer="sgd",
+        lr=0.05,
+        momentum=0.9,
+        epochs=3,
+        batch_size=batch,
+        grad_clip=1.0,
+    )
     running = mp.spawn(worker, (2, str(tmp_path), config, SPEC, n), nprocs=2, join=False)
     models = []
-    alone = train(config, SPEC, random_data(SPEC, n, missing=0.3), random_data(SPEC, n, seed=1),
-                  wrap=lambda m: models.append(m) or m).history
+    alone = train(
+        config,
+        SPEC,
+        random_data(SPEC, n, missing=0.3),
+        random_data(SPEC, n, seed=1),
+        wrap=lambda m: models.append(m) or m,
+    ).history
     while not running.join():
         pass
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -284,7 +357,9 @@ def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
 def test_one_layer_trains_under_ddp(tmp_path):
     """DDP refuses parameters without a gradient, and ᾱ has no row when there is one layer."""
     config = experiment(model=dataclasses.replace(SMALL, layers=1), epochs=2)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
         data = random_data(SPEC, 20)
         meta = train(config, SPEC, data, data, wrap=torch.nn.parallel.DistributedDataParallel)
@@ -312,25 +387,31 @@ def test_warm_up_rises_step_by_step_to_the_schedules_rate(data):
 
 
 def test_the_moving_average_is_what_is_judged_and_saved(data, tmp_path):
-    """With decay d the saved weights follow their own recursion from the trained ones, which state.pt keeps."""
+    """With decay d the saved weights follow their own recursion from the trained ones, which
+    state.pt keeps."""
     config = experiment(epochs=3, ema=0.9, lr=0.01)
     meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
     model, _ = load_model(tmp_path / "2")
     judged = evaluate(model, data[1], batch_size=64)
     assert {h: m.confusion for h, m in judged.items()} == {
-        h: meta.history[2]["valid"][h]["confusion"] for h in HEADS}
+        h: meta.history[2]["valid"][h]["confusion"] for h in HEADS
+    }
     averaged, raw = load_file(tmp_path / "2" / WEIGHTS), load_state(tmp_path / "2")["weights"]
     assert averaged.keys() == raw.keys()
     assert any(not torch.equal(averaged[k], raw[k]) for k in raw)
     plain = train(experiment(epochs=3, lr=0.01), SPEC, *data, on_epoch=saver(tmp_path / "plain"))
-    assert all(torch.equal(x, raw[k]) for k, x in load_file(tmp_path / "plain" / "2" / WEIGHTS).items())
+    assert all(
+        torch.equal(x, raw[k]) for k, x in load_file(tmp_path / "plain" / "2" / WEIGHTS).items()
+    )
     assert plain.history[2]["train"] == meta.history[2]["train"]
 
 
 def test_label_smoothing_is_the_librarys(data):
     logits, labels = {"text": torch.randn(5, 7)}, torch.full((5, len(HEADS)), IGNORE_LABEL)
     labels[:, 0] = torch.arange(5)
-    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none")(logits["text"], labels[:, 0])
+    expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none")(
+        logits["text"], labels[:, 0]
+    )
     assert torch.equal(head_losses(logits, labels, label_smoothing=0.2)[:, 0], expected)
 
 

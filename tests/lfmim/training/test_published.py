@@ -18,9 +18,25 @@ from lfmim.training.published import BUFFERS, published_name, read_published, sa
 
 TINY = ROOT.parent / "shared" / "upstream" / "upstream_tiny.pth"
 SIZES = [
-    {"width": 16, "heads": 2, "layers": 1, "fex_tokens": 1, "max_text": 5, "max_audio": 4, "max_vision": 3},
-    {"width": 24, "heads": 3, "layers": 3, "fex_tokens": 6, "max_text": 7, "max_audio": 9, "max_vision": 2,
-     "ffn_multiple": 2},
+    {
+        "width": 16,
+        "heads": 2,
+        "layers": 1,
+        "fex_tokens": 1,
+        "max_text": 5,
+        "max_audio": 4,
+        "max_vision": 3,
+    },
+    {
+        "width": 24,
+        "heads": 3,
+        "layers": 3,
+        "fex_tokens": 6,
+        "max_text": 7,
+        "max_audio": 9,
+        "max_vision": 2,
+        "ffn_multiple": 2,
+    },
 ]
 
 
@@ -34,7 +50,9 @@ def published(path, prefix="module.", **sizes):
     for name, tensor in model.state_dict().items():
         if not name.endswith(BUFFERS):
             new = published_name(name)
-            tensors[prefix + new] = tensor[0] if new in ("embedding_t", "embedding_a", "embedding_v") else tensor
+            tensors[prefix + new] = (
+                tensor[0] if new in ("embedding_t", "embedding_a", "embedding_v") else tensor
+            )
     assert len(tensors) == len(list(model.parameters()))
     tensors[f"{prefix}me"] = torch.zeros(4)
     torch.save(tensors, path)
@@ -65,7 +83,9 @@ def test_round_trip_at_other_sizes(tmp_path, sizes, prefix):
     assert other_heads.config.heads == 1
 
 
-@pytest.mark.skipif(not TINY.is_file(), reason="the published checkpoint (../shared/upstream) is not here")
+@pytest.mark.skipif(
+    not TINY.is_file(), reason="the published checkpoint (../shared/upstream) is not here"
+)
 def test_what_the_forward_never_reads_is_reported():
     imported = read_published(TINY, heads=4)
     stems = {name.split(".")[0].split("_")[0] for name in imported.unused}
@@ -82,19 +102,40 @@ def edit(path, change):
     torch.save(tensors, path)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda t: t.pop("module.ln_pre_a.bias"), "missing: ln_pre_a.bias"),
-    (lambda t: t.pop("module.embedding_m"), "missing tensor: embedding_m"),
-    (lambda t: t.pop("module.transformer_v.5.ln_2.weight"), "missing: transformer_v.5.ln_2.weight"),
-    (lambda t: t.update({"module.adapter.weight": torch.zeros(1)}), "unexpected: adapter.weight"),
-    (lambda t: t.update({"module.mlp_m.6.bias": torch.zeros(5)}), r"mlp_m\.6\.bias has shape \[5\].*\[7\].*7 classes"),
-    (lambda t: t.update({"module.mix_m": torch.zeros(99)}), r"mix_m has shape \[99\], \[24\] is expected"),
-    (lambda t: t.update({"module.mix_t": torch.zeros(3, 3)}), "mix_t has shape"),
-    (lambda t: t["module.plus_p"].fill_(float("nan")), "plus_p holds values that are not finite"),
-    (lambda t: t.clear(), "not a flat table"),
-    (lambda t: t.update(state_dict={}), "not a flat table"),
-    (lambda t: [t.pop(k) for k in list(t) if "transformer_m" in k], "no tensor of a multimodal layer"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("module.ln_pre_a.bias"), "missing: ln_pre_a.bias"),
+        (lambda t: t.pop("module.embedding_m"), "missing tensor: embedding_m"),
+        (
+            lambda t: t.pop("module.transformer_v.5.ln_2.weight"),
+            "missing: transformer_v.5.ln_2.weight",
+        ),
+        (
+            lambda t: t.update({"module.adapter.weight": torch.zeros(1)}),
+            "unexpected: adapter.weight",
+        ),
+        (
+            lambda t: t.update({"module.mlp_m.6.bias": torch.zeros(5)}),
+            r"mlp_m\.6\.bias has shape \[5\].*\[7\].*7 classes",
+        ),
+        (
+            lambda t: t.update({"module.mix_m": torch.zeros(99)}),
+            r"mix_m has shape \[99\], \[24\] is expected",
+        ),
+        (lambda t: t.update({"module.mix_t": torch.zeros(3, 3)}), "mix_t has shape"),
+        (
+            lambda t: t["module.plus_p"].fill_(float("nan")),
+            "plus_p holds values that are not finite",
+        ),
+        (lambda t: t.clear(), "not a flat table"),
+        (lambda t: t.update(state_dict={}), "not a flat table"),
+        (
+            lambda t: [t.pop(k) for k in list(t) if "transformer_m" in k],
+            "no tensor of a multimodal layer",
+        ),
+    ],
+)
 def test_other_tensors_are_refused_by_name(tmp_path, change, words):
     published(tmp_path / "p.pth", **{**SIZES[1], "max_vision": 1, "max_text": 5})
     edit(tmp_path / "p.pth", change)
@@ -139,5 +180,7 @@ def test_features_are_checked_only_where_they_were_stated(tmp_path):
             with pytest.raises(InputError, match="--features"):
                 predictor.check_spec(imported.spec, have="the store")
     text_only = FeatureSpec(encoders={"text": SPEC.encoders["text"]})
-    with pytest.raises(InputError, match="--features: widths text 12, the checkpoint takes text 12, audio 10, v"):
+    with pytest.raises(
+        InputError, match="--features: widths text 12, the checkpoint takes text 12, audio 10, v"
+    ):
         read_published(tmp_path / "p.pth", heads=2, features=text_only)

@@ -49,5 +49,7 @@ def test_as_many_are_dropped_as_was_asked_for():
     batch = batch_of(4000)
     torch.manual_seed(0)
     whole = sum(int(mask.any(dim=1).sum()) for mask in batch.masks.values())
-    dropped = whole - sum(int(mask.any(dim=1).sum()) for mask in drop_modalities(batch, 0.2).masks.values())
+    dropped = whole - sum(
+        int(mask.any(dim=1).sum()) for mask in drop_modalities(batch, 0.2).masks.values()
+    )
     assert abs(dropped / whole - 0.2) < 0.02

@@ -10,26 +10,36 @@ from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL, FeatureSpec
 from lfmim.training.loop import train
 
 
-def random_data(spec: FeatureSpec, n: int, seed: int = 0, *, missing: float = 0.0) -> UtteranceTensors:
+def random_data(
+    spec: FeatureSpec, n: int, seed: int = 0, *, missing: float = 0.0
+) -> UtteranceTensors:
     """Noise with labels of noise, lengths 1..5; `missing` is the share of labels left out."""
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, len(EMOTIONS), (n, len(HEADS)), generator=g)
     labels[torch.rand(labels.shape, generator=g) < missing] = IGNORE_LABEL
     return UtteranceTensors(
-        [str(i) for i in range(n)], {m: torch.randn(n, 5, d, generator=g).half() for m, d in spec.dims.items()},
-        {m: torch.randint(1, 6, (n,), generator=g) for m in spec.dims}, labels,
+        [str(i) for i in range(n)],
+        {m: torch.randn(n, 5, d, generator=g).half() for m, d in spec.dims.items()},
+        {m: torch.randint(1, 6, (n,), generator=g) for m in spec.dims},
+        labels,
     )
 
 
-def worker(rank: int, world: int, folder: str, config: ExperimentConfig, spec: FeatureSpec, n: int) -> None:
+def worker(
+    rank: int, world: int, folder: str, config: ExperimentConfig, spec: FeatureSpec, n: int
+) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
     models = []
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         models.append(model)
         return torch.nn.parallel.DistributedDataParallel(model)
 
-    meta = train(config, spec, random_data(spec, n, missing=0.3), random_data(spec, n, seed=1), wrap=wrap)
+    meta = train(
+        config, spec, random_data(spec, n, missing=0.3), random_data(spec, n, seed=1), wrap=wrap
+    )
     torch.save({"history": meta.history, "weights": models[0].state_dict()}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,4 +1,5 @@
-"""CHERMA dumps, CH-SIMS trees, EmotionTalk labels, raw annotations and character n-grams, on files made to the spec."""
+"""CHERMA dumps, CH-SIMS trees, EmotionTalk labels, raw annotations and character n-grams, on files
+made to the spec."""
 
 from __future__ import annotations
 
@@ -15,7 +16,15 @@ from lfmim.data.importers.raw_annotations import import_annotations
 from lfmim.data.importers.sims import import_sims
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import quarantined, read_table, sequences
-from lfmim.schema import EMOTIONS_ZH, HEADS, LABEL_COLUMNS, SENTIMENT_COLUMNS, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    EMOTIONS_ZH,
+    HEADS,
+    LABEL_COLUMNS,
+    SENTIMENT_COLUMNS,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 
 T, A, V = Modality
 SIZES = {"text": ((9, 6), ".npy"), "audio": ((7, 5), ".npy"), "visual": ((4, 8), ".mp4.npy")}
@@ -29,13 +38,26 @@ def cherma(tmp_path):
         entries = []
         for i in range(count):
             name = f"{split}_{i}"
-            entries.append({"audio_file": f"{name}.wav", "video_file": f"{name}.mp4", "txt_label": words[i],
-                            "audio_label": words[i + 1], "visual_label": words[i + 2], "video_label": words[i + 3]})
+            entries.append(
+                {
+                    "audio_file": f"{name}.wav",
+                    "video_file": f"{name}.mp4",
+                    "txt_label": words[i],
+                    "audio_label": words[i + 1],
+                    "visual_label": words[i + 2],
+                    "video_label": words[i + 3],
+                }
+            )
             for folder, (shape, ending) in SIZES.items():
                 path = root / folder / split / f"{name}{ending}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                np.save(path, rng.normal(size=shape).astype(rng.choice([np.float16, np.float32, np.float64])))
-        (root / f"{split}.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+                np.save(
+                    path,
+                    rng.normal(size=shape).astype(rng.choice([np.float16, np.float32, np.float64])),
+                )
+        (root / f"{split}.json").write_text(
+            json.dumps(entries, ensure_ascii=False), encoding="utf-8"
+        )
     return root
 
 
@@ -54,38 +76,58 @@ def test_cherma(cherma, tmp_path):
     assert [row[LABEL_COLUMNS[h]] for h in HEADS] == list(EMOTIONS_ZH.values())[:4]
     np.testing.assert_array_equal(sequences(table, T)[4], x[:5].astype(np.float16))
     np.testing.assert_array_equal(
-        sequences(table, V)[0], np.load(cherma / "visual/dev/dev_0.mp4.npy").astype(np.float16))
+        sequences(table, V)[0], np.load(cherma / "visual/dev/dev_0.mp4.npy").astype(np.float16)
+    )
     spec = FeatureSpec.load(tmp_path / "store")
     assert spec.dims == {T: 6, A: 5, V: 8}
     import_cherma(cherma, tmp_path / "again")
     assert FeatureSpec.load(tmp_path / "again").differences(spec) == []
     np.save(cherma / "audio/test/test_1.npy", np.ones((2, 5)))
     import_cherma(cherma, tmp_path / "changed")
-    assert FeatureSpec.load(tmp_path / "changed").differences(spec)[0].startswith("audio.weights_sha256")
+    assert (
+        FeatureSpec.load(tmp_path / "changed")
+        .differences(spec)[0]
+        .startswith("audio.weights_sha256")
+    )
 
 
 def test_cherma_files_that_are_missing_or_damaged(cherma, tmp_path):
     (cherma / "audio/train/train_0.npy").unlink()
     (cherma / "audio/train/train_1.npy").write_bytes(b"\x93NUMPY half")
-    np.save(cherma / "visual/train/train_2.mp4.npy", np.array([{"os": "system"}], dtype=object), allow_pickle=True)
+    np.save(
+        cherma / "visual/train/train_2.mp4.npy",
+        np.array([{"os": "system"}], dtype=object),
+        allow_pickle=True,
+    )
     np.save(cherma / "text/train/train_3.npy", np.ones((9, 7)))
     report = import_cherma(cherma, tmp_path / "store")
     assert {r["id"]: r["error"] for r in quarantined(tmp_path / "store").to_pylist()} == {
-        "train_1": "audio: the file is no array of numbers", "train_2": "vision: the file is no array of numbers",
-        "train_3": "text: shape [9, 7] where [T, 6] is expected"}
+        "train_1": "audio: the file is no array of numbers",
+        "train_2": "vision: the file is no array of numbers",
+        "train_3": "text: shape [9, 7] where [T, 6] is expected",
+    }
     table = read_table(tmp_path / "store")
-    absent = dict(zip(table["id"].to_pylist(), table["audio_features"].is_null().to_pylist(), strict=True))
+    absent = dict(
+        zip(table["id"].to_pylist(), table["audio_features"].is_null().to_pylist(), strict=True)
+    )
     assert [k for k, gone in absent.items() if gone] == ["train_0"]
     assert report.absent == {"audio": 1}
     assert report.rows == 8 == report.stored + 3
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [
-    ("audio_file", "../../etc/x.wav", "leaves the dump"), ("audio_file", "/etc/x.wav", "leaves the dump"),
-    ("audio_file", "train_0.wav", r"row 2, field 'audio_file': duplicate, first in .*row 1"),
-    ("audio_file", None, "row 2, field 'audio_file': missing"), ("txt_label", "开心", "row 2, field 'txt_label'"),
-])
-def test_cherma_bad_entries_are_named_and_nothing_is_written(cherma, tmp_path, field, value, message):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("audio_file", "../../etc/x.wav", "leaves the dump"),
+        ("audio_file", "/etc/x.wav", "leaves the dump"),
+        ("audio_file", "train_0.wav", r"row 2, field 'audio_file': duplicate, first in .*row 1"),
+        ("audio_file", None, "row 2, field 'audio_file': missing"),
+        ("txt_label", "开心", "row 2, field 'txt_label'"),
+    ],
+)
+def test_cherma_bad_entries_are_named_and_nothing_is_written(
+    cherma, tmp_path, field, value, message
+):
     entries = json.loads((cherma / "train.json").read_text(encoding="utf-8"))
     entries[1][field] = value
     (cherma / "train.json").write_text(json.dumps(entries), encoding="utf-8")
@@ -98,7 +140,9 @@ def test_cherma_bad_entries_are_named_and_nothing_is_written(cherma, tmp_path, f
 def rewrite(path, **changes):
     """The entries of a CHERMA list with fields changed (None: removed), as ASCII."""
     entries = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps([{k: v for k, v in (e | changes).items() if v is not None} for e in entries]))
+    path.write_text(
+        json.dumps([{k: v for k, v in (e | changes).items() if v is not None} for e in entries])
+    )
 
 
 def test_cherma_tells_what_it_does_not_know(cherma, tmp_path):
@@ -107,10 +151,17 @@ def test_cherma_tells_what_it_does_not_know(cherma, tmp_path):
     (cherma / "valid.json").write_text("[]", encoding="utf-8")
     assert import_cherma(cherma, tmp_path / "store").notes == [
         "field 'text_label' of 2 entries was not read: its name is not known here",
-        "valid.json was not read: the files known are train.json, dev.json, test.json"]
+        "valid.json was not read: the files known are train.json, dev.json, test.json",
+    ]
     for split in ("train", "dev", "test"):
-        rewrite(cherma / f"{split}.json", **{f"{c}_label": None for c in ("txt", "audio", "visual", "video")})
-    assert any(note.startswith("no label is there") for note in import_cherma(cherma, tmp_path / "bare").notes)
+        rewrite(
+            cherma / f"{split}.json",
+            **{f"{c}_label": None for c in ("txt", "audio", "visual", "video")},
+        )
+    assert any(
+        note.startswith("no label is there")
+        for note in import_cherma(cherma, tmp_path / "bare").notes
+    )
 
 
 def test_cherma_in_another_encoding_and_with_half_characters(cherma, tmp_path):
@@ -118,9 +169,12 @@ def test_cherma_in_another_encoding_and_with_half_characters(cherma, tmp_path):
     entries[0]["audio_file"] = "a\ud83d.wav"
     (cherma / "train.json").write_text(json.dumps(entries))
     import_cherma(cherma, tmp_path / "store")
-    assert quarantined(tmp_path / "store")["id"].to_pylist() == ["a\ufffd"]  # no features of that name
+    # no features of that name
+    assert quarantined(tmp_path / "store")["id"].to_pylist() == ["a\ufffd"]
     (cherma / "train.json").write_text(json.dumps(entries[1:], ensure_ascii=False), encoding="gbk")
-    with pytest.raises(InputError, match=r"train\.json: not UTF-8 .it looks like GBK/GB18030.; save it as UTF-8"):
+    with pytest.raises(
+        InputError, match=r"train\.json: not UTF-8 .it looks like GBK/GB18030.; save it as UTF-8"
+    ):
         import_cherma(cherma, tmp_path / "other")
 
 
@@ -146,18 +200,30 @@ def test_sims_tree(sims, tmp_path):
     assert frame["id"].tolist() == ["video_0001$_$0001", "video_0001$_$0002"]
     assert frame["video"].tolist() == [str(sims / "Raw/video_0001/0001.mp4"), ""]
     assert frame["split"].tolist() == ["train", "valid"]
-    assert frame[list(SENTIMENT_COLUMNS.values())].values.tolist() == [[-1.0, 0.2, None, -0.8], [1.0, 0.0, 0.4, 0.0]]
+    assert frame[list(SENTIMENT_COLUMNS.values())].values.tolist() == [
+        [-1.0, 0.2, None, -0.8],
+        [1.0, 0.0, 0.4, 0.0],
+    ]
     assert "Raw/video_0001/0001.mp4" in (sims / "clips.csv").read_text()
     assert str(sims) not in (sims / "clips.csv").read_text()
     import_sims(sims, tmp_path / "out" / "clips.parquet")  # elsewhere: absolute paths
-    assert read_manifest(str(tmp_path / "out" / "clips.parquet"))["video"].tolist() == frame["video"].tolist()
+    assert (
+        read_manifest(str(tmp_path / "out" / "clips.parquet"))["video"].tolist()
+        == frame["video"].tolist()
+    )
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("0002,video_0001", "0002,../..", "row 2, field 'video_id'"), ("0002,video", "a/b,video", "row 2, field 'clip_id'"),
-    ("0002", "0001", "row 2, field 'clip_id': video_id and clip_id repeat"), ("valid", "dev", "row 2, field 'mode'"),
-    (",0,好", ",-2,好", "row 2, field 'label'"), ("clip_id", "clip", "column 'clip_id' is missing"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0002,video_0001", "0002,../..", "row 2, field 'video_id'"),
+        ("0002,video", "a/b,video", "row 2, field 'clip_id'"),
+        ("0002", "0001", "row 2, field 'clip_id': video_id and clip_id repeat"),
+        ("valid", "dev", "row 2, field 'mode'"),
+        (",0,好", ",-2,好", "row 2, field 'label'"),
+        ("clip_id", "clip", "column 'clip_id' is missing"),
+    ],
+)
 def test_sims_bad_rows_are_named(sims, old, new, message):
     (sims / "label.csv").write_text(SIMS.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(InputError, match=message):
@@ -166,50 +232,85 @@ def test_sims_bad_rows_are_named(sims, old, new, message):
 
 
 def test_a_sims_table_in_gbk_and_columns_that_are_not_carried_over(sims):
-    text = "".join(f"{line},{end}\n" for line, end in zip(SIMS.splitlines(), ("speaker", "s1", "s2"), strict=True))
+    text = "".join(
+        f"{line},{end}\n"
+        for line, end in zip(SIMS.splitlines(), ("speaker", "s1", "s2"), strict=True)
+    )
     (sims / "label.csv").write_text(text, encoding="gbk")
     assert import_sims(sims, sims / "clips.csv")[1:] == ["  columns not carried over: speaker"]
     assert read_manifest(str(sims / "clips.csv"))["text"].tolist() == ["坏，了", "好"]
 
 
-@pytest.mark.parametrize(("marked", "words"), [
-    ("[over/]还给他点[/over]饭。", "还给他点饭。"), ("挺[interrupted][/over]。", "挺。"),
-    ("[laughing]好[Sobbing]", "好"),
-    ("[over/我敲您]的门[/over/]", "我敲您的门"), ("觉得[over[/over]]挺好的[[/over]over]。", "觉得挺好的。"),
-    ("没问题/over]。", "没问题。"), ("game over了", "game over了"),
-])
+@pytest.mark.parametrize(
+    ("marked", "words"),
+    [
+        ("[over/]还给他点[/over]饭。", "还给他点饭。"),
+        ("挺[interrupted][/over]。", "挺。"),
+        ("[laughing]好[Sobbing]", "好"),
+        ("[over/我敲您]的门[/over/]", "我敲您的门"),
+        ("觉得[over[/over]]挺好的[[/over]over]。", "觉得挺好的。"),
+        ("没问题/over]。", "没问题。"),
+        ("game over了", "game over了"),
+    ],
+)
 def test_marks_are_stripped_and_speech_is_kept(marked, words):
     assert strip_marks(marked) == words
 
 
 def test_emotiontalk(tmp_path):
-    frame = pd.DataFrame({"id": ["a", "b"], "speaker": ["01", "02"], "dialogue": ["d", "d"],
-                          "split": ["train", "valid"], "transcript": ["[over/]好[/over]。", "走"],
-                          **{c: ["anger", "fear"] for c in LABEL_COLUMNS.values()}})
+    frame = pd.DataFrame(
+        {
+            "id": ["a", "b"],
+            "speaker": ["01", "02"],
+            "dialogue": ["d", "d"],
+            "split": ["train", "valid"],
+            "transcript": ["[over/]好[/over]。", "走"],
+            **{c: ["anger", "fear"] for c in LABEL_COLUMNS.values()},
+        }
+    )
     frame.to_parquet(tmp_path / "labels.parquet")
     lines = import_emotiontalk(tmp_path / "labels.parquet", tmp_path / "m.jsonl")
     assert lines[0] == "2 utterances: train 1, valid 1"
     assert lines[2] == "no speaker is in two splits"
     manifest = read_manifest(str(tmp_path / "m.jsonl"))
-    assert manifest[["id", "video", "text", "split", "speaker", "label_vision"]].values.tolist() == [
-        ["a", "", "好。", "train", "01", "anger"], ["b", "", "走", "valid", "02", "fear"]]
+    assert manifest[
+        ["id", "video", "text", "split", "speaker", "label_vision"]
+    ].values.tolist() == [
+        ["a", "", "好。", "train", "01", "anger"],
+        ["b", "", "走", "valid", "02", "fear"],
+    ]
     frame.assign(speaker="01").to_parquet(tmp_path / "labels.parquet")
-    assert import_emotiontalk(tmp_path / "labels.parquet", tmp_path / "m.jsonl")[2].startswith("1 speakers are in more")
+    assert import_emotiontalk(tmp_path / "labels.parquet", tmp_path / "m.jsonl")[2].startswith(
+        "1 speakers are in more"
+    )
 
 
 def test_annotations_with_and_without_a_manifest(tmp_path):
-    rows = [(s, h, f"r{i}", e) for s, labels in (("a", "anger anger anger"), ("b", "anger fear sadness"))
-            for h in HEADS for i, e in enumerate(labels.split())]
-    pd.DataFrame([*rows, ("stray", "text", "r", "anger")], columns=["id", "modality", "annotator", "label"]).to_csv(
-        tmp_path / "votes.csv", index=False)
+    rows = [
+        (s, h, f"r{i}", e)
+        for s, labels in (("a", "anger anger anger"), ("b", "anger fear sadness"))
+        for h in HEADS
+        for i, e in enumerate(labels.split())
+    ]
+    pd.DataFrame(
+        [*rows, ("stray", "text", "r", "anger")], columns=["id", "modality", "annotator", "label"]
+    ).to_csv(tmp_path / "votes.csv", index=False)
     lines = import_annotations(tmp_path / "votes.csv", tmp_path / "alone.csv")
-    assert read_manifest(str(tmp_path / "alone.csv"))[["id", "label_text"]].values.tolist() == [["a", "anger"]]
+    assert read_manifest(str(tmp_path / "alone.csv"))[["id", "label_text"]].values.tolist() == [
+        ["a", "anger"]
+    ]
     assert lines[0].startswith("3 samples annotated: 1 kept, 2 discarded")
     assert any("Fleiss' kappa of the first three annotators, vision:" in line for line in lines)
-    (tmp_path / "clips.csv").write_text("id,video,text,scene\na,a.mp4,好,x\nb,,坏,y\nc,,走,z\n", encoding="utf-8")
-    lines = import_annotations(tmp_path / "votes.csv", tmp_path / "labelled.csv", str(tmp_path / "clips.csv"))
+    (tmp_path / "clips.csv").write_text(
+        "id,video,text,scene\na,a.mp4,好,x\nb,,坏,y\nc,,走,z\n", encoding="utf-8"
+    )
+    lines = import_annotations(
+        tmp_path / "votes.csv", tmp_path / "labelled.csv", str(tmp_path / "clips.csv")
+    )
     labelled = pd.read_csv(tmp_path / "labelled.csv", dtype=str, keep_default_na=False)
-    assert labelled[["id", "video", "scene", "label_multimodal"]].values.tolist() == [["a", "a.mp4", "x", "anger"]]
+    assert labelled[["id", "video", "scene", "label_multimodal"]].values.tolist() == [
+        ["a", "a.mp4", "x", "anger"]
+    ]
     discarded = pd.read_csv(tmp_path / "labelled.csv.discarded.csv", keep_default_na=False)
     assert set(discarded["id"]) == {"b", "c", "stray"}
     assert discarded.loc[discarded["id"] == "b", "reason"].tolist() == ["1:1:1"] * 4
@@ -223,8 +324,11 @@ def test_annotations_with_and_without_a_manifest(tmp_path):
 
 def test_char_ngrams(tmp_path):
     path = tmp_path / "m.csv"
-    path.write_text("id,video,text,split,label_text,sentiment_text,scene\na,,你好啊,train,anger,0.4,x\n"
-                    "b,,你好啊,valid,fear,,y\nc,,,train,fear,,z\n", encoding="utf-8")
+    path.write_text(
+        "id,video,text,split,label_text,sentiment_text,scene\na,,你好啊,train,anger,0.4,x\n"
+        "b,,你好啊,valid,fear,,y\nc,,,train,fear,,z\n",
+        encoding="utf-8",
+    )
     report = import_char_ngrams(str(path), tmp_path / "store", dim=256)
     assert report.quarantined == {"the row has no text": 1}
     table = read_table(tmp_path / "store")
@@ -238,4 +342,6 @@ def test_char_ngrams(tmp_path):
     spec = FeatureSpec.load(tmp_path / "store")
     import_char_ngrams(str(path), tmp_path / "longer", dim=256, longest=2)
     assert spec.dims == {T: 256}
-    assert spec.differences(FeatureSpec.load(tmp_path / "longer"))[0].startswith("text.weights_sha256")
+    assert spec.differences(FeatureSpec.load(tmp_path / "longer"))[0].startswith(
+        "text.weights_sha256"
+    )
