@@ -37,14 +37,14 @@ import ray
 from page import report_folder
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from feature_service.pipeline import ExtractSummary, extract_features
+from feature_service.pipeline.extract import ExtractSummary, extract_features
 from lfmim.config import ExtractConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.storage import new_file, write_text
 
 GROUPS = {
     "driver": None,
-    "decoders": "feature_service.isolation",
+    "decoders": "feature_service.operators.isolation",
     "stages": "MapWorker",
     "Ray itself": "",
 }
@@ -160,9 +160,8 @@ def write_report(
     third = max(1, len(settled) // 3)
     lines = [
         f"{summary.rows_in} rows in {summary.seconds:.0f} s "
-        f"({summary.rows_in / summary.seconds:.1f} a second), "
-        f"{os.cpu_count()} cores, {summary.stored} stored, {sum(summary.quarantined.values())} "
-        "quarantined.",
+        f"({summary.rows_in / summary.seconds:.1f} a second), {os.cpu_count()} cores, "
+        f"{summary.stored} stored, {sum(summary.quarantined.values())} quarantined.",
         "",
         "| MiB | median, first third | median, last third | peak | growth per 1,000 rows |",
         "|---|---|---|---|---|",

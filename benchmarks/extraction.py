@@ -40,12 +40,12 @@ from facenet_pytorch import MTCNN
 from page import machine, report_file, report_folder, write_section
 from PIL import Image
 
+from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.operators.decode import decode_clip
 from feature_service.operators.detector import Faces, most_prominent, overlap
-from feature_service.operators.encoders import build_tiny_encoders
 from feature_service.operators.face import FaceCropper
-from feature_service.pipeline import extract_features
-from feature_service.stages import (
+from feature_service.pipeline.extract import extract_features
+from feature_service.pipeline.stages import (
     CROPS,
     ERROR,
     FRAMES,
@@ -384,8 +384,7 @@ def main() -> None:
         ray.shutdown()
     lines = [
         f"{environment(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, "
-        "median of "
-        f"{args.repeats}",
+        f"median of {args.repeats}",
         "",
         "| measure (seconds, or a ratio or share) | median | min | max |",
         "|---|---|---|---|",

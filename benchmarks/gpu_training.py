@@ -62,8 +62,7 @@ def page(r: dict[str, Any]) -> str:
     """The results so far as Markdown."""
     lines = [
         f"Machine: {r['machine']}, {r['precision']}, torch {r['torch']}. {r['utterances']:,} "
-        "utterances "
-        f"({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. "
+        f"utterances ({r['train']:,} to train on), size {r['size']}, {r['epochs']} epochs wanted. "
         f"{r['flops'] / 1e9:.2f} GFLOP per sample; matmul peak measured "
         f"{r['floor']['peak'] / 1e12:.1f} TFLOP/s.",
         "",
@@ -77,18 +76,16 @@ def page(r: dict[str, Any]) -> str:
             rate = s["runs"] * r["train"] / s["epoch_s"]
             lines.append(
                 f"| {name} | {s['wall_s']:.1f} | {s['epochs']} | {s['epoch_s']:.3f} | {rate:,.0f} "
-                "| "
-                f"{rate * r['flops'] / r['floor']['peak']:.1%} |"
+                f"| {rate * r['flops'] / r['floor']['peak']:.1%} |"
             )
     a, one, five = (r["stages"].get(k, {}) for k in ("plain loop", "one run", "packed"))
     if "train_rate" in a:
         lines += [
             "",
             f"Plain loop, measured on {a['measured_on']} utterances and scaled: "
-            f"{a['train_rate']:,.0f} "
-            f"samples/s training, {a['evaluate_rate']:,.0f} evaluating; {a['wall_s']:,.0f} s for "
-            f"{r['epochs']} "
-            "epochs with its evaluations of the train and test splits.",
+            f"{a['train_rate']:,.0f} samples/s training, {a['evaluate_rate']:,.0f} evaluating; "
+            f"{a['wall_s']:,.0f} s for {r['epochs']} epochs with its evaluations of the train and "
+            "test splits.",
         ]
     if "epoch_s" in one:
         whole = one["first_epoch_s"] + (r["epochs"] - 1) * one["epoch_s"]

@@ -202,8 +202,7 @@ def main() -> None:
         )
     lines = [
         f"Machine: {machine('cpu')}. {UTTERANCES} training utterances, the small model, {o.epochs} "
-        "epochs, a new "
-        f"MLflow database each time; seconds, {o.repeats} rounds.",
+        f"epochs, a new MLflow database each time; seconds, {o.repeats} rounds.",
         "",
         "| | median | min | max |",
         "|---|---|---|---|",

@@ -35,11 +35,11 @@ from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.report import markdown_table
+from lfmim.experiments.search import searchable, with_params
+from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
 from lfmim.schema import FeatureSpec
 from lfmim.storage import write_text
 from lfmim.training.loop import train
-from lfmim.training.search import searchable, with_params
-from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, load_presets
 
 
 def plan(

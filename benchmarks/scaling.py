@@ -161,9 +161,8 @@ def main() -> None:
     }
     lines = [
         f"Machine: {machine('cpu')}. Size {o.size}; a step on one worker and {o.batch} samples "
-        "takes "
-        f"{strong[min(strong)]:.2f} s, one thread per worker; {gradient / 1e6:.1f} MB of gradients "
-        "are exchanged.",
+        f"takes {strong[min(strong)]:.2f} s, one thread per worker; {gradient / 1e6:.1f} MB of "
+        "gradients are exchanged.",
         "",
         "| workers | strong: s/step | speed-up | weak: s/step | efficiency |",
         "|---|---|---|---|---|",
@@ -177,8 +176,7 @@ def main() -> None:
     lines += [
         "",
         f"Projected weak-scaling efficiency with {o.gpu_step_ms:g} ms of compute per step and GPU "
-        "(batch 96 "
-        "each; an assumption until gpu_training.py has measured it):",
+        "(batch 96 each; an assumption until gpu_training.py has measured it):",
         "",
         "| network | " + " | ".join(f"{n} GPUs" for n in PROJECTED[1:]) + " |",
         "|---" * len(PROJECTED) + "|",
@@ -190,8 +188,7 @@ def main() -> None:
     lines += [
         "",
         "t(N) = max(t_c, t_c/3 + t_r), t_r = 2(N-1)/N · bytes/bandwidth + 2(N-1) · latency · "
-        "buckets: a ring "
-        "all-reduce in buckets of 4 MB that overlaps with the backward pass.",
+        "buckets: a ring all-reduce in buckets of 4 MB that overlaps with the backward pass.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

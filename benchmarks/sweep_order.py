@@ -23,7 +23,7 @@ import numpy as np
 
 from lfmim.config import TrainConfig
 from lfmim.distributed.order import Order, RepeatableOrder, TuneOrder
-from lfmim.training.search import (
+from lfmim.experiments.search import (
     Params,
     TrialRecord,
     TuneConfig,

@@ -314,8 +314,7 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
         lines += [
             "",
             f"**{size}**, {sizes[size]} utterances, {c['flops'] / 1e9:.2f} GFLOP per sample "
-            "(forward and "
-            "backward, no padding)",
+            "(forward and backward, no padding)",
             "",
             "| | (a) plain | (b) ours | b / a | (c) floor | b / c |",
             "|---|---|---|---|---|---|",
@@ -339,10 +338,8 @@ def page(results: dict[str, dict[str, dict[str, float]]], sizes: dict[str, int],
             f"{b['step'] * c['flops'] / c['peak_rate']:.0%} | | | |",
             "",
             f"Rates measured: matmul peak {c['peak_rate'] / 1e9:,.0f} GFLOP/s, at the linear "
-            "layers' shapes "
-            f"{c['linear_rate'] / 1e9:,.0f}, at attention's {c['attention_rate'] / 1e9:,.0f}; "
-            "memory "
-            f"{c['copy_rate'] / 1e9:.0f} GB/s.",
+            f"layers' shapes {c['linear_rate'] / 1e9:,.0f}, at attention's "
+            f"{c['attention_rate'] / 1e9:,.0f}; memory {c['copy_rate'] / 1e9:.0f} GB/s.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -14,8 +14,8 @@ from typing import Any
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.storage import local_path, output_folder
-from lfmim.training.systems import BenchmarkConfig
 
 
 def main() -> int:
@@ -27,11 +27,11 @@ def main() -> int:
 
     from lfmim import tracking
     from lfmim.data.loading import load_split
-    from lfmim.evaluation.comparison_report import summary, write_comparison
+    from lfmim.experiments.comparison_report import summary, write_comparison
+    from lfmim.experiments.systems import benchmark_experiment, load_presets, system_names
     from lfmim.progress import share
     from lfmim.schema import FeatureSpec
     from lfmim.training.loop import check_data
-    from lfmim.training.systems import benchmark_experiment, load_presets, system_names
 
     store = Path(config.store)  # bad input is told before a cluster is started
     names = system_names(config)
@@ -59,10 +59,9 @@ def main() -> int:
             else (f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
         )
         print(
-            f"[{left}] {done}/{total} "
-            f"{result['system']} seed {result['seed']}: validation {result['valid_score']:.4f}, "
-            "best epoch "
-            f"{result['best_epoch'] + 1} of {result['epochs']}, {result['seconds']:.0f} s",
+            f"[{left}] {done}/{total} {result['system']} seed {result['seed']}: validation "
+            f"{result['valid_score']:.4f}, best epoch {result['best_epoch'] + 1} of "
+            f"{result['epochs']}, {result['seconds']:.0f} s",
             flush=True,
         )
 

@@ -31,18 +31,24 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 from lfmim.config import TrackingConfig  # noqa: E402
+from lfmim.registry import PLUGINS, use_plugins  # noqa: E402
 from lfmim.schema import InputError, WorkerError  # noqa: E402
 from lfmim.storage import disk_failure, output_folder  # noqa: E402
 from lfmim.text_files import read_yaml  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
-CONFIGS = ("--config", "--space")
-"""Options that name a small file which belongs to the command, not to the data."""
+CONFIGS = {
+    "--config": (".yaml", ".yml", ".json"),
+    "--space": (".yaml", ".yml"),
+    "--plugin": (".py",),
+}
+"""Options that name a small file which belongs to the command, not to the data; its suffixes."""
 HOME = os.environ.get("LFMIM_HOME", "")
 """Where a submitted job's relative paths start."""
 TRAVELS = (
     "LFMIM_CACHE",
+    PLUGINS,
     "HF_HUB_OFFLINE",
     "HF_HOME",
     "HF_HUB_CACHE",
@@ -74,6 +80,7 @@ def run(
     _catch_sigterm()
     try:
         _start_at_home()
+        _take_plugins()
         _check_yaml(sys.argv[1:])
         code = main() or 0
     except InputError as error:
@@ -104,6 +111,20 @@ def _check_yaml(given: list[str]) -> None:
             path
         ):
             read_yaml(path)
+
+
+def _take_plugins() -> None:
+    """`--plugin FILE`, on every job: a model of the user's own. The other arguments stay."""
+    rest, files = sys.argv[:1], []
+    given = iter(sys.argv[1:])
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option == "--plugin":
+            files.append(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    sys.argv[:] = rest
+    use_plugins(files)
 
 
 def _catch_sigterm() -> None:
@@ -143,21 +164,18 @@ def _start_at_home() -> None:
         if not os.path.isfile(value):
             raise InputError(
                 f"{option} {value}: no such file here, and only the files of the repository travel "
-                "with a "
-                "job; submit it with `python jobs/submit.py`, which sends your own config along, "
-                "or give "
-                "an absolute path on storage that every node sees"
+                "with a job; submit it with `python jobs/submit.py`, which sends your own config "
+                "along, or give an absolute path on storage that every node sees"
             )
 
 
 def named_configs(command: list[str]) -> Iterator[tuple[int, str, str]]:
-    """The YAML and JSON files that a command line names as CONFIGS: (index of the argument, option,
-    file)."""
+    """The files that a command line names as CONFIGS: (index of the argument, option, file)."""
     for i, (given, after) in enumerate(zip(command, [*command[1:], ""], strict=True)):
         option, equals, value = given.partition("=")
         if option in CONFIGS:
             at, value = (i, value) if equals else (i + 1, after)
-            if value.endswith((".yaml", ".yml", ".json")):
+            if value.endswith(CONFIGS[option]):
                 yield at, option, value
 
 
@@ -168,10 +186,9 @@ def check_shared(**folders: str) -> None:
         if SUBMITTED and not HOME and folder and "://" not in folder and not os.path.isabs(folder):
             raise InputError(
                 f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a "
-                "temporary "
-                "copy of the working directory; give an absolute path on storage that every node "
-                "sees, or "
-                "set LFMIM_HOME, before `ray start`, to the folder where relative paths start"
+                "temporary copy of the working directory; give an absolute path on storage that "
+                "every node sees, or set LFMIM_HOME, before `ray start`, to the folder where "
+                "relative paths start"
             )
 
 
@@ -243,10 +260,8 @@ def no_token(where: str, *, sent: bool) -> InputError:
         )
     return InputError(
         f"{where} {'refuses your token' if sent else 'asks for a token, and you have none'}: print "
-        "the "
-        "cluster's with `ray get-auth-token` on its head (Kubernetes: docs/cluster.md) and put it "
-        "into "
-        "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        "the cluster's with `ray get-auth-token` on its head (Kubernetes: docs/cluster.md) and "
+        "put it into RAY_AUTH_TOKEN or ~/.ray/auth_token"
     )
 
 
@@ -310,8 +325,7 @@ def _join(address: str) -> None:
     if code != grpc.StatusCode.OK:
         raise InputError(
             f"no Ray answers at RAY_ADDRESS {address}; start one there with `ray start --head`, or "
-            "unset "
-            "RAY_ADDRESS to run on this machine alone"
+            "unset RAY_ADDRESS to run on this machine alone"
         )
 
 

@@ -43,8 +43,8 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     config = experiment_from_dict(raw)
     extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
     with cli.ray_session(f"demo in {root.resolve()}: everything on this machine"):
-        from feature_service.pipeline import extract_features
-        from feature_service.predict import predict_clip
+        from feature_service.pipeline.extract import extract_features
+        from feature_service.pipeline.predict import predict_clip
         from lfmim import tracking
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report

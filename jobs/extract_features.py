@@ -26,7 +26,7 @@ def main() -> int:
     from lfmim.data.manifest import read_manifest
 
     read_manifest(config.manifest)  # bad input is told before a cluster is started
-    from feature_service.pipeline import extract_features
+    from feature_service.pipeline.extract import extract_features
 
     gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
     models = "GPU" if gpus else "CPU"

@@ -40,8 +40,8 @@ def import_checkpoint(
     import pandas as pd
 
     from lfmim import tracking
+    from lfmim.convert.published import read_published, save_imported
     from lfmim.schema import FEATURE_COLUMNS, FeatureSpec
-    from lfmim.training.published import read_published, save_imported
 
     path = local_path(checkpoint, "--checkpoint")
     output_folder(storage, "--storage")

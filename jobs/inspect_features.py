@@ -30,7 +30,7 @@ def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int =
     summary = describe_store(folder)
     for title, table in summary_tables(summary).items():
         print(f"{title}\n{table.to_string(header=any(table.columns != ''))}\n")
-    from feature_service.contact_sheet import sample_crops
+    from feature_service.pipeline.contact_sheet import sample_crops
 
     sheet = sample_crops(folder, crops, seed=seed) if summary.rows else []
     print(f"page: {write_store_report(target, folder, summary, sheet)}")

@@ -92,7 +92,7 @@ def predict(
             store=store, features=features, output=output, storage="" if uri else storage
         )
     predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)
-    from feature_service.predict import predict_clip, predict_manifest, predict_store
+    from feature_service.pipeline.predict import predict_clip, predict_manifest, predict_store
 
     if not manifest and not store:
         _show(predict_clip(predictor, config, video=video, text=text), video or text)

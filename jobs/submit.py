@@ -177,8 +177,7 @@ def main() -> int:
         default=[],
         metavar="NAME[=VALUE]",
         help="a variable of the job's driver and workers; without a value, the one that it has "
-        "here "
-        "(for secrets: a command line is seen by others). Wins over the cluster's own",
+        "here (for secrets: a command line is seen by others). Wins over the cluster's own",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, help="script and its options")
     given = parser.parse_args()

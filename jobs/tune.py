@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.experiments.search import TrialRecord, TuneConfig
 from lfmim.storage import local_path, output_folder
-from lfmim.training.search import TrialRecord, TuneConfig
 
 
 def main() -> int:

@@ -48,9 +48,8 @@ class ModelConfig:
     """Model, sizes and the choices the paper leaves open; the defaults are the `paper` preset
     (docs/model.md)."""
 
-    name: Literal[
-        "lfmim", "tfn", "lmf", "eft", "lft", "mult", "pmr", "mlf-dnn", "mlmf", "mtfn", "upstream"
-    ] = "lfmim"
+    name: str = "lfmim"
+    """Which model: a registered name (docs/model.md); a name that is not known lists them."""
     task: Literal["emotion", "sentiment"] = "emotion"
     """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns
     sentiment_*)."""

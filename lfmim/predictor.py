@@ -18,7 +18,8 @@ import torch
 
 from lfmim.data.batches import pad_sequences
 from lfmim.data.store import check_spec
-from lfmim.models import EmotionNet
+from lfmim.models import MODELS, EmotionNet
+from lfmim.registry import load_plugin
 from lfmim.schema import (
     EMOTIONS,
     FEATURE_COLUMNS,
@@ -31,7 +32,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
-from lfmim.training.checkpoint import CheckpointMeta, load_model
+from lfmim.training.checkpoint import PLUGIN_FILE, CheckpointMeta, load_meta, load_model
 
 
 class Predictor:
@@ -43,6 +44,11 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Predictor:
+        """The predictor of a registered model's checkpoint. The code of a plug-in model lies beside
+        its weights and is run, as all code of a registered model is."""
+        plugin = folder / PLUGIN_FILE
+        if plugin.is_file() and load_meta(folder).config.model.name not in MODELS:
+            load_plugin(plugin)
         return cls(*load_model(folder))
 
     def check_spec(self, spec: FeatureSpec, *, have: str) -> None:
@@ -50,9 +56,8 @@ class Predictor:
         if any(e.name == UNKNOWN_ENCODER for e in self.meta.spec.encoders.values()):
             raise InputError(
                 f"{have}: the model was imported without saying which features it was trained on, "
-                "so they "
-                "cannot be compared; import it again with --features STORE, a store of such "
-                "features"
+                "so they cannot be compared; import it again with --features STORE, a store of "
+                "such features"
             )
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
 

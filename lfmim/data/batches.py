@@ -290,8 +290,7 @@ def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
             if sentiment and not -1 <= value <= 1:
                 raise InputError(
                     f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, "
-                    "1]; "
-                    "scale the labels and import them again"
+                    "1]; scale the labels and import them again"
                 )
             labels[i, h] = value if sentiment else index[value]
     return torch.from_numpy(labels)

@@ -31,8 +31,7 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
     if separator != "," and (separator, encoding) != ("\t", UTF16):
         raise InputError(
             f"{path}: its cells are separated by {SEPARATORS[separator]}, not by commas; save it "
-            "as "
-            "'CSV UTF-8 (comma delimited)'"
+            "as 'CSV UTF-8 (comma delimited)'"
         )
     names: list[str] = []
     rows: list[list[str]] = []
@@ -48,8 +47,7 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
     except csv.Error as error:
         raise InputError(
             f"{path}: row {len(rows) + 1}: cannot be read as csv: {error}. A quote is open, or "
-            "stands "
-            "inside a quoted cell: close it, or double it there"
+            "stands inside a quoted cell: close it, or double it there"
         ) from error
     if not names:
         raise pd.errors.EmptyDataError
@@ -80,10 +78,8 @@ def _check_row(cells: list[str], names: list[str], separator: str, where: str) -
         ):
             raise InputError(
                 f"{where}, field '{names[i]}': a quoted cell of {len(lines) + 1} lines, of which "
-                "the "
-                f"later look like rows ({lines[0][:40]!r}); close the quote before them, or, if "
-                "they are "
-                "one cell, give the table as JSONL"
+                f"the later look like rows ({lines[0][:40]!r}); close the quote before them, or, "
+                "if they are one cell, give the table as JSONL"
             )
 
 

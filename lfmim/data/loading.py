@@ -82,8 +82,7 @@ def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.T
     if not table.num_rows:
         raise InputError(
             f"{store}: no rows of split '{split}'; name another split, or fill the manifest's "
-            "column "
-            "'split' and extract again"
+            "column 'split' and extract again"
         )
     labels = encode_labels(table, task)
     if bool((labels == IGNORE_LABEL).all()):

@@ -166,8 +166,7 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
                 if member.name != whole(member.name):  # how tarfile shows bytes that are no UTF-8
                     raise InputError(
                         f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; "
-                        "names "
-                        "are ids, so pack it again with names in UTF-8"
+                        "names are ids, so pack it again with names in UTF-8"
                     )
                 yield member.name, member.offset_data, member.size
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise

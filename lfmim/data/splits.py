@@ -65,8 +65,7 @@ def _groups(frame: pd.DataFrame, column: str) -> np.ndarray:
     if (values == "").any():
         raise InputError(
             f"row {int((values == '').to_numpy().argmax()) + 1}, field '{column}': empty; a split "
-            "by "
-            f"{column} needs it in every row"
+            f"by {column} needs it in every row"
         )
     if values.nunique() < FOLDS:
         raise InputError(

@@ -21,7 +21,8 @@ from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.distributed.trainer import data_fingerprint
-from lfmim.evaluation.comparison import linear_cka
+from lfmim.experiments.comparison import linear_cka
+from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, system_names
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.progress import at, say_when_stuck
@@ -30,7 +31,6 @@ from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
 from lfmim.training.packed import train_packed
-from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, system_names
 
 RESULT = "result.json"
 LAST, BEST, EPOCHS = "last", "best", "epochs"

@@ -12,7 +12,7 @@ import optuna
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from lfmim.training.search import (
+from lfmim.experiments.search import (
     STARTUP,
     Params,
     Space,

@@ -151,9 +151,7 @@ def describe(config: ExperimentConfig) -> str:
     return (
         f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
         f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision "
-        f"{precision} | "
-        f"checkpoints {storage / name} | "
-        f"mlflow {uri}"
+        f"{precision} | checkpoints {storage / name} | mlflow {uri}"
     )
 
 
@@ -234,14 +232,12 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     if differs:
         raise InputError(
             f"run {folder.name} in {folder.parent} was trained otherwise. {'; '.join(differs)}. "
-            "Use what "
-            "it was trained with and only more epochs, or another --run.name"
+            "Use what it was trained with and only more epochs, or another --run.name"
         )
     if meta.best_epoch >= 0 and not (epoch_folder(folder, meta.best_epoch) / META).is_file():
         raise InputError(
             f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; "
-            "delete "
-            f"{folder} to train it again, or use another --run.name"
+            f"delete {folder} to train it again, or use another --run.name"
         )
 
 
@@ -308,8 +304,7 @@ def _known_run(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not the record of a run ({error!r}); delete {folder} to train it again, or "
-            "use "
-            "another --run.name"
+            "use another --run.name"
         ) from error
 
 

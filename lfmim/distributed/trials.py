@@ -36,13 +36,13 @@ from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.distributed.order import Order
+from lfmim.experiments.search import Params, TrialRecord, TuneConfig, searchable, with_params
 from lfmim.progress import at, say_when_stuck
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 from lfmim.training.packed import train_packed
-from lfmim.training.search import Params, TrialRecord, TuneConfig, searchable, with_params
 
 TRIAL = "trial.json"
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)

@@ -19,12 +19,7 @@ from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to
 from lfmim.distributed.order import Order, RepeatableOrder, TuneOrder
 from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
-from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
-from lfmim.progress import share
-from lfmim.schema import FeatureSpec, InputError
-from lfmim.storage import output_folder, write_text
-from lfmim.training.packed import OWN, check_packable
-from lfmim.training.search import (
+from lfmim.experiments.search import (
     Params,
     Space,
     TrialRecord,
@@ -35,6 +30,11 @@ from lfmim.training.search import (
     suggest,
     with_params,
 )
+from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
+from lfmim.progress import share
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import output_folder, write_text
+from lfmim.training.packed import OWN, check_packable
 
 SWEEP = "sweep.json"
 
@@ -71,8 +71,7 @@ def check_tune(config: TuneConfig) -> Space:
     if config.search == "grid" and len(grid_points(space)) + 1 > config.trials:
         raise InputError(
             f"trials: the grid has {len(grid_points(space))} points besides the config as given; "
-            "set "
-            f"--trials {len(grid_points(space)) + 1} or thin it by a search space"
+            f"set --trials {len(grid_points(space)) + 1} or thin it by a search space"
         )
     if config.packed:
         check_packable([base])
@@ -80,8 +79,7 @@ def check_tune(config: TuneConfig) -> Space:
         if own:
             raise InputError(
                 "packed: stacked trials may differ in learning rate and β only, not in "
-                f"{', '.join(own)}; "
-                "search without --packed"
+                f"{', '.join(own)}; search without --packed"
             )
     check_experiment(base)
     identity = _identity(config, space)
@@ -231,14 +229,12 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use "
-            "another "
-            "--run.name"
+            "another --run.name"
         ) from error
     if not config.resume:
         raise InputError(
             f"{folder}: there is a sweep already; add --resume to continue it, or start another "
-            "with "
-            "--run.name"
+            "with --run.name"
         )
     now, then = json.loads(json.dumps(identity)), state["identity"]
     differs = [k for k in {**now, **then} if now.get(k) != then.get(k)]

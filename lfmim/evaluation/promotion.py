@@ -48,10 +48,8 @@ class Comparison:
         figure, what = ("mean absolute error", "closer") if sentiment else ("accuracy", "right")
         figures = (
             f"{figure} of the {self.head} head {self.challenger:.4f} against {self.champion:.4f} "
-            "on "
-            f"{self.count} utterances; {self.challenger_only} are {what} with the challenger "
-            "alone, "
-            f"{self.champion_only} with the champion alone, p = {self.p_value:.4f}"
+            f"on {self.count} utterances; {self.challenger_only} are {what} with the challenger "
+            f"alone, {self.champion_only} with the champion alone, p = {self.p_value:.4f}"
         )
         gain = (self.challenger - self.champion) * (-1 if sentiment else 1)
         if gain <= 0 or self.challenger_only <= self.champion_only:
@@ -75,8 +73,7 @@ def compare(
     if task != other:
         raise InputError(
             f"the champion is of the {task} task, the challenger of the {other} task, so they "
-            "cannot be "
-            "compared; register models of different tasks under different names "
+            "cannot be compared; register models of different tasks under different names "
             "(--tracking.model_name)"
         )
     for name, predictor in models.items():

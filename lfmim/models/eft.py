@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
-    ModelOutput,
     Pooling,
     TransformerStack,
     init_weights,
@@ -19,7 +19,8 @@ from lfmim.models.layers import (
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
-class EFT(nn.Module):
+@register_model("eft")
+class EFT(EmotionNet):
     """One stack over [CLS; t; a; v] with modality embeddings, pooled, MLP. Answers the multimodal
     head."""
 

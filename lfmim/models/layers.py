@@ -8,23 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models import cpu_kernels
+from lfmim.models import functional
 from lfmim.schema import MODALITIES, Modality
-
-
-class ModelOutput(NamedTuple):
-    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a
-    model without a head leaves it out."""
-
-    logits: dict[str, Tensor]
-    pooled: dict[str, Tensor]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -48,32 +39,10 @@ def sinusoidal_positions(length: int, width: int) -> Tensor:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, faster on a CPU; adds `residual` if given."""
+    """nn.Dropout; adds `residual` if given."""
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if self.training and self.p:
-            if cpu_kernels.applies(input):
-                return cpu_kernels.dropout(input, self.p, residual)
-            input = F.dropout(input, self.p)
-        return input if residual is None else residual + input
-
-
-def attend(
-    q_BTE: Tensor, kv_BSE: Tensor | None, mask_B11S: Tensor, heads: int, dropout: float
-) -> Tensor:
-    """Scaled dot-product attention [B, T, D] with dropout on its weights: queries [B, T, D] over
-    keys and values [B, S, 2D], or `q_BTE` [B, T, 3D] holds all three."""
-    if dropout and cpu_kernels.applies(q_BTE):
-        return cpu_kernels.attention(q_BTE, kv_BSE, mask_B11S, heads, dropout)
-    parts = q_BTE.chunk(3, dim=-1) if kv_BSE is None else (q_BTE, *kv_BSE.chunk(2, dim=-1))
-    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in parts)
-    if dropout and cpu_kernels.vmapped(q):  # the fused kernels' dropout knows no vmap
-        score = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
-        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v.dtype)
-        out = F.dropout(weight, dropout) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=dropout)
-    return out.transpose(1, 2).flatten(2)
+        return functional.dropout(input, self.p if self.training else 0.0, residual)
 
 
 class InputProjection(nn.Module):
@@ -134,7 +103,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        return self.out(attend(self.qkv(x_BTD), None, attend_B11T, self.heads, dropout))  # type: ignore[no-any-return]
+        y_BTD = functional.attention(self.qkv(x_BTD), None, attend_B11T, self.heads, dropout)
+        return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
@@ -149,9 +119,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        y_BTD = attend(
-            self.query(target_BTD), self.key_value(source_BSD), attend_B11S, self.heads, dropout
-        )
+        query_BTD, key_value_BSE = self.query(target_BTD), self.key_value(source_BSD)
+        y_BTD = functional.attention(query_BTD, key_value_BSE, attend_B11S, self.heads, dropout)
         return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
@@ -167,11 +136,9 @@ class FeedForward(nn.Sequential):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        p: float = self[2].p  # type: ignore[assignment]
-        if self.training and p and cpu_kernels.applies(x_BTD):
-            w1, b1, w2, b2 = (*self[0].parameters(), *self[3].parameters())
-            return cpu_kernels.feed_forward(x_BTD, w1, b1, w2, b2, p)
-        return super().forward(x_BTD)  # type: ignore[no-any-return,no-untyped-call]
+        p: float = self[2].p if self.training else 0.0  # type: ignore[assignment]
+        w1, b1, w2, b2 = (*self[0].parameters(), *self[3].parameters())
+        return functional.feed_forward(x_BTD, w1, b1, w2, b2, p)
 
 
 class TransformerLayer(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
-    ModelOutput,
     Pooling,
     TransformerLayer,
     attention_mask,
@@ -24,7 +24,8 @@ from lfmim.models.layers import (
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
-class LFMIM(nn.Module):
+@register_model("lfmim")
+class LFMIM(EmotionNet):
     """`dims`: feature width per modality. Parameters initialised by `init_weights`; FEX ~ N(0,
     0.02²); α = ᾱ = 1.
 

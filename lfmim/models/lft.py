@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
-    ModelOutput,
     Pooling,
     TransformerStack,
     init_weights,
@@ -20,7 +20,8 @@ from lfmim.models.layers import (
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 
-class LFT(nn.Module):
+@register_model("lft")
+class LFT(EmotionNet):
     """Answers the multimodal head."""
 
     answers = (MULTIMODAL,)

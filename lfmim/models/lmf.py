@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import ModelOutput, Pooling, init_weights, input_projections
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
+from lfmim.models.layers import Pooling, init_weights, input_projections
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 RANK = 4
@@ -40,7 +41,8 @@ class LowRankFusion(nn.Module):
         return torch.einsum("r,rbj->bj", self.rank_weight[0], product) + self.bias
 
 
-class LMF(LowRankFusion):
+@register_model("lmf")
+class LMF(LowRankFusion, EmotionNet):
     """LowRankFusion of the pooled modalities, classes. Answers the multimodal head."""
 
     answers = (MULTIMODAL,)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import register_model
 from lfmim.models.layers import Dropout
 from lfmim.models.multitask import Multitask
 from lfmim.schema import MODALITIES, Modality
@@ -32,6 +33,7 @@ class ConcatFusion(nn.Module):
         return self.layers(torch.cat([z[m] for m in MODALITIES], dim=1))  # type: ignore[no-any-return]
 
 
+@register_model("mlf-dnn")
 class MLFDNN(Multitask):
     """Answers all four heads."""
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import register_model
 from lfmim.models.lmf import LowRankFusion
 from lfmim.models.multitask import Multitask
 from lfmim.schema import Modality
 
 
+@register_model("mlmf")
 class MLMF(Multitask):
     """Answers all four heads."""
 

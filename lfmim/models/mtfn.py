@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import register_model
 from lfmim.models.multitask import Multitask
 from lfmim.models.tfn import TensorFusion
 from lfmim.schema import Modality
 
 
+@register_model("mtfn")
 class MTFN(Multitask):
     """Answers all four heads."""
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     CrossAttention,
     Dropout,
     FeedForward,
-    ModelOutput,
     Pooling,
     TransformerStack,
     attention_mask,
@@ -45,7 +45,8 @@ class CrossModalLayer(nn.Module):
         return self.dropout(self.ffn(self.norm_ffn(x_BTD)), x_BTD)  # type: ignore[no-any-return]
 
 
-class MulT(nn.Module):
+@register_model("mult")
+class MulT(EmotionNet):
     """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the
     multimodal head.
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput
 from lfmim.models.layers import (
     ClassifierHead,
     Dropout,
-    ModelOutput,
     Pooling,
     init_weights,
     input_projections,
@@ -62,7 +62,7 @@ class DNNEncoder(nn.Module):
         return self.layers(self.pool(x_BTD, valid_BT))  # type: ignore[no-any-return]
 
 
-class Multitask(nn.Module):
+class Multitask(EmotionNet):
     """Encoders, a uni-modal head on each, and a multimodal head on their fusion. Answers all four
     heads."""
 

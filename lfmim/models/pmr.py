@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
     CrossAttention,
     Dropout,
     FeedForward,
-    ModelOutput,
     Pooling,
     SelfAttention,
     attention_mask,
@@ -84,7 +84,8 @@ class PMRLayer(nn.Module):
         return new, self.norm(self.dropout(self.ffn(hub), hub))
 
 
-class PMR(nn.Module):
+@register_model("pmr")
+class PMR(EmotionNet):
     """Answers all four heads."""
 
     answers = HEADS

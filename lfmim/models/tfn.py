@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import Dropout, ModelOutput, Pooling, init_weights, input_projections
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
+from lfmim.models.layers import Dropout, Pooling, init_weights, input_projections
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 RANK = 32
@@ -38,7 +39,8 @@ class TensorFusion(nn.Module):
         return self.fusion(torch.einsum("bi,bj,bk->bijk", z_t, z_a, z_v).flatten(1))  # type: ignore[no-any-return]
 
 
-class TFN(TensorFusion):
+@register_model("tfn")
+class TFN(TensorFusion, EmotionNet):
     """TensorFusion of the pooled modalities, classes. Answers the multimodal head."""
 
     answers = (MULTIMODAL,)

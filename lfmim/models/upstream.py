@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.models.layers import Dropout, FeedForward, ModelOutput, SelfAttention, init_weights
+from lfmim.models.base import EmotionNet, ModelOutput, register_model
+from lfmim.models.layers import Dropout, FeedForward, SelfAttention, init_weights
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 FUSION_ORDER = (Modality.TEXT, Modality.VISION, Modality.AUDIO)
@@ -104,7 +105,8 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Upstream(nn.Module):
+@register_model("upstream")
+class Upstream(EmotionNet):
     """Answers all four heads. `config.layers` multimodal, text and audio layers, twice as many for
     vision.
 

@@ -25,12 +25,21 @@ from mlflow.types.schema import Array
 import lfmim
 from lfmim.config import ExperimentConfig, experiment_from_dict
 from lfmim.evaluation.model_card import model_card
+from lfmim.models import MODELS
 from lfmim.predictor import Predictor
+from lfmim.registry import plugin_file
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
 from lfmim.tracking.server import check_server, listed, other_places, shown, told, unanswered
-from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better, load_meta
+from lfmim.training.checkpoint import (
+    META,
+    PLUGIN_FILE,
+    WEIGHTS,
+    CheckpointMeta,
+    is_better,
+    load_meta,
+)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CHAMPIONS = "champions"
@@ -104,6 +113,8 @@ def register(
             package.mkdir()
             for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
                 shutil.copy(checkpoint / name, package / name)
+            if plugin := plugin_file(MODELS[meta.config.model.name]):
+                shutil.copy(plugin, package / PLUGIN_FILE)
             (Path(scratch) / CARD).write_text(card, encoding="utf-8")
             code = Path(scratch) / "code" / "lfmim"
             source = Path(lfmim.__file__).parent
@@ -239,8 +250,7 @@ def _beats(
         except (*TRACKING_ERRORS, InputError):
             return False, (
                 f"it is not known what the score of the champion (version {champion.version}) "
-                "measures, so "
-                "the scores cannot be compared"
+                "measures, so the scores cannot be compared"
             )
     differs = [
         text.format(measured[k], champion.version, known[k])

@@ -34,8 +34,10 @@ from lfmim.config import (
     flatten,
     to_dict,
 )
-from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
+from lfmim.experiments.comparison import Results, systems_of
+from lfmim.experiments.search import TrialRecord
+from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
@@ -43,8 +45,6 @@ from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, data
 from lfmim.tracking.server import check_server, server_error, told
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
-from lfmim.training.search import TrialRecord
-from lfmim.training.systems import BenchmarkConfig
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -252,8 +252,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     if found.lifecycle_stage == "deleted":
         raise InputError(
             f"tracking.experiment: {name!r} was deleted from {uri}; restore it there (mlflow "
-            "experiments "
-            f"restore --experiment-id {found.experiment_id}), or name another"
+            f"experiments restore --experiment-id {found.experiment_id}), or name another"
         )
     return str(found.experiment_id)
 
@@ -481,8 +480,7 @@ def logged_config(uri: str, run_id: str) -> dict[str, Any]:
     except TRACKING_ERRORS as error:
         raise InputError(
             f"run {run_id} in {uri}: its {CONFIG_FILE} cannot be read ({gist(error)}); delete the "
-            "run "
-            "there, and it is recorded again"
+            "run there, and it is recorded again"
         ) from error
 
 

@@ -96,9 +96,8 @@ def _check_database(uri: str, *, create: bool) -> None:
         )
     raise InputError(
         f"{what}: MLflow's table {min(missing)} and {len(missing) - 1} more are missing: another "
-        "version "
-        "of MLflow made it, or its making was interrupted; make a copy, then run "
-        f"`mlflow db upgrade {shown(uri)}`"
+        "version of MLflow made it, or its making was interrupted; make a copy, then run `mlflow "
+        f"db upgrade {shown(uri)}`"
     )
 
 

@@ -22,6 +22,8 @@ from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import new_folder, write_bytes, write_text
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
+PLUGIN_FILE = "plugin.py"
+"""In a registered model's checkpoint: the file that defines its plug-in model."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ from torch.utils._triton import has_triton
 from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
-from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu_kernels
+from lfmim.models import MODELS, EmotionNet, build_model, check_dims, cpu
+from lfmim.models.base import accepting_absent
 from lfmim.models.layers import TransformerLayer
 from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
@@ -164,7 +165,7 @@ def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> 
 def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
     """How many threads may compute micro-batches side by side.
 
-    Only where nothing but cpu_kernels draws random numbers: torch's own dropout has one generator
+    Only where nothing but models/cpu draws random numbers: torch's own dropout has one generator
     for all threads.
     """
     alone = device.type == "cpu" and precision == "fp32" and not compiled and world == 1
@@ -245,14 +246,14 @@ def _side_by_side(
     def work(
         part: Any, seed: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
-        cpu_kernels.seed_thread(seed)
+        cpu.seed_thread(seed)
         loss, logits, losses_BH = forward(part)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return loss.detach(), {h: x.detach() for h, x in logits.items()}, losses_BH, gradients
 
     parts = parts[::-1]  # the longest first, so that no thread begins with it when the others end
     seeds = torch.randint(2**62, (len(parts),)).tolist()
-    results = cpu_kernels.pool(threads).map(work, parts, seeds)
+    results = cpu.pool(threads).map(work, parts, seeds)
     for part, (loss, logits, losses_BH, gradients) in zip(parts, results, strict=True):
         for p, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
@@ -304,11 +305,9 @@ def check_data(config: ModelConfig, spec: FeatureSpec, *splits: UtteranceTensors
             if len(absent):
                 raise InputError(
                     f"utterance {data.ids[int(absent[0])]!r}, {FEATURE_COLUMNS[m]}: absent (so in "
-                    f"{len(absent)} of "
-                    f"{len(data)} utterances), and model.name '{config.name}' needs every "
-                    "modality; leave such "
-                    "utterances out, or use "
-                    + " or ".join(n for n, model in MODELS.items() if model.accepts_absent)
+                    f"{len(absent)} of {len(data)} utterances), and model.name '{config.name}' "
+                    "needs every modality; leave such utterances out, or use one of "
+                    f"{accepting_absent()}"
                 )
 
 

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from serial_sweep import serial_sweep, tiny_tune
 
 from lfmim.config import to_dict
-from lfmim.training.search import TrialRecord, best_trial, read_space, suggest, with_params
+from lfmim.experiments.search import TrialRecord, best_trial, read_space, suggest, with_params
 
 TRIALS = 12
 

@@ -23,8 +23,8 @@ from lfmim.config import (
     experiment_from_dict,
     to_dict,
 )
+from lfmim.experiments.search import read_space
 from lfmim.schema import HEADS, InputError, Modality
-from lfmim.training.search import read_space
 
 positive, fraction = st.integers(1, 500), st.floats(0, 0.99)
 experiments = st.builds(

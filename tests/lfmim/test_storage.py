@@ -22,8 +22,8 @@ from lfmim.data.demo_corpus import make_clip
 from lfmim.data.importers.dump import ImportReport, write_store
 from lfmim.data.store import exclusive, write_part, write_spec
 from lfmim.data.tables import write_manifest
-from lfmim.evaluation.comparison_report import write_comparison
 from lfmim.evaluation.label_report import write_label_report
+from lfmim.experiments.comparison_report import write_comparison
 from lfmim.models import build_model
 from lfmim.schema import EMOTIONS, HEADS, LABEL_COLUMNS, InputError
 from lfmim.storage import (

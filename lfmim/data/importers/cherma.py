@@ -148,8 +148,7 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
     if out and not any(row[column] for row in out for column in LABEL_COLUMNS.values()):
         report.notes.append(
             f"no label is there (fields looked for: {', '.join(LABELS.values())}), so no model can "
-            "be "
-            "trained on this store as it is"
+            "be trained on this store as it is"
         )
     return out
 

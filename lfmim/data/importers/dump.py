@@ -67,10 +67,9 @@ class ImportReport:
             if self.values[m]:
                 out.append(
                     f"  {m}: absent in {self.absent[m]} rows; {self.non_finite[m]} of "
-                    f"{self.values[m]} values not "
-                    f"finite, in {self.non_finite_rows[m]} rows (now 0); {self.clipped[m]} beyond "
-                    "float16 (now "
-                    f"±{FLOAT16_MAX:g}); {self.padding[m]} padding vectors left out"
+                    f"{self.values[m]} values not finite, in {self.non_finite_rows[m]} rows (now "
+                    f"0); {self.clipped[m]} beyond float16 (now ±{FLOAT16_MAX:g}); "
+                    f"{self.padding[m]} padding vectors left out"
                 )
         return [*out, *(f"  {note}" for note in self.notes)]
 
@@ -111,8 +110,7 @@ def check_new(store: Path) -> None:
     if store.exists() and (not store.is_dir() or any(store.iterdir())):
         raise InputError(
             f"{store}: exists already, and imports do not mix; choose another --store, or remove "
-            "it to "
-            "import again"
+            "it to import again"
         )
 
 

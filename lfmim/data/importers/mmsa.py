@@ -216,8 +216,7 @@ def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: Imp
     if not count:
         report.notes.append(
             f"no sentiment score is there (keys looked for: {', '.join(SCORES.values())}), so no "
-            "model "
-            "can be trained on this store as it is"
+            "model can be trained on this store as it is"
         )
     if largest > MOSI_RANGE:
         raise InputError(

@@ -63,15 +63,13 @@ def import_sims(source: Path, output: Path) -> list[str]:
     if missing == len(manifest):
         raise InputError(
             f"{source}: no clip of label.csv is there; expected for example "
-            f"Raw/{rows[0]['video_id']}/"
-            f"{rows[0]['clip_id']}.mp4"
+            f"Raw/{rows[0]['video_id']}/{rows[0]['clip_id']}.mp4"
         )
     repeated = manifest[ID].duplicated()
     if repeated.any():
         raise InputError(
             f"{path}: row {int(repeated.to_numpy().argmax()) + 1}, field 'clip_id': video_id and "
-            "clip_id "
-            "repeat an earlier row"
+            "clip_id repeat an earlier row"
         )
     write_manifest(manifest, output)
     unread = [

@@ -7,9 +7,9 @@ from pathlib import Path
 from lfmim.config import ModelConfig, RunConfig, TrainConfig, to_dict
 from lfmim.data.loading import load_split
 from lfmim.distributed.order import successive_halving
+from lfmim.experiments.search import TrialRecord, TuneConfig, with_params
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.loop import NonFiniteLossError, train
-from lfmim.training.search import TrialRecord, TuneConfig, with_params
 
 
 class Stop(Exception):

@@ -18,7 +18,7 @@ TRACEBACK = """Traceback (most recent call last):
   File "/opt/python/site-packages/ray/data/util.py", line 7, in init
     self._init()
     ^^^^^^^^^^^^
-  File "/tmp/ray/session_x/working_dir_files/y/feature_service/pipeline.py", line 9, in __init__
+  File "/tmp/ray/session_x/working_dir_files/y/feature_service/x.py", line 9, in __init__
     self.run = build_stage(name)
 
 RuntimeError: CUDA out of memory"""
@@ -52,8 +52,7 @@ def test_errors_are_shown_once_and_noise_is_not(capsys):
         "worker 7 on 10.0.0.3: 2026-11-27 02:59:35,242\tERROR y.py:4 -- the disk is gone",
         "worker 7 on 10.0.0.3: ERROR lfmim.x: cannot be",
         "worker 7 on 10.0.0.3: Traceback (most recent call last):",
-        '  File "/tmp/ray/session_x/working_dir_files/y/feature_service/pipeline.py", line 9, in '
-        "__init__",
+        '  File "/tmp/ray/session_x/working_dir_files/y/feature_service/x.py", line 9, in __init__',
         "    self.run = build_stage(name)",
         "RuntimeError: CUDA out of memory",
     ]

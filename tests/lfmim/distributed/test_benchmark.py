@@ -11,9 +11,9 @@ from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
 from lfmim.config import ModelConfig, TrainConfig
-from lfmim.evaluation.comparison_report import summary, write_comparison
+from lfmim.experiments.comparison_report import summary, write_comparison
+from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.schema import HEADS, MULTIMODAL
-from lfmim.training.systems import BenchmarkConfig
 
 
 @pytest.mark.ray

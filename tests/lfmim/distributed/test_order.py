@@ -16,7 +16,7 @@ from sweep_order import order_of, simulate
 
 from lfmim.config import TrainConfig
 from lfmim.distributed.order import TuneOrder, successive_halving
-from lfmim.training.search import TrialRecord, TuneConfig, best_trial, read_space, with_params
+from lfmim.experiments.search import TrialRecord, TuneConfig, best_trial, read_space, with_params
 
 CONFIG = TuneConfig(store="s", grace=2, reduction=3, train=TrainConfig(lr=0.001))
 SPACE = {"train.lr": read_space("", CONFIG)["train.lr"]}

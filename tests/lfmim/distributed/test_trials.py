@@ -12,10 +12,10 @@ from serial_sweep import serial_sweep, tiny_tune
 from lfmim.data.loading import load_split
 from lfmim.distributed.order import RepeatableOrder, TuneOrder
 from lfmim.distributed.trials import Trials
+from lfmim.experiments.search import best_trial, read_space, suggest, with_params
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
 from lfmim.training.loop import train
-from lfmim.training.search import best_trial, read_space, suggest, with_params
 
 
 @pytest.mark.ray

@@ -10,10 +10,10 @@ import torch
 from conftest import ROOT
 from test_lfmim import LENGTHS, build, inputs
 
+from lfmim.convert.published import read_published
 from lfmim.models import build_model
 from lfmim.models.upstream import positions_from_one
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL
-from lfmim.training.published import read_published
 
 UPSTREAM = ROOT.parent / "shared" / "upstream"
 

@@ -168,7 +168,7 @@ def test_a_database_that_can_only_be_read_is_read(tmp_path, empty_database, smal
 
 
 def test_a_record_of_a_benchmark_that_was_deleted_is_made_again(tmp_path, empty_database):
-    from lfmim.training.systems import BenchmarkConfig
+    from lfmim.experiments.systems import BenchmarkConfig
 
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     uri, report = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "report"

@@ -187,9 +187,8 @@ def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
     tags = client.get_model_version("lfmim", "1").tags
     assert {k: tags[k] for k in measured} == measured
     vision = (
-        "chosen by the vision head, the champion (version {}) by the multimodal one, so the scores "
-        "cannot be "
-        "compared"
+        "chosen by the vision head, the champion (version {}) by the multimodal one, so the "
+        "scores cannot be compared"
     )
     found = by_head("vision", 1.0)
     assert (found.promoted, found.reason) == (False, vision.format(1))

@@ -18,7 +18,7 @@ from two_workers import random_data, worker
 
 from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.loading import load_split
-from lfmim.models import cpu_kernels
+from lfmim.models import cpu
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
@@ -236,7 +236,7 @@ def test_micro_batches_side_by_side_equal_those_in_turn(two_threads, tmp_path):
 
 
 def test_threads_side_by_side_compute_alone(two_threads):
-    pool = cpu_kernels.pool(2)
+    pool = cpu.pool(2)
     assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
     assert torch.get_num_threads() == 2
 

@@ -1,0 +1,1 @@
+"""Crops, waveforms and transcripts -> feature sequences; a family is a file."""

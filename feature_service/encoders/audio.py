@@ -1,0 +1,69 @@
+"""Waveforms -> wav2vec2 frame features, one vector per 20 ms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from feature_service.encoders.weights import from_pretrained, resolved_revision, weights_sha256
+from feature_service.operators.decode import SAMPLE_RATE
+from lfmim.schema import EncoderSpec
+
+HOP, RECEPTIVE_FIELD = 320, 400
+"""Samples: 20 ms frame shift, 25 ms receptive field (paper §3.3)."""
+CHUNK = 30 * SAMPLE_RATE
+
+
+class AudioEncoder:
+    """Last hidden states of a wav2vec2, kept at their true length."""
+
+    def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
+        revision = resolved_revision(source, revision)
+        self.normalize = bool(
+            from_pretrained(Wav2Vec2FeatureExtractor, source, revision).do_normalize
+        )
+        self.model = from_pretrained(Wav2Vec2Model, source, revision).eval().to(device)
+        self.device = device
+        self.source, self.revision = source, revision
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """Hashes the weights on first use."""
+        return EncoderSpec(
+            name=self.source,
+            revision=self.revision,
+            weights_sha256=weights_sha256(self.model),
+            dim=self.model.config.hidden_size,
+            max_length=0,
+        )
+
+    def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 [S] at 16 kHz -> float16 [T, D] with T = (S - 400) // 320 + 1.
+
+        One waveform a pass: the base model's group norm runs over time, so padding would leak into
+        the features, and utterances of one exact length are rare (on a CPU a pass of four such took
+        longer than four passes). Waveforms longer than 30 s go in chunks that overlap by one
+        receptive field, which bounds memory.
+        """
+        return [self._encode(np.asarray(w, np.float32)) for w in waveforms]
+
+    def _encode(self, wave: np.ndarray) -> np.ndarray:
+        if len(wave) < RECEPTIVE_FIELD:
+            wave = np.pad(wave, (0, RECEPTIVE_FIELD - len(wave)))
+        if self.normalize:  # as Wav2Vec2FeatureExtractor does: over the whole utterance
+            wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+        starts = range(0, max(len(wave) - RECEPTIVE_FIELD + 1, 1), CHUNK)
+        parts = []
+        for start in starts:
+            piece = torch.from_numpy(wave[start : start + CHUNK + RECEPTIVE_FIELD - HOP]).to(
+                self.device
+            )
+            with torch.inference_mode():
+                parts.append(
+                    self.model(piece[None]).last_hidden_state[0].to(torch.float16).cpu().numpy()
+                )
+        return np.concatenate(parts)

@@ -1,0 +1,93 @@
+"""Transcripts -> BERT token features."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, BertModel
+
+from feature_service.encoders.weights import from_pretrained, resolved_revision, weights_sha256
+from lfmim.schema import EncoderSpec
+
+LENGTH_STEP = 16
+"""Padded lengths are multiples of this many tokens."""
+
+
+class TextEncoder:
+    """Last hidden states of a BERT; at most `max_tokens` tokens with CLS and SEP (paper §3.3:
+    80)."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        max_tokens: int = 80,
+        device: str = "cpu",
+        batch_size: int | None = None,
+    ) -> None:
+        # once, or a moving branch gives tokenizer and model apart
+        revision = resolved_revision(source, revision)
+        self.model = (
+            from_pretrained(BertModel, source, revision, add_pooling_layer=False).eval().to(device)
+        )
+        self.tokenizer = from_pretrained(AutoTokenizer, source, revision)
+        self.max_tokens, self.device = max_tokens, device
+        self.batch_size = batch_size or (1 if device == "cpu" else 16)
+        self.source, self.revision = source, revision
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """Hashes the weights on first use."""
+        return EncoderSpec(
+            name=self.source,
+            revision=self.revision,
+            weights_sha256=weights_sha256(self.model),
+            dim=self.model.config.hidden_size,
+            max_length=self.max_tokens,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the whole text, CLS and SEP among them."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """float16 [L, D] per text, L its true token count.
+
+        Passes have fixed shapes: `batch_size` texts (the last pass is filled up) padded to a length
+        that follows from the text's own, so its features do not depend on the texts beside it. On a
+        CPU one text a pass, unpadded: filling small blocks up would cost more than batching gains.
+        """
+        tokens = (
+            self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+            if texts
+            else []
+        )
+        groups: dict[int, list[int]] = {}
+        for i, ids in enumerate(tokens):
+            step = 1 if self.batch_size == 1 else LENGTH_STEP
+            groups.setdefault(-(-len(ids) // step) * step, []).append(i)
+        out: dict[int, np.ndarray] = {}
+        for length, members in groups.items():
+            for start in range(0, len(members), self.batch_size):
+                part = members[start : start + self.batch_size]
+                ids_BL = torch.full((self.batch_size, length), self.tokenizer.pad_token_id)
+                mask_BL = torch.zeros_like(ids_BL)
+                mask_BL[:, 0] = 1  # rows that only fill up must attend to something
+                for row, i in enumerate(part):
+                    ids_BL[row, : len(tokens[i])] = torch.tensor(tokens[i])
+                    mask_BL[row, : len(tokens[i])] = 1
+                with torch.inference_mode():
+                    hidden = (
+                        self.model(
+                            input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
+                        )
+                        .last_hidden_state.to(torch.float16)
+                        .cpu()
+                        .numpy()
+                    )
+                out.update({i: hidden[row, : len(tokens[i])] for row, i in enumerate(part)})
+        return [out[i] for i in range(len(tokens))]

@@ -1,0 +1,1 @@
+"""Manifest -> stages -> feature store, and features -> predictions, on Ray Data."""

@@ -1,0 +1,59 @@
+"""Face crops of stored clips, made again from their videos: to see with one's own eyes what was
+encoded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_service.operators.face import FaceCropper
+from feature_service.pipeline.stages import ERROR, FRAMES, STAGE, build_stage
+from lfmim.config import ExtractConfig
+from lfmim.data.store import read_table
+from lfmim.evaluation.store_report import Crop
+from lfmim.schema import DURATION, FACE_FOUND, ID, LABEL_COLUMNS, TEXT, VIDEO, FeatureSpec, Modality
+
+
+def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
+    """Crops of `count` stored rows that have a video, chosen by `seed`, in id order.
+
+    The frames are sampled as the store's spec says. A clip that is gone, cannot be decoded or has
+    no face is told, not left out.
+    """
+    sampling = FeatureSpec.load(store).sampling
+    table = read_table(store, [VIDEO, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
+    rows = [r for r in table.to_pylist() if r[VIDEO]]
+    if not rows or not count or "segments" not in sampling:
+        return []
+    chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
+    config = ExtractConfig(
+        manifest="-",
+        store=str(store),
+        **{k: sampling[k] for k in ("segments", "frames_per_segment", "seed")},
+    )
+    decode, cropper = build_stage("decode", config), FaceCropper()
+    return [_crop(rows[i], decode, cropper) for i in sorted(chosen)]
+
+
+def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
+    found = stored[FACE_FOUND] or []
+    label = stored[LABEL_COLUMNS[Modality.VISION]] or "no label"
+    caption = f"{stored[ID]} · {label} · face in {sum(found)}/{len(found)} frames"
+    if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
+        return Crop(caption, None, "the video is gone")
+    (row,) = decode(
+        [{ID: stored[ID], VIDEO: stored[VIDEO], TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}]
+    )
+    frames = row.get(FRAMES)
+    if row[ERROR] or frames is None:
+        return Crop(caption, None, row[ERROR] or "no video stream")
+    with_face = np.flatnonzero(found)
+    if not len(with_face):
+        return Crop(caption, None, "no face was found")
+    middle = with_face[len(with_face) // 2]
+    crops = cropper(frames[middle : middle + 1]).crops if middle < len(frames) else None
+    if crops is None:
+        return Crop(caption, None, "the face is not found again: the video has changed")
+    return Crop(caption, crops[0])

@@ -1,0 +1,238 @@
+"""The operators as stages over row dicts: what the Ray Data pipeline, single-clip prediction and
+serving share.
+
+Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and
+`error` ("" otherwise) and passes through the later stages untouched. Seconds spent are added to the
+row per stage.
+
+torch and the models' libraries take seconds to import; a process imports those of its own stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feature_service.operators.decode import SAMPLE_RATE, ClipError, DecodeOptions
+from feature_service.operators.isolation import IsolatedDecoder
+from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
+from lfmim.schema import (
+    AUDIO_STREAMS,
+    DURATION,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    FRAME_INDICES,
+    ID,
+    MEDIA_SHA256,
+    TEXT,
+    VIDEO,
+    VIDEO_STREAMS,
+    EncoderSpec,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
+
+if TYPE_CHECKING:
+    from feature_service.encoders.text import TextEncoder
+    from feature_service.operators.face import FaceCropper
+
+Row = dict[str, Any]
+STAGES = ("decode", "face", "vision", "text", "audio")
+ERROR, STAGE = "error", "stage"
+FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
+UNCUT_TOKENS = "uncut_tokens"
+"""Tokens of a text of which the encoder reads only the first; absent where it reads all."""
+TINY_SEED = 0
+
+
+def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
+    """Source per modality; tiny encoders are built into the cache of this machine on first use."""
+    sources = config.sources
+    if not all(sources.values()):
+        from feature_service.encoders.weights import build_tiny_encoders
+
+        tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
+        sources = {m: s or str(tiny[m]) for m, s in sources.items()}
+    return sources
+
+
+def build_stage(
+    name: str, config: ExtractConfig, device: str = "cpu", *, spec: FeatureSpec | None = None
+) -> Callable[[list[Row]], list[Row]]:
+    """The stage `name` (one of STAGES), its model loaded on `device`.
+
+    Raises InputError if an encoder's weights are not those of `spec`, which the features will be
+    taken for.
+    """
+    if name != "decode" and device == "cpu":
+        import torch
+
+        torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
+    if name == "decode":
+        options = DecodeOptions(
+            segments=config.segments,
+            frames_per_segment=config.frames_per_segment,
+            seed=config.seed,
+            max_duration_s=config.max_duration_s,
+            max_frame_side=config.max_frame_side,
+            max_bytes=config.max_media_mb << 20,
+        )
+        decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
+        work: Callable[[Row], None] = lambda row: _decode(row, decoder)  # noqa: E731
+    elif name == "face":
+        from feature_service.operators.face import FaceCropper
+
+        cropper = FaceCropper(device=device)
+        work = lambda row: _face(row, cropper)  # noqa: E731
+    else:
+        encoder = build_encoder(Modality(name), config.encoders, device)
+        if spec is not None:
+            _check_weights(Modality(name), encoder.spec, spec.encoders[name])
+        raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[
+            Modality(name)
+        ]
+        after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
+        if name == Modality.TEXT:
+            after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
+        return lambda rows: after(_encode_rows(rows, Modality(name), raw, encoder))
+    return lambda rows: [_guarded(name, work, row) for row in rows]
+
+
+def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Any:
+    """The modality's encoder. Raises InputError if its source cannot be loaded."""
+    from feature_service.encoders.audio import AudioEncoder
+    from feature_service.encoders.text import TextEncoder
+    from feature_service.encoders.vision import VisionEncoder
+
+    source, revision = encoder_sources(config)[modality], config.revisions[modality]
+    kinds = {
+        Modality.TEXT: TextEncoder,
+        Modality.AUDIO: AudioEncoder,
+        Modality.VISION: VisionEncoder,
+    }
+    return kinds[modality](source, revision=revision, device=device)
+
+
+def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec) -> None:
+    if here.weights_sha256 != expected.weights_sha256:
+        raise InputError(
+            f"{modality} encoder {here.name!r}: a worker on host {socket.gethostname()} loaded "
+            f"other weights than the job began with: sha256 {here.weights_sha256} there, "
+            f"{expected.weights_sha256} where the job was started. Nothing was stored from them. "
+            "Give every node the same files under this name, or a hub id with a commit "
+            f"(--encoders.{modality}_revision), and run the same command again."
+        )
+
+
+def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
+    """The config with hub encoders at the commits in `spec`: a branch may move before a worker
+    loads it."""
+    commits: dict[str, Any] = {
+        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision
+    }
+    return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
+
+
+def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
+    """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
+    from feature_service.operators.face import KEY_STEP
+
+    libraries = ("torch", "torchaudio", "transformers", "av", "facenet-pytorch", "pillow")
+    return FeatureSpec(
+        encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
+        sampling={
+            "segments": config.segments,
+            "frames_per_segment": config.frames_per_segment,
+            "seed": config.seed,
+            "crop_size": 224,
+            "sample_rate": SAMPLE_RATE,
+            "max_frame_side": config.max_frame_side,
+            "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
+        },
+        library_versions={name: importlib.metadata.version(name) for name in libraries},
+    )
+
+
+def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
+    if row[ERROR]:
+        return row
+    started = time.perf_counter()
+    try:
+        work(row)
+    except ClipError as error:
+        row.update({STAGE: error.stage, ERROR: str(error)})
+    except Exception as error:  # one clip must not end the job; the reason is kept with the row
+        row.update({STAGE: name, ERROR: f"{type(error).__name__}: {error}"[:500]})
+    row[f"seconds_{name}"] = time.perf_counter() - started
+    return row
+
+
+def _decode(row: Row, decoder: IsolatedDecoder) -> None:
+    if row[VIDEO]:
+        clip = decoder(row[VIDEO], key=row[ID])
+        row.update(
+            {
+                FRAMES: clip.frames,
+                WAVEFORM: clip.waveform,
+                DURATION: clip.duration_s,
+                FRAME_INDICES: clip.frame_indices,
+                MEDIA_SHA256: clip.sha256,
+                VIDEO_STREAMS: clip.video_streams,
+                AUDIO_STREAMS: clip.audio_streams,
+            }
+        )
+    elif not row[TEXT]:
+        raise ClipError("decode", "the row has neither a video nor a text")
+
+
+def _face(row: Row, cropper: FaceCropper) -> None:
+    frames = row.pop(FRAMES, None)
+    if frames is not None:
+        found = cropper(frames)
+        row.update({CROPS: found.crops, FACE_FOUND: found.face_found})
+
+
+def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) -> list[Row]:
+    """One call of the encoder for all rows, so that it can batch across utterances; time is shared
+    out evenly.
+
+    If the call fails, each row is encoded alone, and only those that fail then carry the error.
+    """
+    started = time.perf_counter()
+    todo = [row for row in rows if not row[ERROR] and row.get(raw) is not None and len(row[raw])]
+    try:
+        encoded = encoder([row[raw] for row in todo])
+    except Exception:
+        for row in todo:
+            _guarded(modality.value, lambda r: _store(r, modality, encoder([r[raw]])[0]), row)
+    else:
+        for row, features in zip(todo, encoded, strict=True):
+            _guarded(modality.value, lambda r, f=features: _store(r, modality, f), row)  # type: ignore[misc]
+    for row in rows:
+        if modality is not Modality.TEXT:
+            row.pop(raw, None)
+    for row in todo:
+        row[f"seconds_{modality}"] = (time.perf_counter() - started) / len(todo)
+    return rows
+
+
+def _count_cut(rows: list[Row], encoder: TextEncoder) -> list[Row]:
+    for row in rows:
+        features = row.get(FEATURE_COLUMNS[Modality.TEXT])
+        if features is not None and len(features) == encoder.max_tokens:
+            tokens = encoder.count_tokens(row[TEXT])
+            row[UNCUT_TOKENS] = tokens if tokens > encoder.max_tokens else None
+    return rows
+
+
+def _store(row: Row, modality: Modality, features: np.ndarray) -> None:
+    if not np.isfinite(features).all():
+        raise ClipError(modality.value, "the encoder returned non-finite features")
+    row[FEATURE_COLUMNS[modality]] = features

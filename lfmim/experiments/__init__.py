@@ -1,0 +1,1 @@
+"""Many runs: systems, search spaces, comparison with its statistics, reports."""

@@ -1,0 +1,151 @@
+"""The report of a benchmark: tables as CSV, Markdown and LaTeX, figures as PNG, and one
+self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lfmim.evaluation.figures import confusion_matrices, grouped_bars, learning_curves, test_curves
+from lfmim.evaluation.report import PAGE_STYLE, inline_image, markdown_table
+from lfmim.experiments.comparison import (
+    REFERENCE,
+    Results,
+    is_sentiment,
+    mean_cka,
+    modality_deviation,
+    runs_of,
+    systems_of,
+    table_2,
+    table_3,
+    table_4,
+    table_claims,
+    table_subsets,
+)
+from lfmim.schema import MODALITIES, REPORT_ORDER
+from lfmim.storage import new_file, write_text
+
+HEAVY = ("predictions", "labels", "history", "test_curves")
+
+
+def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
+    """File name -> title and table; those with nothing in them left out."""
+    if is_sentiment(results):
+        found = {"table_3": ("Sentiment, multimodal head (Table 3)", table_3(results))}
+    else:
+        found = {
+            "table_2": ("Multimodal head (Table 2)", table_2(results)),
+            "table_4": ("Every head against its own label (Table 4)", table_4(results)),
+        }
+    found["claims"] = ("What was claimed", table_claims(results))
+    found["subsets"] = (
+        "Multimodal head from every subset of the modalities",
+        table_subsets(results),
+    )
+    return {name: (title, table) for name, (title, table) in found.items() if not table.empty}
+
+
+def figures(results: Results) -> dict[str, tuple[str, Figure]]:
+    """File name -> title and figure."""
+    systems = systems_of(results)
+    shown = REFERENCE if REFERENCE in systems else systems[0]
+    run = runs_of(results, shown)[0]
+    history = [dict(entry) for entry in run["history"]]
+    for entry, scores in zip(history, run["test_curves"], strict=False):
+        entry["test"] = scores
+    note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
+    found = {
+        "figure_3": (
+            f"{shown}, seed {run['seed']}: losses and accuracies per head (Figure 3 a, b{note})",
+            learning_curves(history),
+        ),
+        "confusion": (
+            f"{shown}, seed {run['seed']}: confusion on test",
+            confusion_matrices(run["test"]),
+        ),
+    }
+    curves = {
+        s: [r["test_curves"] for r in runs_of(results, s) if r["test_curves"]] for s in systems
+    }
+    curves = {s: c for s, c in curves.items() if c}
+    if len(curves) > 1:
+        title = (
+            "Test curves of the multimodal head (Figure 3 c; measured after selection, and no part "
+            "of it)"
+        )
+        found["figure_3c"] = (title, test_curves(curves))
+    deviations = (
+        {s: modality_deviation(results, s) for s in systems} if not is_sentiment(results) else {}
+    )
+    bars = {s: (100 * d, None) for s, d in deviations.items() if d is not None}
+    if bars:
+        found["figure_4c"] = (
+            "Standard deviation of F1 over the three modalities (Figure 4 c)",
+            grouped_bars(REPORT_ORDER, bars, "deviation of F1 (%)"),
+        )
+    pairs = [f"{a}-{b}" for a, b in combinations(MODALITIES, 2)]
+    cka = {
+        s: np.array([[r["cka"][p] for p in pairs] for r in runs_of(results, s)])
+        for s in mean_cka(results)
+    }
+    if cka:
+        title = "Dependence between uni-modal representations on test: linear CKA (cf. Figure 2 b)"
+        heights = {s: (x.mean(axis=0), x.std(axis=0)) for s, x in cka.items()}
+        found["figure_2b"] = (title, grouped_bars(pairs, heights, "linear CKA"))
+    return found
+
+
+def summary(results: Results) -> str:
+    """What a terminal shows: the main table without F1 per emotion, the claims, subsets and CKA."""
+    parts = []
+    for name, (title, table) in tables(results).items():
+        if name != "table_4":
+            emotions = [e for e in REPORT_ORDER if e in table]
+            parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
+    parts.append(
+        "Linear CKA between uni-modal representations: "
+        + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items())
+    )
+    return "\n\n".join(parts)
+
+
+def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
+    """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`;
+    returns its path."""
+    page = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
+    ]
+    if failed:
+        page.append(
+            "<p><b>Failed "
+            f"runs</b></p><ul>{''.join(f'<li>{html.escape(f)}</li>' for f in failed)}</ul>"
+        )
+    page.append(
+        "<p>Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, "
+        "its checkpoint is the epoch with the best validation score of the multimodal head, and "
+        "the test split is read once, after that. Differences are of accuracy in points "
+        "(sentiment: of minus the absolute error), with 95 % intervals and p-values of a "
+        "bootstrap over test utterances (paired) and seeds; p against LFMIM is corrected for the "
+        "number of systems (Holm).</p>"
+    )
+    for name, (heading, table) in tables(results).items():
+        write_text(folder / f"{name}.csv", table.to_csv())
+        rows = [(i, *row) for i, *row in table.itertuples()]
+        write_text(folder / f"{name}.md", markdown_table([table.index.name, *table.columns], rows))
+        write_text(folder / f"{name}.tex", table.to_latex(escape=True).replace("±", r"$\pm$"))
+        page.append(f"<h2>{html.escape(heading)}</h2>{table.to_html()}")
+    for name, (heading, figure) in figures(results).items():
+        with new_file(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+        page.append(f"<h2>{html.escape(heading)}</h2>{inline_image(figure)}")
+    slim = [{k: v for k, v in r.items() if k not in HEAVY} for r in results]
+    write_text(folder / "results.json", json.dumps(slim, indent=1))
+    return write_text(folder / "index.html", "\n".join(page))

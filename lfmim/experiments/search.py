@@ -1,0 +1,389 @@
+"""Search spaces over the config, and what to try next: pure functions of a seed and of earlier
+trials (Optuna)."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+
+from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.schema import HEADS, InputError
+from lfmim.text_files import read_yaml
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+Value = float | int | str | bool
+Params = dict[str, Value]
+"""Dotted config field -> value."""
+STARTUP = 5
+"""Trials drawn at random before TPE models the results."""
+FIXED = {
+    "train.seed": "a seed is not a hyperparameter; the winner is retrained over seeds",
+    "train.selection": "it is the score itself",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(ExperimentConfig):
+    """Everything `jobs/tune.py` needs: an experiment, and how to search around it.
+
+    A trial runs in one process with run.cpus_per_worker and run.gpus_per_worker; train.seed seeds
+    the search as well.
+    """
+
+    search: Literal["optuna", "random", "grid"] = "optuna"
+    """optuna: TPE."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha: a trial is stopped that is behind the trials before it (asynchronous successive
+    halving)."""
+    space: str = ""
+    """YAML file of fields and values (jobs/configs/search.yaml); empty: learning rate and the four
+    β."""
+    trials: int = 20
+    """Trials in all; the first is the config as given. Raise it and resume to go on with a finished
+    sweep."""
+    grace: int = 3
+    """asha: epochs before a trial may be stopped."""
+    reduction: int = 3
+    """asha: at `grace`, `grace` x `reduction`, ... epochs the best 1/`reduction` go on."""
+    repeatable: bool = False
+    """The same trials, scores and winner for the same seed and window, whatever the timing. At many
+    slots this costs most of what Optuna and ASHA save: the first `window` trials know of no
+    other."""
+    window: int = 0
+    """repeatable: a trial learns from those at least this far before it, so at most this many run
+    at once; 0: twice what the cluster holds when the sweep begins."""
+    seeds: int = 3
+    """Seeds the winner is trained with, its own included."""
+    packed: int = 0
+    """Trials trained at once as one stacked model on one share of a device (0: each alone). Only
+    learning rate and β
+    can be searched then, no trial is stopped early, and windows of trials start together, as with
+    --repeatable. For GPUs; on a CPU it takes longer than one by one."""
+    resume: bool = False
+    """Continue the sweep of this config if there is one; no ended trial is repeated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, least in (
+            ("trials", 1),
+            ("grace", 1),
+            ("reduction", 2),
+            ("window", 0),
+            ("seeds", 1),
+            ("packed", 0),
+        ):
+            if getattr(self, field) < least:
+                raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
+        for field, choices in (
+            ("search", ("optuna", "random", "grid")),
+            ("scheduler", ("asha", "none")),
+        ):
+            if getattr(self, field) not in choices:
+                raise InputError(
+                    f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}"
+                )
+        if self.packed and not (self.repeatable and self.scheduler == "none"):
+            raise InputError(
+                "packed: stacked trials start together, a window at a time, and train to "
+                "their end; add --repeatable --scheduler none"
+            )
+        if self.window and not self.repeatable:
+            raise InputError(
+                f"window: {self.window} means something in a repeatable sweep alone; add "
+                "--repeatable, or leave it out: a trial then learns from all that ended"
+            )
+        if self.packed and 0 < self.window < self.packed:
+            raise InputError(
+                f"window: {self.window} must be at least packed ({self.packed}): so many run at "
+                "once"
+            )
+        if self.run.workers != 1:
+            raise InputError(
+                "run.workers: a trial is one process; search with 1, then train the winner's "
+                "config with more by jobs/train.py"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """One searched field: Optuna's distribution, and its values on a grid (none: a range without
+    `points`)."""
+
+    distribution: BaseDistribution
+    grid: tuple[Value, ...]
+
+
+Space = dict[str, Dimension]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """What became of one trial; `trial.json` of its folder."""
+
+    number: int
+    params: Params
+    state: Literal["finished", "stopped", "diverged", "failed"]
+    """stopped: by the scheduler; diverged: a loss that is not finite; failed: it died, or its
+    values do not fit."""
+    score: float | None = None
+    """Best validation accuracy of the selection head; None without a finished epoch."""
+    loss: float | None = None
+    """That head's validation loss in the same epoch."""
+    best_epoch: int = -1
+    seconds: float = 0.0
+    """Training time."""
+    message: str = ""
+    config: dict[str, Any]
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """One entry per epoch (loop.EpochReport as a dict)."""
+
+    @property
+    def scores(self) -> list[float]:
+        return [float(entry["score"]) for entry in self.history]
+
+
+def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
+    """The highest score among finished trials; ties: lower loss, then the earlier trial.
+
+    A trial that was stopped early cannot win: its score would be another one at the end. InputError
+    if there is none.
+    """
+    scored = [r for r in records if r.score is not None and r.state == "finished"]
+    if not scored:
+        raise InputError(
+            "no trial was trained to its end; the messages above say why. Lower train.lr or "
+            "narrow the search space"
+        )
+    return max(
+        scored,
+        key=lambda r: (r.score or 0.0, -(r.loss if r.loss is not None else math.inf), -r.number),
+    )
+
+
+def with_params(base: ExperimentConfig, params: Mapping[str, Value]) -> ExperimentConfig:
+    """`base` with the dotted fields replaced. Raises InputError for values that do not fit."""
+    raw = {
+        f.name: to_dict(getattr(base, f.name))
+        if dataclasses.is_dataclass(getattr(base, f.name))
+        else getattr(base, f.name)
+        for f in dataclasses.fields(ExperimentConfig)
+    }
+    for field, value in params.items():
+        *path, name = field.split(".")
+        node = raw
+        for key in path:
+            node = node[key]
+        node[name] = value
+    return experiment_from_dict(raw)
+
+
+def searchable(base: ExperimentConfig) -> Params:
+    """Every field that may be searched, with its value in `base`."""
+
+    def leaves(tree: Mapping[str, Any], prefix: str) -> Params:
+        out: Params = {}
+        for key, value in tree.items():
+            out |= (
+                leaves(value, f"{prefix}{key}.")
+                if isinstance(value, dict)
+                else {f"{prefix}{key}": value}
+            )
+        return out
+
+    return leaves({"model": to_dict(base.model), "train": to_dict(base.train)}, "")
+
+
+def default_space(base: ExperimentConfig) -> dict[str, Any]:
+    """The learning rate within a factor of ten, each β between a quarter and four."""
+    lr = {"low": base.train.lr / 10, "high": base.train.lr * 10, "log": True, "points": 5}
+    return {
+        "train.lr": lr,
+        **{f"train.beta.{h}": {"low": 0.25, "high": 4.0, "log": True, "points": 3} for h in HEADS},
+    }
+
+
+def read_space(path: str, base: ExperimentConfig) -> Space:
+    """The YAML search space in `path` ("": `default_space`), checked against the config.
+
+    A field maps to a list of values, or to {low, high[, log][, points]}; whole numbers where the
+    field is one; `points` is what a grid takes of the range. Raises InputError naming file, field
+    and what is wrong.
+    """
+    source = path or "default search space"
+    raw = read_yaml(path) if path else default_space(base)
+    if not isinstance(raw, dict) or not raw:
+        raise InputError(
+            f"{source}: give fields and their values, such as 'train.lr: {{low: 0.0001, high: "
+            "0.01}'"
+        )
+    known = searchable(base)
+    space = {}
+    for field, entry in raw.items():
+        where = f"{source}: {field}"
+        if field in FIXED:
+            raise InputError(f"{where}: cannot be searched: {FIXED[field]}")
+        if field not in known:
+            near = difflib.get_close_matches(str(field), known, n=3, cutoff=0.4) or list(known)
+            raise InputError(f"{where}: no such field; did you mean {', '.join(near)}?")
+        space[field] = dimension = _dimension(entry, known[field], where)
+        ends = [
+            getattr(dimension.distribution, end)
+            for end in ("low", "high")
+            if hasattr(dimension.distribution, end)
+        ]
+        for value in (*ends, *dimension.grid):
+            try:
+                with_params(base, {field: value})
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
+    return space
+
+
+def _dimension(entry: Any, current: Value, where: str) -> Dimension:
+    if isinstance(entry, list) and entry:
+        values = tuple(_typed(v, current, where) for v in entry)
+        if len(set(values)) < len(values):
+            raise InputError(f"{where}: a value is listed twice")
+        return Dimension(CategoricalDistribution(values), values)
+    if not isinstance(entry, dict):
+        raise InputError(
+            f"{where}: {entry!r} is neither a list of values nor {{low: ..., high: ...}}"
+        )
+    extra = set(entry) - {"low", "high", "log", "points"}
+    if extra or not {"low", "high"} <= set(entry):
+        raise InputError(
+            f"{where}: a range takes low, high and, if wanted, log and points; got "
+            + ", ".join(map(str, entry))
+        )
+    if isinstance(current, bool | str):
+        raise InputError(f"{where}: not a number; list its values")
+    low, high = _typed(entry["low"], current, where), _typed(entry["high"], current, where)
+    log, points = entry.get("log", False), entry.get("points", 0)
+    if not isinstance(log, bool) or not isinstance(points, int) or points < 0 or points == 1:
+        raise InputError(f"{where}: log is true or false, points a whole number of at least 2")
+    if not low < high:  # type: ignore[operator]
+        raise InputError(f"{where}: low {low} must be below high {high}")
+    if log and not low > 0:  # type: ignore[operator]
+        raise InputError(f"{where}: low {low} must be positive on a log scale")
+    spread = np.geomspace if log else np.linspace
+    grid = [float(v) for v in spread(float(low), float(high), points)] if points else []
+    if isinstance(current, int):
+        return Dimension(
+            IntDistribution(int(low), int(high), log=log), tuple(sorted({round(v) for v in grid}))
+        )
+    return Dimension(FloatDistribution(float(low), float(high), log=log), tuple(grid))
+
+
+def _typed(value: Any, current: Value, where: str) -> Value:
+    """`value` as the type of the config field. YAML reads 1e-4 as text: numbers may come as
+    such."""
+    try:
+        if isinstance(current, bool):
+            ok = isinstance(value, bool)
+        elif isinstance(current, int):
+            ok = isinstance(value, int) and not isinstance(value, bool)
+        elif isinstance(current, float):
+            value, ok = float(value), not isinstance(value, bool) and math.isfinite(float(value))
+        else:
+            ok = isinstance(value, str)
+    except (TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise InputError(f"{where}: {value!r} is not of type {type(current).__name__}")
+    result: Value = value
+    return result
+
+
+def grid_points(space: Space) -> list[Params]:
+    """Every combination. Raises InputError for a range without `points`."""
+    for field, dimension in space.items():
+        if not dimension.grid:
+            raise InputError(f"{field}: a grid needs `points` in this range, or a list of values")
+    return [
+        dict(zip(space, values, strict=True))
+        for values in itertools.product(*(dimension.grid for dimension in space.values()))
+    ]
+
+
+def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> optuna.Study:
+    """An Optuna study that has seen the records, in their order, with TPE seeded.
+
+    Trials stopped early count as pruned at their last epoch; those without a score as pruned before
+    the first, which TPE takes for the worst. A trial outside the space (the config as given may be)
+    is left out.
+    """
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP),
+    )
+    distributions = {field: dimension.distribution for field, dimension in space.items()}
+    for r in records:
+        if not in_space(space, r.params):
+            continue
+        done = r.state == "finished"
+        study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE if done else TrialState.PRUNED,
+                params=r.params,
+                distributions=distributions,
+                value=r.score if done else None,
+                intermediate_values={}
+                if r.state in ("diverged", "failed")
+                else dict(enumerate(r.scores)),
+                user_attrs={"trial": r.number},
+            )
+        )
+    return study
+
+
+def in_space(space: Space, params: Params) -> bool:
+    """Whether the values lie in the space; the config as given may not."""
+    try:
+        return all(
+            d.distribution._contains(d.distribution.to_internal_repr(params[f]))
+            for f, d in space.items()
+        )
+    except ValueError:
+        return False
+
+
+def suggest(
+    space: Space,
+    search: Literal["optuna", "random", "grid"],
+    seed: int,
+    number: int,
+    base: ExperimentConfig,
+    earlier: Sequence[TrialRecord],
+) -> Params:
+    """Values of trial `number`: equal for equal arguments, whenever and in whatever process it is
+    asked.
+
+    Trial 0 is the config as given, to compare with. Each trial has a generator of its own, seeded
+    by (seed, number).
+    """
+    current = searchable(base)
+    if number == 0:
+        return {field: current[field] for field in space}
+    if search == "grid":
+        return grid_points(space)[number - 1]
+    own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    study = study_of(space, earlier if search == "optuna" else [], own_seed)
+    if search == "random":
+        study.sampler = optuna.samplers.RandomSampler(seed=own_seed)
+    return dict(
+        study.ask({field: dimension.distribution for field, dimension in space.items()}).params
+    )

@@ -1,0 +1,161 @@
+"""What a benchmark compares: the systems of the paper, and LFMIM under a recipe of its own (a
+preset)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lfmim.config import (
+    STUCK_MINUTES,
+    ExperimentConfig,
+    ModelConfig,
+    TrackingConfig,
+    TrainConfig,
+    experiment_from_dict,
+    to_dict,
+)
+from lfmim.models import MODELS
+from lfmim.schema import InputError
+from lfmim.text_files import read_yaml
+
+SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
+"""The systems of the paper's Tables 2 and 4; lfmim-ml is lfmim with every head trained on the
+multimodal label."""
+SENTIMENT_SYSTEMS = ("mlf-dnn", "mlmf", "mtfn", "lfmim")
+"""The systems of the paper's Table 3."""
+COMMON = {
+    "model": (
+        "task",
+        "width",
+        "heads",
+        "layers",
+        "ffn_multiple",
+        "max_text",
+        "max_audio",
+        "max_vision",
+    ),
+    "train": ("epochs", "selection", "precision", "seed"),
+}
+"""What a preset does not decide in a benchmark: sizes and budget are the same for every system."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Everything `jobs/benchmark.py` needs: systems x seeds on one store, the same budget for
+    all."""
+
+    store: str
+    report: str = "benchmark"
+    """Folder of the runs and of the tables, figures and page."""
+    systems: list[str] = dataclasses.field(default_factory=list)
+    """Models (lfmim-ml: lfmim trained on the multimodal label alone), names of presets in
+    jobs/configs, or YAML files with sections `model` and `train`. Empty: the paper's for the task,
+    and for emotions the preset `strong`."""
+    seeds: int = 5
+    """Each system is trained with seeds 0 .. seeds - 1."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """Sizes of every system; `name` is set per system."""
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """Recipe of every system but the presets; `labels` and `seed` are set per run."""
+    curves: int = 1
+    """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure
+    3."""
+    packed: bool = False
+    """A system's seeds trained as one stacked model on one share of a GPU. On a CPU it takes longer
+    than one by one."""
+    cpus_per_run: float = 1.0
+    gpus_per_run: float = 0.0
+    """GPU share of a run; fractions put several runs on one GPU."""
+    stuck_minutes: float = STUCK_MINUTES
+    """After so many minutes without a step the job says which run is at what, and since when."""
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "store": (bool(self.store), "must not be empty"),
+            "report": (bool(self.report), "must not be empty"),
+            "systems": (len(set(self.systems)) == len(self.systems), "a system is named twice"),
+            "seeds": (self.seeds >= 1, f"{self.seeds} must be at least 1"),
+            "curves": (self.curves >= 0, f"{self.curves} must not be negative"),
+            "cpus_per_run": (self.cpus_per_run > 0, f"{self.cpus_per_run} must be positive"),
+            "stuck_minutes": (
+                0 < self.stuck_minutes < math.inf,
+                f"{self.stuck_minutes} must be positive and finite",
+            ),
+            "gpus_per_run": (self.gpus_per_run >= 0, f"{self.gpus_per_run} must not be negative"),
+        }
+        for field, (ok, message) in checks.items():
+            if not ok:
+                raise InputError(f"{field}: {message}")
+
+
+def system_names(config: BenchmarkConfig) -> list[str]:
+    """`config.systems`, or the default ones. (No property: the command line would make a subcommand
+    of it.)"""
+    default = [*SYSTEMS, "strong"] if config.model.task == "emotion" else list(SENTIMENT_SYSTEMS)
+    return list(config.systems) or default
+
+
+def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """`model` and `train` sections of the named systems that are no models: `<folder>/<name>.yaml`,
+    or a file.
+
+    Raises InputError for a name that is neither, or a file without these sections.
+    """
+    presets = {}
+    for name in names:
+        if name in SYSTEMS or name in MODELS:
+            continue
+        path = next(
+            (
+                p
+                for p in (folder / f"{name}.yaml", Path(name))
+                if p.is_file() and p.suffix == ".yaml"
+            ),
+            None,
+        )
+        if path is None:
+            known = dict.fromkeys(
+                [*SYSTEMS, *MODELS, *(p.stem for p in sorted(folder.glob("*.yaml")))]
+            )
+            raise InputError(
+                f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
+                "sections model and train"
+            )
+        raw = read_yaml(path)
+        if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
+            raise InputError(f"{path}: no section 'train', so it is not a preset")
+        presets[name] = {"model": raw.get("model") or {}, "train": raw["train"]}
+    return presets
+
+
+def benchmark_experiment(
+    config: BenchmarkConfig, system: str, seed: int, presets: Mapping[str, Mapping[str, Any]]
+) -> ExperimentConfig:
+    """The training run of one system and seed. What a preset does not say is as in TrainConfig and
+    ModelConfig, but for COMMON, which is the benchmark's. Raises InputError for a preset's unknown
+    or invalid field."""
+    name: Any = system.removesuffix("-ml")
+    labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
+    if system in presets:
+        raw = {
+            section: dict(presets[system][section])
+            | {f: to_dict(getattr(config, section))[f] for f in COMMON[section]}
+            for section in ("model", "train")
+        }
+        try:
+            experiment = experiment_from_dict({"store": config.store, **raw})
+        except InputError as error:
+            raise InputError(f"preset {system}: {error}") from error
+        return dataclasses.replace(
+            experiment, train=dataclasses.replace(experiment.train, seed=seed)
+        )
+    return ExperimentConfig(
+        store=config.store,
+        model=dataclasses.replace(config.model, name=name),
+        train=dataclasses.replace(config.train, labels=labels, seed=seed),
+    )

@@ -1,0 +1,77 @@
+"""What every model is, and the registry: a model is one file that registers itself.
+
+@register_model("mean")
+class Mean(EmotionNet):
+    def __init__(self, config, dims): ...
+    def forward(self, features, masks): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.registry import Registry
+from lfmim.schema import MODALITIES, InputError, Modality
+
+
+class ModelOutput(NamedTuple):
+    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a
+    model without a head leaves it out."""
+
+    logits: dict[str, Tensor]
+    pooled: dict[str, Tensor]
+
+
+class EmotionNet(nn.Module):
+    """Feature sequences of three modalities -> logits per head.
+
+    A subclass takes `(config, dims)`, `dims` being the feature width per modality, draws its
+    initial weights from torch's global generator, and defines
+
+        forward(features, masks) -> ModelOutput
+
+    with `features[u]` [B, T_u, dims[u]] float and `masks[u]` [B, T_u] bool, True where valid. What
+    lies beyond a mask must not change the output.
+    """
+
+    answers: tuple[str, ...]
+    """Heads it gives logits for."""
+    accepts_absent: ClassVar[bool] = False
+    """Whether a sample, or the whole store, may lack a modality."""
+    inputs: nn.ModuleDict
+    """Per modality a module with buffers `mean` and `scale` (layers.InputProjection)."""
+
+
+MODELS: Registry[type[EmotionNet]] = Registry("model", "lfmim.models")
+register_model = MODELS.register
+
+
+def accepting_absent() -> str:
+    """Names of the models that do with any subset of modalities, for messages."""
+    return ", ".join(name for name in MODELS if MODELS[name].accepts_absent)
+
+
+def check_dims(config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    """Raise InputError if the model `config.name` is not known or cannot do with the modalities of
+    `dims`."""
+    model = MODELS[config.name]
+    missing = [m.value for m in MODALITIES if m not in dims]
+    if missing and not (dims and model.accepts_absent):
+        raise InputError(
+            f"model.name: '{config.name}' needs every modality, and the features have no "
+            f"{', '.join(missing)}; extract them with all three, or use one of {accepting_absent()}"
+        )
+
+
+def build_model(config: ModelConfig, dims: Mapping[Modality, int]) -> EmotionNet:
+    """The model `config.name`, freshly initialised from torch's global generator, for features of
+    widths `dims`.
+
+    Raises InputError for an unknown name, or if it needs a modality that `dims` leaves out.
+    """
+    check_dims(config, dims)
+    return MODELS[config.name](config, dims)

@@ -1,0 +1,217 @@
+"""Tables and p-values over runs with known answers."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from lfmim.experiments.comparison import (
+    difference,
+    linear_cka,
+    mean_cka,
+    modality_deviation,
+    table_2,
+    table_3,
+    table_4,
+    table_claims,
+    table_subsets,
+)
+from lfmim.experiments.comparison_report import write_comparison
+from lfmim.metrics import C, HeadMetrics, SentimentMetrics
+from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, REPORT_ORDER
+
+
+def result(system: str, seed: int, share_right: float, heads=HEADS, n: int = 400) -> dict:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, C, (len(HEADS), n))
+    rng = np.random.default_rng([seed, sum(map(ord, system))])
+    predictions, test = {}, {}
+    for i, head in enumerate(HEADS):
+        if head not in heads:
+            continue
+        right = rng.random(n) < share_right
+        predictions[head] = np.where(right, labels[i], (labels[i] + 1) % C)
+        confusion = np.zeros((C, C))
+        np.add.at(confusion, (labels[i], predictions[head]), 1)
+        test[head] = vars(HeadMetrics.from_confusion(confusion))
+        predictions[head] = predictions[head].tolist()
+    history = [
+        {
+            "epoch": 0,
+            "train": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
+            "valid": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
+        }
+    ]
+    pairs = ("text-audio", "text-vision", "audio-vision")
+    return {
+        "system": system,
+        "seed": seed,
+        "labels": labels.tolist(),
+        "predictions": predictions,
+        "test": test,
+        "history": history,
+        "parameters": 1000,
+        "flops": 2_000_000,
+        "cka": dict.fromkeys(pairs, 0.1 if system == "lfmim" else 0.6) if len(heads) > 1 else {},
+        "test_curves": [test] if seed == 0 else [],
+        "seconds": 1.0,
+        "best_epoch": 0,
+        "config": {},
+        "subsets": {"text": share_right / 2, "text+audio+vision": share_right}
+        if system != "mult"
+        else {},
+    }
+
+
+RUNS = [
+    result(s, k, p, h)
+    for s, p, h in (("eft", 0.5, (MULTIMODAL,)), ("lfmim", 0.6, HEADS))
+    for k in range(3)
+]
+
+
+def test_mean_and_deviation_over_seeds():
+    accuracy = [100 * r["test"][MULTIMODAL]["accuracy"] for r in RUNS[3:]]
+    assert (
+        table_2(RUNS).loc["lfmim", "accuracy"]
+        == f"{np.mean(accuracy):.2f} ± {np.std(accuracy, ddof=1):.2f}"
+    )
+    assert tuple(table_2(RUNS).columns[3 : 3 + len(EMOTIONS)]) == REPORT_ORDER
+    assert list(table_4(RUNS).index) == [f"lfmim {h}" for h in HEADS]
+
+
+def test_p_values_tell_a_difference_from_none():
+    d = difference(RUNS, "lfmim", "eft")
+    assert d.mean == pytest.approx(
+        np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[3:]])
+        - np.mean([r["test"][MULTIMODAL]["accuracy"] for r in RUNS[:3]])
+    )
+    assert d.low < d.mean < d.high
+    assert d.p < 0.01
+    assert difference(RUNS, "lfmim", "lfmim").p == 1.0
+    back = difference(RUNS, "eft", "lfmim")
+    assert (back.mean, back.p) == pytest.approx((-d.mean, d.p), abs=0.005)
+
+
+def test_p_values_are_uniform_under_the_null():
+    """Two systems of the same accuracy, over many corpora: few fall below 0.05, though seeds add to
+    the noise."""
+    rng, below = np.random.default_rng(0), []
+    for _ in range(40):
+        labels = [[0] * 300] * len(HEADS)
+        runs = []
+        for system in ("lfmim", "pmr"):
+            for _ in range(5):
+                accuracy = 0.6 + rng.normal(0, 0.03)  # a seed's luck
+                runs.append(
+                    {
+                        "system": system,
+                        "labels": labels,
+                        "test": {MULTIMODAL: {}},
+                        "predictions": {
+                            MULTIMODAL: (rng.random(300) > accuracy).astype(int).tolist()
+                        },
+                    }
+                )
+        below.append(difference(runs, "lfmim", "pmr").p < 0.05)
+    assert np.mean(below) < 0.17
+
+
+def test_claims_and_subsets():
+    runs = [
+        *RUNS,
+        *(
+            result(s, k, p)
+            for s, p in (("pmr", 0.6), ("lfmim-ml", 0.4), ("mult", 0.7))
+            for k in range(3)
+        ),
+    ]
+    claims = table_claims(runs)["verdict"]
+    assert claims.to_dict() == {
+        "lfmim > pmr": "not resolved",
+        "pmr > mult": "the opposite holds",
+        "lfmim > lfmim-ml": "holds",
+    }
+    subsets = table_subsets(runs)
+    assert list(subsets.index) == ["eft", "lfmim", "pmr", "lfmim-ml"]
+    assert subsets.loc["lfmim", "text"] == "30.00 ± 0.00"
+    assert mean_cka(runs) == pytest.approx({"lfmim": 0.1, "pmr": 0.6, "lfmim-ml": 0.6, "mult": 0.6})
+    f1 = np.array([[r["test"][m]["f1"][REPORT_ORDER[0]] for m in MODALITIES] for r in RUNS[3:]])
+    assert modality_deviation(runs, "lfmim")[0] == pytest.approx(np.mean([np.std(x) for x in f1]))
+    assert modality_deviation(runs, "eft") is None
+
+
+def sentiment(system: str, seed: int, noise: float) -> dict:
+    rng = np.random.default_rng([seed, sum(map(ord, system))])
+    labels = np.random.default_rng(1).uniform(-1, 1, 300)
+    predictions = np.clip(labels + rng.normal(0, noise, 300), -1, 1)
+    counts = {k: np.zeros((k, k)) for k in (2, 3, 5)}
+    for k in counts:
+        np.add.at(counts[k], ((labels > 0).astype(int), (predictions > 0).astype(int)), 1)
+    y, p = labels, predictions
+    moments = np.array([np.abs(y - p).sum(), y.sum(), p.sum(), y @ y, p @ p, y @ p])
+    test = {MULTIMODAL: vars(SentimentMetrics.from_sums(counts, counts[2], moments, 1.0))}
+    entry = {"epoch": 0, "train": test, "valid": test}
+    return {
+        "system": system,
+        "seed": seed,
+        "labels": [labels.tolist()] * 4,
+        "predictions": {MULTIMODAL: p.tolist()},
+        "test": test,
+        "history": [entry],
+        "parameters": 10,
+        "flops": 10,
+        "cka": {},
+        "test_curves": [test],
+        "subsets": {},
+        "seconds": 1.0,
+        "best_epoch": 0,
+        "config": {},
+    }
+
+
+@pytest.mark.integration
+def test_table_3_and_its_report(tmp_path):
+    runs = [sentiment(s, k, n) for s, n in (("mtfn", 0.6), ("lfmim", 0.2)) for k in range(2)]
+    table = table_3(runs)
+    mae = [r["test"][MULTIMODAL]["mae"] for r in runs[2:]]
+    assert table.loc["lfmim", "MAE"] == f"{np.mean(mae):.2f} ± {np.std(mae, ddof=1):.2f}"
+    assert list(table.columns[:4]) == ["Acc-2", "Acc-3", "Acc-5", "F1"]
+    assert difference(runs, "lfmim", "mtfn").mean == pytest.approx(
+        np.mean([r["test"][MULTIMODAL]["mae"] for r in runs[:2]]) - np.mean(mae)
+    )
+    page = write_comparison(tmp_path, runs, [], title="t").read_text(encoding="utf-8")
+    assert "Table 3" in page
+    assert (tmp_path / "table_3.csv").is_file()
+    assert not (tmp_path / "table_2.csv").exists()
+
+
+def test_cka_knows_rotations_and_independence():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 5))
+    rotation = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    assert linear_cka(x, 3 * x @ rotation + 1) == pytest.approx(1)
+    assert linear_cka(x, rng.normal(size=(3000, 5))) < 0.01
+
+
+@pytest.mark.integration
+def test_all_files_are_written(tmp_path):
+    page = write_comparison(tmp_path, RUNS, ["pmr 0: it broke <here>"], title="t").read_text(
+        encoding="utf-8"
+    )
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {
+        "index.html",
+        "results.json",
+        "figure_3.png",
+        "figure_3c.png",
+        "confusion.png",
+        "figure_4c.png",
+        "figure_2b.png",
+        *(f"{t}.{end}" for t in ("table_2", "table_4", "subsets") for end in ("csv", "md", "tex")),
+    }
+    assert "it broke &lt;here&gt;" in page
+    assert not re.search(r'src="(?!data:)', page)
+    assert r"$\pm$" in (tmp_path / "table_2.tex").read_text(encoding="utf-8")

@@ -1,0 +1,97 @@
+"""What a benchmark's system names stand for, and what a preset may decide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from conftest import ROOT
+
+from lfmim.config import ModelConfig, TrainConfig
+from lfmim.experiments.systems import (
+    SENTIMENT_SYSTEMS,
+    SYSTEMS,
+    BenchmarkConfig,
+    benchmark_experiment,
+    load_presets,
+    system_names,
+)
+from lfmim.schema import InputError
+
+CONFIGS = ROOT / "jobs" / "configs"
+CONFIG = BenchmarkConfig(
+    store="s",
+    model=ModelConfig(width=32, heads=4, layers=3, dropout_ffn=0.3),
+    train=TrainConfig(epochs=7, lr=0.5),
+)
+
+
+def test_a_system_has_the_common_recipe_and_its_own_labels():
+    ml, pmr = (benchmark_experiment(CONFIG, s, 3, {}) for s in ("lfmim-ml", "pmr"))
+    assert (ml.model.name, ml.train.labels, pmr.model.name, pmr.train.labels) == (
+        "lfmim",
+        "multimodal",
+        "pmr",
+        "own",
+    )
+    for e in (ml, pmr):
+        assert dataclasses.replace(e.train, labels="own") == dataclasses.replace(
+            CONFIG.train, seed=3
+        )
+        assert dataclasses.replace(e.model, name="lfmim") == CONFIG.model
+
+
+def test_a_preset_has_its_own_recipe_at_the_common_size_and_budget():
+    presets = load_presets(["lfmim", "strong", "paper"], CONFIGS)
+    assert presets.keys() == {"strong", "paper"}
+    strong, paper = (benchmark_experiment(CONFIG, s, 2, presets) for s in presets)
+    for e in (strong, paper):
+        assert (e.model.width, e.model.layers, e.train.epochs, e.train.seed) == (32, 3, 7, 2)
+        assert e.model.name == "lfmim"
+    assert (strong.train.optimizer, paper.train.optimizer, paper.train.lr) == (
+        "adamw",
+        "sgd",
+        0.005,
+    )
+    assert strong.model.dropout_ffn == ModelConfig().dropout_ffn  # not the benchmark's
+
+
+def test_default_systems_are_the_papers():
+    assert system_names(CONFIG) == [*SYSTEMS, "strong"]
+    sentiment = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, task="sentiment")
+    )
+    assert system_names(sentiment) == list(SENTIMENT_SYSTEMS)
+    assert system_names(dataclasses.replace(CONFIG, systems=["lmf"])) == ["lmf"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {lr: -1}", "preset mine.*train.lr"),
+        ("train: {learning_rate: 1}", "preset mine.*learning_rate"),
+        ("model: {}", "no section 'train'"),
+        ("[", "not YAML"),
+        ("train: {lr: 1, lr: 2}", "'lr' is there twice"),
+        (None, "unknown system"),
+    ],
+)
+def test_bad_presets_are_refused_by_name(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        benchmark_experiment(CONFIG, "mine", 0, load_presets(["mine"], tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"systems": ["pmr", "pmr"]}, "twice"),
+        ({"seeds": 0}, "seeds"),
+        ({"curves": -1}, "curves"),
+        ({"store": ""}, "store"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(fields, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **fields)
