@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lfmim.registry import MODELS
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 from lfmim.storage import local_path
 
@@ -80,6 +81,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "model")
+        if self.name != ModelConfig.name:  # to look one up imports torch
+            try:
+                MODELS[self.name]
+            except InputError as error:
+                raise InputError(f"model.name: {error}") from error
         for field in (
             "width",
             "heads",

@@ -32,7 +32,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
-from lfmim.training.checkpoint import PLUGIN_FILE, CheckpointMeta, load_meta, load_model
+from lfmim.training.checkpoint import PLUGIN_FILE, CheckpointMeta, load_model, model_name
 
 
 class Predictor:
@@ -47,7 +47,7 @@ class Predictor:
         """The predictor of a registered model's checkpoint. The code of a plug-in model lies beside
         its weights and is run, as all code of a registered model is."""
         plugin = folder / PLUGIN_FILE
-        if plugin.is_file() and load_meta(folder).config.model.name not in MODELS:
+        if plugin.is_file() and model_name(folder) not in MODELS:
             load_plugin(plugin)
         return cls(*load_model(folder))
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from lfmim.schema import InputError
 
@@ -82,6 +82,11 @@ class Registry(Generic[T]):
             point.load()
         for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
             load_plugin(file)
+
+
+MODELS: Registry[Any] = Registry("model", "lfmim.models")
+"""Name -> class (models/base.py). Here, so that a config can check a name without importing torch
+before it has to."""
 
 
 def load_plugin(file: str | Path) -> None:

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from lfmim.config import ModelConfig
-from lfmim.registry import Registry
+from lfmim.registry import MODELS
 from lfmim.schema import MODALITIES, InputError, Modality
 
 
@@ -46,7 +46,6 @@ class EmotionNet(nn.Module):
     """Per modality a module with buffers `mean` and `scale` (layers.InputProjection)."""
 
 
-MODELS: Registry[type[EmotionNet]] = Registry("model", "lfmim.models")
 register_model = MODELS.register
 
 
@@ -56,11 +55,9 @@ def accepting_absent() -> str:
 
 
 def check_dims(config: ModelConfig, dims: Mapping[Modality, int]) -> None:
-    """Raise InputError if the model `config.name` is not known or cannot do with the modalities of
-    `dims`."""
-    model = MODELS[config.name]
+    """Raise InputError if the model `config.name` cannot do with the modalities of `dims`."""
     missing = [m.value for m in MODALITIES if m not in dims]
-    if missing and not (dims and model.accepts_absent):
+    if missing and not (dims and MODELS[config.name].accepts_absent):
         raise InputError(
             f"model.name: '{config.name}' needs every modality, and the features have no "
             f"{', '.join(missing)}; extract them with all three, or use one of {accepting_absent()}"
@@ -71,7 +68,8 @@ def build_model(config: ModelConfig, dims: Mapping[Modality, int]) -> EmotionNet
     """The model `config.name`, freshly initialised from torch's global generator, for features of
     widths `dims`.
 
-    Raises InputError for an unknown name, or if it needs a modality that `dims` leaves out.
+    Raises InputError if it needs a modality that `dims` leaves out.
     """
     check_dims(config, dims)
-    return MODELS[config.name](config, dims)
+    model: EmotionNet = MODELS[config.name](config, dims)
+    return model

@@ -131,6 +131,12 @@ def load_meta(folder: Path) -> CheckpointMeta:
         raise InputError(f"{path}: not a whole checkpoint ({error!r})") from error
 
 
+def model_name(folder: Path) -> str:
+    """The name of a checkpoint's model, whether or not it is known here."""
+    raw = json.loads((folder / META).read_text(encoding="utf-8"))
+    return str(raw["config"]["model"]["name"])
+
+
 def load_model(folder: Path) -> tuple[EmotionNet, CheckpointMeta]:
     """The checkpoint's model in eval mode on the CPU. Loads strictly."""
     meta = load_meta(folder)
