@@ -22,7 +22,6 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-import lfmim
 from lfmim.config import ExperimentConfig, experiment_from_dict
 from lfmim.evaluation.model_card import model_card
 from lfmim.models import MODELS
@@ -117,11 +116,13 @@ def register(
                 shutil.copy(plugin, package / PLUGIN_FILE)
             (Path(scratch) / CARD).write_text(card, encoding="utf-8")
             code = Path(scratch) / "code" / "lfmim"
-            source = Path(lfmim.__file__).parent
+            source = Path(__file__).resolve().parents[1]
             shutil.copytree(
                 source,
                 code,
-                ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking"),
+                ignore=shutil.ignore_patterns(
+                    "__pycache__", "distributed", "inference", "tracking"
+                ),
             )
             model_id = _log_model(
                 client,

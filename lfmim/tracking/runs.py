@@ -25,7 +25,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 
-import lfmim
 from lfmim.config import (
     ExperimentConfig,
     TrackingConfig,
@@ -560,7 +559,7 @@ def _log_params(client: MlflowClient, run_id: str, tree: dict[str, Any]) -> None
 def git_tag() -> dict[str, str]:
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(lfmim.__file__).parent), "rev-parse", "HEAD"],
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
             check=True,
