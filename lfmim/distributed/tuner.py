@@ -112,14 +112,28 @@ def tune_distributed(
     config.
     """
     space = check_tune(config)
-    store, identity = Path(config.store).resolve(), _identity(config, space)
-    folder = _folder(config, identity)
-    name, uri = folder.name, _uri(config)
+    identity, uri = _identity(config, space), _uri(config)
     known = _known_sweep(config, identity)
     state = known or _new_sweep(config, identity)
-    # deleted there: the records of the trials have it all
+    # Deleted there: the records of the trials have it all.
     if not tracking.reopen_run(uri, state["run_id"]):
         state = _new_sweep(config, identity, window=int(state["window"]))
+
+    with tracking.failing(uri, state["run_id"]):
+        return _sweep(config, space, state, known is not None, on_start, on_trial)
+
+
+def _sweep(
+    config: TuneConfig,
+    space: Space,
+    state: dict[str, Any],
+    resumed: bool,
+    on_start: Callable[[str, int, int], None],
+    on_trial: OnTrial,
+) -> SweepResult:
+    """`tune_distributed` on a sweep whose record `state` is there."""
+    store, folder = Path(config.store).resolve(), _folder(config, _identity(config, space))
+    name, uri = folder.name, _uri(config)
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
@@ -131,7 +145,7 @@ def tune_distributed(
     order: Order = (
         RepeatableOrder(config, window, plan)
         if config.repeatable
-        else TuneOrder(config, space, seed=None if known else config.train.seed)
+        else TuneOrder(config, space, seed=None if resumed else config.train.seed)
     )
     sweep = Trials(config, folder / "trials", total, order, on_trial)
     logged = tracking.logged_trials(uri, parent)
