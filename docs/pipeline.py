@@ -59,7 +59,8 @@ def draw() -> str:
 <rect width="{WIDTH}" height="{HEIGHT}" fill="{PAPER}"/>
 {"".join(arrow(a, b) for a, b in ARROWS)}
 {"".join(box(*b) for b in BOXES)}
-<text x="{WIDTH / 2}" y="{HEIGHT - 16}" class="note">same commands on a laptop and on a cluster</text>
+<text x="{WIDTH / 2}" y="{HEIGHT - 16}"
+ class="note">same commands on a laptop and on a cluster</text>
 </svg>
 """
 

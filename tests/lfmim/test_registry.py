@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,37 +11,14 @@ import pytest
 from conftest import ROOT
 
 from lfmim.config import ModelConfig
+from lfmim.data.manifest import read_manifest
 from lfmim.models import MODELS, build_model
 from lfmim.registry import PLUGINS, Registry, load_plugin
 from lfmim.schema import InputError, Modality
 
-MODEL = '''
-"""Mean of the projected modalities, one linear layer per head."""
-
-import torch
-from torch import nn
-
-from lfmim.models import EmotionNet, ModelOutput, register_model
-from lfmim.models.layers import Pooling, init_weights, input_projections
-from lfmim.schema import MULTIMODAL
-
-
-@register_model("NAME")
-class Mean(EmotionNet):
-    answers = (MULTIMODAL,)
-
-    def __init__(self, config, dims):
-        super().__init__()
-        self.inputs = input_projections(config, dims)
-        self.pool = Pooling("mean", config.width)
-        self.head = nn.Linear(config.width, config.outputs)
-        self.apply(init_weights)
-
-    def forward(self, features, masks):
-        pooled = [self.pool(self.inputs[m](x), masks[m]) for m, x in features.items()]
-        h = torch.stack(pooled).mean(dim=0)
-        return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})
-'''
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+MODEL, IMPORTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+MODEL = MODEL.replace('l("mean")', 'l("NAME")')
 PULL = """
 import sys
 import mlflow, pandas as pd
@@ -85,7 +63,7 @@ def test_two_of_one_name_are_refused():
 
 @pytest.mark.integration
 def test_a_plugin_model_is_trained_registered_and_pulled_without_its_file(toy_store, tmp_path):
-    """By the commands of docs/extending.md."""
+    """The model of docs/extending.md, by its command."""
     file, runs = tmp_path / "mine.py", tmp_path / "runs"
     file.write_text(MODEL.replace("NAME", "mine"))
     env = {k: v for k, v in os.environ.items() if k != PLUGINS}
@@ -113,3 +91,28 @@ def test_a_plugin_model_is_trained_registered_and_pulled_without_its_file(toy_st
         pulled.stdout.strip().splitlines()[-1]
         in "anger disgust fear happiness neutrality sadness surprise"
     )
+
+
+@pytest.mark.integration
+def test_an_importer_is_added_by_one_file(tmp_path):
+    """The importer of docs/extending.md, by its command."""
+    (tmp_path / "folders.py").write_text(IMPORTER)
+    for clip in ("happiness/1.mp4", "fear/1.mp4", "fear/2.mp4"):
+        (tmp_path / "clips" / clip).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clips" / clip).touch()
+    command = [sys.executable, str(ROOT / "jobs" / "import_dataset.py"), "folders"]
+    command += ["--source", "clips", "--output", "clips.csv"]
+    given = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
+    unknown = subprocess.run(command, **given)
+    assert unknown.returncode == 2
+    done = subprocess.run([*command, "--plugin", "folders.py"], **given)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "3 clips" in done.stdout
+    rows = read_manifest(str(tmp_path / "clips.csv"))
+    assert list(rows.id) == ["fear-1", "fear-2", "happiness-1"]
+    assert list(rows.label_multimodal) == ["fear", "fear", "happiness"]
+    (tmp_path / "clips" / "joyful").mkdir()
+    (tmp_path / "clips" / "joyful" / "1.mp4").touch()
+    bad = subprocess.run([*command, "--plugin", "folders.py"], **given)
+    assert bad.returncode == 2
+    assert "joyful" in bad.stderr

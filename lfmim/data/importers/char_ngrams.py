@@ -13,6 +13,7 @@ import pandas as pd
 import sklearn
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.dump import ERROR, ImportReport, check_new, file_sha256, write_store
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.schema import (
@@ -24,6 +25,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import output_folder
 
 
 def import_char_ngrams(
@@ -83,3 +85,17 @@ def _rows(
         else:
             row[ERROR] = "the row has no text"
         yield row
+
+
+@register_importer("char_ngrams")
+def char_ngrams(*, source: str, store: str, longest: int = 3, dim: int = 4096) -> list[str]:
+    """The text of a manifest -> text-only feature store of hashed character n-grams.
+
+    Args:
+        source: a manifest.
+        store: folder of the feature store to make.
+        longest: longest n-gram.
+        dim: width of the features.
+    """
+    made = output_folder(store, "--store")
+    return written(import_char_ngrams(source, made, longest=longest, dim=dim).lines(), store)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.dump import (
     CLEANING,
     ERROR,
@@ -35,6 +36,7 @@ from lfmim.schema import (
     Modality,
     parse_emotion,
 )
+from lfmim.storage import local_path, output_folder
 from lfmim.text_files import decode, parse_json
 
 FILES = {"train": "train", "dev": "valid", "test": "test"}
@@ -199,3 +201,15 @@ def _rows(
             report.padding[m] += len(x) - len(kept)
             row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
         yield row
+
+
+@register_importer("cherma")
+def cherma(*, source: str, store: str) -> list[str]:
+    """The published CHERMA features -> feature store.
+
+    Args:
+        source: folder with train.json, dev.json, test.json, text/, audio/, visual/.
+        store: folder of the feature store to make.
+    """
+    given, made = local_path(source, "--source"), output_folder(store, "--store")
+    return written(import_cherma(given, made).lines(), store)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows, write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, parse_emotion
+from lfmim.storage import local_path, output_file
 
 TRANSCRIPT = "transcript"
 # [over/]...[/over], [interrupted], [laughing] and their misspellings ("[over/我" keeps what was
@@ -47,3 +49,15 @@ def import_emotiontalk(source: Path, output: Path) -> list[str]:
         else f"{len(shared)} speakers are in more than one split",
         *([f"columns not carried over: {', '.join(unread)}"] if unread else []),
     ]
+
+
+@register_importer("emotiontalk")
+def emotiontalk(*, source: str, output: str) -> list[str]:
+    """EmotionTalk's label table -> manifest of text only.
+
+    Args:
+        source: the label table.
+        output: manifest to write (.csv, .jsonl, .parquet).
+    """
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return written(import_emotiontalk(given, made), output)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.dump import (
     CLEANING,
     ERROR,
@@ -38,6 +39,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import local_path, output_folder
 from lfmim.text_files import whole
 
 SCORES = {
@@ -293,3 +295,15 @@ def _spec(source: Path, report: ImportReport, dims: Mapping[Modality, int]) -> F
         sampling={"imported": "mmsa", **CLEANING},
         library_versions={"numpy": np.__version__},
     )
+
+
+@register_importer("mmsa")
+def mmsa(*, source: str, store: str) -> list[str]:
+    """An MMSA or MMSA-FET pickle -> feature store; it is read without running anything it names.
+
+    Args:
+        source: the pickle (CH-SIMS, CH-SIMS v2, MOSI, MOSEI).
+        store: folder of the feature store to make.
+    """
+    given, made = local_path(source, "--source"), output_folder(store, "--store")
+    return written(import_mmsa(given, made).lines(), store)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from lfmim.data.annotation import MODALITY, read_votes, vote
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.manifest import read_manifest
 from lfmim.data.tables import write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, TEXT, VIDEO, InputError
-from lfmim.storage import new_file
+from lfmim.storage import local_path, new_file, output_file
 
 
 def import_annotations(source: Path, output: Path, manifest: str = "") -> list[str]:
@@ -65,3 +66,18 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         for head, kappa in outcome.kappa.items()
     ]
     return [*lines, *([f"  {unknown} annotated ids are not in {manifest}"] if unknown else [])]
+
+
+@register_importer("annotations")
+def votes_to_manifest(*, source: str, output: str, manifest: str = "") -> list[str]:
+    """Raw annotations -> manifest, through the paper's voting procedure; discards are written
+    beside it.
+
+    Args:
+        source: long table id, modality, annotator, label, rows in the order of asking.
+        output: manifest to write (.csv, .jsonl, .parquet).
+        manifest: manifest of the clips, to be labelled; empty: ids and labels alone.
+    """
+    output_file(f"{output}.discarded.csv", "--output")
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return written(import_annotations(given, made, manifest), output)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lfmim.data.importers.base import register_importer, written
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows, write_manifest
 from lfmim.schema import (
@@ -21,6 +22,7 @@ from lfmim.schema import (
     InputError,
     parse_sentiment,
 )
+from lfmim.storage import local_path, output_file
 
 SCORES = {"text": "label_T", "audio": "label_A", "vision": "label_V", MULTIMODAL: "label"}
 
@@ -87,3 +89,15 @@ def _name(value: str, where: str) -> str:
     if not value or value in (".", "..") or "/" in value or "\\" in value or "\0" in value:
         raise InputError(f"{where}: {value!r} is not a plain name, so it could leave the tree")
     return value
+
+
+@register_importer("sims")
+def sims(*, source: str, output: str) -> list[str]:
+    """A CH-SIMS label.csv tree -> manifest.
+
+    Args:
+        source: folder with label.csv and Raw/.
+        output: manifest to write (.csv, .jsonl, .parquet).
+    """
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return written(import_sims(given, made), output)
