@@ -1,5 +1,6 @@
 """MLflow. Besides predictor.py the only room that imports mlflow."""
 
+from lfmim.tracking.database import connect
 from lfmim.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -11,26 +12,32 @@ from lfmim.tracking.registry import (
     set_champion,
 )
 from lfmim.tracking.runs import (
+    CONTINUES,
     PARENT_RUN,
+    fail_run,
     find_run,
     finish_run,
     job_run,
     latest_metrics,
     log_best,
     log_comparison,
+    log_datasets,
     log_epoch,
+    log_history,
     log_sweep,
     log_trial,
     logged_config,
+    logged_tag,
     logged_trials,
+    resume_run,
     start_run,
     system_metrics,
     tracking_uri,
 )
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "PARENT_RUN", "RegisteredVersion", "find_run", "finish_run", "job_run",
-    "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_epoch", "log_sweep", "log_trial",
-    "logged_config", "logged_trials", "register", "resolve_version", "rollback", "set_champion", "start_run",
-    "system_metrics", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "CONTINUES", "PARENT_RUN", "RegisteredVersion", "connect", "fail_run", "find_run",
+    "finish_run", "job_run", "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_datasets",
+    "log_epoch", "log_history", "log_sweep", "log_trial", "logged_config", "logged_tag", "logged_trials", "register",
+    "resolve_version", "resume_run", "rollback", "set_champion", "start_run", "system_metrics", "tracking_uri",
 ]
