@@ -108,7 +108,7 @@ def describe(config: ExperimentConfig) -> str:
     name = run_name(config, fingerprint)
     check_folder(storage / name, "run.storage")
     check_run(config, storage / name, fingerprint)
-    tracking.connect(tracking.tracking_uri(config.tracking, str(storage)), writing=True)
+    tracking.prepare(tracking.tracking_uri(config.tracking, str(storage)), config.tracking)
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
@@ -130,7 +130,7 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     with exclusive(folder, "run's folder"):
         check_run(config, folder, fingerprint)
         run_id = _run_id(folder, config, spec, uri, {**(tags or {}), "data": fingerprint})
-        try:
+        with tracking.failing(uri, run_id):
             rows = {split: read_table(store, [ID], split).num_rows for split in ("train", "valid")}
             tracking.log_datasets(uri, run_id, store, fingerprint, rows)
             if alone:
@@ -144,9 +144,6 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
             registered = tracking.register(uri, run_id, best, model_name=config.tracking.model_name,
                                            example=_example(store), data_fingerprint=fingerprint)
             tracking.finish_run(uri, run_id, meta)
-        except BaseException as error:
-            tracking.fail_run(uri, run_id, error)
-            raise
     return TrainResult(name, uri, run_id, best, meta, registered)
 
 
@@ -170,9 +167,10 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     differs = [f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE]
     data = known.get("data") or (tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None)
     if data not in (None, fingerprint):
-        differs.append(f"data: was {data} of store {known.get('store', meta.config.store)}, now {fingerprint} of "
-                       f"{config.store}: other utterances, splits, labels or encoders")
-    differs += [f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))]
+        differs.append(f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
+                       f"({fingerprint}), which is other data: utterances, splits, labels or encoders differ")
+    elif data is None:
+        differs += [f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))]
     if config.train.epochs < meta.epoch:
         differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")
     if differs:

@@ -1,6 +1,5 @@
 """MLflow. Besides predictor.py the only room that imports mlflow."""
 
-from lfmim.tracking.database import connect
 from lfmim.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -14,7 +13,7 @@ from lfmim.tracking.registry import (
 from lfmim.tracking.runs import (
     CONTINUES,
     PARENT_RUN,
-    fail_run,
+    failing,
     find_run,
     finish_run,
     job_run,
@@ -29,6 +28,8 @@ from lfmim.tracking.runs import (
     logged_config,
     logged_tag,
     logged_trials,
+    prepare,
+    reopen_run,
     resume_run,
     start_run,
     system_metrics,
@@ -36,8 +37,9 @@ from lfmim.tracking.runs import (
 )
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "CONTINUES", "PARENT_RUN", "RegisteredVersion", "connect", "fail_run", "find_run",
-    "finish_run", "job_run", "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_datasets",
-    "log_epoch", "log_history", "log_sweep", "log_trial", "logged_config", "logged_tag", "logged_trials", "register",
-    "resolve_version", "resume_run", "rollback", "set_champion", "start_run", "system_metrics", "tracking_uri",
+    "CHALLENGER", "CHAMPION", "CONTINUES", "PARENT_RUN", "RegisteredVersion", "failing", "find_run", "finish_run",
+    "job_run", "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_datasets", "log_epoch",
+    "log_history", "log_sweep", "log_trial", "logged_config", "logged_tag", "logged_trials", "prepare", "register",
+    "reopen_run", "resolve_version", "resume_run", "rollback", "set_champion", "start_run", "system_metrics",
+    "tracking_uri",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ import yaml
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
@@ -57,9 +59,10 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     """
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     folder = Path(storage).resolve()
-    if not given and "?" in str(folder):
-        raise InputError(f"{folder}: the '?' in its name would end the name of the tracking database in it; use a "
-                         "folder without, or name a server by MLFLOW_TRACKING_URI")
+    wrong = re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder))
+    if not given and wrong:
+        raise InputError(f"{folder}: the {wrong[0]!r} in its name means something else in the URI of the MLflow database "
+                         "there; use a folder without it, or name a server by MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{folder}/mlflow.db"
 
 
@@ -70,33 +73,58 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
     return run_id
 
 
-def resume_run(uri: str, run_id: str, config: ExperimentConfig, history: Sequence[Mapping[str, Any]]) -> bool:
-    """Make a run RUNNING again with `config` as its params, and with all epochs of `history` (EpochReports as dicts).
+def prepare(uri: str, tracking: TrackingConfig) -> None:
+    """Make what is missing of database and experiment. Raises InputError, before any work, if runs cannot be tracked
+    there."""
+    try:
+        _experiment(connect(uri, writing=True), uri, tracking.experiment)
+    except TRACKING_ERRORS as error:
+        raise _unreachable(uri, error) from error
 
-    False if that cannot be: it is not there any more, in another experiment, knows more epochs than are to be
-    continued, or has params that its server does not let change.
-    """
-    client = connect(uri, writing=True)
+
+def _alive(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, unless it or its experiment was deleted."""
     try:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return False
-    done = int(run.data.metrics.get("epochs_done", 0))
-    if "deleted" in (run.info.lifecycle_stage, experiment.lifecycle_stage) or done > len(history) + 1:
-        return False
-    if experiment.name != config.tracking.experiment:
-        return False
-    params = {k: str(v) for k, v in flatten(to_dict(config)).items()}
-    changed = {k: v for k, v in params.items() if run.data.params.get(k, v) != v}
-    if changed and not _change_params(uri, run_id, changed):
+        return None
+    return None if "deleted" in (run.info.lifecycle_stage, experiment.lifecycle_stage) else run
+
+
+def reopen_run(uri: str, run_id: str) -> bool:
+    """Make a run RUNNING again; False if it was deleted."""
+    client = connect(uri, writing=True)
+    run = _alive(client, run_id)
+    if run is None:
         return False
     client.update_run(run_id, "RUNNING")
-    _log_config(client, run_id, to_dict(config))
     if MESSAGE in run.data.tags:
         client.delete_tag(run_id, MESSAGE)
+    return True
+
+
+def resume_run(uri: str, run_id: str, config: ExperimentConfig, history: Sequence[Mapping[str, Any]]) -> bool:
+    """`reopen_run` with `config` as the run's params, and with all epochs of `history` (EpochReports as dicts).
+
+    False also for a run that is in another experiment, knows more epochs than are to be continued, or has params that
+    its server does not let change.
+    """
+    client = connect(uri, writing=True)
+    run = _alive(client, run_id)
+    if run is None or client.get_experiment(run.info.experiment_id).name != config.tracking.experiment:
+        return False
+    done = int(run.data.metrics.get("epochs_done", 0))
+    params = {k: str(v) for k, v in flatten(to_dict(config)).items()}
+    changed = {k: v for k, v in params.items() if run.data.params.get(k, v) != v}
+    if done > len(history) + 1 or (changed and not _change_params(uri, run_id, changed)):
+        if run.info.status == "RUNNING":  # it was killed, and is not gone on with
+            client.set_terminated(run_id, "KILLED")
+        return False
+    reopen_run(uri, run_id)
+    _log_config(client, run_id, to_dict(config))
     log_history(uri, run_id, history[done:])
     return True
 
@@ -144,8 +172,12 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
     try:
         return _try_create_run(uri, config, tracking, run_name, tags)
     except TRACKING_ERRORS as error:
-        raise InputError(f"tracking server {uri}: {reason(error)}; start it, make room, or name another by "
-                         "MLFLOW_TRACKING_URI") from error
+        raise _unreachable(uri, error) from error
+
+
+def _unreachable(uri: str, error: Exception) -> InputError:
+    return InputError(f"tracking server {uri}: {reason(error)}; start it, make room, or name another by "
+                      "MLFLOW_TRACKING_URI")
 
 
 def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
@@ -191,27 +223,30 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
         if found:
             return str(found[0].info.run_id)
     run_id = _create_run(uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"})
-    for result in results:
-        tags = {PARENT_RUN: run_id, "system": result["system"]}
-        trial = _create_run(uri, experiment_from_dict(result["config"]), config.tracking,
-                            f"{result['system']}-{result['seed']}", tags)
-        metrics = [m for entry in result["history"] for m in _epoch_metrics(entry)]
-        metrics += [Metric(f"test/{head}/{name}", value, _now(), 0) for head, scores in result["test"].items()
-                    for name, value in scores.items() if isinstance(value, float)]
-        metrics += [Metric(name, result[name], _now(), 0) for name in ("parameters", "flops", "seconds", "best_epoch")]
-        for start in range(0, len(metrics), 1000):  # the most that one request may hold
-            client.log_batch(trial, metrics=metrics[start : start + 1000])
-        client.set_terminated(trial)
-    for system in systems_of(results):
-        runs = [r["test"] for r in results if r["system"] == system]
-        for head in runs[0]:
-            for name, value in runs[0][head].items():
-                if isinstance(value, float):
-                    client.log_metric(run_id, f"{system}/{head}/{name}", sum(t[head][name] for t in runs) / len(runs))
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES):
-        client.log_artifact(run_id, str(path), "report")
-    client.set_tag(run_id, "benchmark", key)
-    client.set_terminated(run_id)
+    with failing(uri, run_id):
+        for result in results:
+            tags = {PARENT_RUN: run_id, "system": result["system"]}
+            trial = _create_run(uri, experiment_from_dict(result["config"]), config.tracking,
+                                f"{result['system']}-{result['seed']}", tags)
+            metrics = [m for entry in result["history"] for m in _epoch_metrics(entry)]
+            metrics += [Metric(f"test/{head}/{name}", value, _now(), 0) for head, scores in result["test"].items()
+                        for name, value in scores.items() if isinstance(value, float)]
+            metrics += [Metric(name, result[name], _now(), 0)
+                        for name in ("parameters", "flops", "seconds", "best_epoch")]
+            for start in range(0, len(metrics), 1000):  # the most that one request may hold
+                client.log_batch(trial, metrics=metrics[start : start + 1000])
+            client.set_terminated(trial)
+        for system in systems_of(results):
+            runs = [r["test"] for r in results if r["system"] == system]
+            for head in runs[0]:
+                for name, value in runs[0][head].items():
+                    if isinstance(value, float):
+                        mean = sum(t[head][name] for t in runs) / len(runs)
+                        client.log_metric(run_id, f"{system}/{head}/{name}", mean)
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES):
+            client.log_artifact(run_id, str(path), "report")
+        client.set_tag(run_id, "benchmark", key)
+        client.set_terminated(run_id)
     return run_id
 
 
@@ -235,11 +270,8 @@ def job_run(
         metrics = [Metric(k, float(v), _now(), step) for k, v in figures.items()]
         _attempt(uri, lambda: client.log_batch(run_id, metrics=metrics))
 
-    try:
+    with failing(uri, run_id):
         yield log
-    except BaseException as error:
-        fail_run(uri, run_id, error)
-        raise
     _attempt(uri, lambda: client.set_terminated(run_id))
 
 
@@ -343,8 +375,12 @@ def logged_tag(uri: str, run_id: str, name: str) -> str | None:
 
 
 def logged_config(uri: str, run_id: str) -> dict[str, Any]:
-    """The config that a run has logged, as plain data."""
-    return dict(yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE))))
+    """The config that a run has logged, as plain data. Raises InputError if it is gone."""
+    try:
+        return dict(yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE))))
+    except TRACKING_ERRORS as error:
+        raise InputError(f"run {run_id} in {uri}: its {CONFIG_FILE} cannot be read ({reason(error)}); delete the run "
+                         "there, and it is recorded again") from error
 
 
 def _artifact_uri(uri: str, run_id: str, name: str) -> str:
@@ -386,10 +422,12 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta) -> None:
     client.set_terminated(run_id)
 
 
-def fail_run(uri: str, run_id: str, error: BaseException) -> None:
-    """Close the run as KILLED if the user stopped it, else as FAILED with the reason as its tag `message`."""
+@contextlib.contextmanager
+def failing(uri: str, run_id: str) -> Iterator[None]:
+    """A block that raises closes the run: KILLED if the user stopped it, else FAILED with the reason as the run's tag
+    `message`."""
 
-    def close() -> None:
+    def close(error: BaseException) -> None:
         client = connect(uri)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             client.set_terminated(run_id, "KILLED")
@@ -397,7 +435,11 @@ def fail_run(uri: str, run_id: str, error: BaseException) -> None:
             client.set_tag(run_id, MESSAGE, f"{type(error).__name__}: {error}"[-LONGEST_TAG:])
             client.set_terminated(run_id, "FAILED")
 
-    _attempt(uri, close)
+    try:
+        yield
+    except BaseException as error:
+        _attempt(uri, functools.partial(close, error))
+        raise
 
 
 def _log_params(client: MlflowClient, run_id: str, tree: dict[str, Any]) -> None:
