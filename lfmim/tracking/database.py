@@ -59,7 +59,7 @@ def connect(uri: str, *, writing: bool = False) -> MlflowClient:
             _open.add(uri)
         return MlflowClient(uri)
     except (*TRACKING_ERRORS, sqlite3.Error) as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
 
 
 def _check(path: Path, writing: bool) -> None:
@@ -70,6 +70,7 @@ def _check(path: Path, writing: bool) -> None:
         database.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if writing:
             database.execute("BEGIN IMMEDIATE")
+            database.execute("CREATE TABLE written (x)")  # a read-only file is told with the first change
             database.rollback()
 
 
@@ -88,7 +89,8 @@ def reason(error: BaseException) -> str:
     return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
 
 
-def _unusable(path: Path, error: BaseException) -> InputError:
+def unusable(path: Path, error: BaseException) -> InputError:
+    """What to tell of a database that cannot be used, and what to do."""
     said = reason(error)
     folder = next(p for p in path.parents if p.exists())
     if not folder.is_dir():

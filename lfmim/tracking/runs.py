@@ -31,7 +31,7 @@ from lfmim.evaluation.comparison import Results, systems_of
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
-from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, reason
+from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, reason, unusable
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 from lfmim.training.search import TrialRecord
@@ -61,8 +61,8 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     folder = Path(storage).resolve()
     wrong = re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder))
     if not given and wrong:
-        raise InputError(f"{folder}: the {wrong[0]!r} in its name means something else in the URI of the MLflow database "
-                         "there; use a folder without it, or name a server by MLFLOW_TRACKING_URI")
+        raise InputError(f"{folder}: the {wrong[0]!r} in its name means something else in the URI of its MLflow "
+                         "database; use a folder without it, or name a server by MLFLOW_TRACKING_URI")
     return given or f"sqlite:///{folder}/mlflow.db"
 
 
@@ -176,6 +176,9 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
 
 
 def _unreachable(uri: str, error: Exception) -> InputError:
+    path = database_file(uri)
+    if path is not None:
+        return unusable(path, error)
     return InputError(f"tracking server {uri}: {reason(error)}; start it, make room, or name another by "
                       "MLFLOW_TRACKING_URI")
 
