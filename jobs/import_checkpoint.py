@@ -50,10 +50,11 @@ def import_checkpoint(
     if run_id is None:
         tags = {"kind": "import", "checkpoint": path.name, "checkpoint_sha256": imported.sha256}
         run_id = tracking.start_run(meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags)
-        tracking.finish_run(server, run_id, meta)
     zeros = pd.DataFrame({FEATURE_COLUMNS[m]: [[[0.0] * d]] for m, d in meta.spec.dims.items()})
-    registered = tracking.register(server, run_id, folder, model_name=name, example=zeros,
-                                   data_fingerprint=f"imported-{imported.sha256[:10]}")
+    with tracking.failing(server, run_id):
+        registered = tracking.register(server, run_id, folder, model_name=name, example=zeros,
+                                       data_fingerprint=f"imported-{imported.sha256[:10]}")
+        tracking.finish_run(server, run_id, meta)
     state = "champion" if registered.promoted else "champion unchanged"
     print(f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})")
     return 0

@@ -86,8 +86,9 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only writer of the store. Raises InputError if another run is; a killed run's claim ends with it."""
+def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
+    """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run is; a killed run's
+    claim ends with it."""
     make_folder(folder)
     try:
         lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
@@ -98,8 +99,8 @@ def exclusive(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise InputError(f"{folder}: another run is writing into this feature store ({lock.read().strip()}); "
-                             "wait for it, or use another store") from error
+            raise InputError(f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
+                             "for it, or name another") from error
         lock.truncate(0)
         try:
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -75,7 +75,9 @@ def check_tune(config: TuneConfig) -> Space:
             raise InputError(f"packed: stacked trials may differ in learning rate and β only, not in {', '.join(own)}; "
                              "search without --packed")
     check_experiment(base)
-    _known_sweep(config, _identity(config, space))
+    identity = _identity(config, space)
+    _known_sweep(config, identity)
+    tracking.prepare(_uri(config), config.tracking)
     return space
 
 
@@ -102,6 +104,8 @@ def tune_distributed(
     folder = _folder(config, identity)
     name, uri = folder.name, _uri(config)
     state = _known_sweep(config, identity) or _new_sweep(config, identity)
+    if not tracking.reopen_run(uri, state["run_id"]):  # deleted there: the records of the trials have it all
+        state = _new_sweep(config, identity, window=int(state["window"]))
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
@@ -171,7 +175,12 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     folder = _folder(config, identity)
     if not (folder / SWEEP).is_file():
         return None
-    state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        state = {name: state[name] for name in ("run_id", "uri", "window", "identity")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use another "
+                         "--run.name") from error
     if not config.resume:
         raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
                          "--run.name")
@@ -185,11 +194,11 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     return state
 
 
-def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
+def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) -> dict[str, Any]:
     folder, uri = _folder(config, identity), _uri(config)
     run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
                                 tags={"kind": "sweep", "data": identity["data"]})
-    state = {"run_id": run_id, "uri": uri, "window": config.window or _window(config), "identity": identity}
+    state = {"run_id": run_id, "uri": uri, "window": window or config.window or _window(config), "identity": identity}
     write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
 

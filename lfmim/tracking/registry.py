@@ -6,14 +6,17 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
@@ -22,8 +25,9 @@ import lfmim
 from lfmim.evaluation.model_card import model_card
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
-from lfmim.tracking.runs import git_tag, told
-from lfmim.training.checkpoint import META, WEIGHTS, is_better, load_meta
+from lfmim.tracking.database import connect, one_at_a_time
+from lfmim.tracking.runs import CONTINUES, git_tag, told
+from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better, load_meta
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CHAMPIONS = "champions"
@@ -43,25 +47,28 @@ class RegisteredVersion:
 
 
 @told
+@one_at_a_time
 def register(
     uri: str, run_id: str, checkpoint: Path, *, model_name: str, example: pd.DataFrame, data_fingerprint: str
 ) -> RegisteredVersion:
     """Package the checkpoint as a pyfunc model with its card, register it, and move `champion` if validation improves.
 
     A new version that does not become champion becomes `challenger`.
-    `example`: a few rows of feature columns (nested lists). Scores are compared on the same data only; one run is
-    registered once.
+    `example`: a few rows of feature columns (nested lists). Scores are compared on the same data only; the best
+    checkpoint of a run, and of those it continues, is registered once.
     """
     client = _client(uri)
     meta = load_meta(checkpoint)
-    found = client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
+    found = [v for run in _lineage(client, run_id)
+             for v in client.search_model_versions(f"name='{model_name}' and run_id='{run}'")
+             if v.tags.get("score") == repr(meta.best_score)]  # one that is better is another checkpoint
     if found:
         entry = found[0]
     else:
         tags = {"score": repr(meta.best_score), "data": data_fingerprint, "feature_spec": meta.spec.fingerprint,
                 **git_tag()}
         card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
-        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+        with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "checkpoint"
             package.mkdir()
             for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
@@ -70,8 +77,8 @@ def register(
             code = Path(scratch) / "code" / "lfmim"
             source = Path(lfmim.__file__).parent
             shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking"))
-            info = mlflow.pyfunc.log_model(
-                name="model", python_model=str(source / "predictor.py"),
+            model_id = _log_model(
+                client, run_id, Path(scratch) / "model", meta, python_model=str(source / "predictor.py"),
                 artifacts={"checkpoint": str(package), "model_card": str(Path(scratch) / CARD)},
                 code_paths=[str(code)], signature=_signature(meta.config.model.task), input_example=example,
                 pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
@@ -80,7 +87,8 @@ def register(
             client.log_text(run_id, card, CARD)
         with contextlib.suppress(MlflowException):  # there already
             client.create_registered_model(model_name)
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card)
+        entry = client.create_model_version(model_name, f"models:/{model_id}", run_id=run_id, tags=tags,
+                                            description=card, model_id=model_id)
     number = str(entry.version)
     champion = _by_alias(client, model_name, CHAMPION)
     score = float(entry.tags["score"])
@@ -103,10 +111,47 @@ def register(
     return RegisteredVersion(ref, number, promoted, reason)
 
 
+def _lineage(client: MlflowClient, run_id: str) -> Iterator[str]:
+    """The run, the one it continues, and so on."""
+    while run_id:
+        yield run_id
+        try:
+            run_id = client.get_run(run_id).data.tags.get(CONTINUES, "")
+        except MlflowException:
+            return  # deleted for good
+
+
+def _log_model(client: MlflowClient, run_id: str, folder: Path, meta: CheckpointMeta, **package: Any) -> str:
+    """Save a pyfunc model (`package`: as `mlflow.pyfunc.save_model` takes it) by way of `folder` as a logged model of
+    the run, with the params and the metrics of the epochs that led to it; returns its id.
+
+    Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and ended, for it.
+    """
+    run = client.get_run(run_id)
+    model = client.create_logged_model(run.info.experiment_id, name="model", source_run_id=run_id,
+                                       params=run.data.params)
+    try:
+        mlflow.pyfunc.save_model(path=folder, mlflow_model=Model(
+            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id,
+            metadata=package.pop("metadata")), **package)
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(meta.best_epoch, 0))])
+        metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
+                   for key in run.data.metrics if not key.startswith("system/")
+                   for m in client.get_metric_history(run_id, key) if m.step <= meta.best_epoch]
+        for start in range(0, len(metrics), 1000):  # the most that one request may hold
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
 def _client(uri: str) -> MlflowClient:
     """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's default registry."""
     mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
+    return connect(uri)
 
 
 def _by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
@@ -116,6 +161,7 @@ def _by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion
         return None
 
 
+@one_at_a_time
 def set_champion(uri: str, model_name: str, number: str) -> None:
     """Point `champion` at a version, remember its predecessor for `rollback`; it is no challenger any more."""
     client = _client(uri)
@@ -131,6 +177,7 @@ def set_champion(uri: str, model_name: str, number: str) -> None:
         client.delete_registered_model_alias(model_name, CHALLENGER)
 
 
+@one_at_a_time
 def rollback(uri: str, model_name: str) -> tuple[str, str]:
     """Make the champion's predecessor champion again, and the champion challenger; returns (from, to) versions.
 
