@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fsspec
 import pandas as pd
 
 from lfmim.data.formats import read_csv, read_jsonl, read_parquet
-from lfmim.data.shards import parse_member, read_shards
+from lfmim.data.shards import file_system, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -106,7 +106,8 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
     try:
-        with fsspec.open(path, "rb") as f:
+        fs, name = file_system(path)
+        with fs.open(name, "rb") as f:
             return READERS[suffix](f, path)
     except InputError:
         raise
@@ -127,7 +128,7 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
     where = f"{place}, field 'video'"
     if not video or "://" in video or parse_member(video):
         return video
-    fs, manifest_path = fsspec.core.url_to_fs(manifest)
+    fs, manifest_path = file_system(manifest)
     if video.startswith("/"):
         resolved = video
     else:
@@ -137,10 +138,8 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
         resolved = f"{folder}/{video}"
     if "://" in manifest and not video.startswith("/"):
         return str(fs.unstrip_protocol(resolved))
-    if need_media:
-        local = fsspec.filesystem("file")
-        if not local.isfile(resolved):
-            raise InputError(f"{where}: no such file: {resolved}")
+    if need_media and not os.path.isfile(resolved):
+        raise InputError(f"{where}: no such file: {resolved}")
     return resolved
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
 from lfmim.text_files import decode, parse_json, whole
@@ -25,6 +26,18 @@ FIELD_LIMIT = 1 << 20
 """Bytes; a larger .json, .txt or .cls member is refused rather than read."""
 _MEMBER = re.compile(r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """The file system of a local path or fsspec URL, and the path there.
+
+    A local path is taken as it stands: for fsspec itself `::` in a name would chain file systems.
+    """
+    scheme, mark, path = location.partition("://")
+    if mark and scheme not in ("file", "local"):
+        found: tuple[Any, str] = fsspec.core.url_to_fs(location)
+        return found
+    return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path if mark else location))
 
 
 def member_uri(shard: str, name: str, offset: int, size: int) -> str:
@@ -48,7 +61,7 @@ def expand_shards(pattern: str) -> list[str]:
         if not set("*?[") & set(name):
             out.append(name)
             continue
-        fs, path = fsspec.core.url_to_fs(name)
+        fs, path = file_system(name)
         out += sorted(fs.unstrip_protocol(p) if "://" in name else str(p) for p in fs.glob(path))
     if not out:
         raise InputError(f"{pattern}: no shard has such a name")
@@ -79,7 +92,7 @@ def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
-        fs, path = fsspec.core.url_to_fs(shard)
+        fs, path = file_system(shard)
         with fs.open(path, "rb", block_size=1 << 16) as file:  # small reads: most of a shard is media
             for name, offset, size in _members(shard, file):
                 folder, _, base = name.rpartition("/")

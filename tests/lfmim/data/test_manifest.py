@@ -169,3 +169,18 @@ def test_sentiment_scores_are_numbers(tmp_path):
         path.write_text(f"id,video,text,sentiment_text\na,,x,{bad}\n", encoding="utf-8")
         with pytest.raises(InputError, match="row 1, field 'sentiment_text'"):
             read_manifest(str(path))
+
+
+@pytest.mark.parametrize("name", ["data::take1", "a::b::c", "simplecache::x", "::", "x:y", "100%#?*[1]!'", "-a 好"])
+def test_local_names_are_taken_as_they_stand(tmp_path, name):
+    """`::` chains file systems in fsspec; a local path is none of its business."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.mp4").write_bytes(b"x")
+    for path in (f"{folder}/{name}.csv", f"file://{folder}/{name}.csv"):
+        (folder / f"{name}.csv").write_text(f'id,video\na,"{name}.mp4"\nb,"{folder}/{name}.mp4"\n')
+        frame = read_manifest(path)
+        assert [v.removeprefix("file://") for v in frame["video"]] == [f"{folder}/{name}.mp4"] * 2
+    gone = write(folder, "id,video\na,gone::.mp4\n", "m::.csv")
+    assert f"no such file: {folder}/gone::.mp4" in refusal(gone)
+    assert "no such file" in refusal(f"{folder}/gone::.csv")

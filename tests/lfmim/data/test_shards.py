@@ -102,3 +102,13 @@ def test_files_that_are_no_shards(tmp_path):
         read_manifest(str(tmp_path / "gone.tar"))
     with pytest.raises(InputError, match="no shard has such a name"):
         read_manifest(str(tmp_path / "gone-*.tar"))
+
+
+@pytest.mark.parametrize("pattern", ["s::0.tar", "s::*.tar", "s::{0..0}.tar"])
+def test_shards_with_a_double_colon_in_their_name(tmp_path, pattern):
+    (tmp_path / "a::b").mkdir()
+    write_shard(tmp_path / "a::b" / "s::0.tar", {"x::y.wav": b"1", "x::y.txt": "你好"})
+    frame = read_manifest(str(tmp_path / "a::b" / pattern))
+    assert frame["id"].tolist() == ["x::y"]
+    shard, name, _, size = parse_member(frame["video"][0])
+    assert (Path(shard).is_file(), name, size) == (True, "x::y.wav", 1)
