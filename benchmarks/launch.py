@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import statistics
@@ -82,7 +83,7 @@ class Watcher(threading.Thread):
 @contextlib.contextmanager
 def running_ray() -> Iterator[str]:
     """Address of a Ray on this machine."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = str(Path(sys.executable).parent / "ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
