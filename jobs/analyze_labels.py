@@ -25,7 +25,7 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
     from lfmim.data.label_statistics import read_labels
     from lfmim.data.manifest import READERS
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
-    from lfmim.schema import SPLIT, InputError
+    from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
 
     if not source.endswith(tuple(READERS)):  # tables are read from anywhere
         local_path(source, "--source")
@@ -35,6 +35,9 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
         labels = labels[labels[SPLIT] == split]
         if labels.empty:
             raise InputError(f"{source}: no rows of split '{split}'")
+    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
+        where = f"split '{split}' has " if split else ""
+        raise InputError(f"{source}: {where}no emotion label of any head; fill {', '.join(LABEL_COLUMNS.values())}")
     for name, table in label_tables(labels).items():
         print(f"{TITLES[name]}\n{table.to_string(float_format='{:.3f}'.format, header=name != 'table_1')}\n")
     print(f"report: {write_label_report(folder, labels, title=f'Labels of {Path(source).name}')}")

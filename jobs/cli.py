@@ -319,5 +319,6 @@ def job_session(
         check_shared(storage=storage)
     if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         output_folder(storage, "--storage")
+    tracking.check_server(uri, create=True)  # before a cluster is started
     with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
         yield log

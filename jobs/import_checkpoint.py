@@ -40,6 +40,7 @@ def import_checkpoint(
     imported = read_published(path, heads=heads, features=spec)
     settings = TrackingConfig(uri=uri, model_name=name)
     server = tracking.tracking_uri(settings, storage)
+    tracking.check_server(server, create=True)
     folder = Path(storage) / f"{name}-{imported.sha256[:10]}-{heads}-{imported.spec.fingerprint[:6]}"
     meta = save_imported(imported, folder, source=path.name)
     c = imported.config

@@ -49,8 +49,7 @@ def promote(
     local_path(store, "--store")
     new = tracking.resolve_version(uri, model, challenger)
     if new is None:
-        raise InputError(f"{model}: no {challenger} in the registry at {uri}; train one with jobs/train.py, or name a "
-                         "version: --challenger 7")
+        raise tracking.not_registered(uri, model, challenger)
     old = tracking.resolve_version(uri, model, tracking.CHAMPION)
     if old is None:
         tracking.set_champion(uri, model, new)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import exclusive, read_table, sequences
+from lfmim.data.store import exclusive, part_files, read_table, sequences
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
@@ -61,9 +63,19 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    spec = FeatureSpec.load(store)
+    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))[1]
+
+
+def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes whenever the store does."""
+    return tuple((p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_labels(store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]) -> tuple[pa.Table, str]:
+    """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
-    return config_hash(table.to_pydict(), spec.fingerprint)
+    return table, config_hash(table.to_pydict(), spec)
 
 
 def check_experiment(config: ExperimentConfig) -> str:
@@ -80,8 +92,9 @@ def check_experiment(config: ExperimentConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
     check_data(model, FeatureSpec.load(store))
+    table, _ = _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
     for split in ("train", "valid"):
-        check_labels(store, split, model)
+        check_labels(table, store, split, model)
         if not MODELS[model.name].accepts_absent:
             check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
 
@@ -107,11 +120,12 @@ def describe(config: ExperimentConfig) -> str:
     name = run_name(config, fingerprint)
     output_folder(str(storage / name), "--run.storage")
     check_run(config, storage / name, fingerprint)
-    tracking.prepare(tracking.tracking_uri(config.tracking, str(storage)), config.tracking)
+    uri = tracking.tracking_uri(config.tracking, str(storage))
+    tracking.prepare(uri, config.tracking)
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
-            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
+            f"mlflow {uri}")
 
 
 def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False) -> TrainResult:
@@ -124,6 +138,7 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
+    tracking.check_server(uri, create=True)
     folder = storage / name
     with exclusive(folder, "run's folder"):
         check_run(config, folder, fingerprint)

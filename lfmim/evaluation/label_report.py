@@ -18,7 +18,7 @@ from lfmim.data.label_statistics import (
 )
 from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.report import PAGE_STYLE, inline_image
-from lfmim.schema import HEADS
+from lfmim.schema import HEADS, LABEL_COLUMNS
 from lfmim.storage import new_file, write_text
 
 TITLES = {
@@ -66,7 +66,9 @@ def _bars(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def labels_html(labels: pd.DataFrame) -> str:
-    """The figure and the tables as a part of a page."""
+    """The figure and the tables as a part of a page; a sentence where there is no label."""
+    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
+        return "<h2>Labels</h2><p>No emotion label of any head.</p>"
     tables = label_tables(labels)
     parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
     parts += [f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()]

@@ -1,4 +1,4 @@
-"""The only reader of the test split: a predictor over a split -> report.json and one self-contained HTML page."""
+"""A predictor over a split of a store -> report.json and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfmim.data.batches import encode_labels
+from lfmim.data.loading import split_labels
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import Metrics, sums_for
@@ -53,17 +53,19 @@ table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;whit
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
     """Figures of every head against its own label, and of every head against the multimodal label.
 
-    Raises InputError if the store was made with other encoders than the model's or the split is empty.
+    Raises InputError if the store was made with other encoders than the model's, or if the split is empty or without
+    labels of the model's task and heads.
     """
     predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
     task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
     columns = [*(FEATURE_COLUMNS[m] for m in dims), *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()]
     table = read_table(store, columns, split)
-    if not table.num_rows:
-        raise InputError(f"{store}: no rows of split '{split}'; choose another with --split")
-    labels = encode_labels(table, task)
+    labels = split_labels(table, store, split, task)
     found = {h: torch.from_numpy(x) for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()}
     own = _metrics(found, labels)
+    if not any(m.count for m in own.values()):
+        raise InputError(f"{store}: split '{split}' has no {task} label of a head that the model answers "
+                         f"({', '.join(predictor.model.answers)}); use another store or model")
     against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
     return {
         "split": split, "rows": table.num_rows, "best_epoch": predictor.meta.best_epoch + 1, "task": task,

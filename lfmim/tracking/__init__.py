@@ -5,6 +5,7 @@ from lfmim.tracking.registry import (
     CHAMPION,
     RegisteredVersion,
     load_predictor,
+    not_registered,
     register,
     resolve_version,
     rollback,
@@ -35,11 +36,12 @@ from lfmim.tracking.runs import (
     system_metrics,
     tracking_uri,
 )
+from lfmim.tracking.server import check_server
 
 __all__ = [
-    "CHALLENGER", "CHAMPION", "CONTINUES", "PARENT_RUN", "RegisteredVersion", "failing", "find_run", "finish_run",
-    "job_run", "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_datasets", "log_epoch",
-    "log_history", "log_sweep", "log_trial", "logged_config", "logged_tag", "logged_trials", "prepare", "register",
-    "reopen_run", "resolve_version", "resume_run", "rollback", "set_champion", "start_run", "system_metrics",
-    "tracking_uri",
+    "CHALLENGER", "CHAMPION", "CONTINUES", "PARENT_RUN", "RegisteredVersion", "check_server", "failing", "find_run",
+    "finish_run", "job_run", "latest_metrics", "load_predictor", "log_best", "log_comparison", "log_datasets",
+    "log_epoch", "log_history", "log_sweep", "log_trial", "logged_config", "logged_tag", "logged_trials",
+    "not_registered", "prepare", "register", "reopen_run", "resolve_version", "resume_run", "rollback", "set_champion",
+    "start_run", "system_metrics", "tracking_uri",
 ]

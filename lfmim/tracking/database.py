@@ -33,17 +33,17 @@ _held = threading.local()
 
 
 def database_file(uri: str) -> Path | None:
-    """The file of an `sqlite:///` URI; None for a server."""
-    if not uri.startswith("sqlite:"):
+    """The file of an `sqlite:///` URI; None for a server, and for a database in memory."""
+    if not uri.startswith("sqlite"):
         return None
     name = make_url(uri).database
-    return Path(name).absolute() if name else None
+    return Path(name).absolute() if name and name != ":memory:" and not name.startswith("file:") else None
 
 
 def connect(uri: str, *, writing: bool = False) -> MlflowClient:
     """A client of the tracker at `uri`. `writing` makes a missing SQLite database, and its folder.
 
-    Raises InputError naming the file if a database cannot be used (with `writing`: written).
+    Raises InputError naming the file if a database is not there or cannot be used (with `writing`: written).
     """
     path = database_file(uri)
     if path is None:
@@ -51,8 +51,10 @@ def connect(uri: str, *, writing: bool = False) -> MlflowClient:
     try:
         if writing:
             make_folder(path.parent)
+        if not writing and not path.exists():
+            raise InputError(f"{path.parent}: there is no {path.name}")
         if writing or uri not in _open:
-            with locked(uri) if writing or not path.exists() else contextlib.nullcontext():
+            with locked(uri) if writing else contextlib.nullcontext():
                 _check(path, writing)
                 if not path.exists():
                     _create(path)
@@ -84,7 +86,7 @@ def _create(path: Path) -> None:
     os.replace(temporary, path)
 
 
-def reason(error: BaseException) -> str:
+def gist(error: BaseException) -> str:
     """The line of an MLflow error that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
@@ -92,7 +94,7 @@ def reason(error: BaseException) -> str:
 
 def unusable(path: Path, error: BaseException) -> InputError:
     """What to tell of a database that cannot be used, and what to do."""
-    said = reason(error)
+    said = gist(error)
     folder = next(p for p in path.parents if p.exists())
     if not folder.is_dir():
         said, advice = f"{folder} is a file, not a folder", "Name"

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -32,7 +32,8 @@ from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
-from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, reason, unusable
+from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist
+from lfmim.tracking.server import check_server, server_error, told
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 from lfmim.training.search import TrialRecord
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONFIG_FILE = "config.yaml"
-P = ParamSpec("P")
-T = TypeVar("T")
 PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
 CONTINUES = "continues"
 """Tag: the run whose epochs this one has taken over, since that one could not go on itself."""
@@ -72,19 +71,6 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-    """A function whose first argument is the server's URI: what goes wrong there is an InputError."""
-
-    @functools.wraps(call)
-    def telling(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return call(uri, *args, **kwargs)
-        except TRACKING_ERRORS as error:
-            raise _unreachable(uri, error) from error
-
-    return telling
-
-
 def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name: str, tags: dict[str, str]) -> str:
     """Create a run with params, config and FeatureSpec; returns its id."""
     run_id = _create_run(uri, config, config.tracking, run_name, tags)
@@ -92,13 +78,12 @@ def start_run(config: ExperimentConfig, spec: FeatureSpec, *, uri: str, run_name
     return run_id
 
 
+@told
 def prepare(uri: str, tracking: TrackingConfig) -> None:
-    """Make what is missing of database and experiment. Raises InputError, before any work, if runs cannot be tracked
-    there."""
-    try:
-        _experiment(connect(uri, writing=True), uri, tracking.experiment)
-    except TRACKING_ERRORS as error:
-        raise _unreachable(uri, error) from error
+    """Make what is missing of database and experiment. Raises InputError, before any work and within seconds, if runs
+    cannot be tracked there."""
+    check_server(uri, create=True)
+    _experiment(connect(uri, writing=True), uri, tracking.experiment)
 
 
 def _alive(client: MlflowClient, run_id: str) -> Run | None:
@@ -175,9 +160,11 @@ def log_datasets(uri: str, run_id: str, store: Path, fingerprint: str, rows: Map
     connect(uri).log_inputs(run_id, datasets=inputs)
 
 
+@told
 def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     """Id of the experiment's finished run of that name, if there is one."""
-    client = connect(uri)
+    check_server(uri, create=True)
+    client = connect(uri, writing=True)
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
         return None
@@ -191,18 +178,11 @@ def _create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, 
 
     Raises InputError if the tracking server cannot be reached or written to.
     """
+    check_server(uri, create=True)
     try:
         return _try_create_run(uri, config, tracking, run_name, tags)
     except TRACKING_ERRORS as error:
-        raise _unreachable(uri, error) from error
-
-
-def _unreachable(uri: str, error: Exception) -> InputError:
-    path = database_file(uri)
-    if path is not None:
-        return unusable(path, error)
-    return InputError(f"tracking server {uri}: {reason(error)}; start it, make room, or name another by "
-                      "MLFLOW_TRACKING_URI")
+        raise server_error(uri, error) from error
 
 
 def _try_create_run(uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]) -> str:
@@ -306,7 +286,7 @@ def _attempt(uri: str, call: Callable[[], object]) -> None:
     try:
         call()
     except (*TRACKING_ERRORS, InputError) as error:
-        logging.getLogger(__name__).warning("tracking server %s: %s", uri, reason(error))
+        logging.getLogger(__name__).warning("tracking server %s: %s", uri, gist(error))
 
 
 def latest_metrics(uri: str, run_id: str) -> dict[str, float]:
@@ -408,7 +388,7 @@ def logged_config(uri: str, run_id: str) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE))))
     except TRACKING_ERRORS as error:
-        raise InputError(f"run {run_id} in {uri}: its {CONFIG_FILE} cannot be read ({reason(error)}); delete the run "
+        raise InputError(f"run {run_id} in {uri}: its {CONFIG_FILE} cannot be read ({gist(error)}); delete the run "
                          "there, and it is recorded again") from error
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow.dataset as pad
 import pytest
 from conftest import DIMS, toy_rows
 from mlflow.tracking import MlflowClient
@@ -24,7 +25,7 @@ from lfmim.config import (
 )
 from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
-from lfmim.schema import InputError
+from lfmim.schema import FEATURE_COLUMNS, InputError
 from lfmim.training.checkpoint import WEIGHTS, load_meta
 
 MODEL = ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8)
@@ -92,6 +93,36 @@ def test_a_run_in_this_process_is_killed_continued_and_registered(toy_store, tmp
     whole = train_run(experiment(toy_store, tmp_path / "undisturbed", lr=0.003), alone=True)
     assert [(e["score"], e["train"]) for e in whole.meta.history] == [
         (e["score"], e["train"]) for e in result.meta.history]
+
+
+@pytest.mark.integration
+def test_a_job_reads_the_ids_and_labels_of_a_store_once(toy_store, tmp_path, monkeypatch):
+    read: list[str] = []
+    whole = pad.dataset
+
+    def counted(parts, **options):
+        data = whole(parts, **options)
+
+        class Counted:
+            schema = data.schema
+
+            def to_table(self, columns=None, **rest):
+                if not set(columns or FEATURE_COLUMNS.values()) & set(FEATURE_COLUMNS.values()):
+                    read.append(", ".join(columns))
+                return data.to_table(columns=columns, **rest)
+
+        return Counted()
+
+    monkeypatch.setattr(pad, "dataset", counted)
+    config = experiment(toy_store, tmp_path, epochs=1)
+    describe(config)
+    train_run(config, alone=True)
+    assert len(read) == 1, read
+    before = data_fingerprint(toy_store)
+    extra = toy_rows(3, 9, split="train")
+    write_part(toy_store, rows_to_table([r | {"id": "new" + r["id"]} for r in extra], store_schema(DIMS), DIMS))
+    assert data_fingerprint(toy_store) != before  # another store is read again
+    assert len(read) == 2
 
 
 @pytest.mark.integration
