@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.12 >/dev/null 2>&1 && python3.12 -c '' 2>/dev/null && echo python3.12 || echo python3.11)
 VENV := .venv
 BIN := $(VENV)/bin
-export RAY_AUTH_MODE ?= disabled
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test slow unit lint setup clean

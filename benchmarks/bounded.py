@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ import threading
 import time
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run's own local Ray
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -32,11 +33,13 @@ import numpy as np
 import pandas as pd
 import psutil
 import ray
+from page import report_folder
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from feature_service.pipeline import ExtractSummary, extract_features
 from lfmim.config import ExtractConfig
 from lfmim.data.demo_corpus import make_clip
+from lfmim.storage import new_file, write_text
 
 GROUPS = {"driver": None, "decoders": "feature_service.isolation", "stages": "MapWorker", "Ray itself": ""}
 FACE_EVERY, CLIPS, THREE_HOURS = 25, 12, 3 * 3600
@@ -116,7 +119,8 @@ def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, row
     """Plot, figures and their table; returns the table (Markdown)."""
     table["rows"] = table["parts"] * rows_per_part
     table["all processes"] = table[list(GROUPS)].sum(axis=1)
-    table.to_csv(folder / "bounded.csv", index=False, float_format="%.1f")
+    with new_file(folder / "bounded.csv") as temporary:
+        table.to_csv(temporary, index=False, float_format="%.1f")
     settled = table[table["seconds"] >= WARM_UP * table["seconds"].iloc[-1]]
     figure, (top, bottom) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
     for name in (*GROUPS, "all processes"):
@@ -127,7 +131,8 @@ def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, row
     bottom.plot(table["seconds"], table["spilled"], color="tab:brown", label="spilled to disk")
     bottom.set(xlabel="seconds", ylabel="MiB", ylim=(0, None))
     bottom.legend(fontsize="small")
-    figure.savefig(folder / "bounded.png", dpi=120)
+    with new_file(folder / "bounded.png") as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     third = max(1, len(settled) // 3)
     lines = [f"{summary.rows_in} rows in {summary.seconds:.0f} s ({summary.rows_in / summary.seconds:.1f} a second), "
              f"{os.cpu_count()} cores, {summary.stored} stored, {sum(summary.quarantined.values())} quarantined.", "",
@@ -139,18 +144,17 @@ def write_report(folder: Path, table: pd.DataFrame, summary: ExtractSummary, row
         lines.append(f"| {name} | {first:.0f} | {last:.0f} | {table[name].max():.0f} | {slope:+.1f} |")
     lines += ["", *(f"Quarantined: {n} x {why}" for why, n in summary.quarantined.items())]
     text = "\n".join(lines) + "\n"
-    (folder / "bounded.md").write_text(text, encoding="utf-8")
+    write_text(folder / "bounded.md", text)
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", type=Path, default=Path("bounded"))
+    parser.add_argument("--report", type=report_folder, default="bounded")
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--three-hours", type=int, default=1, help="copies of the 3-hour video among the rows")
     parser.add_argument("--seconds", type=float, default=1.0, help="between samples")
     args = parser.parse_args()
-    args.report.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="bounded-"))
     try:
         manifest = make_corpus(scratch / "corpus", args.rows, args.three_hours)

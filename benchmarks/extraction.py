@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import platform
+import secrets
 import statistics
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run's own local Ray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -35,7 +36,7 @@ import ray
 import torch
 import transformers
 from facenet_pytorch import MTCNN
-from page import machine, write_section
+from page import machine, report_file, report_folder, write_section
 from PIL import Image
 
 from feature_service.operators.decode import decode_clip
@@ -47,6 +48,7 @@ from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM
 from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.data.demo_corpus import make_clip
 from lfmim.schema import DURATION, ID, TEXT, VIDEO, Modality
+from lfmim.storage import write_text
 
 WORDS = "今天真高兴，天气也很好，我们出去走走吧。"
 MIN_PROBABILITY = 0.95
@@ -256,8 +258,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--encoders", choices=("tiny", "base"), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, default=Path("extraction_benchmark"), help="folder of the JSON file")
-    parser.add_argument("--write", type=Path, help="page whose extraction section is replaced")
+    parser.add_argument("--output", type=report_folder, default="extraction_benchmark",
+                        help="folder of the JSON file")
+    parser.add_argument("--write", type=report_file,
+                        help="page whose extraction section is replaced")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         media = ROOT.parent / "shared" / "media"
@@ -285,8 +289,7 @@ def main() -> None:
         medians[key], digits = statistics.median(values), 3 if "IoU" in key else 2
         lines.append(f"| {key} | " + " | ".join(f"{x:.{digits}f}" for x in (medians[key], min(values), max(values)))
                      + " |")
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "extraction.json").write_text(json.dumps(
+    write_text(args.output / "extraction.json", json.dumps(
         {"machine": environment(args.device), "clips": list(clips), "runs": runs, "medians": medians}, indent=2))
     text = "\n".join(lines) + "\n"
     print(text)

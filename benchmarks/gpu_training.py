@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from corpus import CHERMA, SIZES, feature_spec, machine_floor, noise_corpus, training_flops
-from page import machine
+from page import machine, report_folder
 from reference import Reference, write_files
 
 from lfmim.schema import HEADS
+from lfmim.storage import write_text
 from lfmim.training.loop import resolve_precision, train
 from lfmim.training.packed import train_packed
 
@@ -88,7 +89,7 @@ def page(r: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "benchmarks/out"))
+    parser.add_argument("--out", type=report_folder, default=os.environ.get("OUT") or "benchmarks/out")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--utterances", type=int, default=CHERMA)
@@ -114,11 +115,10 @@ def main() -> None:
         "train": n, "size": o.size, "epochs": o.epochs, "flops": training_flops(data, config.model) / n,
         "floor": machine_floor(config.model, device=device, dtype=dtype, rows=rows), "stages": {}, "losses": {},
     }
-    o.out.mkdir(parents=True, exist_ok=True)
 
     def keep() -> None:
-        (o.out / "gpu_training.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-        (o.out / "gpu_training.md").write_text(page(results), encoding="utf-8")
+        write_text(o.out / "gpu_training.json", json.dumps(results, indent=1))
+        write_text(o.out / "gpu_training.md", page(results))
 
     def stage(name: str, run: Callable[[float], dict[str, Any]], share: float) -> None:
         """`share` of the time that is left; a stage that fails is recorded and the others go on."""

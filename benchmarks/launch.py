@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import statistics
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from page import machine, write_section
+from page import machine, report_file, write_section
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -82,7 +83,7 @@ class Watcher(threading.Thread):
 @contextlib.contextmanager
 def running_ray() -> Iterator[str]:
     """Address of a Ray on this machine."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     ray = str(Path(sys.executable).parent / "ray")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -134,7 +135,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--write", type=Path, help="page whose launch section is replaced")
+    parser.add_argument("--write", type=report_file, help="page whose launch section is replaced")
     parser.add_argument("--part", choices=["plain"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()

@@ -25,12 +25,14 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import torch
 import yaml
+from page import report_folder
 
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
-from lfmim.evaluation.report import markdown_table, write_text
+from lfmim.evaluation.report import markdown_table
 from lfmim.schema import FeatureSpec
+from lfmim.storage import write_text
 from lfmim.training.loop import train
 from lfmim.training.search import searchable, with_params
 from lfmim.training.systems import BenchmarkConfig, benchmark_experiment, load_presets
@@ -75,12 +77,11 @@ def main() -> None:
     parser.add_argument("--changes", nargs="*", default=[])
     parser.add_argument("--common", default=str(ROOT / "jobs/configs/benchmark.yaml"), help="sizes and common recipe")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("recipes"))
+    parser.add_argument("--output", type=report_folder, default="recipes")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each")
     o = parser.parse_args()
     common = experiment_from_dict({**yaml.safe_load(Path(o.common).read_text(encoding="utf-8")), "store": o.store})
     rows = plan(BenchmarkConfig(store=o.store, model=common.model, train=common.train), o.systems, o.changes)
-    o.output.mkdir(parents=True, exist_ok=True)
     fingerprint = data_fingerprint(Path(o.store))
     todo = [(name, seed) for seed in range(o.seeds) for name in rows]
     scores: dict[tuple[str, str], list[float]] = {name: [] for name in rows}

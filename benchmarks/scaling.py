@@ -24,12 +24,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from corpus import SIZES, noise_corpus
-from page import machine, write_section
+from page import machine, report_file, write_section
 from torch.nn.parallel import DistributedDataParallel
 
 from lfmim.metrics import HeadSums
 from lfmim.models import build_model
 from lfmim.schema import HEADS
+from lfmim.storage import new_file
 from lfmim.training import loop
 
 PROJECTED = (1, 8, 64, 256)
@@ -94,7 +95,8 @@ def plot(path: Path, strong: dict[int, float], weak: dict[int, float], projected
     axes[2].legend(fontsize=8)
     for ax in axes:
         ax.set(xlabel="workers", ylim=(0, None))
-    figure.savefig(path, dpi=110)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format=path.suffix[1:] or "png")
 
 
 def main() -> None:
@@ -105,8 +107,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--gpu-step-ms", type=float, default=8.0,
                         help="compute of a step of 96 on one GPU, an assumption until gpu_training.py has measured it")
-    parser.add_argument("--write", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--write", type=report_file)
+    parser.add_argument("--plot", type=report_file)
     o = parser.parse_args()
     strong = {w: step_seconds(w, o.size, o.batch, o.steps) for w in o.workers}
     weak = {w: step_seconds(w, o.size, o.batch // 4 * w, o.steps) for w in o.workers}

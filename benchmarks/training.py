@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from page import machine, write_section
+from page import machine, report_file, write_section
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers of (a)")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--write", type=Path, help="page whose training section is replaced")
+    parser.add_argument("--write", type=report_file, help="page whose training section is replaced")
     parser.add_argument("--part", choices=["a", "b", "stream", "c"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()

@@ -56,11 +56,18 @@ class ExtractSummary:
     """Per stage: Ray node id -> utterances."""
     error_fraction: float
     """Share of the manifest that is quarantined, by this run or an earlier one."""
+    texts_cut: int = 0
+    """Texts of which only the first tokens were read."""
+    longest_text: int = 0
+    """Tokens of the longest of them."""
 
     def __str__(self) -> str:
         lines = [f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} quarantined, "
                  f"{self.already_done} done before; {self.seconds:.1f} s"]
         lines += [f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())]
+        if self.texts_cut:
+            lines.append(f"  {self.texts_cut} texts cut: they have more tokens than the text encoder reads; the "
+                         f"longest has {self.longest_text}")
         rates = ", ".join(f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items())
         lines += [f"  utterances/s per worker: {rates}"] if rates else []
         if len({node for where in self.nodes.values() for node in where}) > 1:
@@ -97,6 +104,7 @@ def extract_features(config: ExtractConfig, *, need_media: bool = True, log: Log
         quarantined=dict(writer.reasons), seconds=time.perf_counter() - started,
         utterances_per_second=rates, nodes=nodes,
         error_fraction=(earlier + writer.reasons.total()) / len(manifest),
+        texts_cut=writer.texts_cut, longest_text=writer.longest_text,
     )
 
 
@@ -121,9 +129,12 @@ def _extract(
                         seen[stage] += 1
                         nodes[stage][row[f"node_{stage}"]] += 1
                 gpu = row["gpu_percent"]
-                show(len(todo) - len(writer.pending),
-                     f"{writer.reasons.total()} quarantined" if writer.reasons else "",
-                     **({} if gpu is None else {"gpu_percent": gpu}))
+                figures = {} if gpu is None else {"gpu_percent": gpu}
+                notes = [f"{writer.reasons.total()} quarantined"] if writer.reasons else []
+                if writer.texts_cut:
+                    figures |= {"texts_cut": writer.texts_cut, "longest_text_tokens": writer.longest_text}
+                    notes.append(f"{writer.texts_cut} texts cut")
+                show(len(todo) - len(writer.pending), ", ".join(notes), **figures)
         except BaseException as error:
             writer.flush()  # what is finished is kept when the run is stopped, too
             if isinstance(error, RAY_FAILURES):

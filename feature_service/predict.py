@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
+import logging
 import shutil
 import time
 from collections import Counter
@@ -21,7 +21,7 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from feature_service.pipeline import RAY_FAILURES, ExtractSummary, extract_features, own_reports
-from feature_service.stages import ERROR, STAGE, STAGES, Row, build_feature_spec, build_stage, pinned
+from feature_service.stages import ERROR, STAGE, STAGES, UNCUT_TOKENS, Row, build_feature_spec, build_stage, pinned
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
@@ -39,7 +39,10 @@ from lfmim.schema import (
     VIDEO,
     FeatureSpec,
     InputError,
+    Modality,
 )
+from lfmim.storage import new_file, write_text
+from lfmim.text_files import whole
 
 ROWS_PER_CALL = 64
 CPUS_PER_WORKER = 0.5
@@ -66,11 +69,14 @@ def predict_clip(predictor: Predictor, config: ExtractConfig, *, video: str, tex
     config = pinned(config, spec)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
-    row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: text, ERROR: "", STAGE: "", DURATION: 0.0}
+    row: Row = {ID: Path(video).name or "text", VIDEO: video, TEXT: whole(text), ERROR: "", STAGE: "", DURATION: 0.0}
     for stage in STAGES:
         (row,) = build_stage(stage, config, spec=spec)([row])
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
+    if tokens := row.get(UNCUT_TOKENS):
+        logging.getLogger(__name__).warning("the text has %d tokens; only the first %d are read", tokens,
+                                            len(row[FEATURE_COLUMNS[Modality.TEXT]]))
     return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[0]
 
 
@@ -172,10 +178,7 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
             raise InputError(f"{parts}: left by a run with another model or other features; delete it or use "
                              "another --output")
         return
-    parts.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(mine, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, mine)
 
 
 def _run(
@@ -264,11 +267,10 @@ def _part_writer(parts: Path) -> Iterator[Callable[[pa.Table], None]]:
 
 
 def _write_output(result: pa.Table, output: Path) -> None:
-    temporary = output.with_name(f".{output.name}.tmp")
-    if output.suffix == ".parquet":
-        pq.write_table(result, temporary)
-    else:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in result.to_pylist():
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, output)
+    with new_file(output) as temporary:
+        if output.suffix == ".parquet":
+            pq.write_table(result, temporary)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                for row in result.to_pylist():
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")

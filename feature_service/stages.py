@@ -39,11 +39,14 @@ from lfmim.schema import (
 
 if TYPE_CHECKING:
     from feature_service.operators.face import FaceCropper
+    from feature_service.operators.text import TextEncoder
 
 Row = dict[str, Any]
 STAGES = ("decode", "face", "vision", "text", "audio")
 ERROR, STAGE = "error", "stage"
 FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
+UNCUT_TOKENS = "uncut_tokens"
+"""Tokens of a text of which the encoder reads only the first; absent where it reads all."""
 TINY_SEED = 0
 
 
@@ -87,7 +90,10 @@ def build_stage(
         if spec is not None:
             _check_weights(Modality(name), encoder.spec, spec.encoders[name])
         raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[Modality(name)]
-        return lambda rows: _encode_rows(rows, Modality(name), raw, encoder)
+        after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
+        if name == Modality.TEXT:
+            after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
+        return lambda rows: after(_encode_rows(rows, Modality(name), raw, encoder))
     return lambda rows: [_guarded(name, work, row) for row in rows]
 
 
@@ -186,6 +192,15 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) ->
             row.pop(raw, None)
     for row in todo:
         row[f"seconds_{modality}"] = (time.perf_counter() - started) / len(todo)
+    return rows
+
+
+def _count_cut(rows: list[Row], encoder: TextEncoder) -> list[Row]:
+    for row in rows:
+        features = row.get(FEATURE_COLUMNS[Modality.TEXT])
+        if features is not None and len(features) == encoder.max_tokens:
+            tokens = encoder.count_tokens(row[TEXT])
+            row[UNCUT_TOKENS] = tokens if tokens > encoder.max_tokens else None
     return rows
 
 

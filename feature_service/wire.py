@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, WAVEFORM, Row
+from feature_service.stages import CROPS, ERROR, FRAMES, STAGE, STAGES, UNCUT_TOKENS, WAVEFORM, Row
 from lfmim.data.store import feature_array, store_schema
 from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, FRAME_INDICES, SENTIMENT_COLUMNS, FeatureSpec, Modality
 
@@ -28,7 +28,7 @@ def wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
     for stage in STAGES:
         schema = schema.append(pa.field(f"seconds_{stage}", pa.float64()))
         schema = schema.append(pa.field(f"node_{stage}", pa.string()))
-    return schema.append(pa.field("gpu_percent", pa.float64()))
+    return schema.append(pa.field("gpu_percent", pa.float64())).append(pa.field(UNCUT_TOKENS, pa.int64()))
 
 
 def new_row(record: Mapping[Any, Any]) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from feature_service.stages import ERROR, STAGE, Row
+from feature_service.stages import ERROR, STAGE, UNCUT_TOKENS, Row
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part
 from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec
 
@@ -27,7 +27,7 @@ class StoreWriter:
         self.rows_per_part = rows_per_part
         self.pending = set(ids)
         self.rows: list[Row] = []
-        self.stored = 0
+        self.stored = self.texts_cut = self.longest_text = 0
         self.reasons: Counter[str] = Counter()
         self.last = time.monotonic()
 
@@ -36,6 +36,9 @@ class StoreWriter:
         if row[ID] not in self.pending:
             return False
         self.pending.discard(row[ID])
+        if row.get(UNCUT_TOKENS):
+            self.texts_cut += 1
+            self.longest_text = max(self.longest_text, row[UNCUT_TOKENS])
         self.rows.append(row)
         if len(self.rows) >= self.rows_per_part or time.monotonic() - self.last > FLUSH_SECONDS:
             self.flush()

@@ -11,6 +11,8 @@ from pathlib import Path
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_file, output_folder
+
 
 def report(*, source: str, report: str = "labels", split: str = "") -> int:
     """Print the tables and write them, with the figure and a page.
@@ -21,17 +23,24 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
         split: only this split; empty: all rows.
     """
     from lfmim.data.label_statistics import read_labels
+    from lfmim.data.manifest import READERS
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
-    from lfmim.schema import SPLIT, InputError
+    from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
 
+    if not source.endswith(tuple(READERS)):  # tables are read from anywhere
+        local_path(source, "--source")
+    folder = output_folder(report, "--report", files=("index.html",))
     labels = read_labels(source)
     if split:
         labels = labels[labels[SPLIT] == split]
         if labels.empty:
             raise InputError(f"{source}: no rows of split '{split}'")
+    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
+        where = f"split '{split}' has " if split else ""
+        raise InputError(f"{source}: {where}no emotion label of any head; fill {', '.join(LABEL_COLUMNS.values())}")
     for name, table in label_tables(labels).items():
         print(f"{TITLES[name]}\n{table.to_string(float_format='{:.3f}'.format, header=name != 'table_1')}\n")
-    print(f"report: {write_label_report(Path(report), labels, title=f'Labels of {Path(source).name}')}")
+    print(f"report: {write_label_report(folder, labels, title=f'Labels of {Path(source).name}')}")
     return 0
 
 
@@ -50,9 +59,10 @@ def split(*, manifest: str, output: str, method: str = "shuffled", seed: int = 0
     from lfmim.data.tables import write_manifest
     from lfmim.schema import SPLIT, SPLITS
 
+    target = output_file(output, "--output")
     frame = read_manifest(manifest, need_media=False)
     frame[SPLIT] = split_rows(frame, method, seed=seed, group=group)
-    write_manifest(frame, Path(output))
+    write_manifest(frame, target)
     print(", ".join(f"{s} {(frame[SPLIT] == s).sum()}" for s in SPLITS) + f"\nwritten: {output}")
     return 0
 

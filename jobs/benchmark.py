@@ -12,14 +12,18 @@ from typing import Any
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_folder
 from lfmim.training.systems import BenchmarkConfig
 
 
 def main() -> int:
     config = auto_cli(BenchmarkConfig, as_positional=False, description=__doc__)
+    local_path(config.store, "--store")
+    output_folder(config.report, "--report", files=("results.json", "index.html"))
     cli.check_shared(store=config.store, report=config.report)
     from pathlib import Path
 
+    from lfmim import tracking
     from lfmim.data.loading import load_split
     from lfmim.evaluation.comparison_report import summary, write_comparison
     from lfmim.progress import share
@@ -34,6 +38,8 @@ def main() -> int:
     for system in names:
         check_data(benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits)
     del splits
+    uri = tracking.tracking_uri(config.tracking, config.report)
+    tracking.prepare(uri, config.tracking)
     started, before = time.perf_counter(), 0
 
     def say(done: int, total: int, result: dict[str, Any], reused: bool) -> None:
@@ -60,9 +66,6 @@ def main() -> int:
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
     page = write_comparison(Path(config.report), results, failed, title=f"Systems compared on {config.store}")
     print(summary(results))
-    from lfmim import tracking
-
-    uri = tracking.tracking_uri(config.tracking, config.report)
     run_id = tracking.log_comparison(uri, config, results, Path(config.report))
     print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")
     return 1 if failed else 0

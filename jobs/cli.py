@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import gc
+import json
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Set before ray is imported anywhere. A local Ray has no server to protect by token; on a cluster set it yourself.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# Set before ray is imported anywhere.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how late the end of a run is noticed
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -27,9 +28,13 @@ if str(REPOSITORY) not in sys.path:  # a job submitted with --working-dir . need
 
 from lfmim.config import TrackingConfig  # noqa: E402
 from lfmim.schema import InputError, WorkerError  # noqa: E402
+from lfmim.storage import disk_failure, output_folder  # noqa: E402
+from lfmim.text_files import read_yaml  # noqa: E402
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
+CONFIGS = ("--config", "--space")
+"""Options that name a small file which belongs to the command, not to the data."""
 HOME = os.environ.get("LFMIM_HOME", "")
 """Where a submitted job's relative paths start."""
 TRAVELS = (
@@ -49,6 +54,8 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
     logging.getLogger("jsonargparse").setLevel(logging.ERROR)
     _catch_sigterm()
     try:
+        _start_at_home()
+        _check_yaml(sys.argv[1:])
         code = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,11 +63,25 @@ def run(main: Callable[[], int | None], *, again: str = "run the same command ag
     except WorkerError as error:
         print(f"error: {error}\n{again}", file=sys.stderr)
         code = 1
+    except Exception as error:
+        failed = disk_failure(error)  # in a library that writes by itself
+        if failed is None:
+            raise
+        print(f"error: {failed}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print(f"{'stopped' if _terminated else 'interrupted'}; {again}", file=sys.stderr)
         code = 143 if _terminated else 130
     gc.freeze()  # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
     sys.exit(code)
+
+
+def _check_yaml(given: list[str]) -> None:
+    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a key twice)."""
+    for option, value in zip(["", *given], given, strict=False):
+        name, _, path = value.rpartition("=")
+        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(path):
+            read_yaml(path)
 
 
 def _catch_sigterm() -> None:
@@ -77,17 +98,37 @@ def _catch_sigterm() -> None:
 
 def _start_at_home() -> None:
     """A submitted job starts in a temporary copy of the working directory. Go to $LFMIM_HOME, if it is set, so that
-    paths mean what they mean to the submitter; files of the copy that were named (configs) are still found."""
-    if not (SUBMITTED and HOME):
+    paths mean what they mean to the submitter; files of the copy that were named (configs) are still found.
+
+    Raises:
+        InputError: $LFMIM_HOME is no folder here, or a config did not travel.
+    """
+    if not SUBMITTED:
         return
     for i, given in enumerate(sys.argv[1:], start=1):
         option, equals, value = given.rpartition("=")
         if value and os.path.isfile(value):
             sys.argv[i] = option + equals + os.path.abspath(value)
-    try:
-        os.chdir(HOME)
-    except OSError as error:
-        sys.exit(f"error: LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees")
+    if HOME:
+        try:
+            os.chdir(HOME)
+        except OSError as error:
+            raise InputError(f"LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees") from error
+    for _, option, value in named_configs(sys.argv):
+        if not os.path.isfile(value):
+            raise InputError(f"{option} {value}: no such file here, and only the files of the repository travel with a "
+                             "job; submit it with `python jobs/submit.py`, which sends your own config along, or give "
+                             "an absolute path on storage that every node sees")
+
+
+def named_configs(command: list[str]) -> Iterator[tuple[int, str, str]]:
+    """The YAML and JSON files that a command line names as CONFIGS: (index of the argument, option, file)."""
+    for i, (given, after) in enumerate(zip(command, [*command[1:], ""], strict=True)):
+        option, equals, value = given.partition("=")
+        if option in CONFIGS:
+            at, value = (i, value) if equals else (i + 1, after)
+            if value.endswith((".yaml", ".yml", ".json")):
+                yield at, option, value
 
 
 def check_shared(**folders: str) -> None:
@@ -97,9 +138,6 @@ def check_shared(**folders: str) -> None:
             raise InputError(f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a temporary "
                              "copy of the working directory; give an absolute path on storage that every node sees, or "
                              "set LFMIM_HOME, before `ray start`, to the folder where relative paths start")
-
-
-_start_at_home()
 
 
 @contextmanager
@@ -140,30 +178,107 @@ def stay_here(what: str, *, cpus: float, gpus: float) -> None:
     print(f"{what} | in this process: {where}", file=sys.stderr, flush=True)
 
 
+def _env_vars() -> dict[str, str]:
+    """The environment that workers get from this driver. What the job was submitted with wins: Ray hands it to driver
+    and workers itself, and takes a second value, even an equal one, for an error."""
+    env_vars = {"OMP_NUM_THREADS": "1" if SUBMITTED else os.environ["OMP_NUM_THREADS"]}
+    if not SUBMITTED:
+        env_vars["PYTHONPATH"] = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
+        return env_vars
+    job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]).get("runtime_env") or {}
+    return {name: value for name, value in env_vars.items() if name not in (job.get("env_vars") or {})}
+
+
+def no_token(where: str, *, sent: bool) -> InputError:
+    """What to say when a cluster refuses who asks."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return InputError(f"{where} asks for a token, and RAY_AUTH_MODE=disabled keeps yours back: unset it")
+    return InputError(f"{where} {'refuses your token' if sent else 'asks for a token, and you have none'}: print the "
+                      "cluster's with `ray get-auth-token` on its head (Kubernetes: docs/cluster.md) and put it into "
+                      "RAY_AUTH_TOKEN or ~/.ray/auth_token")
+
+
+def has_token() -> bool:
+    """Whether Ray finds a token of this user: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token."""
+    from ray._raylet import AuthenticationTokenLoader
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
+    except AuthenticationError as error:
+        raise InputError(f"RAY_AUTH_TOKEN_PATH {os.environ.get('RAY_AUTH_TOKEN_PATH')}: no token in it") from error
+
+
+def _join(address: str) -> None:
+    """Refuse, in seconds, a cluster that does not answer or does not know this user: Ray would try for minutes.
+
+    With RAY_AUTH_MODE unset this user's token is used if the cluster asks for one, as Ray's own tools do.
+    """
+    import grpc
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray._raylet import Config
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    def answer() -> grpc.StatusCode:
+        with init_grpc_channel(where) as channel:
+            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+            try:
+                head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=30)
+            except grpc.RpcError as error:
+                return error.code()
+        return grpc.StatusCode.OK
+
+    if "://" in address:
+        raise InputError(f"RAY_ADDRESS {address}: a job joins a cluster at HEAD:6379; to send it there, "
+                         "`python jobs/submit.py --address http://HEAD:8265 jobs/...`")
+    token = has_token()
+    sends = is_token_auth_enabled()
+    if sends and not token:
+        raise no_token(f"RAY_AUTH_MODE=token: the cluster at {address}", sent=False)
+    try:
+        where = canonicalize_bootstrap_address(address)
+        code = answer()
+        if code == grpc.StatusCode.UNAUTHENTICATED and token and "RAY_AUTH_MODE" not in os.environ:
+            os.environ["RAY_AUTH_MODE"], sends = "token", True
+            Config.initialize("")  # what Ray has read of the environment already
+            code = answer()
+    except (ConnectionError, ValueError):  # `auto` where none runs; no address
+        code = grpc.StatusCode.UNAVAILABLE
+    if code == grpc.StatusCode.UNAUTHENTICATED:
+        raise no_token(f"the cluster at {address}", sent=sends)
+    if code != grpc.StatusCode.OK:
+        raise InputError(f"no Ray answers at RAY_ADDRESS {address}; start one there with `ray start --head`, or unset "
+                         "RAY_ADDRESS to run on this machine alone")
+
+
 @contextmanager
 def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iterator[None]:
     """Join the cluster at $RAY_ADDRESS (set for submitted jobs), or start a local Ray; workers import this checkout.
 
     Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and `gpus` are what the
-    job needs at least: InputError if this machine lacks them; a cluster may still grow.
+    job needs at least: InputError if this machine lacks them; a cluster may still grow. InputError, too, if no cluster
+    answers at $RAY_ADDRESS or it refuses this user.
     """
     import ray
 
-    with_path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
-    env_vars = {"OMP_NUM_THREADS": "1"}
-    if not SUBMITTED:
-        env_vars["PYTHONPATH"] = with_path
     address = os.environ.get("RAY_ADDRESS") or "local"
     travelling = {n: v for n, v in os.environ.items() if any(fnmatch.fnmatchcase(n, p) for p in TRAVELS)}
 
     def arrive() -> None:
         os.environ.update(travelling)
 
+    env_vars = _env_vars()
     options: dict[str, Any] = {"runtime_env": {"env_vars": env_vars, "worker_process_setup_hook": arrive}}
     if address == "local":  # its processes inherit: a runtime environment costs seconds, and so does the dashboard
         os.environ.update(env_vars)
+        # Ray protects a local Ray by a token. One of its own: the user's is for clusters, and no file is written.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options = {"include_dashboard": False}
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # an actor that watches for lost spot nodes
+    elif not SUBMITTED:
+        _join(address)
     with _no_stderr():  # Ray's C++ side announces its log level there
         ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
     from lfmim.distributed.at_work import show_worker_errors
@@ -202,5 +317,8 @@ def job_session(
     uri = tracking.tracking_uri(tracking_config, storage)
     if uri.startswith("sqlite:"):
         check_shared(storage=storage)
+    if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        output_folder(storage, "--storage")
+    tracking.check_server(uri, create=True)  # before a cluster is started
     with ray_session(f"{what} | mlflow {uri}", gpus=gpus), tracking.job_run(uri, tracking_config, run, params) as log:
         yield log

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 
 import cli
-import yaml
 from jsonargparse import auto_cli
 
 from lfmim.schema import HEADS, MULTIMODAL
+from lfmim.storage import output_folder
+from lfmim.text_files import read_yaml
 
 
 def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
@@ -29,14 +30,14 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     from lfmim.config import ExtractConfig, experiment_from_dict
     from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
 
-    started, root = time.perf_counter(), Path(folder)
+    started, root = time.perf_counter(), output_folder(folder, "--folder")
 
     def say(step: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {step}", flush=True)
 
     say(f"making {clips} utterance videos")
     manifest = generate_demo_corpus(root / "corpus", clips=clips, seed=seed)
-    raw = yaml.safe_load((cli.REPOSITORY / "jobs" / "configs" / "demo.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(cli.REPOSITORY / "jobs" / "configs" / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
     extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)

@@ -9,6 +9,7 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import TrackingConfig
+from lfmim.storage import local_path, output_folder
 
 
 def evaluate(
@@ -25,6 +26,8 @@ def evaluate(
         storage: run.storage of the training run, for the embedded registry.
         uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
     """
+    local_path(store, "--store")
+    output_folder(report, "--report", files=("report.json", "index.html"))
     cli.check_shared(store=store, report=report)
     from pathlib import Path
 

@@ -14,10 +14,13 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import ExtractConfig
+from lfmim.schema import SPEC_FILE
+from lfmim.storage import output_folder
 
 
 def main() -> int:
     config = auto_cli(ExtractConfig, as_positional=False, description=__doc__)
+    output_folder(config.store, "--store", files=(SPEC_FILE,))
     cli.check_shared(store=config.store)
     from lfmim.data.manifest import read_manifest
 

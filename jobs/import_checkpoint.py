@@ -9,6 +9,7 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import TrackingConfig
+from lfmim.storage import local_path, output_folder
 
 
 def import_checkpoint(
@@ -33,11 +34,13 @@ def import_checkpoint(
     from lfmim.schema import FEATURE_COLUMNS, FeatureSpec
     from lfmim.training.published import read_published, save_imported
 
-    path = Path(checkpoint)
-    spec = FeatureSpec.load(Path(features)) if features else None
+    path = local_path(checkpoint, "--checkpoint")
+    output_folder(storage, "--storage")
+    spec = FeatureSpec.load(local_path(features, "--features")) if features else None
     imported = read_published(path, heads=heads, features=spec)
     settings = TrackingConfig(uri=uri, model_name=name)
     server = tracking.tracking_uri(settings, storage)
+    tracking.check_server(server, create=True)
     folder = Path(storage) / f"{name}-{imported.sha256[:10]}-{heads}-{imported.spec.fingerprint[:6]}"
     meta = save_imported(imported, folder, source=path.name)
     c = imported.config
@@ -48,10 +51,11 @@ def import_checkpoint(
     if run_id is None:
         tags = {"kind": "import", "checkpoint": path.name, "checkpoint_sha256": imported.sha256}
         run_id = tracking.start_run(meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags)
-        tracking.finish_run(server, run_id, meta)
     zeros = pd.DataFrame({FEATURE_COLUMNS[m]: [[[0.0] * d]] for m, d in meta.spec.dims.items()})
-    registered = tracking.register(server, run_id, folder, model_name=name, example=zeros,
-                                   data_fingerprint=f"imported-{imported.sha256[:10]}")
+    with tracking.failing(server, run_id):
+        registered = tracking.register(server, run_id, folder, model_name=name, example=zeros,
+                                       data_fingerprint=f"imported-{imported.sha256[:10]}")
+        tracking.finish_run(server, run_id, meta)
     state = "champion" if registered.promoted else "champion unchanged"
     print(f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})")
     return 0

@@ -10,10 +10,10 @@ python jobs/import_dataset.py char_ngrams --source clips.csv --store features
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cli
 from jsonargparse import auto_cli
+
+from lfmim.storage import local_path, output_file, output_folder
 
 
 def cherma(*, source: str, store: str) -> int:
@@ -25,7 +25,8 @@ def cherma(*, source: str, store: str) -> int:
     """
     from lfmim.data.importers.cherma import import_cherma
 
-    return _done(import_cherma(Path(source), Path(store)).lines(), store)
+    given, made = local_path(source, "--source"), output_folder(store, "--store")
+    return _done(import_cherma(given, made).lines(), store)
 
 
 def mmsa(*, source: str, store: str) -> int:
@@ -37,7 +38,8 @@ def mmsa(*, source: str, store: str) -> int:
     """
     from lfmim.data.importers.mmsa import import_mmsa
 
-    return _done(import_mmsa(Path(source), Path(store)).lines(), store)
+    given, made = local_path(source, "--source"), output_folder(store, "--store")
+    return _done(import_mmsa(given, made).lines(), store)
 
 
 def sims(*, source: str, output: str) -> int:
@@ -49,7 +51,8 @@ def sims(*, source: str, output: str) -> int:
     """
     from lfmim.data.importers.sims import import_sims
 
-    return _done(import_sims(Path(source), Path(output)), output)
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return _done(import_sims(given, made), output)
 
 
 def emotiontalk(*, source: str, output: str) -> int:
@@ -61,7 +64,8 @@ def emotiontalk(*, source: str, output: str) -> int:
     """
     from lfmim.data.importers.emotiontalk import import_emotiontalk
 
-    return _done(import_emotiontalk(Path(source), Path(output)), output)
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return _done(import_emotiontalk(given, made), output)
 
 
 def annotations(*, source: str, output: str, manifest: str = "") -> int:
@@ -74,7 +78,9 @@ def annotations(*, source: str, output: str, manifest: str = "") -> int:
     """
     from lfmim.data.importers.raw_annotations import import_annotations
 
-    return _done(import_annotations(Path(source), Path(output), manifest), output)
+    output_file(f"{output}.discarded.csv", "--output")
+    given, made = local_path(source, "--source"), output_file(output, "--output")
+    return _done(import_annotations(given, made, manifest), output)
 
 
 def char_ngrams(*, source: str, store: str, longest: int = 3, dim: int = 4096) -> int:
@@ -88,7 +94,8 @@ def char_ngrams(*, source: str, store: str, longest: int = 3, dim: int = 4096) -
     """
     from lfmim.data.importers.char_ngrams import import_char_ngrams
 
-    return _done(import_char_ngrams(source, Path(store), longest=longest, dim=dim).lines(), store)
+    made = output_folder(store, "--store")
+    return _done(import_char_ngrams(source, made, longest=longest, dim=dim).lines(), store)
 
 
 def _done(lines: list[str], output: str) -> int:

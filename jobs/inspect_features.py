@@ -8,6 +8,8 @@ from __future__ import annotations
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_file
+
 
 def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int = 0) -> int:
     """Print and draw a feature store.
@@ -18,21 +20,19 @@ def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int =
         crops: clips on the contact sheet of face crops; 0 decodes none.
         seed: of their choice.
     """
-    from pathlib import Path
-
     from lfmim.evaluation.store_report import describe_store, summary_tables, write_store_report
     from lfmim.schema import InputError
 
     if crops < 0:
         raise InputError(f"--crops {crops}: must not be negative")
-    folder = Path(store)
+    folder = local_path(store, "--store")
+    target = output_file(page or f"{folder.absolute()}.html", "--page")
     summary = describe_store(folder)
     for title, table in summary_tables(summary).items():
         print(f"{title}\n{table.to_string(header=any(table.columns != ''))}\n")
     from feature_service.contact_sheet import sample_crops
 
     sheet = sample_crops(folder, crops, seed=seed) if summary.rows else []
-    target = Path(page) if page else folder.absolute().with_name(f"{folder.absolute().name}.html")
     print(f"page: {write_store_report(target, folder, summary, sheet)}")
     return 0
 

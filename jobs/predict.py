@@ -12,6 +12,7 @@ from jsonargparse import auto_cli
 
 from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
+from lfmim.storage import local_path, output_file, output_folder
 
 
 def predict(
@@ -59,6 +60,12 @@ def predict(
     if workers < 1:
         raise InputError(f"--workers: {workers} must be at least 1")
     track = TrackingConfig(uri=uri)
+    local_path(store, "--store")
+    if manifest or store:
+        output_file(output, "--output")
+        output_folder(f"{output}.parts", "--output")
+    if manifest:
+        output_folder(config.store, "--features")
     if manifest or store:
         cli.check_shared(store=store, features=features, output=output, storage="" if uri else storage)
     predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)

@@ -12,6 +12,7 @@ from jsonargparse import auto_cli
 
 from lfmim.config import TrackingConfig
 from lfmim.schema import InputError
+from lfmim.storage import local_path
 
 
 def promote(
@@ -45,10 +46,10 @@ def promote(
         raise InputError("store: name the feature store to compare on: --store PATH")
     if not 0 < alpha < 1:
         raise InputError(f"alpha: {alpha} is not between 0 and 1")
+    local_path(store, "--store")
     new = tracking.resolve_version(uri, model, challenger)
     if new is None:
-        raise InputError(f"{model}: no {challenger} in the registry at {uri}; train one with jobs/train.py, or name a "
-                         "version: --challenger 7")
+        raise tracking.not_registered(uri, model, challenger)
     old = tracking.resolve_version(uri, model, tracking.CHAMPION)
     if old is None:
         tracking.set_champion(uri, model, new)

@@ -27,28 +27,29 @@ def simulate(
         valid_share: share of the validation split; the default shares are the paper's 6:2:2.
         test_share: share of the test split.
         seed: of the corpus.
-        labels: Parquet table with the four label columns whose joint distribution is used; empty: the built-in one.
+        labels: table with the four label columns whose joint distribution is used; empty: the built-in one.
     """
-    from pathlib import Path
-
     import pandas as pd
 
     from lfmim.data.simulated import SimulatedConfig, calibrate, ceilings, label_joint, simulate_corpus
-    from lfmim.schema import MODALITIES, InputError
+    from lfmim.data.tables import read_rows
+    from lfmim.schema import LABEL_COLUMNS, MODALITIES, SPEC_FILE, InputError
+    from lfmim.storage import output_folder
 
+    folder = output_folder(store, "--store", files=(SPEC_FILE,))
     widths = dims if isinstance(dims, list) else [dims] * len(MODALITIES)
     if len(widths) != len(MODALITIES):
         raise InputError(f"dims: {len(widths)} numbers where one, or three for text, audio and vision, are expected")
     config = SimulatedConfig(utterances=utterances, dims=dict(zip(MODALITIES, widths, strict=True)), length=length,
                              strength=strength, valid_share=valid_share, test_share=test_share, seed=seed)
-    table = pd.read_parquet(labels) if labels else None
+    table = read_rows(labels, tuple(LABEL_COLUMNS.values())) if labels else None
     started = time.perf_counter()
 
     def say(done: int, total: int) -> None:
         passed = time.perf_counter() - started
         print(f"\rpart {done} of {total}, about {passed / done * (total - done):.0f} s left ", end="", file=sys.stderr)
 
-    simulate_corpus(Path(store), config, table, on_part=say)
+    simulate_corpus(folder, config, table, on_part=say)
     print(file=sys.stderr)
     joint = label_joint(table)
     print("best possible accuracy of each label from the cues of")

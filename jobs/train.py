@@ -9,10 +9,13 @@ import cli
 from jsonargparse import auto_cli
 
 from lfmim.config import ExperimentConfig
+from lfmim.storage import local_path, output_folder
 
 
 def main() -> int:
     config = auto_cli(ExperimentConfig, as_positional=False, description=__doc__)
+    local_path(config.store, "--store")
+    output_folder(config.run.storage, "--run.storage")
     cli.check_shared(store=config.store, run__storage=config.run.storage)
     from lfmim.distributed.trainer import describe, train_run
 

@@ -1,6 +1,7 @@
 """Search for better hyperparameters on validation, retrain the winner over seeds and register it. --resume continues.
 
 python jobs/tune.py --config jobs/configs/demo.yaml [--trials 20] [--space jobs/configs/search.yaml] [--resume]
+                    [--repeatable]
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 import cli
 from jsonargparse import auto_cli
 
+from lfmim.storage import local_path, output_folder
 from lfmim.training.search import TrialRecord, TuneConfig
 
 
 def main() -> int:
-    config = auto_cli(TuneConfig, args=cli.arguments("resume"), as_positional=False, description=__doc__)
+    args = cli.arguments("resume", "repeatable")
+    config = auto_cli(TuneConfig, args=args, as_positional=False, description=__doc__)
+    local_path(config.store, "--store")
+    output_folder(config.run.storage, "--run.storage")
     cli.check_shared(store=config.store, run__storage=config.run.storage)
     from lfmim.distributed.tuner import describe_sweep, tune_distributed
 
@@ -26,8 +31,10 @@ def main() -> int:
     def on_start(name: str, done: int, window: int) -> None:
         nonlocal before
         before = done
-        print(f"sweep {name}: {done} of {config.trials} trials done; {config.search}, {config.scheduler}, a trial "
-              f"learns from those {window} before it", flush=True)
+        print(f"sweep {name}: {done} of {config.trials} trials done; {config.search}, "
+              f"{config.scheduler}", flush=True)
+        if window:
+            print(_price(config, window), flush=True)
         print(f"{'passed':>7} {'left':>7}  {'trial':<11}{'state':<10}{'epochs':>6}{'score':>8}{'best':>8}  values")
 
     def on_trial(record: TrialRecord, records: Sequence[TrialRecord]) -> None:
@@ -58,6 +65,16 @@ def main() -> int:
     print(f"registered {r.uri} (version {r.version}; {'champion' if r.promoted else 'champion unchanged'}: {r.reason})")
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # sweep {result.run_id}")
     return 0
+
+
+def _price(config: TuneConfig, window: int) -> str:
+    """What --repeatable costs with this window."""
+    blind, epochs = min(window, config.trials), config.train.epochs
+    loss = ["are drawn at random"] if config.search == "optuna" else []
+    if config.scheduler == "asha":
+        loss += [f"run all their epochs ({blind * epochs} of at most {config.trials * epochs})"]
+    return (f"repeatable: a trial waits for, and learns from, those {window} and more before it"
+            + (f"; so the first {blind} of {config.trials} {' and '.join(loss)}" if loss else ""))
 
 
 def _digits(score: float | None) -> str:

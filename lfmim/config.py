@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
+from lfmim.storage import local_path
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -330,6 +332,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> one level with dotted names: {"train": {"lr": 1}} -> {"train.lr": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
     """Inverse of `to_dict` for ExperimentConfig. Raises InputError on unknown or invalid fields."""
     try:
@@ -348,7 +358,8 @@ def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
 
 def cache_folder() -> Path:
     """$LFMIM_CACHE, else ~/.cache/lfmim."""
-    return Path(os.environ.get("LFMIM_CACHE") or Path.home() / ".cache" / "lfmim")
+    named = os.environ.get("LFMIM_CACHE")
+    return local_path(named, "LFMIM_CACHE") if named else Path.home() / ".cache" / "lfmim"
 
 
 def config_hash(*parts: Any) -> str:

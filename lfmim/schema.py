@@ -7,6 +7,7 @@ from here, so no label list or column name exists twice.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from enum import StrEnum
@@ -57,6 +58,13 @@ EMOTIONS_ZH: dict[str, str] = {
     "惊奇": "surprise",
 }
 """The published data's label words -> emotion names."""
+
+_NEAR_EMOTIONS: dict[str, str] = {
+    "joy": "happiness", "开心": "happiness", "快乐": "happiness", "喜悦": "happiness", "难过": "sadness",
+    "伤心": "sadness", "悲哀": "sadness", "生气": "anger", "害怕": "fear", "惊讶": "surprise", "讨厌": "disgust",
+    "calm": "neutrality", "中性": "neutrality", "中立": "neutrality", **EMOTIONS_ZH, **{e: e for e in EMOTIONS},
+}
+"""Words to suggest an emotion for; they are no labels: whoever labelled decides what was meant."""
 
 SENTIMENTS: tuple[str, ...] = ("negative", "weakly negative", "neutral", "weakly positive", "positive")
 """CH-SIMS' five classes of a sentiment score in [-1, 1]."""
@@ -147,13 +155,13 @@ class FeatureSpec:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "FeatureSpec") -> FeatureSpec:
+    def from_json(cls, text: str | bytes, *, source: str = "FeatureSpec") -> FeatureSpec:
         """Parse `to_json` output. Raises InputError naming `source` if it is malformed."""
         try:
             raw = json.loads(text)
             encoders = {name: EncoderSpec(**fields) for name, fields in raw.pop("encoders").items()}
             return cls(encoders=encoders, **raw)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{source}: not a valid feature spec ({error!r}); extract the features again") from error
 
     @classmethod
@@ -163,7 +171,7 @@ class FeatureSpec:
         if not path.is_file():
             raise InputError(f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
                              "make one with jobs/extract_features.py")
-        return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
+        return cls.from_json(path.read_bytes(), source=str(path))
 
 
 def _short(value: object) -> str:
@@ -181,7 +189,10 @@ def parse_emotion(value: object, *, where: str) -> str | None:
         return None
     name = EMOTIONS_ZH.get(text, text.lower())
     if name not in EMOTIONS:
-        raise InputError(f"{where}: unknown emotion {value!r}; use one of {', '.join(EMOTIONS)}")
+        near = difflib.get_close_matches(name, _NEAR_EMOTIONS, n=1, cutoff=0.5)
+        hint = f" did you mean {_NEAR_EMOTIONS[near[0]]}?" if near else ""
+        known = ", ".join(f"{english} ({chinese})" for chinese, english in EMOTIONS_ZH.items())
+        raise InputError(f"{where}: unknown emotion {value!r};{hint} Known are {known}")
     return name
 
 

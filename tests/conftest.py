@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # before ray is imported anywhere
+# Before ray is imported anywhere: a token of this session's own, whatever lies in ~/.ray or the shell has set.
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np

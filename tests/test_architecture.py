@@ -11,9 +11,10 @@ import pytest
 from conftest import ROOT
 
 # A room may import itself and the rooms of lower rank.
-RANK = {"lfmim": 0, "lfmim.schema": 0, "lfmim.config": 1, "lfmim.progress": 1, "lfmim.metrics": 2, "lfmim.data": 2,
-        "lfmim.models": 2, "lfmim.training": 3, "lfmim.predictor": 4, "lfmim.evaluation": 5, "lfmim.tracking": 6,
-        "lfmim.distributed": 7, "feature_service": 8, "jobs": 9}
+RANK = {"lfmim": 0, "lfmim.schema": 0, "lfmim.storage": 1, "lfmim.text_files": 1, "lfmim.config": 2,
+        "lfmim.progress": 2, "lfmim.metrics": 3, "lfmim.data": 3, "lfmim.models": 3,
+        "lfmim.training": 4, "lfmim.predictor": 5, "lfmim.evaluation": 6, "lfmim.tracking": 7,
+        "lfmim.distributed": 8, "feature_service": 9, "jobs": 10}
 SOURCES = sorted(p for top in ("lfmim", "feature_service", "jobs") for p in (ROOT / top).rglob("*.py"))
 IN_LFMIM = [p for p in SOURCES if p.relative_to(ROOT).parts[0] == "lfmim"]
 
@@ -72,6 +73,28 @@ def test_imports_point_one_way(path):
     here = room(module(path))
     for there in filter(None, map(room, imports(path))):
         assert there == here or RANK[there] < RANK[here], f"{label(path)} imports {there}"
+
+
+def writes(path: Path) -> set[str]:
+    """Calls that make, rename or fill files and folders."""
+    calls = {(node.func.attr, getattr(node.func.value, "id", ""))
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)}
+    methods = {"mkdir", "makedirs", "mkdtemp", "write_text", "write_bytes"}
+    return {name for name, owner in calls
+            if name in methods or (owner == "os" and name in ("replace", "rename"))}
+
+
+# In temporary folders of their own.
+SCRATCH = {"lfmim/tracking/registry.py": {"mkdir", "write_text"},
+           "feature_service/operators/encoders.py": {"mkdir", "write_text"}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=label)
+def test_only_storage_writes(path):
+    assert writes(ROOT / "lfmim/storage.py") >= {"mkdir", "write_bytes", "replace", "rename"}
+    if label(path) != "lfmim/storage.py":
+        assert writes(path) <= SCRATCH.get(label(path), set())
 
 
 def loaded(modules: str, among: set[str]) -> list[str]:

@@ -30,7 +30,9 @@ def load(path: Path) -> dict:
 
 
 def manifests(name: str) -> dict[str, dict]:
-    return {doc["kind"]: doc for doc in yaml.safe_load_all((DOCS / name).read_text(encoding="utf-8"))}
+    """By kind; network policies by name."""
+    docs = yaml.safe_load_all((DOCS / name).read_text(encoding="utf-8"))
+    return {doc["metadata"]["name"] + " policy" if doc["kind"] == "NetworkPolicy" else doc["kind"]: doc for doc in docs}
 
 
 def environment() -> dict[str, str]:
@@ -105,7 +107,9 @@ def test_launcher_commands(name, tmp_path):
     assert any("pip install" in c and "-c ~/lfmim/constraints.txt" in c for c in config["setup_commands"])
     home = tmp_path / "lfmim"
     home.mkdir()
-    for remote, local in config["file_mounts"].items():
+    token = {"~/.ray/auth_token": "~/.ray/auth_token"}
+    assert token.items() <= config["file_mounts"].items()  # with RAY_AUTH_MODE=token a node without it does not start
+    for remote, local in (config["file_mounts"].items() - token.items()):
         (home / Path(remote).name).write_bytes((ROOT / local).read_bytes())
     requirements = next(c for c in config["setup_commands"] if "requirements.txt" in c and "tomllib" in c)
     env = {**os.environ, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -164,22 +168,36 @@ COUNT = {"type": "integer", "minimum": 0}
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 QUANTITIES = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^[0-9.]+([EPTGMk]i?|m)?$"}}
 NAME = {"type": "string", "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+FLAG = {"type": "boolean"}
+ID = {"type": "integer", "minimum": 1}
+CONFINED = closed("allowPrivilegeEscalation readOnlyRootFilesystem capabilities",
+                  allowPrivilegeEscalation={"const": False}, readOnlyRootFilesystem={"const": True},
+                  capabilities=closed("drop", drop={"const": ["ALL"]}))
+MOUNTS = array(closed("name mountPath", name=NAME, mountPath=TEXT))
 CONTAINER = closed(
-    "name image", name=NAME, image=TEXT, envFrom=array(closed("configMapRef", configMapRef=closed("name", name=NAME))),
+    "name image securityContext", name=NAME, image=TEXT, securityContext=CONFINED,
+    envFrom=array(closed("configMapRef", configMapRef=closed("name", name=NAME))),
     ports=array(closed("containerPort", containerPort={"type": "integer"}, name={**NAME, "maxLength": 15})),
     resources=closed(limits=QUANTITIES, requests=QUANTITIES),
-    volumeMounts=array(closed("name mountPath", name=NAME, mountPath=TEXT)),
+    volumeMounts=MOUNTS,
 )
-POD = closed("spec", spec=closed(
-    "containers", containers=array(CONTAINER), restartPolicy={"enum": ["Never", "OnFailure"]},
-    volumes=array(closed("name persistentVolumeClaim", name=NAME,
-                         persistentVolumeClaim=closed("claimName", claimName=NAME))),
+POD = closed("spec", metadata=closed(labels=TEXTS), spec=closed(
+    "containers securityContext", containers=array(CONTAINER), restartPolicy={"enum": ["Never", "OnFailure"]},
+    automountServiceAccountToken=FLAG,
+    securityContext=closed("runAsNonRoot runAsUser seccompProfile", runAsNonRoot={"const": True}, runAsUser=ID,
+                           runAsGroup=ID, fsGroup=ID, fsGroupChangePolicy={"enum": ["OnRootMismatch", "Always"]},
+                           seccompProfile=closed("type", type={"const": "RuntimeDefault"})),
+    volumes=array({"oneOf": [
+        closed("name persistentVolumeClaim", name=NAME, persistentVolumeClaim=closed("claimName", claimName=NAME)),
+        closed("name emptyDir", name=NAME, emptyDir=closed(sizeLimit=TEXT))]}),
 ))
 CLUSTER = closed(
-    "headGroupSpec", rayVersion=TEXT, enableInTreeAutoscaling={"type": "boolean"},
+    "headGroupSpec authOptions", rayVersion=TEXT, enableInTreeAutoscaling=FLAG,
+    authOptions=closed("mode", mode={"const": "token"}),
     autoscalerOptions=closed(upscalingMode={"enum": ["Default", "Aggressive", "Conservative"]},
-                             idleTimeoutSeconds=COUNT),
-    headGroupSpec=closed("rayStartParams template", rayStartParams=TEXTS, template=POD),
+                             idleTimeoutSeconds=COUNT, securityContext=CONFINED, volumeMounts=MOUNTS),
+    headGroupSpec=closed("rayStartParams template", serviceType={"const": "ClusterIP"}, rayStartParams=TEXTS,
+                         template=POD),
     workerGroupSpecs=array(closed("groupName maxReplicas minReplicas rayStartParams template", groupName=NAME,
                                   replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, rayStartParams=TEXTS,
                                   template=POD)),
@@ -222,8 +240,9 @@ def test_kuberay_offers_what_the_launcher_offers():
         assert (group["minReplicas"], group["maxReplicas"]) == (aws[name]["min_workers"], aws[name]["max_workers"])
         assert container["image"] == "lfmim-on-ray:" + tomllib.loads((ROOT / "pyproject.toml").read_text())[
             "project"]["version"]
-    assert set(docs["ConfigMap"]["data"]) == set(environment()) - {"LFMIM_NFS"}
-    (volume,) = spec["headGroupSpec"]["template"]["spec"]["volumes"]
+    caches = {name for name, value in docs["ConfigMap"]["data"].items() if value.startswith("/tmp/")}
+    assert set(docs["ConfigMap"]["data"]) - caches == set(environment()) - {"LFMIM_NFS", "RAY_AUTH_MODE"}
+    volume, _ = spec["headGroupSpec"]["template"]["spec"]["volumes"]
     assert volume["persistentVolumeClaim"]["claimName"] == docs["PersistentVolumeClaim"]["metadata"]["name"]
 
 
@@ -239,6 +258,71 @@ def test_the_ray_job_names_the_cluster_and_files_of_the_image():
         inside = Path(file).relative_to(home)
         assert inside.parts[0] in copied
         assert (ROOT / inside).is_file()
+
+
+def test_no_file_turns_authentication_off():
+    assert environment()["RAY_AUTH_MODE"] == "token"
+    for path in (ROOT / "Makefile", ROOT / ".ci" / "run", ROOT / "README.md", DOCS.with_suffix(".md"), *DOCS.iterdir(),
+                 ROOT / "cluster.yaml", *(ROOT / "jobs").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"RAY_AUTH_MODE(=|: |\", \"|\"\] = \")disabled(?! keeps)", text), path
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(manifests("kuberay.yaml")["ConfigMap"]["data"])
+
+
+def selected(pod: dict[str, str], policy: dict) -> bool:
+    return policy["spec"]["podSelector"]["matchLabels"].items() <= pod.items()
+
+
+def admitted(pod: dict[str, str], port: int, policy: dict) -> bool:
+    """Whether an ingress policy lets pods with these labels, of its own namespace, to a port."""
+    return any(peer["podSelector"]["matchLabels"].items() <= pod.items()
+               for rule in policy["spec"]["ingress"] for peer in rule["from"]
+               if port in [p["port"] for p in rule.get("ports", [{"port": port}])])
+
+
+def test_only_the_cluster_the_operator_and_submitters_reach_the_pods():
+    docs, job = manifests("kuberay.yaml"), manifests("rayjob.yaml")["RayJob"]["spec"]
+    cluster, mlflow = docs["lfmim policy"], docs["mlflow policy"]
+    name = docs["RayCluster"]["metadata"]["name"]
+    node = {"ray.io/cluster": name, "ray.io/node-type": "worker"}  # as the operator labels them
+    operator = {"app.kubernetes.io/name": "kuberay-operator", "app.kubernetes.io/component": "kuberay-operator"}
+    submitter, anybody = job["submitterPodTemplate"]["metadata"]["labels"], {"app": "anything"}
+    peer = {"type": "object", "required": ["podSelector"]}  # an empty `from` would admit everybody
+    rule = closed("from", **{"from": array(peer)}, ports=array(closed("protocol port", protocol=TEXT, port=ID)))
+    schema = closed("apiVersion kind metadata spec", apiVersion={"const": "networking.k8s.io/v1"}, kind=TEXT,
+                    metadata=closed("name", name=NAME), spec=closed(
+                        "podSelector policyTypes ingress", policyTypes={"const": ["Ingress"]}, ingress=array(rule),
+                        podSelector=closed("matchLabels", matchLabels={**TEXTS, "minProperties": 1})))
+    for policy in (cluster, mlflow):
+        jsonschema.validate(policy, schema)
+    assert selected(node, cluster)
+    assert not selected(node, mlflow)
+    for port in (6379, 8265, 10001):
+        assert admitted(node, port, cluster)
+        assert not admitted(anybody, port, cluster)
+        for pod in (operator, submitter):
+            assert admitted(pod, port, cluster) == (port == 8265)
+    (elsewhere,) = [p for r in cluster["spec"]["ingress"] for p in r["from"] if "namespaceSelector" in p]
+    assert elsewhere["podSelector"]["matchLabels"].items() <= operator.items()
+    uri = docs["ConfigMap"]["data"]["MLFLOW_TRACKING_URI"]
+    assert selected({"app": re.search(r"//(\w+):5000$", uri)[1]}, mlflow)
+    assert admitted(node, 5000, mlflow)
+    assert not any(admitted(pod, 5000, mlflow) for pod in (submitter, anybody, operator))
+
+
+def test_pods_write_to_volumes_only():
+    docs, job = manifests("kuberay.yaml"), manifests("rayjob.yaml")["RayJob"]["spec"]
+    spec = docs["RayCluster"]["spec"]
+    pods = [g["template"]["spec"] for g in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    for pod in (*pods, job["submitterPodTemplate"]["spec"]):
+        (container,) = pod["containers"]
+        volumes = {v["name"]: v for v in pod["volumes"]}
+        at = {m["mountPath"]: volumes[m["name"]] for m in container["volumeMounts"]}
+        assert at["/tmp"]["emptyDir"] == {}
+    for pod in (*pods[1:], job["submitterPodTemplate"]["spec"]):
+        assert pod["automountServiceAccountToken"] is False
+    assert "automountServiceAccountToken" not in pods[0]  # the autoscaler's
+    assert [p["name"] for p in pods[0]["containers"][0]["ports"]] == ["gcs", "dashboard"]
 
 
 def upload_bytes(folder: Path, zipped: Path) -> int:

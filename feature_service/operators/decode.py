@@ -4,18 +4,21 @@ small processes of isolation.py."""
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 
-from feature_service.operators.media import open_media
+from feature_service.operators.channels import ChannelPower
+from feature_service.operators.media import file_size, open_media, stated_size
 
 SAMPLE_RATE = 16_000
 """Hz, what wav2vec2 reads."""
@@ -26,6 +29,8 @@ TAIL = 0.02
 """Share of a stream that may be missing at its end before the clip counts as truncated."""
 BAD_AUDIO = 0.1
 """Share of audio packets that may fail to decode (first and last packets of sound streams often do)."""
+UPRIGHT = (1.0, 0.0, 0.0, 1.0)
+"""A display matrix that changes nothing."""
 
 
 class ClipError(RuntimeError):
@@ -108,40 +113,82 @@ def decode_clip(video: str | Path, *, key: str, options: DecodeOptions = DecodeO
 
 
 def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
+    size, whole = file_size(file), stated_size(file)
     try:
-        container = av.open(file, options={"format_whitelist": FORMATS})
+        opened = _open(file)
     except (av.FFmpegError, ValueError) as error:
         raise ClipError("decode", f"is no audio or video file, or its header is damaged ({_first_line(error)})"
                         ) from error
-    with container:
+    with opened as container:
         # Cover art counts as a video stream in FFmpeg.
         videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         audios = container.streams.audio
         stated = (container.duration or 0) / av.time_base
         _check_duration(stated, options)
+        if whole is not None and size < (1 - TAIL) * whole:
+            raise ClipError("decode", f"is truncated: {size} of {whole} bytes")
         try:
-            frames, indices, video_s = None, np.empty(0, np.int32), 0.0
+            shown: list[_Packet] = []
+            frames, indices, seen = None, np.empty(0, np.int32), NOTHING
+            packets = _audio_packets(file, container, [*videos[:1], *audios[:1]], shown, options)
+            waveform, heard = _decode_audio(file, packets, options)
             if videos:
-                frames, indices, video_s = _decode_video(container, videos[0], key, options)
-            waveform = _decode_audio(container, audios[0], options) if audios else None
+                frames, indices, seen = _decode_video(file, container, videos[0], shown, key, stated, options)
         except av.FFmpegError as error:
             raise ClipError("decode", f"the stream is damaged: {_first_line(error)}") from error
-        audio_s = 0.0 if waveform is None else len(waveform) / SAMPLE_RATE
         if frames is None and waveform is None:
             raise ClipError("decode", "has neither a video nor an audio stream with content")
+        seconds = _joint_seconds(seen, heard, stated)
         only_ours = len(container.streams) == len(videos) + len(audios) == len(videos[:1]) + len(audios[:1])
-        if only_ours and max(video_s, audio_s) < 0.9 * stated - 0.5:
-            raise ClipError("decode", f"is truncated: ends at {max(video_s, audio_s):.1f} s of {stated:.1f} s")
+        if only_ours and seconds < 0.9 * stated - 0.5:
+            if whole is None or frames is None:
+                raise ClipError("decode", f"is truncated: ends at {seconds:.1f} s of {stated:.1f} s")
+            seconds = stated  # no byte is missing: the last picture stays that long
         counts = len(videos), len(audios)
     file.seek(0)
     digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
-    return DecodedClip(frames, indices, waveform, max(video_s, audio_s), *counts, digest)
+    return DecodedClip(frames, indices, waveform, seconds, *counts, digest)
+
+
+def _open(file: BinaryIO, **options: str) -> Any:
+    """The file from its first packet. (A seek to 0 is not that: it leads to a keyframe, or is refused.)"""
+    file.seek(0)
+    return av.open(file, options={"format_whitelist": FORMATS, **options})
+
+
+@contextlib.contextmanager
+def _again(file: BinaryIO, **options: str) -> Iterator[Any]:
+    """The file opened beside a container that goes on reading it afterwards."""
+    at = file.tell()
+    with _open(file, **options) as container:
+        yield container
+    file.seek(at)
 
 
 def _check_duration(seconds: float, options: DecodeOptions) -> None:
     if seconds > options.max_duration_s:
         raise ClipError("decode", f"is {seconds:.0f} s long, more than max_duration_s {options.max_duration_s:g}; "
                         "cut it into utterances")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Span:
+    """Seconds of a stream, and when it starts on the container's clock (None: it does not say)."""
+
+    start: float | None
+    seconds: float
+
+
+NOTHING = _Span(None, 0.0)
+
+
+def _joint_seconds(a: _Span, b: _Span, stated: float) -> float:
+    """From the first start to the last end, on the one clock that both streams have."""
+    longest = max(a.seconds, b.seconds)
+    if a.start is None or b.start is None:
+        return longest
+    joint = max(a.start + a.seconds, b.start + b.seconds) - min(a.start, b.start)
+    return max(longest, min(joint, stated) if stated else joint)  # a cut leaves frames behind the stated end
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,140 +202,226 @@ class _FrameIndex:
     timed: bool
 
 
-def _index_frames(container: Any, stream: Any, options: DecodeOptions) -> _FrameIndex:
-    times: list[int | None] = []
-    keys, packets, low, high = [], 0, None, None
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            packets += 1
-            if packet.is_keyframe and packet.pts is not None:
-                keys.append(packet.pts)
-            if not packet.is_discard:  # outside the container's edit list: never shown
-                times.append(packet.pts)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Packet:
+    """What the index needs of a video packet; times in the stream's time base."""
+
+    pts: int | None
+    duration: int
+    is_key: bool
+    is_shown: bool
+    """False outside the container's edit list."""
+
+
+def _audio_packets(
+    file: BinaryIO, container: Any, streams: Sequence[Any], shown: list[_Packet], options: DecodeOptions
+) -> Iterator[Any]:
+    """The audio's packets from one pass over a container just opened; `shown` gets the video's."""
+    counts, low, high = dict.fromkeys((s.index for s in streams), 0), None, None
+    for packet in container.demux(streams):
+        counts[packet.stream_index] += packet.size > 0
+        if packet.stream.type == "audio":
+            yield packet
+        elif packet.size:
+            shown.append(_Packet(packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard))
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 low, high = (stamp, stamp) if low is None else (min(low, stamp), max(high, stamp))
-                _check_duration(float((high - low) * (stream.time_base or 0)), options)
-    except av.error.EOFError:
-        pass
-    _check_count(packets, container, stream)
+                _check_duration(float((high - low) * (packet.time_base or 0)), options)
+    for stream in streams:
+        _check_count(file, counts[stream.index], container, stream)
+
+
+def _index_frames(packets: Sequence[_Packet]) -> _FrameIndex:
+    times = [p.pts for p in packets if p.is_shown]
+    keys = sorted(p.pts for p in packets if p.is_key and p.pts is not None)
     known = [t for t in times if t is not None]
     timed = bool(keys) and len(set(known)) == len(times)
-    return _FrameIndex(sorted(known) if timed else list(range(len(times))), sorted(keys), timed)
+    return _FrameIndex(sorted(known) if timed else list(range(len(times))), keys, timed)
 
 
-def _check_count(packets: int, container: Any, stream: Any) -> None:
+def _check_count(file: BinaryIO, packets: int, container: Any, stream: Any) -> None:
     # MP4 and MOV say how many packets there should be; what other containers say is not to be relied on.
-    if "mov" in container.format.name and packets < (1 - TAIL) * stream.frames - 1:
+    enough = (1 - TAIL) * stream.frames - 1
+    if "mov" not in container.format.name or packets >= enough:
+        return
+    with _again(file, ignore_editlist="1") as again:  # the count includes packets that an edit list hides
+        packets = sum(p.size > 0 for p in again.demux(again.streams[stream.index]))
+    if packets < enough:
         raise ClipError("decode", f"the {stream.type} stream is truncated: {packets} of {stream.frames} packets")
 
 
 def _decode_video(
-    container: Any, stream: Any, key: str, options: DecodeOptions
-) -> tuple[np.ndarray | None, np.ndarray, float]:
-    index = _index_frames(container, stream, options)
+    file: BinaryIO, container: Any, stream: Any, packets: Sequence[_Packet], key: str, stated: float,
+    options: DecodeOptions,
+) -> tuple[np.ndarray | None, np.ndarray, _Span]:
+    index = _index_frames(packets)
     if not index.times:
-        return None, np.empty(0, np.int32), 0.0
+        return None, np.empty(0, np.int32), NOTHING
     indices = sample_frame_indices(len(index.times), segments=options.segments, seed=options.seed, key=key,
                                    frames_per_segment=options.frames_per_segment)
     unique, inverse = np.unique(indices, return_inverse=True)
     pick = _frames_at if index.timed else _frames_in_order
     images: np.ndarray | None = None
-    for n, frame in enumerate(pick(container, stream, index, unique.tolist())):
-        image = _upright(frame, stream, options.max_frame_side if images is None else images.shape[1:3])
+    matrix: tuple[float, ...] = UPRIGHT
+    for n, frame in enumerate(pick(file, container, stream, index, unique.tolist())):
+        if images is None:
+            matrix = _display_matrix(frame)
+        size = options.max_frame_side if images is None else images.shape[1:3]
+        image = _upright(frame, stream, matrix, size)
         if images is None:
             images = np.empty((len(unique), *image.shape), np.uint8)
         images[n] = image
-    rate = float(stream.average_rate or 0)
-    if index.timed:
-        seconds = float((index.times[-1] - index.times[0]) * stream.time_base) + (1 / rate if rate else 0.0)
-    else:
-        seconds = len(index.times) / rate if rate else 0.0
     assert images is not None
-    return images if len(unique) == len(indices) else images[inverse], indices, seconds
+    span = _video_span(index, packets, stream, stated)
+    return images if len(unique) == len(indices) else images[inverse], indices, span
 
 
-def _frames_at(container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]) -> Iterator[Any]:
-    """The frames shown at the picked times: seek to the keyframe before each, decode no further than it."""
+def _video_span(index: _FrameIndex, packets: Sequence[_Packet], stream: Any, stated: float) -> _Span:
+    frame_s = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    if not index.timed:
+        return _Span(None, len(index.times) * frame_s)
+    base, first, last = float(stream.time_base), index.times[0], index.times[-1]
+    lasts = max(p.duration for p in packets if p.pts == last)  # a slide's may be long, or not be told
+    length = (last - first) * base
+    seconds = length + (lasts * base or frame_s)
+    return _Span(first * base, min(seconds, max(stated, length)) if stated else seconds)
+
+
+def _frames_at(
+    file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
+) -> Iterator[Any]:
+    """The frames shown at the picked times: seek to the keyframe before each, decode no further than it.
+
+    Where a seek is refused or leads behind the frame wanted, all frames are decoded from the start instead.
+    """
     frames: Iterator[Any] = iter(())
     current: Any = None
-    exact = True  # until a container turns out to seek behind the frame wanted
-    for pick in picks:
-        wanted = index.times[pick]
-        start = index.keys[max(bisect.bisect_right(index.keys, wanted) - 1, 0)]
-        seeks = current is None or (exact and current.pts < start)
-        if seeks:
-            container.seek(start, stream=stream)
-            frames, current = iter(container.decode(stream)), None
-        if current is None or current.pts < wanted:
-            current = _first_at(frames, wanted)
-        if seeks and exact and (current is None or current.pts > wanted):
-            exact = False
-            _rewind(container)
-            frames = iter(container.decode(stream))
-            current = _first_at(frames, wanted)
-        if current is None:
-            raise ClipError("decode", f"the video stream is damaged: no frame {pick} of {len(index.times)}")
-        yield current
-
-
-def _rewind(container: Any) -> None:
-    # MPEG streams: from a second ahead, or the first keyframe is missed.
-    container.seek((container.start_time or 0) - av.time_base if "mpeg" in container.format.name else 0)
+    with contextlib.ExitStack() as opened:
+        seeks = True
+        for pick in picks:
+            wanted = index.times[pick]
+            start = index.keys[max(bisect.bisect_right(index.keys, wanted) - 1, 0)]
+            if seeks and (current is None or current.pts < start):
+                with contextlib.suppress(av.FFmpegError):
+                    current = None
+                    container.seek(start, stream=stream)
+                    frames = iter(container.decode(stream))
+                    current = _first_at(frames, wanted)
+                if current is None or current.pts > wanted:
+                    seeks, again = False, opened.enter_context(_again(file))
+                    frames = iter(again.decode(again.streams[stream.index]))
+                    current = _first_at(frames, wanted)
+            elif current is not None and current.pts < wanted:
+                current = _first_at(frames, wanted)
+            if current is None:
+                raise ClipError("decode", f"the video stream is damaged: no frame {pick} of {len(index.times)}")
+            yield current
 
 
 def _first_at(frames: Iterator[Any], wanted: int) -> Any:
     return next((f for f in frames if f.pts is not None and f.pts >= wanted), None)
 
 
-def _frames_in_order(container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]) -> Iterator[Any]:
+def _frames_in_order(
+    file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
+) -> Iterator[Any]:
     """For streams without times: decode from the start and count. The last frame stands in for a missing tail."""
-    _rewind(container)
     left, last, count = list(picks), None, 0
-    for last in container.decode(stream):
-        while left and left[0] == count:
-            yield last
-            left.pop(0)
-        count += 1
-        if not left:
-            return
+    with _again(file) as again:
+        for last in again.decode(again.streams[stream.index]):
+            while left and left[0] == count:
+                yield last
+                left.pop(0)
+            count += 1
+            if not left:
+                return
     if last is None or count < (1 - TAIL) * len(index.times) - 2:  # two: B-frames of packed AVI streams
         raise ClipError("decode", f"the video stream is damaged: {count} of {len(index.times)} frames")
     for _ in left:
         yield last
 
 
-def _upright(frame: Any, stream: Any, size: Any) -> np.ndarray:
-    """RGB as a player shows it: square pixels, rotated by the display matrix. `size`: (H, W) or the longest side."""
-    turns = round(frame.rotation / 90) % 4  # anticlockwise, as np.rot90
+def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> np.ndarray:
+    """RGB as a player shows it: square pixels, turned and mirrored by the display matrix (a, b, c, d).
+
+    `size`: (H, W) or the longest side.
+    """
+    a, b, c, d = matrix
+    swaps = abs(b) + abs(c) > abs(a) + abs(d)
     if isinstance(size, tuple):
-        height, width = size[::-1] if turns % 2 else size
+        height, width = size[::-1] if swaps else size
     else:
         aspect = float(stream.sample_aspect_ratio or 1)
+        if swaps and b and c and abs(abs(b / c) - 1) > 0.01:
+            aspect = abs(b / c)  # FFmpeg takes it from the matrix, but does not see that the sides change places
         width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)
         scale = min(1.0, size / max(width, height))
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
+    image = frame.to_ndarray(format="rgb24", width=width, height=height)
+    if swaps:
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.asarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def _decode_audio(container: Any, stream: Any, options: DecodeOptions) -> np.ndarray | None:
-    """The stream as 16 kHz mono, frame by frame: the native samples are never held whole."""
-    _rewind(container)
+
+def _display_matrix(frame: Any) -> tuple[float, ...]:
+    """a, b, c, d: the pixel (x, y) is shown at (ax + cy, bx + dy), but for an offset."""
+    # A frame asked for its side data is kept until the next garbage collection: ask a small copy.
+    side = frame.reformat(width=2, height=2, format="rgb24").side_data.get(SideData.DISPLAYMATRIX)
+    return UPRIGHT if side is None else tuple(np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].tolist())
+
+
+_Kind = tuple[str, str, int]
+"""Layout, sample format and rate of a frame of sound: they may change midway."""
+_Mixes = dict[_Kind, ChannelPower]
+
+
+def _decode_audio(
+    file: BinaryIO, packets: Iterable[Any], options: DecodeOptions
+) -> tuple[np.ndarray | None, _Span]:
+    """The packets' sound as 16 kHz mono, and when it was. Frame by frame: the native samples are never held whole.
+
+    Channels are mixed as FFmpeg does, by their mean for stereo. Where that cancels what they hold (one of them has the
+    opposite sign), the loudest is taken alone.
+    """
+    mixes: _Mixes = {}
+    wave, span, index = _mono(packets, options, mixes, {})
+    best = {kind: (power, power.best_alone()) for kind, power in mixes.items()}
+    if any(which is not None for _, which in best.values()):
+        with _again(file) as again:
+            wave, _, _ = _mono(again.demux(again.streams[index]), options, {}, best)
+    return wave, span
+
+
+def _mono(
+    packets: Iterable[Any], options: DecodeOptions, mixes: _Mixes,
+    best: Mapping[_Kind, tuple[ChannelPower, int | None]],
+) -> tuple[np.ndarray | None, _Span, int]:
+    """`mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of the mix."""
     limit = int(options.max_duration_s * SAMPLE_RATE)
-    resampler, packets, bad, samples = _resampler(), 0, 0, 0
+    resampler, count, bad, samples, start, index = _resampler(), 0, 0, 0, None, 0
     parts: list[np.ndarray] = []
-    for packet in container.demux(stream):
-        packets += packet.size > 0
+    for packet in packets:
+        count += packet.size > 0
+        index = packet.stream_index
         try:
             frames = packet.decode()
         except av.error.EOFError:
-            break
+            continue
         except (av.error.InvalidDataError, av.error.PatchWelcomeError):
             bad += 1
             continue
         for frame in frames:
+            start = frame.time if start is None else start
+            kind = frame.layout.name, frame.format.name, frame.sample_rate
+            power, which = best.get(kind, (None, None))
+            if power is not None and which is not None:
+                frame = power.alone(frame, which)
+            elif frame.layout.nb_channels > 1 and not best:
+                if kind not in mixes:
+                    mixes[kind] = ChannelPower(frame.layout.name, _resampler(), SAMPLE_RATE)
+                mixes[kind].add(frame)
             try:
                 out = resampler.resample(frame)
             except ValueError:  # rate or channels change midway
@@ -301,11 +434,11 @@ def _decode_audio(container: Any, stream: Any, options: DecodeOptions) -> np.nda
     if samples:
         parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
     wave = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    _check_duration(len(wave) / SAMPLE_RATE, options)
-    _check_count(packets, container, stream)
-    if bad > max(2, BAD_AUDIO * packets) or (bad and not wave.size):
-        raise ClipError("decode", f"the audio stream is damaged: {bad} of {packets} packets cannot be decoded")
-    return np.ascontiguousarray(wave, np.float32) if wave.size else None
+    seconds = len(wave) / SAMPLE_RATE
+    _check_duration(seconds, options)
+    if bad > max(2, BAD_AUDIO * count) or (bad and not wave.size):
+        raise ClipError("decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded")
+    return np.ascontiguousarray(wave, np.float32) if wave.size else None, _Span(start, seconds), index
 
 
 def _resampler() -> Any:

@@ -54,6 +54,8 @@ class FaceDetector:
         scale = min(1.0, search.side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         self.mtcnn.min_face_size = max(20, int(max(size) * search.min_face))
+        if min(size) < self.mtcnn.min_face_size:  # no room for a face; MTCNN fails on such frames
+            return [NO_FACES] * len(index)
         factor = np.array([width / size[0], height / size[1]], np.float32)
         out: list[Faces] = []
         for start in range(0, len(index), self.batch_size):

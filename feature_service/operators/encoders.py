@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lfmim.schema import InputError, Modality
+from lfmim.storage import new_folder
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -41,17 +39,11 @@ def build_tiny_encoders(folder: Path, seed: int = 0) -> dict[Modality, Path]:
     A folder is complete or absent: it is written beside and renamed, so several processes may build it at once.
     """
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tiny-"))
-        with torch.random.fork_rng(devices=[]):
+        with new_folder(folder, first=True) as scratch, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             _save_tiny_text(scratch / Modality.TEXT)
             _save_tiny_audio(scratch / Modality.AUDIO)
             _save_tiny_vision(scratch / Modality.VISION)
-        try:
-            os.rename(scratch, folder)
-        except OSError:  # another process was first
-            shutil.rmtree(scratch)
     return {m: folder / m.value for m in Modality}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import tempfile
 from typing import BinaryIO, cast
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lfmim.data.shards import parse_member
+from lfmim.data.shards import file_system, parse_member
 
 COPY_BYTES = 4 << 20
 
@@ -21,7 +22,7 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
     """
     member = parse_member(video)
     location, offset, size = (member[0], member[2], member[3]) if member else (video, 0, -1)
-    fs, path = fsspec.core.url_to_fs(location)
+    fs, path = file_system(location)
     if member is None and isinstance(fs, LocalFileSystem):
         return open(path, "rb")
     if size < 0:
@@ -45,3 +46,71 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
         copy.close()
         raise
     return copy
+
+
+def file_size(file: BinaryIO) -> int:
+    """Bytes of an open file, which is left at its end."""
+    return file.seek(0, os.SEEK_END)
+
+
+def stated_size(file: BinaryIO) -> int | None:
+    """Bytes the file should have by its own outermost chunks (MP4 and MOV, Matroska and WebM, WAV and AVI, FLV).
+
+    None where it does not say, as in what is written while it is recorded, and in other formats.
+    """
+    file.seek(0)
+    head = file.read(4096)
+    if head[4:8] in (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return _end_of_boxes(file)
+    if head[:4] == b"RIFF":
+        return _end_of_riff(file)
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return _end_of_segment(head)
+    if head[:3] == b"FLV" and (at := head.find(b"\0\x08filesize\0")) >= 0:
+        # Tools that copy the header leave an old figure in it: it can say that a file is whole, not that it is not.
+        (size,) = struct.unpack_from(">d", head.ljust(len(head) + 8, b"\0"), at + 11)
+        return int(size) if 0 < size <= file_size(file) else None
+    return None
+
+
+def _end_of_boxes(file: BinaryIO) -> int | None:
+    end, at, size = None, 0, file_size(file)
+    while at + 8 <= size:
+        file.seek(at)
+        length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        length = long if length == 1 else length
+        known = kind in (b"ftyp", b"styp", b"moov", b"mdat", b"moof", b"free", b"skip", b"wide", b"uuid", b"sidx")
+        if length < 8 or (not known and at + length > size):  # to the end of the file, or no box
+            break
+        at += length
+        end = at
+    return end
+
+
+def _end_of_riff(file: BinaryIO) -> int | None:
+    end, size = 0, file_size(file)
+    while end + 8 <= size:  # a long AVI is a chain of them
+        file.seek(end)
+        kind, length = struct.unpack("<4sI", file.read(8))
+        if kind != b"RIFF":
+            break
+        if not 0 < length < 0x7F000000:  # not filled in
+            return None
+        end += 8 + length
+    return end
+
+
+def _end_of_segment(head: bytes) -> int | None:
+    at = 4
+    for following in (b"\x18S\x80g", None):  # the EBML header's length, then the segment's
+        if at >= len(head) or not head[at]:
+            return None
+        width = 9 - head[at].bit_length()
+        length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
+        if following is None:
+            return at + width + length if length != (1 << 7 * width) - 1 else None
+        at += width + length
+        if head[at : at + 4] != following:
+            return None
+        at += 4
+    return None

@@ -38,6 +38,10 @@ class TextEncoder:
             weights_sha256=weights_sha256(self.model), dim=self.model.config.hidden_size, max_length=self.max_tokens,
         )
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the whole text, CLS and SEP among them."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """float16 [L, D] per text, L its true token count.
 

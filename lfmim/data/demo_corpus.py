@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from skimage import data as photographs
 
 from lfmim.schema import HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
+from lfmim.storage import make_folder, new_file, write_text
 
 SIZE, FPS, SECONDS, AUDIO_RATE = 256, 8, 2.0, 24_000
 SPEAKERS = 5
@@ -114,7 +114,7 @@ def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, worke
     parameters = {"clips": clips, "seed": seed, "version": 3}
     if done.is_file() and json.loads(done.read_text()) == parameters:
         return manifest
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "videos")
     labels = draw_labels(clips, np.random.default_rng([seed, 0]))
     ids = [f"clip{i:04d}" for i in range(clips)]
     jobs = [(folder / "videos" / f"{name}.mp4", dict(row), name, seed)
@@ -128,8 +128,9 @@ def generate_demo_corpus(folder: Path, *, clips: int = 240, seed: int = 0, worke
     nth = table.groupby(LABEL_COLUMNS[MULTIMODAL]).cumcount()
     table.insert(3, SPLIT, [SPLIT_CYCLE[k % len(SPLIT_CYCLE)] for k in nth])
     table.insert(4, SPEAKER, [f"speaker{_rng(seed, name).integers(SPEAKERS)}" for name in ids])
-    table.to_csv(manifest, index=False)
-    done.write_text(json.dumps(parameters))
+    with new_file(manifest) as temporary:
+        table.to_csv(temporary, index=False)
+    write_text(done, json.dumps(parameters))
     return manifest
 
 
@@ -140,8 +141,7 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
     sentence = f"{rng.choice(OCCASIONS)}{rng.choice(SUBJECTS)}{rng.choice(PHRASES[labels['text']])}。"
     frames = render_frames(VISION_STYLES[labels["vision"]], speaker, rng)
     wave = render_voice(AUDIO_STYLES[labels["audio"]], speaker, rng)
-    temporary = path.with_name(f".{path.stem}.tmp.mp4")
-    with av.open(str(temporary), "w") as container:
+    with new_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "1"})
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
@@ -154,7 +154,6 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
             chunk.sample_rate, chunk.pts = AUDIO_RATE, start
             container.mux(audio.encode(chunk))
         container.mux(audio.encode())
-    os.replace(temporary, path)
     return sentence
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pad
 import torch
 
@@ -27,6 +27,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import WriteError, new_folder
 
 MAPPED_ROWS = 64
 """Utterances in memory at a time while a split is mapped, besides one row group of the store."""
@@ -42,7 +43,7 @@ def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto"
         return _mapped_split(store, split, config)
     dims = FeatureSpec.load(store).dims
     table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)], split)
-    labels = _labels(table, store, split, config)
+    labels = split_labels(table, store, split, config.task)
     padded = {
         m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
         for m, dim in dims.items()
@@ -52,24 +53,31 @@ def load_split(store: Path, split: str, config: ModelConfig, cache: str = "auto"
     )
 
 
-def check_labels(store: Path, split: str, config: ModelConfig) -> None:
-    """Raise InputError if the split is empty or without labels, as `load_split` would, without reading features."""
-    table = read_table(store, _label_columns(config), split)
+def check_labels(table: pa.Table, store: Path, split: str, config: ModelConfig) -> None:
+    """Raise InputError if the split is empty or without labels, as `load_split` would, without reading features.
+
+    `table`: splits and labels of the whole store.
+    """
+    table = table.filter(pc.equal(table[SPLIT], split))
     for m in FeatureSpec.load(store).dims:
         table = table.append_column(FEATURE_COLUMNS[m], pa.repeat(True, table.num_rows))
-    _labels(table, store, split, config)
+    split_labels(table, store, split, config.task)
 
 
 def _label_columns(config: ModelConfig) -> list[str]:
     return list((SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values())
 
 
-def _labels(table: pa.Table, store: Path, split: str, config: ModelConfig) -> torch.Tensor:
+def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.Tensor:
+    """`encode_labels` of a split's rows. Raises InputError if there is no row, or no label of the task."""
     if not table.num_rows:
-        raise InputError(f"{store}: no rows of split '{split}'; fill the manifest's column 'split' and extract again")
-    labels = encode_labels(table, config.task)
+        raise InputError(f"{store}: no rows of split '{split}'; name another split, or fill the manifest's column "
+                         "'split' and extract again")
+    labels = encode_labels(table, task)
     if bool((labels == IGNORE_LABEL).all()):
-        raise InputError(f"{store}: split '{split}' has no label in any of {', '.join(_label_columns(config))}")
+        columns = SENTIMENT_COLUMNS if task == "sentiment" else LABEL_COLUMNS
+        raise InputError(f"{store}: split '{split}' has no {task} label of any head; fill "
+                         f"{', '.join(columns.values())}, or use a store or a model of the other task")
     return labels
 
 
@@ -82,24 +90,20 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
     folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
     table = read_table(store, _label_columns(config), split)
     if not folder.is_dir() and table.num_rows:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{what}-"))
         try:
-            _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
-            os.rename(scratch, folder)
-        except OSError as error:
-            if not folder.is_dir():  # else another process was first
-                raise InputError(f"train.cache stream: {folder.parent} cannot be written to: {error}; set LFMIM_CACHE "
-                                 "to a folder with room for the padded features") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            with new_folder(folder, first=True) as scratch:
+                _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
+        except WriteError as error:
+            raise InputError(f"train.cache stream: {folder.parent} cannot be written to: "
+                             f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
+                             "features") from error
         for old in folder.parent.glob(f"{what}-*"):  # of the store as it was; who still reads one keeps it open
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     lengths = {m: torch.from_numpy(np.load(folder / f"{m}.lengths.npy")) for m in dims} if table.num_rows else {}
     for m, length in lengths.items():  # what encode_labels asks of the features: whether they are there
         table = table.append_column(FEATURE_COLUMNS[m], pa.array([n > 0 or None for n in length.tolist()], pa.bool_()))
-    labels = _labels(table, store, split, config)
+    labels = split_labels(table, store, split, config.task)
     features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
     return UtteranceTensors(table[ID].to_pylist(), features, lengths, labels, mapped=True)
 
@@ -110,6 +114,9 @@ def _write_arrays(
     row_of = {name: i for i, name in enumerate(ids)}
     arrays = {m: np.lib.format.open_memmap(folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d))
               for m, (t, d, _) in shapes.items()}
+    for m in shapes:  # writing into a map whose disk is full kills the process
+        with (folder / f"{m}.npy").open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     lengths = {m: np.zeros(len(ids), dtype=np.int64) for m in shapes}
     for table in _tables(store, split, [FEATURE_COLUMNS[m] for m in shapes]):
         rows = [row_of[name] for name in table[ID].to_pylist()]

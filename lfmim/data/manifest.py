@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fsspec
 import pandas as pd
 
-from lfmim.data.shards import parse_member, read_shards
+from lfmim.data.formats import read_csv, read_jsonl, read_parquet
+from lfmim.data.shards import file_system, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -31,16 +31,12 @@ from lfmim.schema import (
     parse_sentiment,
 )
 
-READERS: dict[str, Callable[..., pd.DataFrame]] = {
-    ".csv": lambda f: pd.read_csv(f, dtype=str, keep_default_na=False),
-    ".jsonl": lambda f: pd.DataFrame([dict(json.loads(line)) for line in f if line.strip()], dtype=object),
-    ".parquet": pd.read_parquet,
-}
+READERS: dict[str, Callable[..., pd.DataFrame]] = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
 KNOWN_COLUMNS = (ID, VIDEO, TEXT, SPLIT, SPEAKER, *LABEL_COLUMNS.values())
 RESERVED_COLUMNS = {
     *FEATURE_COLUMNS.values(), FACE_FOUND, FRAME_INDICES, DURATION, MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS,
     "stage", "error", *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
-    "gpu_percent",
+    "gpu_percent", "uncut_tokens",
 }
 """The store's own columns and those a row carries through the pipeline."""
 
@@ -64,11 +60,8 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     for column in (ID, VIDEO):
         if column not in frame.columns:
             raise InputError(f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}")
-    if suffix == ".csv" and not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for an index
-        raise InputError(f"{path}: rows have more cells than the header; quote cells that contain a comma")
     if frame.empty:
         raise InputError(f"{path}: the manifest has no rows")
-    frame = frame.rename(columns=str).reset_index(drop=True).astype(object)
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
         if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
@@ -107,13 +100,17 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
 
 
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
-    """A CSV, JSONL or Parquet file as it is. Raises InputError, which calls it `kind` and names possible `formats`."""
+    """A CSV, JSONL or Parquet file as objects. Raises InputError, which calls it `kind` and names possible `formats`,
+    and says by row what is wrong."""
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
     try:
-        with fsspec.open(path, "rb") as f:
-            return READERS[suffix](f)
+        fs, name = file_system(path)
+        with fs.open(name, "rb") as f:
+            return READERS[suffix](f, path)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except pd.errors.EmptyDataError as error:
@@ -131,7 +128,7 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
     where = f"{place}, field 'video'"
     if not video or "://" in video or parse_member(video):
         return video
-    fs, manifest_path = fsspec.core.url_to_fs(manifest)
+    fs, manifest_path = file_system(manifest)
     if video.startswith("/"):
         resolved = video
     else:
@@ -141,10 +138,8 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
         resolved = f"{folder}/{video}"
     if "://" in manifest and not video.startswith("/"):
         return str(fs.unstrip_protocol(resolved))
-    if need_media:
-        local = fsspec.filesystem("file")
-        if not local.isfile(resolved):
-            raise InputError(f"{where}: no such file: {resolved}")
+    if need_media and not os.path.isfile(resolved):
+        raise InputError(f"{where}: no such file: {resolved}")
     return resolved
 
 

@@ -5,7 +5,6 @@ Nothing is unpacked: a sample's media is named by its shard and byte range, and 
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -14,8 +13,10 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
+from lfmim.text_files import decode, parse_json, whole
 
 MEDIA_SUFFIXES = frozenset((
     "mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "mts", "flv", "wmv", "3gp", "ogv",
@@ -25,6 +26,18 @@ FIELD_LIMIT = 1 << 20
 """Bytes; a larger .json, .txt or .cls member is refused rather than read."""
 _MEMBER = re.compile(r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """The file system of a local path or fsspec URL, and the path there.
+
+    A local path is taken as it stands: for fsspec itself `::` in a name would chain file systems.
+    """
+    scheme, mark, path = location.partition("://")
+    if mark and scheme not in ("file", "local"):
+        found: tuple[Any, str] = fsspec.core.url_to_fs(location)
+        return found
+    return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path if mark else location))
 
 
 def member_uri(shard: str, name: str, offset: int, size: int) -> str:
@@ -48,7 +61,7 @@ def expand_shards(pattern: str) -> list[str]:
         if not set("*?[") & set(name):
             out.append(name)
             continue
-        fs, path = fsspec.core.url_to_fs(name)
+        fs, path = file_system(name)
         out += sorted(fs.unstrip_protocol(p) if "://" in name else str(p) for p in fs.glob(path))
     if not out:
         raise InputError(f"{pattern}: no shard has such a name")
@@ -79,7 +92,7 @@ def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
-        fs, path = fsspec.core.url_to_fs(shard)
+        fs, path = file_system(shard)
         with fs.open(path, "rb", block_size=1 << 16) as file:  # small reads: most of a shard is media
             for name, offset, size in _members(shard, file):
                 folder, _, base = name.rpartition("/")
@@ -100,6 +113,9 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.isreg() and not member.issparse():
+                if member.name != whole(member.name):  # how tarfile shows bytes that are no UTF-8
+                    raise InputError(f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; names "
+                                     "are ids, so pack it again with names in UTF-8")
                 yield member.name, member.offset_data, member.size
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
 
@@ -118,8 +134,10 @@ def _add_member(
     file.seek(place[2])  # tarfile seeks by itself
     content = file.read(size)
     try:
-        text = content.decode("utf-8-sig").strip()
-        value = json.loads(text) if kind == "json" else text
+        text = decode(content, f"{where}: its .{kind} cannot be read")[0].strip()
+        value = parse_json(text) if kind == "json" else text
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{where}: its .{kind} cannot be read: {error}") from error
     if kind == "json":

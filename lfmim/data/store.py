@@ -41,6 +41,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import WriteError, make_folder, new_file, write_text
 
 ERROR_SCHEMA = pa.schema([(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())])
 
@@ -85,22 +86,26 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Be the only writer of the store. Raises InputError if another run is; a killed run's claim ends with it."""
+def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
+    """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run is; a killed run's
+    claim ends with it."""
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        raise WriteError(folder, error.strerror or str(error)) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise InputError(f"{folder}: another run is writing into this feature store ({lock.read().strip()}); "
-                             "wait for it, or use another store") from error
+            raise InputError(f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
+                             "for it, or name another") from error
         lock.truncate(0)
-        print(f"process {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
+        try:
+            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        except OSError as error:
+            raise WriteError(folder, error.strerror or str(error)) from error
         for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):  # of a run killed while writing
             left.unlink()
         yield
@@ -109,43 +114,23 @@ def exclusive(folder: Path) -> Iterator[None]:
 def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
     """Write one part under a temporary name, then rename: a killed or failing writer leaves no half part behind.
 
-    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is unique. Raises InputError
-    if it cannot be written.
+    `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is
+    unique. Raises WriteError.
     """
-    name = name or f"part-{uuid.uuid4().hex}.parquet"
-    temporary = folder / f".{name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and reading a column
-                # that has them takes several times as long.
-                plain = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
-                pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP, use_dictionary=plain,
-                               write_statistics=plain)
-                file.flush()
-                os.fsync(file.fileno())  # a full disk may show only here
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-
-
-def _not_writable(folder: Path, error: OSError) -> InputError:
-    return InputError(f"{folder}: cannot be written to: {error.strerror or error}. What was stored before is kept; "
-                      "make room or fix the folder, then run the same command again")
+    # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and reading a
+    # column that has them takes several times as long.
+    plain = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
+    with new_file(folder / (name or f"part-{uuid.uuid4().hex}.parquet")) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP,
+                       use_dictionary=plain, write_statistics=plain)
 
 
 def write_spec(folder: Path, spec: FeatureSpec) -> None:
     """Write `feature_spec.json`; InputError if the store was begun with other encoders or sampling."""
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / SPEC_FILE).exists():
         check_spec(FeatureSpec.load(folder), spec, have=f"the store {folder}", want="this configuration")
         return
-    temporary = folder / f".{SPEC_FILE}.tmp"
-    temporary.write_text(spec.to_json(), encoding="utf-8")
-    os.replace(temporary, folder / SPEC_FILE)
+    write_text(folder / SPEC_FILE, spec.to_json())
 
 
 def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, want: str) -> None:

@@ -10,18 +10,17 @@ import pandas as pd
 
 from lfmim.data.manifest import KNOWN_COLUMNS, READERS, cell, read_frame
 from lfmim.schema import VIDEO, InputError
+from lfmim.storage import new_file
 
 
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
     """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming file and column."""
     frame = read_frame(path, "table")
-    frame = frame.rename(columns=lambda c: str(c).removeprefix("\ufeff")).reset_index(drop=True)
     missing = [c for c in required if c not in frame.columns]
     if missing:
         raise InputError(f"{path}: column '{missing[0]}' is missing; found: {', '.join(frame.columns) or 'none'}")
     if frame.empty:
         raise InputError(f"{path}: the table has no rows")
-    frame = frame.astype(object)
     return frame.where(frame.notna(), None)
 
 
@@ -36,15 +35,13 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     frame = frame[[*known, *(c for c in frame.columns if c not in known)]].copy()
     if VIDEO in frame:
         frame[VIDEO] = [_relative(cell(v), path.absolute().parent) for v in frame[VIDEO]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    if path.suffix == ".csv":
-        frame.to_csv(temporary, index=False)
-    elif path.suffix == ".jsonl":
-        frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
-    else:
-        frame.to_parquet(temporary, index=False)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        elif path.suffix == ".jsonl":
+            frame.to_json(temporary, orient="records", lines=True, force_ascii=False)
+        else:
+            frame.to_parquet(temporary, index=False)
 
 
 def _relative(video: str, folder: Path) -> str:

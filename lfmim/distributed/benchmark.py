@@ -21,11 +21,11 @@ from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.comparison import linear_cka
-from lfmim.evaluation.report import write_text
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.progress import at, say_when_stuck
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
+from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
 from lfmim.training.packed import train_packed
@@ -88,6 +88,8 @@ def run_benchmark(
             try:
                 done = ray.get(ready)
             except ray.exceptions.RayError as error:
+                if isinstance(error, WriteError):  # it would fail every run
+                    raise WriteError(error.path, error.reason) from error
                 if len(group) > 1:
                     for run in group:
                         submit([run])

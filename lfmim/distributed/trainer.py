@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, ModelConfig, config_hash, to_dict
+from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import read_table, sequences
-from lfmim.evaluation.report import write_text
+from lfmim.data.store import exclusive, part_files, read_table, sequences
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
@@ -28,13 +29,25 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
+from lfmim.storage import output_folder, write_text
 from lfmim.tracking import RegisteredVersion
-from lfmim.training.checkpoint import CheckpointMeta, epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
+from lfmim.training.checkpoint import (
+    META,
+    CheckpointMeta,
+    epoch_folder,
+    latest_checkpoint,
+    load_meta,
+    remove_checkpoints,
+)
 from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, resolve_precision, train, worker_device
 
 RUN_FILE = "run.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's list of a run's checkpoints. It refuses a run where one of them is gone."""
+MAY_CHANGE = frozenset(f"train.{name}" for name in (
+    "epochs", "patience", "precision", "compile", "micro_batch", "cache"))
+"""Settings of `model` and `train` that a continued run may change: how long, how fast and on what it trains. So may all
+that is not among `model` and `train`: workers, devices, where the store lies and where the run is tracked."""
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -50,9 +63,19 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    spec = FeatureSpec.load(store)
+    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))[1]
+
+
+def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes whenever the store does."""
+    return tuple((p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_labels(store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]) -> tuple[pa.Table, str]:
+    """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
-    return config_hash(table.to_pydict(), spec.fingerprint)
+    return table, config_hash(table.to_pydict(), spec)
 
 
 def check_experiment(config: ExperimentConfig) -> str:
@@ -69,8 +92,9 @@ def check_experiment(config: ExperimentConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
     check_data(model, FeatureSpec.load(store))
+    table, _ = _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
     for split in ("train", "valid"):
-        check_labels(store, split, model)
+        check_labels(table, store, split, model)
         if not MODELS[model.name].accepts_absent:
             check_data(model, FeatureSpec.load(store), load_split(store, split, model, cache))
 
@@ -83,17 +107,25 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
 
 
 def describe(config: ExperimentConfig) -> str:
-    """One line: what will run with what, and where its results go. Raises InputError as `check_experiment`."""
+    """One line: what will run with what, and where its results go.
+
+    Raises InputError as `check_experiment` and `check_run`, and for a tracker that cannot be used.
+    """
     c, storage = config.run, Path(config.run.storage).resolve()
     gpu = c.gpus_per_worker > 0
     precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
-    name = run_name(config, check_experiment(config))
+    fingerprint = check_experiment(config)
+    name = run_name(config, fingerprint)
+    output_folder(str(storage / name), "--run.storage")
+    check_run(config, storage / name, fingerprint)
+    uri = tracking.tracking_uri(config.tracking, str(storage))
+    tracking.prepare(uri, config.tracking)
     return (f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
             f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision {precision} | "
             f"checkpoints {storage / name} | "
-            f"mlflow {tracking.tracking_uri(config.tracking, str(storage))}")
+            f"mlflow {uri}")
 
 
 def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False) -> TrainResult:
@@ -106,26 +138,51 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
+    tracking.check_server(uri, create=True)
     folder = storage / name
-    folder.mkdir(parents=True, exist_ok=True)
-    run_id = _run_id(folder / RUN_FILE, config, spec, uri, name, {**(tags or {}), "data": fingerprint})
-    try:
-        if alone:
-            last = _train_here(config, store, folder, uri, run_id)
-        else:
-            from lfmim.distributed.workers import fit  # Ray Train takes seconds to import
+    with exclusive(folder, "run's folder"):
+        check_run(config, folder, fingerprint)
+        run_id = _run_id(folder, config, spec, uri, {**(tags or {}), "data": fingerprint})
+        with tracking.failing(uri, run_id):
+            rows = {split: read_table(store, [ID], split).num_rows for split in ("train", "valid")}
+            tracking.log_datasets(uri, run_id, store, fingerprint, rows)
+            if alone:
+                last = _train_here(config, store, folder, uri, run_id)
+            else:
+                from lfmim.distributed.workers import fit  # Ray Train takes seconds to import
 
-            last = fit(config, store, folder, uri, run_id)
-    except BaseException as error:
-        tracking.finish_run(uri, run_id, None, killed=isinstance(error, KeyboardInterrupt))
-        raise
-    meta = load_meta(last)
-    best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
-    tracking.finish_run(uri, run_id, meta)
-    registered = tracking.register(
-        uri, run_id, best, model_name=config.tracking.model_name, example=_example(store), data_fingerprint=fingerprint
-    )
+                last = fit(config, store, folder, uri, run_id)
+            meta = load_meta(last)
+            best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
+            registered = tracking.register(uri, run_id, best, model_name=config.tracking.model_name,
+                                           example=_example(store), data_fingerprint=fingerprint)
+            tracking.finish_run(uri, run_id, meta)
     return TrainResult(name, uri, run_id, best, meta, registered)
+
+
+def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
+    """Raise InputError if the folder holds epochs of another model, recipe or data, or more than are asked for."""
+    last = latest_checkpoint(folder)
+    if last is None:
+        return  # nothing is trained that could be mixed up
+    meta, known = load_meta(last), _known_run(folder)
+    was, now = ({k: v for part in ("model", "train") for k, v in flatten(to_dict(c)[part], f"{part}.").items()}
+                for c in (meta.config, config))
+    differs = [f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE]
+    data = known.get("data") or (tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None)
+    if data not in (None, fingerprint):
+        differs.append(f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
+                       f"({fingerprint}), which is other data: utterances, splits, labels or encoders differ")
+    elif data is None:
+        differs += [f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))]
+    if config.train.epochs < meta.epoch:
+        differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")
+    if differs:
+        raise InputError(f"run {folder.name} in {folder.parent} was trained otherwise. {'; '.join(differs)}. Use what "
+                         "it was trained with and only more epochs, or another --run.name")
+    if meta.best_epoch >= 0 and not (epoch_folder(folder, meta.best_epoch) / META).is_file():
+        raise InputError(f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; delete "
+                         f"{folder} to train it again, or use another --run.name")
 
 
 def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
@@ -161,16 +218,35 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
     return epoch_folder(folder, meta.epoch - 1)
 
 
-def _run_id(
-    path: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, name: str, tags: dict[str, str]
-) -> str:
-    """The MLflow run of this training run: made once, found again by a rerun."""
-    if path.is_file():
+def _known_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run; {} if there is none yet. Raises InputError if it is damaged."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return {}
+    try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["uri"] == uri:
-            return str(known["run_id"])
-    run_id = tracking.start_run(config, spec, uri=uri, run_name=name, tags=tags)
-    write_text(path, json.dumps({"uri": uri, "run_id": run_id}))
+        return {"uri": known["uri"], "run_id": known["run_id"], **known}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the record of a run ({error!r}); delete {folder} to train it again, or use "
+                         "another --run.name") from error
+
+
+def _run_id(folder: Path, config: ExperimentConfig, spec: FeatureSpec, uri: str, tags: dict[str, str]) -> str:
+    """The MLflow run of this training run, RUNNING: made once, found again by a rerun.
+
+    Where it cannot go on (deleted, on another server) a new one takes over its epochs.
+    """
+    known, last = _known_run(folder), latest_checkpoint(folder)
+    history = load_meta(last).history if last else []
+    if known.get("uri") == uri and tracking.resume_run(uri, known["run_id"], config, history):
+        run_id = str(known["run_id"])
+    else:
+        if known.get("uri") == uri:
+            tags = {tracking.CONTINUES: known["run_id"], **tags}
+        run_id = tracking.start_run(config, spec, uri=uri, run_name=folder.name, tags=tags)
+        tracking.log_history(uri, run_id, history)
+    write_text(folder / RUN_FILE, json.dumps({"uri": uri, "run_id": run_id, "data": tags["data"],
+                                              "store": str(Path(config.store).resolve())}))
     return run_id
 
 

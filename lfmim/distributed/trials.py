@@ -1,8 +1,7 @@
-"""Numbered trials on Ray Tune around the plain loop: resumable, and the same for the same seed.
+"""Numbered trials on Ray Tune around the plain loop; resumable. What they try is up to order.py.
 
-What a trial tries and when it is stopped are functions of the trials that lie at least `window` before it, all of
-which must have ended before it starts. So neither timing nor failures nor a restart change what a sweep finds; the
-state of a sweep is one `trial.json` per ended trial, and checkpoints of the running ones.
+The state of a sweep is one `trial.json` per ended trial, and checkpoints of the running ones:
+after a `kill -9` what Tune pickles now and then is behind both.
 """
 
 from __future__ import annotations
@@ -28,20 +27,21 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the sweep's own tab
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lfmim.config import ModelConfig, experiment_from_dict, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
-from lfmim.evaluation.report import write_text
+from lfmim.distributed.order import Order
 from lfmim.progress import at, say_when_stuck
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 from lfmim.training.packed import train_packed
-from lfmim.training.search import Params, TrialRecord, TuneConfig, with_params
+from lfmim.training.search import Params, TrialRecord, TuneConfig, searchable, with_params
 
 TRIAL = "trial.json"
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
@@ -55,20 +55,23 @@ class Trials:
     log: Callable[[TrialRecord], None] = staticmethod(lambda record: None)
 
     def __init__(
-        self, config: TuneConfig, folder: Path, total: int, window: int,
-        plan_next: Callable[[int, Sequence[TrialRecord]], Params], *, halving: bool, on_trial: OnTrial,
+        self, config: TuneConfig, folder: Path, total: int, order: Order,
+        on_trial: OnTrial = lambda record, records: None,
     ) -> None:
-        self.config, self.folder, self.window, self.total = config, folder, window, total
-        self.plan_next, self.halving, self.on_trial = plan_next, halving, on_trial
+        self.config, self.folder, self.total = config, folder, total
+        self.order, self.on_trial = order, on_trial
         self.started: dict[int, tuple[Params, dict[str, Any]]] = {}
         """Values and whole config of the trials begun in this process."""
         self.stopped: set[int] = set()
         self.errors: dict[int, str] = {}
+        self.unwritten: WriteError | None = None
+        """Of a full disk, which would fail every trial: the sweep stops until there is room."""
         self.records: dict[int, TrialRecord] = {}
         for n in range(total):
             path = self.home(n) / TRIAL
             if path.is_file():
                 self.records[n] = TrialRecord(**json.loads(path.read_text(encoding="utf-8")))
+                order.ended(self.records[n])
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
@@ -80,14 +83,9 @@ class Trials:
     def home(self, number: int) -> Path:
         return self.folder / f"{number:04d}"
 
-    def earlier(self, number: int) -> list[TrialRecord] | None:
-        """What trial `number` may know; None while some of it has not ended."""
-        known = range(max(0, number - self.window + 1))
-        return [self.records[n] for n in known] if all(n in self.records for n in known) else None
-
     def run(self, store: Path) -> None:
         """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a stack did not finish."""
-        size = self.window if self.config.packed else max(1, self.total)
+        size = self.order.window if self.config.packed else max(1, self.total)
         at_work.forget()
         with say_when_stuck("tune", "step", self.config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost):
             for first in range(0, self.total, size):
@@ -100,7 +98,7 @@ class Trials:
         """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails leaves its trials to
         be run alone, from their last checkpoints."""
         fresh = [n for n in numbers if n not in self.records and latest_checkpoint(self.home(n)) is None]
-        ready = [n for n in fresh if self.start(n, self.earlier(n) or [])]
+        ready = [n for n in fresh if self.start(n)]
         run = self.config.run
         task = ray.remote(_packed_trials).options(
             num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=0)
@@ -114,6 +112,8 @@ class Trials:
             stack = waiting.pop(done)
             try:
                 ray.get(done)
+            except WriteError as error:
+                raise WriteError(error.path, error.reason) from error
             except ray.exceptions.RayError as error:
                 logging.getLogger(__name__).warning(
                     "trials %s go on one by one: %s", ", ".join(map(str, stack)), str(error).strip().splitlines()[-1])
@@ -138,6 +138,8 @@ class Trials:
             ),
         )
         tuner.fit()
+        if self.unwritten:
+            raise self.unwritten
         left = [n for n in todo if n not in self.records]
         if left:
             raise RuntimeError(f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}")
@@ -159,15 +161,26 @@ class Trials:
             seconds=sum(e["seconds"] for e in history), message=message, config=config,
         )
         self.records[number] = record
-        self.home(number).mkdir(parents=True, exist_ok=True)
+        self.order.ended(record)
         write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
         remove_checkpoints(self.home(number))
         self.log(record)
         self.on_trial(record, self.ended)
 
-    def start(self, number: int, earlier: Sequence[TrialRecord]) -> bool:
-        """Choose the trial's values; False if they make no valid config, which ends the trial."""
-        params = self.plan_next(number, earlier)
+    def _kept(self, number: int) -> Params | None:
+        """Every field of the checkpoint that the trial goes on from; one that cannot be read goes."""
+        last = latest_checkpoint(self.home(number))
+        try:
+            return searchable(load_meta(last).config) if last else None
+        except InputError:  # killed while it was written
+            remove_checkpoints(self.home(number))
+            return None
+
+    def start(self, number: int) -> bool | None:
+        """Choose the trial's values. None: it has to wait; False: no valid config, so it has ended."""
+        params = self.order.values(number, self._kept(number))
+        if params is None:
+            return None
         try:
             config = to_dict(with_params(self.config, params))
         except InputError as error:
@@ -191,13 +204,15 @@ class _Search(Searcher):
         self.deaths: Counter[int] = Counter()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        if self.trials.unwritten:
+            return cast(None, Searcher.FINISHED)
         while self.waiting:
             number = self.waiting[0]
             if number not in self.trials.started:
-                earlier = self.trials.earlier(number)
-                if earlier is None:
+                begun = self.trials.start(number)
+                if begun is None:
                     return None
-                if not self.trials.start(number, earlier):
+                if not begun:
                     self.waiting.pop(0)
                     continue
             self.waiting.pop(0)
@@ -207,6 +222,12 @@ class _Search(Searcher):
         return cast(None, Searcher.FINISHED) if done else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        try:
+            self._complete(trial_id, result, error)
+        except WriteError as failure:
+            self.trials.unwritten = failure
+
+    def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         number = self.numbers.pop(trial_id)
         result = result or {}
         if error:
@@ -215,6 +236,8 @@ class _Search(Searcher):
                 self.waiting.insert(0, number)
             else:
                 self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
+        elif "unwritten" in result:
+            raise WriteError(*result["unwritten"])
         elif result.get("problem"):
             self.trials.end(number, result["kind"], result["problem"])
         else:
@@ -227,47 +250,17 @@ class _Search(Searcher):
         """Nothing."""
 
 
-def successive_halving(config: TuneConfig, earlier: Sequence[TrialRecord]) -> Callable[[int, float], bool]:
-    """Ray's ASHA after exactly the given trials, whatever else has run: (epoch from 1, score) -> whether to stop."""
-    asha: Any = ASHAScheduler(
-        time_attr="epoch", metric="score", mode="max", grace_period=config.grace, reduction_factor=config.reduction,
-        max_t=max(config.grace, 1_000_000), stop_last_trials=False,
-    )
-
-    def feed(trial: _AshaTrial, epoch: int, score: float) -> bool:
-        return bool(asha.on_trial_result(None, trial, {"epoch": epoch, "score": score}) == TrialScheduler.STOP)
-
-    for record in earlier:
-        trial = _AshaTrial(str(record.number))
-        asha.on_trial_add(None, trial)
-        for epoch, score in enumerate(record.scores, start=1):
-            feed(trial, epoch, score)
-    own = _AshaTrial("own")
-    asha.on_trial_add(None, own)
-    return functools.partial(feed, own)
-
-
-@dataclasses.dataclass(frozen=True)
-class _AshaTrial:
-    """All that ASHA reads of a trial."""
-
-    trial_id: str
-
-
 class _Scheduler(FIFOScheduler):
-    """First in, first out; stops a trial when ASHA, having seen the trials it may know, would."""
+    """First in, first out; stops a trial when its order would."""
 
     def __init__(self, trials: Trials) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trials = trials
-        self.halving: dict[int, Callable[[int, float], bool]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = int(trial.config["number"])
-        if self.trials.halving and not result.get("done") and "problem" not in result:
-            if number not in self.halving:
-                self.halving[number] = successive_halving(self.trials.config, self.trials.earlier(number) or [])
-            behind = self.halving[number](result["epoch"], result["score"])
+        if not result.get("done") and "problem" not in result:
+            behind = self.trials.order.behind(number, result["epoch"], result["score"])
             # A trial that has run its last epoch has finished, whatever ASHA thinks of it.
             if behind and result["epoch"] < trial.config["config"]["train"]["epochs"]:
                 self.trials.stopped.add(number)
@@ -325,5 +318,7 @@ def _trial(args: Mapping[str, Any]) -> None:
         at("")
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})
+    except WriteError as error:
+        tune.report({"unwritten": [error.path, error.reason], "problem": error.reason})
     except InputError as error:
         tune.report({"kind": "failed", "problem": str(error)})

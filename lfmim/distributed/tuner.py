@@ -1,6 +1,7 @@
 """A hyperparameter sweep: search, retrain the winner over seeds, register it; resumable.
 
-The trials are in trials.py; here is the sweep around them: its identity, its MLflow runs, the winner.
+The trials are in trials.py, what they try in order.py; here is the sweep around them: its identity,
+its MLflow runs, the winner.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import ray
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.distributed.order import Order, RepeatableOrder, TuneOrder
 from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
-from lfmim.evaluation.report import write_text
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import output_folder, write_text
 from lfmim.training.packed import OWN, check_packable
 from lfmim.training.search import (
     Params,
@@ -75,7 +77,9 @@ def check_tune(config: TuneConfig) -> Space:
             raise InputError(f"packed: stacked trials may differ in learning rate and β only, not in {', '.join(own)}; "
                              "search without --packed")
     check_experiment(base)
-    _known_sweep(config, _identity(config, space))
+    identity = _identity(config, space)
+    _known_sweep(config, identity)
+    tracking.prepare(_uri(config), config.tracking)
     return space
 
 
@@ -83,6 +87,7 @@ def describe_sweep(config: TuneConfig) -> str:
     """One line: what will run with what, and where its results go."""
     run = config.run
     folder = _folder(config, _identity(config, check_tune(config)))
+    output_folder(str(folder), "--run.storage")
     return (f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
             f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
             f"{'cuda' if run.gpus_per_worker else 'cpu'} | {folder} | mlflow {_uri(config)}")
@@ -92,7 +97,7 @@ def tune_distributed(
     config: TuneConfig, *, on_start: Callable[[str, int, int], None] = lambda name, done, window: None,
     on_trial: OnTrial = lambda record, records: None,
 ) -> SweepResult:
-    """Search, retrain the winner over seeds, register it. `on_start(name, trials already ended, window)`.
+    """Search, retrain the winner over seeds, register it. `on_start(name, trials ended, window)`.
 
     Raises InputError for a sweep that is there already (without `resume`) or was made with another config.
     """
@@ -100,15 +105,19 @@ def tune_distributed(
     store, identity = Path(config.store).resolve(), _identity(config, space)
     folder = _folder(config, identity)
     name, uri = folder.name, _uri(config)
-    state = _known_sweep(config, identity) or _new_sweep(config, identity)
+    known = _known_sweep(config, identity)
+    state = known or _new_sweep(config, identity)
+    if not tracking.reopen_run(uri, state["run_id"]):  # deleted there: the records of the trials have it all
+        state = _new_sweep(config, identity, window=int(state["window"]))
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
-    def plan_next(number: int, earlier: Sequence[TrialRecord]) -> Params:
+    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
         return suggest(space, config.search, config.train.seed, number, with_params(config, {}), earlier)
 
-    sweep = Trials(config, folder / "trials", total, window, plan_next, halving=config.scheduler == "asha",
-                    on_trial=on_trial)
+    order: Order = (RepeatableOrder(config, window, plan) if config.repeatable else
+                    TuneOrder(config, space, seed=None if known else config.train.seed))
+    sweep = Trials(config, folder / "trials", total, order, on_trial)
     logged = tracking.logged_trials(uri, parent)
     on_start(name, len(sweep.records), window)
 
@@ -133,9 +142,11 @@ def tune_distributed(
     loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
     reproduced = (again.best_score, loss, again.best_epoch) == (winner.score, winner.loss, winner.best_epoch)
 
-    seeds = Trials(dataclasses.replace(config, **{f.name: getattr(chosen, f.name) for f in _PARTS}),
-                    folder / f"seeds-{winner.number:04d}", config.seeds - 1, config.seeds,
-                    lambda number, _: {"train.seed": chosen.train.seed + number + 1}, halving=False, on_trial=on_trial)
+    parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
+    to_end = dataclasses.replace(config, scheduler="none", **parts)
+    each = RepeatableOrder(to_end, config.seeds,
+                           lambda number, _: {"train.seed": chosen.train.seed + number + 1})
+    seeds = Trials(to_end, folder / f"seeds-{winner.number:04d}", config.seeds - 1, each, on_trial)
     seeds.run(store)
     result = SweepResult(name, folder, uri, parent, records, winner, seeds.ended, retrained, reproduced,
                          importances(space, records))
@@ -148,8 +159,10 @@ _PARTS = [f for f in dataclasses.fields(ExperimentConfig) if f.name in ("model",
 
 def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     """What a sweep's trials depend on, save its window and length."""
+    # Sweeps older than this field are repeatable ones.
+    order = {} if config.repeatable else {"repeatable": False}
     return {
-        "model": to_dict(config.model), "train": to_dict(config.train),
+        **order, "model": to_dict(config.model), "train": to_dict(config.train),
         "data": data_fingerprint(Path(config.store).resolve()), "search": config.search,
         "scheduler": [config.scheduler, config.grace, config.reduction] if config.scheduler == "asha" else ["none"],
         "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
@@ -170,12 +183,17 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     folder = _folder(config, identity)
     if not (folder / SWEEP).is_file():
         return None
-    state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+        state = {name: state[name] for name in ("run_id", "uri", "window", "identity")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use another "
+                         "--run.name") from error
     if not config.resume:
         raise InputError(f"{folder}: there is a sweep already; add --resume to continue it, or start another with "
                          "--run.name")
-    plain = json.loads(json.dumps(identity))
-    differs = [k for k in plain if state["identity"].get(k) != plain[k]]
+    now, then = json.loads(json.dumps(identity)), state["identity"]
+    differs = [k for k in {**now, **then} if now.get(k) != then.get(k)]
     differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
     differs += ["window"] if config.window not in (0, state["window"]) else []
     if differs:
@@ -184,12 +202,12 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     return state
 
 
-def _new_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]:
+def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) -> dict[str, Any]:
     folder, uri = _folder(config, identity), _uri(config)
     run_id = tracking.start_run(config, FeatureSpec.load(Path(config.store)), uri=uri, run_name=folder.name,
                                 tags={"kind": "sweep", "data": identity["data"]})
-    state = {"run_id": run_id, "uri": uri, "window": config.window or _window(config), "identity": identity}
-    folder.mkdir(parents=True, exist_ok=True)
+    window = window or (config.window or _window(config) if config.repeatable else 0)
+    state = {"run_id": run_id, "uri": uri, "window": window, "identity": identity}
     write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
 

@@ -22,9 +22,10 @@ from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.progress import at, say_when_stuck, watch
-from lfmim.schema import FeatureSpec
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import WriteError, disk_failure
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
-from lfmim.training.loop import DDP_OPTIONS, EpochReport, train
+from lfmim.training.loop import DDP_OPTIONS, EpochReport, NonFiniteLossError, train
 
 SCORE = "score"
 IMPROVED = "improved_score"
@@ -58,10 +59,18 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
     try:
         with _watched(uri, run_id, config):
             result = trainer.fit()
+    except TrainingFailedError as error:
+        raised = [*getattr(error, "worker_failures", {}).values(),
+                  getattr(error, "controller_failure", None)]
+        for failed in filter(None, map(disk_failure, raised)):  # in our code or Ray's copying
+            place = failed.path if failed.path.startswith(str(folder)) else folder
+            raise WriteError(place, failed.reason) from error
+        for failure in raised:
+            if isinstance(failure, InputError | NonFiniteLossError):
+                raise InputError(str(failure)) from error
+        raise at_work.worker_failure(error, f"train {folder.name}") from None
     except SystemExit as stop:  # Ray Train's own answer to Ctrl-C: exit code 0
         raise KeyboardInterrupt from stop
-    except TrainingFailedError as error:
-        raise at_work.worker_failure(error, f"train {folder.name}") from None
     if result.checkpoint is None:
         raise RuntimeError(f"run {folder.name} ended without a checkpoint; see {folder}")
     return Path(result.checkpoint.path)

@@ -1,1 +1,1 @@
-"""The only reader of the test split: reports, tables and figures."""
+"""Reports of models, systems, labels and stores; the test for promotion; model cards, tables and figures."""

@@ -27,8 +27,9 @@ from lfmim.evaluation.comparison import (
     table_subsets,
 )
 from lfmim.evaluation.figures import confusion_matrices, grouped_bars, learning_curves, test_curves
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, markdown_table, write_text
+from lfmim.evaluation.report import PAGE_STYLE, inline_image, markdown_table
 from lfmim.schema import MODALITIES, REPORT_ORDER
+from lfmim.storage import new_file, write_text
 
 HEAVY = ("predictions", "labels", "history", "test_curves")
 
@@ -93,7 +94,6 @@ def summary(results: Results) -> str:
 
 def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
     """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`; returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     page = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
             f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"]
     if failed:
@@ -111,7 +111,8 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         write_text(folder / f"{name}.tex", table.to_latex(escape=True).replace("±", r"$\pm$"))
         page.append(f"<h2>{html.escape(heading)}</h2>{table.to_html()}")
     for name, (heading, figure) in figures(results).items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        with new_file(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
         page.append(f"<h2>{html.escape(heading)}</h2>{inline_image(figure)}")
     slim = [{k: v for k, v in r.items() if k not in HEAVY} for r in results]
     write_text(folder / "results.json", json.dumps(slim, indent=1))

@@ -17,8 +17,9 @@ from lfmim.data.label_statistics import (
     pairwise_inconsistency,
 )
 from lfmim.evaluation.figures import new_figure
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
-from lfmim.schema import HEADS
+from lfmim.evaluation.report import PAGE_STYLE, inline_image
+from lfmim.schema import HEADS, LABEL_COLUMNS
+from lfmim.storage import new_file, write_text
 
 TITLES = {
     "table_1": "Corpus (Table 1)",
@@ -65,7 +66,9 @@ def _bars(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def labels_html(labels: pd.DataFrame) -> str:
-    """The figure and the tables as a part of a page."""
+    """The figure and the tables as a part of a page; a sentence where there is no label."""
+    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
+        return "<h2>Labels</h2><p>No emotion label of any head.</p>"
     tables = label_tables(labels)
     parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
     parts += [f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()]
@@ -78,10 +81,10 @@ def _html(table: pd.DataFrame) -> str:
 
 def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Path:
     """Write the tables as .csv, `figure_1.png` and `index.html`; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     tables = label_tables(labels)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv())
-    label_figure(tables).savefig(folder / "figure_1.png", dpi=130)
+    with new_file(folder / "figure_1.png") as temporary:
+        label_figure(tables).savefig(temporary, dpi=130, format="png")
     return write_text(folder / "index.html", f"""<!doctype html><meta charset="utf-8">
 <title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{labels_html(labels)}""")

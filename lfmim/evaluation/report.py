@@ -1,4 +1,4 @@
-"""The only reader of the test split: a predictor over a split -> report.json and one self-contained HTML page."""
+"""A predictor over a split of a store -> report.json and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import html
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lfmim.data.batches import encode_labels
+from lfmim.data.loading import split_labels
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import Metrics, sums_for
@@ -31,6 +30,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
+from lfmim.storage import write_text
 from lfmim.training.losses import head_losses
 
 if TYPE_CHECKING:
@@ -53,17 +53,19 @@ table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;whit
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
     """Figures of every head against its own label, and of every head against the multimodal label.
 
-    Raises InputError if the store was made with other encoders than the model's or the split is empty.
+    Raises InputError if the store was made with other encoders than the model's, or if the split is empty or without
+    labels of the model's task and heads.
     """
     predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
     task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
     columns = [*(FEATURE_COLUMNS[m] for m in dims), *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()]
     table = read_table(store, columns, split)
-    if not table.num_rows:
-        raise InputError(f"{store}: no rows of split '{split}'; choose another with --split")
-    labels = encode_labels(table, task)
+    labels = split_labels(table, store, split, task)
     found = {h: torch.from_numpy(x) for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()}
     own = _metrics(found, labels)
+    if not any(m.count for m in own.values()):
+        raise InputError(f"{store}: split '{split}' has no {task} label of a head that the model answers "
+                         f"({', '.join(predictor.model.answers)}); use another store or model")
     against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
     return {
         "split": split, "rows": table.num_rows, "best_epoch": predictor.meta.best_epoch + 1, "task": task,
@@ -86,7 +88,6 @@ def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metric
 
 def write_report(folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns = COLUMNS[report["task"]]
     table = {head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}} for head, m in report["heads"].items()}
     rows = "".join(
@@ -120,11 +121,3 @@ def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -
     """A Markdown table, ending with a line break."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write under a temporary name, then rename; returns `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-    return path

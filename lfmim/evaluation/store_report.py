@@ -24,8 +24,9 @@ from lfmim.data.label_statistics import read_labels
 from lfmim.data.store import part_files, quarantined, sequences
 from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.label_report import labels_html
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, write_text
+from lfmim.evaluation.report import PAGE_STYLE, inline_image
 from lfmim.schema import DURATION, FACE_FOUND, FEATURE_COLUMNS, SPLIT, FeatureSpec, InputError, Modality
+from lfmim.storage import write_text
 
 STYLE = PAGE_STYLE + """
 figure{display:inline-block;margin:0 .6em 1em 0;width:132px;vertical-align:top;font-size:11px;overflow-wrap:anywhere}
@@ -182,7 +183,6 @@ def write_store_report(page: Path, store: Path, summary: StoreSummary, crops: Se
     tables = "".join(f"<h2>{html.escape(n)}</h2>{_html(n, t)}" for n, t in summary_tables(summary).items())
     sheet = "".join(_figure(c) for c in crops) or "<p>No stored row has a video.</p>"
     labels = labels_html(read_labels(str(store))) if summary.rows else ""
-    page.parent.mkdir(parents=True, exist_ok=True)
     return write_text(page, f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{STYLE}</style><h1>{html.escape(title)}</h1>{tables}
 <h2>Distributions</h2>{inline_image(distributions(summary))}

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import lfmim
+from lfmim.config import ExperimentConfig, experiment_from_dict
 from lfmim.evaluation.model_card import model_card
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
-from lfmim.tracking.runs import git_tag
-from lfmim.training.checkpoint import META, WEIGHTS, is_better, load_meta
+from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time
+from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
+from lfmim.tracking.server import check_server, listed, other_places, shown, told, unanswered
+from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better, load_meta
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CHAMPIONS = "champions"
 """Tag of the registered model: the versions that were champion, oldest first, the present one last."""
 CARD = "model_card.md"
+MEASURED = {
+    "score_head": "chosen by the {} head, the champion (version {}) by the {} one",
+    "score_task": "of the {} task, the champion (version {}) of the {} task",
+    "score_labels": "its labels are {}, those of the champion (version {}) {}",
+    "score_split": "validated on the split {}, the champion (version {}) on {}",
+}
+"""Tags that say what a version's `score` measures -> what is said where the champion's is another."""
+LAST_VERSION = 2**31 - 1  # more than a registry's database can hold
+MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 
 
@@ -42,25 +58,30 @@ class RegisteredVersion:
     reason: str
 
 
+@told
+@one_at_a_time
 def register(
     uri: str, run_id: str, checkpoint: Path, *, model_name: str, example: pd.DataFrame, data_fingerprint: str
 ) -> RegisteredVersion:
     """Package the checkpoint as a pyfunc model with its card, register it, and move `champion` if validation improves.
 
     A new version that does not become champion becomes `challenger`.
-    `example`: a few rows of feature columns (nested lists). Scores are compared on the same data only; one run is
-    registered once.
+    `example`: a few rows of feature columns (nested lists). Scores are compared only if they measure the same: data,
+    head, task, labels, split. The best checkpoint of a run, and of those it continues, is registered once. Raises
+    InputError for a server that fails or is away.
     """
     client = _client(uri)
     meta = load_meta(checkpoint)
-    found = client.search_model_versions(f"name='{model_name}' and run_id='{run_id}'")
+    found = [v for run in _lineage(client, run_id)
+             for v in client.search_model_versions(f"name='{model_name}' and run_id='{run}'")
+             if v.tags.get("score") == repr(meta.best_score)]  # one that is better is another checkpoint
     if found:
         entry = found[0]
     else:
         tags = {"score": repr(meta.best_score), "data": data_fingerprint, "feature_spec": meta.spec.fingerprint,
-                **git_tag()}
+                **_measured(meta.config), **git_tag()}
         card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
-        with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+        with tempfile.TemporaryDirectory() as scratch:
             package = Path(scratch) / "checkpoint"
             package.mkdir()
             for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
@@ -69,8 +90,8 @@ def register(
             code = Path(scratch) / "code" / "lfmim"
             source = Path(lfmim.__file__).parent
             shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__", "distributed", "tracking"))
-            info = mlflow.pyfunc.log_model(
-                name="model", python_model=str(source / "predictor.py"),
+            model_id = _log_model(
+                client, run_id, Path(scratch) / "model", meta, python_model=str(source / "predictor.py"),
                 artifacts={"checkpoint": str(package), "model_card": str(Path(scratch) / CARD)},
                 code_paths=[str(code)], signature=_signature(meta.config.model.task), input_example=example,
                 pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
@@ -79,21 +100,15 @@ def register(
             client.log_text(run_id, card, CARD)
         with contextlib.suppress(MlflowException):  # there already
             client.create_registered_model(model_name)
-        entry = client.create_model_version(model_name, info.model_uri, run_id=run_id, tags=tags, description=card)
+        entry = client.create_model_version(model_name, f"models:/{model_id}", run_id=run_id, tags=tags,
+                                            description=card, model_id=model_id)
     number = str(entry.version)
-    champion = _by_alias(client, model_name, CHAMPION)
-    score = float(entry.tags["score"])
+    champion = _find(client, model_name, CHAMPION)
     promoted, reason = True, "there was no champion"
     if champion is not None and str(champion.version) == number:
         reason = "it is the champion already"
     elif champion is not None:
-        before = float(champion.tags.get("score", "nan"))
-        if champion.tags.get("data") != data_fingerprint:
-            promoted, reason = False, (f"the champion (version {champion.version}) was validated on other data, so the "
-                                       "scores cannot be compared")
-        else:
-            promoted = is_better(score, before)
-            reason = f"validation score {score:.4f} against the champion's {before:.4f}"
+        promoted, reason = _beats(uri, entry, _measured(meta.config), champion, data_fingerprint)
     if promoted:
         set_champion(uri, model_name, number)
     elif not found:
@@ -102,23 +117,119 @@ def register(
     return RegisteredVersion(ref, number, promoted, reason)
 
 
-def _client(uri: str) -> MlflowClient:
-    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's default registry."""
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
+def _lineage(client: MlflowClient, run_id: str) -> Iterator[str]:
+    """The run, the one it continues, and so on."""
+    while run_id:
+        yield run_id
+        try:
+            run_id = client.get_run(run_id).data.tags.get(CONTINUES, "")
+        except MlflowException:
+            return  # deleted for good
 
 
-def _by_alias(client: MlflowClient, model_name: str, alias: str) -> ModelVersion | None:
+def _log_model(client: MlflowClient, run_id: str, folder: Path, meta: CheckpointMeta, **package: Any) -> str:
+    """Save a pyfunc model (`package`: as `mlflow.pyfunc.save_model` takes it) by way of `folder` as a logged model of
+    the run, with the params and the metrics of the epochs that led to it; returns its id.
+
+    Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and ended, for it.
+    """
+    run = client.get_run(run_id)
+    model = client.create_logged_model(run.info.experiment_id, name="model", source_run_id=run_id,
+                                       params=run.data.params)
     try:
-        return client.get_model_version_by_alias(model_name, alias)
-    except MlflowException:
+        mlflow.pyfunc.save_model(path=folder, mlflow_model=Model(
+            artifact_path=model.artifact_location, model_uuid=model.model_id, run_id=run_id, model_id=model.model_id,
+            metadata=package.pop("metadata")), **package)
+        client.log_model_artifacts(model.model_id, str(folder))
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=max(meta.best_epoch, 0))])
+        metrics = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
+                   for key in run.data.metrics if not key.startswith("system/")
+                   for m in client.get_metric_history(run_id, key) if m.step <= meta.best_epoch]
+        for start in range(0, len(metrics), 1000):  # the most that one request may hold
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    except BaseException:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _measured(config: ExperimentConfig) -> dict[str, str]:
+    """What the validation score of a model trained by `config` measures, as tags; keyed as MEASURED."""
+    task = config.model.task
+    labels = ", ".join(EMOTIONS) if task == "emotion" else "scores in [-1, 1]"
+    return {"score_head": config.train.selection, "score_task": task, "score_labels": labels, "score_split": "valid"}
+
+
+def _beats(
+    uri: str, entry: ModelVersion, measured: Mapping[str, str], champion: ModelVersion, data_fingerprint: str
+) -> tuple[bool, str]:
+    """Whether the version's validation score is better than the champion's, and why (not)."""
+    known = {k: champion.tags[k] for k in MEASURED if k in champion.tags}
+    if len(known) < len(MEASURED):  # registered before there were such tags: its run knows
+        try:
+            known = _measured(experiment_from_dict(logged_config(uri, str(champion.run_id)))) | known
+        except (*TRACKING_ERRORS, InputError):
+            return False, (f"it is not known what the score of the champion (version {champion.version}) measures, so "
+                           "the scores cannot be compared")
+    differs = [text.format(measured[k], champion.version, known[k])
+               for k, text in MEASURED.items() if measured[k] != known[k]]
+    if champion.tags.get("data") != data_fingerprint:
+        differs.append(f"the champion (version {champion.version}) was validated on other data")
+    if differs:
+        return False, "; ".join(differs) + ", so the scores cannot be compared"
+    score, before = (float(v.tags.get("score", "nan")) for v in (entry, champion))
+    return is_better(score, before), f"validation score {score:.4f} against the champion's {before:.4f}"
+
+
+def _client(uri: str) -> MlflowClient:
+    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's default registry.
+
+    Raises InputError for a server that does not answer or a database that is not there.
+    """
+    check_server(uri)
+    mlflow.set_tracking_uri(uri)
+    return connect(uri)
+
+
+def _find(client: MlflowClient, model_name: str, which: str) -> ModelVersion | None:
+    """The version of a number or an alias; None if it, or the model, is not there. Any other refusal is raised."""
+    try:
+        if not which.isdecimal():
+            which = client.get_registered_model(model_name).aliases.get(which, "")
+        if not which or int(which) > LAST_VERSION:
+            return None
+        return client.get_model_version(model_name, str(int(which)))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return None
 
 
+def not_registered(uri: str, model_name: str, which: str) -> InputError:
+    """What to say where the version or alias is not in the registry: what is there, the most alike first."""
+    client = _client(uri)
+    name = f"{model_name} version {which}" if which.isdecimal() else f"models:/{model_name}@{which}"
+    models = {m.name: m for m in client.search_registered_models(max_results=1000)}
+    if not models:
+        there = "no model is registered there; train and register one with jobs/train.py"
+    elif model_name not in models:
+        there = f"the models there: {listed(models, model_name)}"
+    else:
+        entries = client.search_model_versions(f"name='{model_name}'")
+        numbers = sorted((int(v.version) for v in entries), reverse=True)
+        aliases = [f"{a} (version {v})" for a, v in models[model_name].aliases.items()]
+        there = (f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
+                 f"{listed(aliases, which) or 'none'}")
+    return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
+
+
+@told
+@one_at_a_time
 def set_champion(uri: str, model_name: str, number: str) -> None:
     """Point `champion` at a version, remember its predecessor for `rollback`; it is no challenger any more."""
     client = _client(uri)
-    before, challenger = (_by_alias(client, model_name, alias) for alias in (CHAMPION, CHALLENGER))
+    before, challenger = (_find(client, model_name, alias) for alias in (CHAMPION, CHALLENGER))
     if before is not None and str(before.version) == number:
         return
     past = _champions(client, model_name)
@@ -130,15 +241,17 @@ def set_champion(uri: str, model_name: str, number: str) -> None:
         client.delete_registered_model_alias(model_name, CHALLENGER)
 
 
+@told
+@one_at_a_time
 def rollback(uri: str, model_name: str) -> tuple[str, str]:
     """Make the champion's predecessor champion again, and the champion challenger; returns (from, to) versions.
 
     Can be repeated. Raises InputError if there is no predecessor.
     """
     client = _client(uri)
-    champion = _by_alias(client, model_name, CHAMPION)
+    champion = _find(client, model_name, CHAMPION)
     if champion is None:
-        raise InputError(f"{model_name}: no {CHAMPION} in the registry at {uri}")
+        raise not_registered(uri, model_name, CHAMPION)
     present = str(champion.version)
     alive = {str(v.version) for v in client.search_model_versions(f"name='{model_name}'")}
     past = [v for v in _champions(client, model_name) if v in alive]
@@ -157,29 +270,40 @@ def _champions(client: MlflowClient, model_name: str) -> list[str]:
     return [v for v in tag.split(",") if v]
 
 
+@told
 def resolve_version(uri: str, model_name: str, which: str) -> str | None:
     """The version number behind an alias or a number; None for an alias that is not set.
 
-    Raises InputError for a number, or a model, that is not there.
+    Raises InputError for a number that is not there, and for a server that fails or is away.
+    """
+    entry = _find(_client(uri), model_name, which)
+    if entry is None and which.isdecimal():
+        raise not_registered(uri, model_name, which)
+    return None if entry is None else str(entry.version)
+
+
+@told
+def load_predictor(uri: str, model_ref: str) -> Predictor:
+    """The predictor of `models:/<name>@champion` or `models:/<name>/<version>`.
+
+    Raises InputError if there is none, naming what is there, and for a server that fails or is away.
     """
     client = _client(uri)
-    if not which.isdigit():
-        entry = _by_alias(client, model_name, which)
-        return None if entry is None else str(entry.version)
+    if found := MODEL_REF.fullmatch(model_ref):
+        name, which = found[1], found[2] or found[3]
+        if (entry := _find(client, name, which)) is None:
+            raise not_registered(uri, name, which)
+        source = f"models:/{name}/{entry.version}"
+    elif ":/" in model_ref:
+        source = model_ref  # another form that MLflow knows
+    else:
+        raise InputError(f"model {model_ref}: write models:/<name>@{CHAMPION} or models:/<name>/<version>")
     try:
-        return str(client.get_model_version(model_name, which).version)
-    except MlflowException as error:
-        raise InputError(f"{model_name} version {which}: not in the registry at {uri}") from error
-
-
-def load_predictor(uri: str, model_ref: str) -> Predictor:
-    """The predictor of `models:/<name>@champion` or `models:/<name>/<version>`. InputError if there is none."""
-    mlflow.set_tracking_uri(uri)
-    try:
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=model_ref, tracking_uri=uri)
-    except MlflowException as error:
-        raise InputError(f"{model_ref}: not in the registry at {uri}: {str(error).splitlines()[0]}. Train and "
-                         "register a model with jobs/train.py, or set --tracking.uri or MLFLOW_TRACKING_URI") from error
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
+    except TRACKING_ERRORS as error:
+        if unanswered(error):
+            raise
+        raise InputError(f"{model_ref}: cannot be read from the registry at {shown(uri)}: {gist(error)}") from error
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import shutil
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.models import EmotionNet, build_model
 from lfmim.schema import FeatureSpec, InputError
+from lfmim.storage import new_folder, write_bytes, write_text
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
 
@@ -54,14 +56,16 @@ class CheckpointMeta:
 
 
 def save_checkpoint(folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]) -> None:
-    """Write a checkpoint into the existing or new folder; `checkpoint.json` comes last and marks it complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / META).unlink(missing_ok=True)  # while an older one is overwritten the folder is no checkpoint
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
-    torch.save(state, folder / STATE)
+    """Write a checkpoint as `folder`, in place of one that is there. Raises WriteError."""
+    weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+    memory = io.BytesIO()  # torch does not say why it could not write a file
+    torch.save(state, memory)
     raw = {"config": to_dict(meta.config), "spec": json.loads(meta.spec.to_json()), "epoch": meta.epoch,
            "history": meta.history, "best_epoch": meta.best_epoch, "best_score": meta.best_score}
-    (folder / META).write_text(json.dumps(raw, indent=1), encoding="utf-8")
+    with new_folder(folder) as temporary:
+        write_bytes(temporary / WEIGHTS, weights)
+        write_bytes(temporary / STATE, memory.getvalue())
+        write_text(temporary / META, json.dumps(raw, indent=1))
 
 
 def epoch_folder(home: Path, epoch: int) -> Path:

@@ -320,7 +320,8 @@ def train(
             averaged.n_averaged.fill_(1)
             model.load_state_dict(state["weights"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # a run without a scaler may go on where it needs one
+            scaler.load_state_dict(state["scaler"])
     train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
     parallel = wrap(model)
     compiled = compiles(c.compile, device)

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import pickle
 import re
-import shutil
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -163,9 +162,5 @@ def save_imported(imported: Imported, folder: Path, *, source: str) -> Checkpoin
     model.load_state_dict({**buffers, **imported.weights})
     meta = CheckpointMeta(config=ExperimentConfig(store=source, model=imported.config), spec=imported.spec, epoch=0,
                           history=[], best_epoch=-1, best_score=float("nan"))
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_checkpoint(temporary, model, meta, {})
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    save_checkpoint(folder, model, meta, {})
     return meta

@@ -7,17 +7,16 @@ import difflib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.schema import HEADS, InputError
+from lfmim.text_files import read_yaml
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 Value = float | int | str | bool
@@ -48,14 +47,18 @@ class TuneConfig(ExperimentConfig):
     """asha: epochs before a trial may be stopped."""
     reduction: int = 3
     """asha: at `grace`, `grace` x `reduction`, ... epochs the best 1/`reduction` go on."""
+    repeatable: bool = False
+    """The same trials, scores and winner for the same seed and window, whatever the timing. At many
+    slots this costs most of what Optuna and ASHA save: the first `window` trials know of no other."""
     window: int = 0
-    """A trial learns from those this far before it, so at most this many run at once; 0: twice what the cluster holds
-    when the sweep begins. Part of what makes a sweep repeatable."""
+    """repeatable: a trial learns from those at least this far before it, so at most this many run at
+    once; 0: twice what the cluster holds when the sweep begins."""
     seeds: int = 3
     """Seeds the winner is trained with, its own included."""
     packed: int = 0
     """Trials trained at once as one stacked model on one share of a device (0: each alone). Only learning rate and β
-    can be searched then, and no trial is stopped early. For GPUs; on a CPU it takes longer than one by one."""
+    can be searched then, no trial is stopped early, and windows of trials start together, as with
+    --repeatable. For GPUs; on a CPU it takes longer than one by one."""
     resume: bool = False
     """Continue the sweep of this config if there is one; no ended trial is repeated."""
 
@@ -67,8 +70,12 @@ class TuneConfig(ExperimentConfig):
         for field, choices in (("search", ("optuna", "random", "grid")), ("scheduler", ("asha", "none"))):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}")
-        if self.packed and self.scheduler != "none":
-            raise InputError("packed: stacked trials train to their end together; add --scheduler none")
+        if self.packed and not (self.repeatable and self.scheduler == "none"):
+            raise InputError("packed: stacked trials start together, a window at a time, and train to "
+                             "their end; add --repeatable --scheduler none")
+        if self.window and not self.repeatable:
+            raise InputError(f"window: {self.window} means something in a repeatable sweep alone; add "
+                             "--repeatable, or leave it out: a trial then learns from all that ended")
         if self.packed and 0 < self.window < self.packed:
             raise InputError(f"window: {self.window} must be at least packed ({self.packed}): so many run at once")
         if self.run.workers != 1:
@@ -161,15 +168,7 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
     `points` is what a grid takes of the range. Raises InputError naming file, field and what is wrong.
     """
     source = path or "default search space"
-    if path:
-        try:
-            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"space: cannot read {path}: {error.strerror}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    else:
-        raw = default_space(base)
+    raw = read_yaml(path) if path else default_space(base)
     if not isinstance(raw, dict) or not raw:
         raise InputError(f"{source}: give fields and their values, such as 'train.lr: {{low: 0.0001, high: 0.01}}'")
     known = searchable(base)
@@ -258,7 +257,7 @@ def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> opt
         seed=seed, n_startup_trials=STARTUP))
     distributions = {field: dimension.distribution for field, dimension in space.items()}
     for r in records:
-        if not all(_contains(d, r.params[f]) for f, d in distributions.items()):
+        if not in_space(space, r.params):
             continue
         done = r.state == "finished"
         study.add_trial(create_trial(
@@ -270,9 +269,11 @@ def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> opt
     return study
 
 
-def _contains(distribution: BaseDistribution, value: Value) -> bool:
+def in_space(space: Space, params: Params) -> bool:
+    """Whether the values lie in the space; the config as given may not."""
     try:
-        return distribution._contains(distribution.to_internal_repr(value))
+        return all(d.distribution._contains(d.distribution.to_internal_repr(params[f]))
+                   for f, d in space.items())
     except ValueError:
         return False
 

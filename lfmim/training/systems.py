@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from lfmim.config import (
     STUCK_MINUTES,
     ExperimentConfig,
@@ -20,6 +18,7 @@ from lfmim.config import (
     to_dict,
 )
 from lfmim.schema import InputError
+from lfmim.text_files import read_yaml
 
 SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
 """The systems of the paper's Tables 2 and 4; lfmim-ml is lfmim with every head trained on the multimodal label."""
@@ -95,10 +94,7 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
             known = dict.fromkeys([*SYSTEMS, *SENTIMENT_SYSTEMS, *(p.stem for p in sorted(folder.glob("*.yaml")))])
             raise InputError(f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with sections "
                              "model and train")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise InputError(f"{path}: not YAML ({error})") from error
+        raw = read_yaml(path)
         if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
             raise InputError(f"{path}: no section 'train', so it is not a preset")
         presets[name] = {"model": raw.get("model") or {}, "train": raw["train"]}

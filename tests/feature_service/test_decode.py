@@ -6,14 +6,19 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 
+import av
 import numpy as np
 import pytest
-from clips import write_clip
+from clips import set_matrix, write_clip
 from conftest import ROOT
 from PIL import Image
+from skimage import data as photographs
 
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
+from feature_service.operators.face import FaceCropper
+from lfmim.data.manifest import read_manifest
 
 
 def dominant_hz(wave: np.ndarray) -> float:
@@ -93,9 +98,69 @@ def test_rotated_video_stands_upright(tmp_path, rotation, white):
     assert [at for at, level in corners.items() if level > 200] == [white]
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.5])
+@pytest.mark.parametrize("signs", [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+@pytest.mark.parametrize("swaps", [False, True])
+def test_all_eight_orientations(tmp_path, suffix, scale, signs, swaps):
+    """The matrix shows the pixel (x, y) at (ax + cy, bx + dy); the stored top left corner is the white one."""
+    p, q = (scale * s for s in signs)
+    a, b, c, d = (0, p, q, 0) if swaps else (p, 0, 0, q)
+    clip = decode_clip(set_matrix(write_clip(tmp_path / f"r.{suffix}"), (a, b, c, d)), key="k")
+    assert clip.frames.shape[1:3] == ((64, 48) if swaps else (48, 64))
+    x, y = -a - c, -b - d  # where the corner (-1, -1) is shown, about the middle
+    corners = {(i, j): clip.frames[0, i, j].mean() for i in (5, -6) for j in (5, -6)}
+    assert [at for at, level in corners.items() if level > 200] == [(5 if y < 0 else -6, 5 if x < 0 else -6)]
+
+
+@pytest.mark.parametrize(("matrix", "shape"), [
+    ((2, 0, 0, 1), (48, 128)), ((-1, 0, 0, 2), (96, 64)), ((0, 2, 1, 0), (128, 48)), ((0, -1, 2, 0), (64, 96)),
+    ((1, 0.2, -0.2, 1), (48, 64)), ((0, 0, 0, 0), (48, 64)),
+])
+def test_a_matrix_may_stretch_lean_or_be_empty(tmp_path, matrix, shape):
+    clip = decode_clip(set_matrix(write_clip(tmp_path / "r.mp4"), matrix), key="k")
+    assert clip.frames.shape[1:3] == shape
+
+
+def test_a_mirrored_face_is_cropped_upright(tmp_path):
+    """What a front camera stores, and the matrix that puts it right: the crops of the same clip stored upright."""
+    face = photographs.astronaut()[0:240, 103:343]
+    crops = {}
+    for name, stored, matrix in (("plain", face, (1, 0, 0, 1)), ("mirrored", face[:, ::-1], (-1, 0, 0, 1)),
+                                 ("flipped", face[::-1], (1, 0, 0, -1)),
+                                 ("transposed", face.swapaxes(0, 1), (0, 1, 1, 0))):
+        path = tmp_path / f"{name}.mp4"
+        with av.open(str(path), "w") as out:
+            stream = out.add_stream("libx264", rate=10, options={"crf": "10", "threads": "1"})
+            stream.width, stream.height, stream.pix_fmt = 240, 240, "yuv420p"
+            for _ in range(4):
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
+                out.mux(stream.encode(picture))
+            out.mux(stream.encode())
+        found = FaceCropper()(decode_clip(set_matrix(path, matrix), key="k").frames)
+        assert found.face_found.all()
+        eyes, mouth = found.landmarks[0, :2, 1].mean(), found.landmarks[0, 3:, 1].mean()
+        assert eyes < mouth - 20
+        crops[name] = found.crops[0].astype(float)
+    for name in ("mirrored", "flipped", "transposed"):
+        assert np.abs(crops[name] - crops["plain"]).mean() < 12, name
+
+
 def test_large_frames_are_reduced(tmp_path):
     path = write_clip(tmp_path / "a.mp4", size=(320, 240), frames=4)
     assert decode_clip(path, key="k", options=DecodeOptions(max_frame_side=160)).frames.shape == (64, 120, 160, 3)
+
+
+@pytest.mark.parametrize("name", ["data::take1", "file::x", "::"])
+def test_names_with_a_double_colon(tmp_path, name):
+    plain = decode_clip(write_clip(tmp_path / "a.mp4"), key="k")
+    (tmp_path / f"{name}.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+        tar.add(tmp_path / "a.mp4", f"{name}.mp4")
+    member = read_manifest(str(tmp_path / f"{name}.tar"))["video"][0]
+    for video in (f"{tmp_path}/{name}.mp4", f"file://{tmp_path}/{name}.mp4", member):
+        np.testing.assert_array_equal(decode_clip(video, key="k").waveform, plain.waveform)
+    assert "No such file" in reason(f"{tmp_path}/gone::{name}.mp4")
 
 
 def reason(path, **options) -> str:

@@ -96,11 +96,9 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(corpus):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        nodes = Nodes()
-        yield nodes
-        nodes.cluster.shutdown()
+    nodes = Nodes()
+    yield nodes
+    nodes.cluster.shutdown()
 
 
 def start(nodes, corpus: Path, store: Path, *args: str, manifest: str = "m.csv"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from feature_service.operators.audio import CHUNK, AudioEncoder
 from feature_service.operators.decode import ClipError, decode_clip, sample_frame_indices
 from feature_service.operators.encoders import build_tiny_encoders, load_resnet
+from feature_service.operators.face import FaceCropper
 from feature_service.operators.text import TextEncoder
 from feature_service.operators.vision import VisionEncoder
 from lfmim.data.demo_corpus import make_clip
@@ -71,6 +72,14 @@ def test_truncated_clip(tmp_path):
     (tmp_path / "t.mp4").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ClipError):
         decode_clip(tmp_path / "t.mp4", key="k")
+
+
+@pytest.mark.parametrize("size", [(640, 24), (16, 16), (24, 640), (4096, 16), (2, 2), (320, 19), (20, 20), (21, 400)])
+def test_frames_too_narrow_for_a_face_have_none(size):
+    frames = np.random.default_rng(0).integers(0, 255, (3, size[1], size[0], 3), dtype=np.uint8)
+    found = FaceCropper()(frames)
+    assert found.crops is None
+    assert not found.face_found.any()
 
 
 def test_text_features_have_their_true_length(tiny):

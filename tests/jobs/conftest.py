@@ -19,17 +19,18 @@ BIN = Path(sys.executable).parent
 
 
 class Head(NamedTuple):
-    """A cluster's job server, and the environment of a user who talks to it."""
+    """A cluster's job server, where it is joined, and the environment of a user who talks to it and has its token."""
 
     address: str
+    gcs: str
     home: str
     env: dict[str, str]
 
-    def submit(self, *command: str, wait: bool = True, home: str = "") -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- python ...`, with $LFMIM_HOME if given; stdout holds the streamed log."""
+    def submit(self, *command: str, wait: bool = True, **env_vars: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python ...`, with variables if given; stdout holds the streamed log."""
         options = ["--address", self.address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
-        if home:
-            options += ["--runtime-env-json", json.dumps({"env_vars": {"LFMIM_HOME": home}})]
+        if env_vars:
+            options += ["--runtime-env-json", json.dumps({"env_vars": env_vars})]
         return subprocess.run([BIN / "ray", "job", "submit", *options, "--", "python", *command], cwd=ROOT,
                               env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400,
                               check=False)
@@ -42,16 +43,21 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
+def new_port():
+    return free_port
+
+
+@pytest.fixture(scope="session")
 def head(tmp_path_factory):
     """`ray start --head` as its own processes."""
-    port = free_port()
+    port, gcs = free_port(), free_port()
     # The environment is active, as a user's is.
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     env.pop("RAY_ADDRESS", None)
     # Ports of its own throughout: the session's shared cluster holds the defaults.
-    ports = [f"--{name}={free_port()}" for name in (
-        "port", "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "metrics-export-port", "runtime-env-agent-port")]
+    ports = [f"--port={gcs}", *(f"--{name}={free_port()}" for name in (
+        "ray-client-server-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
+        "metrics-export-port", "runtime-env-agent-port"))]
     log = tmp_path_factory.mktemp("head") / "head.log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -66,7 +72,7 @@ def head(tmp_path_factory):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield Head(f"http://127.0.0.1:{port}", f"/tmp/rt{port}/", env)
+        yield Head(f"http://127.0.0.1:{port}", f"127.0.0.1:{gcs}", f"/tmp/rt{port}/", env)
     finally:
         process.terminate()
         process.wait(60)

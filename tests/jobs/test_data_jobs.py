@@ -64,3 +64,33 @@ def test_analyze_and_split(tmp_path):
     assert done.returncode == 2
     assert "'random' is not one of" in done.stderr
     assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize(("name", "option", "content", "message"), [
+    ("train", "--config", "train: {lr: 0.1}\n# 学习率\n".encode("gbk"), "not UTF-8 (it looks like GBK/GB18030); save"),
+    ("train", "--model", b"width: 8\nheads: 2\nwidth: 16\n", "'width' is there twice, in lines 1 and 3"),
+    ("tune", "--space", "train.lr: [0.1]\n".encode("utf-16"), "not UTF-8 (it looks like UTF-16); save it as UTF-8"),
+])
+def test_yaml_that_is_not_utf8_or_holds_a_key_twice(tmp_path, name, option, content, message):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    for given in ([option, path], [f"{option}={path}"]):
+        done = job(name, "--store", tmp_path, *given)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"error: {path}: {message}"), done.stderr
+
+
+def test_half_characters_and_tables_of_excel(tmp_path):
+    half = tmp_path / "half.jsonl"
+    half.write_text(r'{"id": "1\ud83d", "video": "", "text": "so good \ud83d", "mood": "\ude00"}' "\n"
+                    r'{"id": "2", "video": "", "text": "fine"}')
+    done = job("import_dataset", "char_ngrams", "--source", half, "--store", tmp_path / "s")
+    assert done.returncode == 0, done.stderr
+    assert [read_table(tmp_path / "s")[c][0].as_py() for c in ("id", "text", "mood")] == [
+        "1\ufffd", "so good \ufffd", "\ufffd"]
+    excel = tmp_path / "excel.csv"
+    excel.write_bytes("id,video,text\n1,,今天真高兴\n".encode("gbk"))
+    done = job("import_dataset", "char_ngrams", "--source", excel, "--store", tmp_path / "e")
+    assert done.returncode == 0, done.stderr
+    assert f"{excel}: read as GBK/GB18030" in done.stderr
+    assert read_table(tmp_path / "e")["text"].to_pylist() == ["今天真高兴"]

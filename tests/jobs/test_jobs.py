@@ -139,7 +139,8 @@ OF_THE_COMMAND = ("job_manager.py", "sdk.py", "cli.py")  # what `ray job submit`
 def test_the_demo_config_is_submitted_as_it_is(head, toy_store, tmp_path):
     """Its relative paths start at $LFMIM_HOME, as they would at the submitter's own folder."""
     shutil.copytree(toy_store, tmp_path / "demo" / "features")
-    log = head.submit("jobs/train.py", "--config", "jobs/configs/demo.yaml", "--train.epochs=1", home=str(tmp_path))
+    log = head.submit("jobs/train.py", "--config", "jobs/configs/demo.yaml", "--train.epochs=1",
+                      LFMIM_HOME=str(tmp_path))
     assert log.returncode == 0, log.stdout[-3000:]
     assert "registered models:/lfmim@champion (version 1" in log.stdout
     assert (tmp_path / "demo" / "runs" / "mlflow.db").is_file()

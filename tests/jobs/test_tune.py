@@ -1,4 +1,4 @@
-"""jobs/tune.py on two nodes: killed at half, resumed, a node removed; it ends as if nothing had happened."""
+"""jobs/tune.py on two nodes: killed at half, resumed, a node removed; nothing that had ended is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from serial_sweep import serial_sweep, tiny_tune
 
 from lfmim.config import to_dict
-from lfmim.training.search import best_trial, read_space, suggest, with_params
+from lfmim.training.search import TrialRecord, best_trial, read_space, suggest, with_params
 
 TRIALS = 12
 
@@ -40,14 +40,13 @@ def two_nodes():
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(
-    two_nodes, toy_store, tmp_path, request
+@pytest.mark.parametrize("repeatable", [True, False], ids=["repeatable", "tune"])
+def test_killed_at_half_resumed_and_a_node_removed_it_goes_on(
+    two_nodes, toy_store, tmp_path, request, repeatable
 ):
+    """The repeatable sweep ends as if nothing had happened."""
     cluster, second = two_nodes
-    config = tiny_tune(toy_store, tmp_path, epochs=12, trials=TRIALS)
-    base = with_params(config, {})
-    space = read_space("", base)
-    expected = serial_sweep(config, lambda n, earlier: suggest(space, "optuna", 0, n, base, earlier), TRIALS)
+    config = tiny_tune(toy_store, tmp_path, epochs=12, trials=TRIALS, repeatable=repeatable, window=3 * repeatable)
     raw = {k: v for k, v in to_dict(config).items() if k != "resume"}
     (tmp_path / "tune.yaml").write_text(yaml.safe_dump({**raw, "run": {**raw["run"], "name": "s"}}), encoding="utf-8")
     command = [sys.executable, str(ROOT / "jobs" / "tune.py"), "--config", str(tmp_path / "tune.yaml")]
@@ -77,6 +76,8 @@ def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(
     process.wait()
     process.stdout.close()
     before = ended()
+    begun = {p.parts[-2]: json.loads((p / "checkpoint.json").read_text())["config"]["train"]["lr"]
+             for p in (folder / "trials").glob("*/epoch_*") if not (p.parent / "trial.json").is_file()}
     assert 4 <= len(before) < TRIALS
     again = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert again.returncode == 2
@@ -91,9 +92,19 @@ def test_killed_at_half_resumed_and_a_node_removed_it_finds_the_same_winner(
     after = ended()
     assert {p: after[p] for p in before} == before, "an ended trial was repeated"
     found = [json.loads(text) for text in after.values()]
-    assert [(r["number"], r["state"], r["params"], [e["score"] for e in r["history"]], r["loss"]) for r in found] == [
-        (r.number, r.state, r.params, r.scores, r.loss) for r in expected]
-    winner = best_trial(expected)
+    assert [r["number"] for r in found] == list(range(TRIALS))
+    assert found[0]["params"]["train.lr"] == config.train.lr
+    assert all(found[int(number)]["params"]["train.lr"] == lr for number, lr in begun.items())
+    assert any(r["state"] == "stopped" for r in found)
+    assert all(len(r["history"]) == 12 for r in found if r["state"] == "finished")
+    if repeatable:
+        base = with_params(config, {})
+        space = read_space("", base)
+        expected = serial_sweep(config, lambda n, earlier: suggest(space, "optuna", 0, n, base, earlier), TRIALS)
+        assert [(r["number"], r["state"], r["params"], [e["score"] for e in r["history"]], r["loss"])
+                for r in found] == [(r.number, r.state, r.params, r.scores, r.loss) for r in expected]
+        assert "so the first 3 of 12 are drawn at random and run all their epochs (36 of at most 144)" in output
+    winner = best_trial([TrialRecord(**r) for r in found])
     assert f"winner: trial {winner.number}, validation accuracy {winner.score:.4f}" in output
     assert f"retrained from the logged config: {winner.score!r}, the trial's score in every digit" in output
     assert "over 2 seeds: " in output

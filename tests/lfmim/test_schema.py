@@ -55,6 +55,24 @@ def test_an_unknown_emotion_says_where_and_what_is_known(value):
         parse_emotion(value, where="m.csv: row 3")
 
 
+@pytest.mark.parametrize(("value", "near"), [
+    ("happy", "happiness"), ("开心", "happiness"), ("joy", "happiness"), ("难过", "sadness"), ("Sad", "sadness"),
+    ("angry", "anger"), ("neutral", "neutrality"), ("惊讶", "surprise"), ("surprised", "surprise"),
+    ("suprise", "surprise"), ("fearful", "fear"), ("disgusted", "disgust"), ("生气", "anger"),
+])
+def test_an_unknown_emotion_names_the_nearest_and_all_known_words(value, near):
+    with pytest.raises(InputError, match=f"unknown emotion '{value}'; did you mean {near}") as error:
+        parse_emotion(value, where="m.csv: row 3")
+    for word in (*EMOTIONS, *EMOTIONS_ZH):
+        assert word in str(error.value)
+
+
+def test_a_spec_in_another_encoding_names_its_source(tmp_path):
+    (tmp_path / "feature_spec.json").write_bytes('{"encoders": "文本"}'.encode("gbk"))
+    with pytest.raises(InputError, match=r"feature_spec\.json: not a valid feature spec"):
+        FeatureSpec.load(tmp_path)
+
+
 def test_labels_are_stripped_in_both_languages():
     assert parse_emotion(" 高兴 ", where="here") == "happiness"
     assert parse_emotion("  ", where="here") is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from lfmim.schema import (
     Modality,
     parse_emotion,
 )
+from lfmim.text_files import decode, parse_json
 
 FILES = {"train": "train", "dev": "valid", "test": "test"}
 """Name in the dump -> split."""
@@ -41,14 +42,14 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
     Raises InputError naming file, row and field.
     """
     check_new(store)
-    entries = _entries(source)
+    report = ImportReport(str(source))
+    entries = _entries(source, report)
     if not entries:
         raise InputError(f"{source}: no {', '.join(f'{f}.json' for f in FILES)} with entries there")
     dims = {m: d for m in Modality if (d := _width(source, entries, m))}
     if not dims:
         raise InputError(f"{source}: no feature file of an entry there; expected for example "
                          + str(_path(source, Modality.TEXT, entries[0])))
-    report = ImportReport(str(source))
     hashes = {m: hashlib.sha256() for m in dims}
 
     def spec() -> FeatureSpec:
@@ -62,15 +63,19 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
     return report
 
 
-def _entries(source: Path) -> list[dict[str, Any]]:
+def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
+    """Rows without features; what a file or a field of another name may hold is noted."""
     out: list[dict[str, Any]] = []
+    unread: Counter[str] = Counter()
     seen: dict[str, str] = {}
     for name, split in FILES.items():
         path = source / f"{name}.json"
         if not path.is_file():
             continue
         try:
-            listed = json.loads(path.read_text(encoding="utf-8"))
+            listed = parse_json(decode(path.read_bytes(), str(path))[0])
+        except InputError:
+            raise
         except (ValueError, OSError) as error:
             raise InputError(f"{path}: cannot be read as JSON: {error}") from error
         if not isinstance(listed, list):
@@ -89,6 +94,14 @@ def _entries(source: Path) -> list[dict[str, Any]]:
             labels = {LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
                       for h, f in LABELS.items()}
             out.append({ID: key, SPLIT: split, "dump_split": name, **labels})
+            unread.update(set(entry) - {"audio_file", "video_file", *LABELS.values()})
+    report.notes += [f"field '{field}' of {n} entries was not read: its name is not known here"
+                     for field, n in sorted(unread.items())]
+    report.notes += [f"{path.name} was not read: the files known are {', '.join(f'{f}.json' for f in FILES)}"
+                     for path in sorted(source.glob("*.json")) if path.stem not in FILES]
+    if out and not any(row[column] for row in out for column in LABEL_COLUMNS.values()):
+        report.notes.append(f"no label is there (fields looked for: {', '.join(LABELS.values())}), so no model can be "
+                            "trained on this store as it is")
     return out
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec, InputError, Modality
+from lfmim.storage import new_folder, write_text
 
 ROWS_PER_PART = 256
 FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -105,15 +104,12 @@ def write_store(
     when all sources have been hashed. Memory is bounded by a part's rows.
     """
     check_new(store)
-    temporary = store.with_name(f".{store.name}.importing")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed import
-    temporary.mkdir(parents=True)
     schema = store_schema(dims, passthrough)
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("eta"), TimeRemainingColumn())
-    try:
+    with new_folder(store) as temporary:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             for row in progress.track(rows, total=total, description="import"):
                 report.rows += 1
@@ -136,10 +132,4 @@ def write_store(
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
         write_spec(temporary, make_spec())
-        (temporary / IMPORT_FILE).write_text(json.dumps(vars(report), indent=1, ensure_ascii=False),
-                                             encoding="utf-8")
-        if store.exists():  # an empty folder
-            store.rmdir()
-        os.replace(temporary, store)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_text(temporary / IMPORT_FILE, json.dumps(vars(report), indent=1, ensure_ascii=False))

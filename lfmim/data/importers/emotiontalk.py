@@ -32,10 +32,12 @@ def import_emotiontalk(source: Path, output: Path) -> list[str]:
         manifest[column] = [parse_emotion(v, where=f"{source}: row {r}, field '{column}'")
                             for r, v in enumerate(frame[column], start=1)]
     write_manifest(manifest, output)
+    unread = [str(c) for c in frame if c != TRANSCRIPT and c not in manifest]
     speakers = manifest.groupby(SPLIT)[SPEAKER].agg(set)
     shared = {s for i, a in enumerate(speakers) for b in speakers[i + 1 :] for s in a & b}
     return [
         f"{len(manifest)} utterances: " + ", ".join(f"{s} {n}" for s, n in manifest[SPLIT].value_counts().items()),
         f"{(manifest[TEXT] == '').sum()} transcripts hold nothing but marks",
         "no speaker is in two splits" if not shared else f"{len(shared)} speakers are in more than one split",
+        *([f"columns not carried over: {', '.join(unread)}"] if unread else []),
     ]

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,15 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.text_files import whole
 
 SCORES = {MULTIMODAL: "regression_labels", **{m.value: f"regression_labels_{m.value[0].upper()}" for m in Modality}}
 """Head -> key of its sentiment scores."""
+OTHER_NAMES = {"dev": "valid", "val": "valid", "validation": "valid",
+               **{name.removeprefix("regression_"): name for name in SCORES.values()}}
+"""What other published pickles call a split, or scores (`labels`, `labels_T`: MulT's)."""
+FIELDS = (ID, *Modality, "raw_text", "text_bert", "audio_lengths", "vision_lengths", *SCORES.values())
+"""What is read of a split."""
 MOSI_RANGE = 3.0
 """MOSI and MOSEI are scored from -3 to 3."""
 
@@ -42,15 +48,16 @@ def import_mmsa(source: Path, store: Path) -> ImportReport:
     both ends are padding. Raises InputError naming file, split and field.
     """
     check_new(store)
-    data = read_pickle(source)
-    if not isinstance(data, dict) or not set(data) & set(SPLITS):
+    data, report = read_pickle(source), ImportReport(str(source))
+    splits = _known_names(data, SPLITS, report) if isinstance(data, dict) else {}
+    if not splits:
         raise InputError(f"{source}: not an MMSA pickle: it has none of the keys {', '.join(SPLITS)}")
-    splits = {s: _check_split(data[s], f"{source}, split '{s}'") for s in SPLITS if s in data}
     del data
+    splits = {s: _check_split(splits[s], s, report) for s in SPLITS if s in splits}
     dims = {m: d for m in Modality if (d := _width(source, splits, m))}
     if not dims:
         raise InputError(f"{source}: none of the features {', '.join(Modality)} is there")
-    report = ImportReport(str(source), file_sha256(source))
+    report.sha256 = file_sha256(source)
     scale = _score_scale(source, splits, report)
     _check_ids(source, splits)
     scores = [SENTIMENT_COLUMNS[h] for h, key in SCORES.items() if any(key in d for d in splits.values())]
@@ -59,25 +66,54 @@ def import_mmsa(source: Path, store: Path) -> ImportReport:
     return report
 
 
-def _check_split(split: Any, where: str) -> dict[str, Any]:
+def _known_names(
+    content: dict[Any, Any], names: Collection[str], report: ImportReport, place: str = ""
+) -> dict[str, Any]:
+    """What `content` holds under `names` and other names of the same; the rest is noted if it holds rows."""
+    out: dict[str, Any] = {}
+    for key, value in content.items():
+        name = OTHER_NAMES.get(key, key) if isinstance(key, str) else ""
+        if name != key and name in content and names is FIELDS:  # the proper name is there, too
+            name = ""
+        if name in out:
+            raise InputError(f"{report.source}: {place}{key!r} is not the only key for '{name}'; keep one of them")
+        if name in names:
+            out[name] = value
+            if name != key:
+                report.notes.append(f"{place}{key!r} was read as '{name}'")
+        elif rows := _rows_in(value):
+            report.notes.append(f"{place}{key!r} ({rows} entries) was not read: its name is not known here")
+    return out
+
+
+def _rows_in(value: Any) -> int:
+    """How many entries a split or a field holds; 0 for what is no list, array or dictionary of such."""
+    if isinstance(value, dict):
+        return max((_rows_in(v) for v in value.values()), default=0)
+    if isinstance(value, np.ndarray):
+        return int(value.shape[0]) if value.ndim else 0
+    return len(value) if isinstance(value, list | tuple | set | frozenset) else 0
+
+
+def _check_split(split: Any, name: str, report: ImportReport) -> dict[str, Any]:
+    where = f"{report.source}, split '{name}'"
     if not isinstance(split, dict) or ID not in split:
         raise InputError(f"{where}: a dictionary with the key 'id' is expected")
-    split[ID] = [_text(v) for v in np.asarray(split[ID], dtype=object).reshape(-1)]
-    n = len(split[ID])
-    fields = (*Modality, "raw_text", "text_bert", "audio_lengths", "vision_lengths", *SCORES.values())
-    for field in (f for f in fields if f in split):
-        listed = isinstance(split[field], list | tuple) or (isinstance(split[field], np.ndarray) and split[field].ndim)
-        if not listed:
+    fields = _known_names(split, FIELDS, report, f"split '{name}': ")
+    fields[ID] = [_text(v) for v in np.asarray(fields[ID], dtype=object).reshape(-1)]
+    n = len(fields[ID])
+    for field, value in fields.items():
+        if not (isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)):
             raise InputError(f"{where}, field '{field}': an array or list is expected")
-        if len(split[field]) != n:
-            raise InputError(f"{where}, field '{field}': {len(split[field])} entries for {n} ids")
-    return split
+        if len(value) != n:
+            raise InputError(f"{where}, field '{field}': {len(value)} entries for {n} ids")
+    return fields
 
 
 def _text(value: Any) -> str:
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
-    return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
+    return whole(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
 
 
 def _check_ids(source: Path, splits: Mapping[str, dict[str, Any]]) -> None:
@@ -111,7 +147,7 @@ def _sequence(value: Any) -> np.ndarray | None:
 
 
 def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: ImportReport) -> float:
-    largest = 0.0
+    largest, count = 0.0, 0
     for split, data in splits.items():
         for key in (k for k in SCORES.values() if k in data):
             try:
@@ -122,6 +158,10 @@ def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: Imp
                 raise InputError(f"{source}, split '{split}', field '{key}': one score per entry is expected")
             data[key] = values
             largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
+            count += int(np.isfinite(values).sum())
+    if not count:
+        report.notes.append(f"no sentiment score is there (keys looked for: {', '.join(SCORES.values())}), so no model "
+                            "can be trained on this store as it is")
     if largest > MOSI_RANGE:
         raise InputError(f"{source}: a sentiment score of {largest:g}; known scales are [-1, 1] and [-3, 3]")
     if largest > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lfmim.data.annotation import MODALITY, read_votes, vote
 from lfmim.data.manifest import read_manifest
 from lfmim.data.tables import write_manifest
 from lfmim.schema import ID, LABEL_COLUMNS, TEXT, VIDEO, InputError
+from lfmim.storage import new_file
 
 
 def import_annotations(source: Path, output: Path, manifest: str = "") -> list[str]:
@@ -37,10 +37,8 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         raise InputError(f"{source}: no sample is left: " + ", ".join(
             f"{n} x {r}" for r, n in Counter(discarded["reason"]).most_common()))
     beside = output.with_name(f"{output.name}.discarded.csv")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside.with_name(f".{beside.name}.tmp")
-    discarded.to_csv(temporary, index=False)
-    os.replace(temporary, beside)
+    with new_file(beside) as temporary:
+        discarded.to_csv(temporary, index=False)
     write_manifest(labels, output)
     lines = [f"{outcome.samples} samples annotated: {len(labels)} kept, {discarded[ID].nunique()} discarded ({beside})"]
     lines += [f"  {n} x {head or 'all'}: {reason}" for (head, reason), n in

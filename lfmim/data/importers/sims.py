@@ -44,7 +44,9 @@ def import_sims(source: Path, output: Path) -> list[str]:
         raise InputError(f"{path}: row {int(repeated.to_numpy().argmax()) + 1}, field 'clip_id': video_id and clip_id "
                          "repeat an earlier row")
     write_manifest(manifest, output)
-    return [f"{len(manifest)} clips; {missing} videos missing (their rows keep the text)"]
+    unread = [str(c) for c in frame if c not in ("video_id", "clip_id", TEXT, "mode", "annotation", *SCORES.values())]
+    return [f"{len(manifest)} clips; {missing} videos missing (their rows keep the text)",
+            *([f"  columns not carried over: {', '.join(unread)}"] if unread else [])]
 
 
 def _name(value: str, where: str) -> str:

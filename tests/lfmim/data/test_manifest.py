@@ -106,8 +106,7 @@ def test_files_that_are_no_manifest(folder, name, text, word):
     assert word in refusal(write(folder, text, name))
 
 
-def test_another_encoding_and_a_missing_file(folder):
-    assert "cannot be read as csv" in refusal(write(folder, "id,video,text\na,,平静\n", encoding="gbk"))
+def test_a_missing_file(folder):
     assert "no such file" in refusal(str(folder / "nothing.csv"))
     (folder / "folder.csv").mkdir()
     assert "cannot be read" in refusal(str(folder / "folder.csv"))
@@ -136,6 +135,7 @@ def test_parquet_with_nullable_types(folder):
     assert frame["id"].tolist() == ["1", "2"]
     assert frame["label_text"].tolist() == [None, "fear"]
     assert frame["take"].tolist() == [None, 3]
+    assert str(frame["take"][1]) == "3"
 
 
 def test_jsonl_passthrough_values_stay_what_they_are(folder):
@@ -169,3 +169,18 @@ def test_sentiment_scores_are_numbers(tmp_path):
         path.write_text(f"id,video,text,sentiment_text\na,,x,{bad}\n", encoding="utf-8")
         with pytest.raises(InputError, match="row 1, field 'sentiment_text'"):
             read_manifest(str(path))
+
+
+@pytest.mark.parametrize("name", ["data::take1", "a::b::c", "simplecache::x", "::", "x:y", "100%#?*[1]!'", "-a 好"])
+def test_local_names_are_taken_as_they_stand(tmp_path, name):
+    """`::` chains file systems in fsspec; a local path is none of its business."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / f"{name}.mp4").write_bytes(b"x")
+    for path in (f"{folder}/{name}.csv", f"file://{folder}/{name}.csv"):
+        (folder / f"{name}.csv").write_text(f'id,video\na,"{name}.mp4"\nb,"{folder}/{name}.mp4"\n')
+        frame = read_manifest(path)
+        assert [v.removeprefix("file://") for v in frame["video"]] == [f"{folder}/{name}.mp4"] * 2
+    gone = write(folder, "id,video\na,gone::.mp4\n", "m::.csv")
+    assert f"no such file: {folder}/gone::.mp4" in refusal(gone)
+    assert "no such file" in refusal(f"{folder}/gone::.csv")

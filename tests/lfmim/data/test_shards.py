@@ -64,7 +64,9 @@ def test_ranges_are_expanded_with_their_zeros():
     ({"a.txt": "x" * (1 << 20) + "x"}, ["sample 'a'", "fields may have"]),
     ({"a.txt": "x", "b.json": '{"id": "a"}'}, ["sample 'b', field 'id'", "duplicate id 'a'", "sample 'a'"]),
     ({"a.json": '{"frames": "1"}'}, ["column 'frames'"]),
-    ({"readme": "x"}, ["missing"]),
+    ({"readme": "x"}, ["missing"]), ({"a.json": '{"text": "x", "text": "y"}'}, ["sample 'a'", "'text' is there twice"]),
+    ({"a.txt": "难过".encode("gbk")}, ["sample 'a'", "its .txt cannot be read: not UTF-8", "save it as UTF-8"]),
+    ({"a.json": "{}".encode("utf-16")}, ["sample 'a'", "its .json cannot be read: not UTF-8 (it looks like UTF-16)"]),
 ])
 def test_what_is_wrong_is_told_by_shard_and_sample(tmp_path, members, words):
     shard = write_shard(tmp_path / "s.tar", members)
@@ -72,6 +74,22 @@ def test_what_is_wrong_is_told_by_shard_and_sample(tmp_path, members, words):
         read_manifest(shard)
     for word in (shard, *words):
         assert word in str(error.value)
+
+
+def test_half_characters_in_fields(tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"a.json": r'{"id": "x\ud83d", "text": "so \ud83d", "mood": "\ude00"}'})
+    frame = read_manifest(shard)
+    assert [frame[c][0] for c in ("id", "text", "mood")] == ["x\ufffd", "so \ufffd", "\ufffd"]
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    """They would all be called the same, so one sample's text would meet another's video."""
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="gbk") as tar:
+        for name in ("高兴.mp4", "悲伤.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=r"s\.tar: the name of a file in it is not UTF-8.*in UTF-8"):
+        read_manifest(str(path))
 
 
 def test_files_that_are_no_shards(tmp_path):
@@ -84,3 +102,13 @@ def test_files_that_are_no_shards(tmp_path):
         read_manifest(str(tmp_path / "gone.tar"))
     with pytest.raises(InputError, match="no shard has such a name"):
         read_manifest(str(tmp_path / "gone-*.tar"))
+
+
+@pytest.mark.parametrize("pattern", ["s::0.tar", "s::*.tar", "s::{0..0}.tar"])
+def test_shards_with_a_double_colon_in_their_name(tmp_path, pattern):
+    (tmp_path / "a::b").mkdir()
+    write_shard(tmp_path / "a::b" / "s::0.tar", {"x::y.wav": b"1", "x::y.txt": "你好"})
+    frame = read_manifest(str(tmp_path / "a::b" / pattern))
+    assert frame["id"].tolist() == ["x::y"]
+    shard, name, _, size = parse_member(frame["video"][0])
+    assert (Path(shard).is_file(), name, size) == (True, "x::y.wav", 1)

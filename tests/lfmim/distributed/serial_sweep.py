@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lfmim.config import ModelConfig, RunConfig, TrainConfig, to_dict
 from lfmim.data.loading import load_split
-from lfmim.distributed.trials import successive_halving
+from lfmim.distributed.order import successive_halving
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.loop import NonFiniteLossError, train
 from lfmim.training.search import TrialRecord, TuneConfig, with_params
@@ -22,7 +22,7 @@ def tiny_tune(store: Path, folder: Path, *, epochs: int = 6, **fields) -> TuneCo
         train=TrainConfig(optimizer="adamw", lr=0.003, schedule="constant", epochs=epochs, batch_size=16,
                           selection="text"),
         run=RunConfig(storage=str(folder / "runs"), cpus_per_worker=1),
-        **{"grace": 1, "reduction": 2, "window": 3, "trials": 9, "seeds": 2, **fields},
+        **{"grace": 1, "reduction": 2, "trials": 9, "seeds": 2, **fields},
     )
 
 

@@ -1,4 +1,4 @@
-"""The sweep on Ray Tune against the same sweep done one trial after the other, without Ray."""
+"""The sweep on Ray Tune; the repeatable one against the same sweep, one trial after the other, without Ray."""
 
 from __future__ import annotations
 
@@ -8,42 +8,18 @@ import json
 import pytest
 from serial_sweep import serial_sweep, tiny_tune
 
-from lfmim.distributed.trials import Trials, successive_halving
-from lfmim.schema import InputError
-from lfmim.training.checkpoint import latest_checkpoint
-from lfmim.training.search import TrialRecord, TuneConfig, best_trial, read_space, suggest, with_params
-
-
-def record(number: int, scores: list[float]) -> TrialRecord:
-    return TrialRecord(number=number, params={}, state="finished", score=max(scores), config={},
-                       history=[{"score": s} for s in scores])
-
-
-def test_halving_lets_the_best_third_go_on_and_knows_only_what_it_was_given():
-    config = TuneConfig(store="s", grace=2, reduction=3)
-    earlier = [record(n, [0.1 * n] * 6) for n in range(7)]
-    first = successive_halving(config, [])
-    assert not any(first(epoch, 0.0) for epoch in range(1, 9))  # nothing to be behind
-    behind = successive_halving(config, earlier)
-    assert not behind(1, 0.0)  # the grace period
-    assert behind(2, 0.39)  # the best third of 0 .. 0.6 begins at 0.4
-    late = successive_halving(config, earlier)
-    assert not late(2, 0.41)
-    assert not any(late(epoch, 0.0) for epoch in (3, 4, 5))  # only the rungs decide
-    assert late(6, 0.3)
-
-
-def test_a_trial_resumed_after_a_rung_is_decided_as_if_undisturbed():
-    config = TuneConfig(store="s", grace=1, reduction=2)
-    earlier = [record(n, [0.5, 0.9, 0.9, 0.9]) for n in range(3)]
-    behind = successive_halving(config, earlier)
-    said = [behind(epoch, score) for epoch, score in ((1, 0.6), (2, 0.95), (1, 0.6), (2, 0.95), (3, 0.0), (4, 0.9))]
-    assert said == [False] * 6  # the epochs reported again change nothing
+from lfmim.data.loading import load_split
+from lfmim.distributed.order import RepeatableOrder, TuneOrder
+from lfmim.distributed.trials import Trials
+from lfmim.schema import FeatureSpec, InputError
+from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
+from lfmim.training.loop import train
+from lfmim.training.search import best_trial, read_space, suggest, with_params
 
 
 @pytest.mark.ray
 def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, tmp_path):
-    config = tiny_tune(toy_store, tmp_path, epochs=6)
+    config = tiny_tune(toy_store, tmp_path, epochs=6, repeatable=True, window=3)
     space = {**read_space("", with_params(config, {})),
              **read_space(write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
                           with_params(config, {}))}
@@ -53,7 +29,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
         return {**params, "train.lr": 1e30} if number == 2 else {**params, "model.heads": 5} if number == 3 else params
 
     seen = []
-    trials = Trials(config, tmp_path / "sweep" / "trials", 9, config.window, plan, halving=True,
+    trials = Trials(config, tmp_path / "sweep" / "trials", 9, RepeatableOrder(config, 3, plan),
                     on_trial=lambda record, records: seen.append((record.number, len(records))))
     trials.run(toy_store)
     expected = serial_sweep(config, plan, 9)
@@ -74,7 +50,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     before = json.loads((home / "trial.json").read_text())
     (home / "trial.json").unlink()
     again = []
-    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, config.window, plan, halving=True,
+    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, RepeatableOrder(config, 3, plan),
                      on_trial=lambda record, records: again.append(record.number))
     resumed.run(toy_store)
     assert sorted(again) == [6, 9]
@@ -84,11 +60,47 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
 
 
+@pytest.mark.ray
+def test_as_many_trials_as_slots_still_stop_and_a_resumed_one_keeps_what_it_tried(ray_cluster, toy_store, tmp_path):
+    """Four slots, eight trials: the whole sweep lies within twice the slots."""
+    config = tiny_tune(toy_store, tmp_path, epochs=6, trials=8)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, cpus_per_worker=0.5))
+    space = read_space(write(tmp_path, "train.lr: {low: 0.000001, high: 0.02, log: true}"), with_params(config, {}))
+    trials = Trials(config, tmp_path / "sweep" / "trials", 8, TuneOrder(config, space, seed=0))
+    trials.run(toy_store)
+    assert [r.number for r in trials.ended] == list(range(8))
+    assert trials.records[0].params == {"train.lr": config.train.lr}
+    assert len({r.params["train.lr"] for r in trials.ended}) == 8
+    stopped = [r for r in trials.ended if r.state == "stopped"]
+    assert stopped
+    assert all(len(r.history) < 6 for r in stopped)
+    assert best_trial(trials.ended).state == "finished"
+
+    # Killed: trial 2 was writing its checkpoint, trial 5 has its first epoch, 8 and 9 are new.
+    (trials.home(2) / "trial.json").unlink()
+    (trials.home(5) / "trial.json").unlink()
+    half = epoch_folder(trials.home(2), 0)
+    half.mkdir()
+    (half / "checkpoint.json").write_text("{")
+    values = {"train.lr": 0.0123}
+    train(with_params(config, values), FeatureSpec.load(toy_store),
+          *(load_split(toy_store, s, config.model) for s in ("train", "valid")),
+          on_epoch=lambda report, save: save(epoch_folder(trials.home(5), 0)) if report.epoch == 0 else None)
+    again = []
+    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, TuneOrder(config, space, seed=None),
+                     on_trial=lambda record, records: again.append(record.number))
+    resumed.run(toy_store)
+    assert sorted(again) == [2, 5, 8, 9]
+    assert resumed.records[2].state in ("finished", "stopped")
+    assert resumed.records[5].params == values
+    assert all(resumed.records[n] == trials.records[n] for n in (0, 1, 3, 4, 6, 7))
+
+
 @pytest.mark.parametrize("packed", [0, 2])
 def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(packed, toy_store, tmp_path):
-    config = tiny_tune(toy_store, tmp_path, scheduler="none", packed=packed)
-    trials = Trials(config, tmp_path / "seeds", 0, 1, lambda number, earlier: {}, halving=False,
-                    on_trial=lambda record, records: None)
+    config = tiny_tune(toy_store, tmp_path, scheduler="none", packed=packed, repeatable=True)
+    order = RepeatableOrder(config, 1, lambda number, earlier: {})
+    trials = Trials(config, tmp_path / "seeds", 0, order)
     trials.run(toy_store)
     assert not trials.ended
 
@@ -97,7 +109,7 @@ def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(packed, toy_store, tmp_pa
 @pytest.mark.slow
 def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_store, tmp_path):
     """Without dropout, to float rounding. A stack with a trial that diverges goes on one by one."""
-    config = tiny_tune(toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4)
+    config = tiny_tune(toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4, repeatable=True)
     still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **still))
     known = []
@@ -106,8 +118,7 @@ def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_stor
         known.append((number, len(earlier)))
         return {"train.lr": 1e30 if number == 3 else 0.001 * (number + 1), "train.beta.text": 0.5 + len(earlier)}
 
-    trials = Trials(config, tmp_path / "sweep" / "trials", 6, config.window, plan, halving=False,
-                    on_trial=lambda record, records: None)
+    trials = Trials(config, tmp_path / "sweep" / "trials", 6, RepeatableOrder(config, 4, plan))
     trials.run(toy_store)
     assert sorted(set(known)) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]
     expected = serial_sweep(config, plan, 6)
@@ -122,11 +133,12 @@ def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_stor
 def test_a_stacked_sweep_searches_what_can_be_stacked(toy_store, tmp_path):
     from lfmim.distributed.tuner import check_tune
 
-    with pytest.raises(InputError, match=r"packed: .*add --scheduler none"):
-        tiny_tune(toy_store, tmp_path, packed=2)
+    for missing in ({"scheduler": "none"}, {"repeatable": True}):
+        with pytest.raises(InputError, match=r"packed: .*add --repeatable --scheduler none"):
+            tiny_tune(toy_store, tmp_path, packed=2, **missing)
     with pytest.raises(InputError, match=r"window: 3 must be at least packed \(4\)"):
-        tiny_tune(toy_store, tmp_path, packed=4, scheduler="none")
-    config = tiny_tune(toy_store, tmp_path, packed=2, scheduler="none")
+        tiny_tune(toy_store, tmp_path, packed=4, scheduler="none", repeatable=True, window=3)
+    config = tiny_tune(toy_store, tmp_path, packed=2, scheduler="none", repeatable=True)
     check_tune(config)
     space = write(tmp_path, "train.lr: [0.01, 0.02]\nmodel.heads: [2, 4]")
     with pytest.raises(InputError, match=r"not in model\.heads; search without --packed"):
@@ -141,9 +153,11 @@ def write(folder, text: str) -> str:
 
 
 def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
-    from lfmim.distributed.tuner import check_tune
+    from lfmim.distributed.tuner import _identity, check_tune
 
-    config = tiny_tune(toy_store, tmp_path)
+    with pytest.raises(InputError, match=r"window: 3 means .*add --repeatable, or leave it out"):
+        tiny_tune(toy_store, tmp_path, window=3)
+    config = tiny_tune(toy_store, tmp_path, repeatable=True, window=3)
     with pytest.raises(InputError, match="the grid has 405 points"):
         check_tune(dataclasses.replace(config, search="grid"))
     folder = tmp_path / "runs" / "mine"
@@ -154,5 +168,13 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
         check_tune(named)
     with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
         check_tune(dataclasses.replace(named, resume=True))
+    whole = {"window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
+    for repeatable in (True, False):
+        mine = dataclasses.replace(named, repeatable=repeatable, window=0, resume=True)
+        then = {**_identity(mine, check_tune(dataclasses.replace(mine, resume=False, run=config.run)))}
+        (folder / "sweep.json").write_text(json.dumps({**whole, "identity": then}))
+        check_tune(mine)
+        with pytest.raises(InputError, match="made with other repeatable; use the same"):
+            check_tune(dataclasses.replace(mine, repeatable=not repeatable))
     with pytest.raises(InputError, match="not a feature store"):
         check_tune(dataclasses.replace(config, store=str(tmp_path / "none")))

@@ -131,13 +131,62 @@ def another_version(trained, score: float, data: str = "d1"):
     return register(trained, data=data, run_id=run_id)
 
 
+def test_scores_of_another_head_are_not_compared_with_the_champions(trained):
+    """Nor with those of a version that was registered before versions said what their score measures."""
+    _, uri, run_id, ckpt, meta, _ = trained
+    path = ckpt / "checkpoint.json"
+    whole = json.loads(path.read_text())
+
+    def by_head(head: str, score: float) -> tracking.RegisteredVersion:
+        train = whole["config"]["train"] | {"selection": head}
+        path.write_text(json.dumps(whole | {"config": whole["config"] | {"train": train}}))
+        return another_version(trained, score)
+
+    client = MlflowClient(uri)
+    assert register(trained).promoted
+    measured = {"score_head": "multimodal", "score_task": "emotion", "score_split": "valid",
+                "score_labels": ", ".join(EMOTIONS)}
+    tags = client.get_model_version("lfmim", "1").tags
+    assert {k: tags[k] for k in measured} == measured
+    vision = ("chosen by the vision head, the champion (version {}) by the multimodal one, so the scores cannot be "
+              "compared")
+    found = by_head("vision", 1.0)
+    assert (found.promoted, found.reason) == (False, vision.format(1))
+    assert aliases(uri) == {"champion": "1", "challenger": "2"}
+
+    for name in measured:  # as of a version registered before there were such tags
+        client.delete_model_version_tag("lfmim", "1", name)
+    found = by_head("vision", 2.0)
+    assert (found.promoted, found.reason) == (False, vision.format(1))
+    assert by_head("multimodal", meta.best_score + 0.1).promoted
+    assert aliases(uri)["champion"] == "4"
+
+    for other, said in {"score_task": "of the emotion task, the champion (version 4) of the sentiment task",
+                        "score_labels": "those of the champion (version 4) joy, anger",
+                        "score_split": "validated on the split valid, the champion (version 4) on test"}.items():
+        kept = client.get_model_version("lfmim", "4").tags[other]
+        client.set_model_version_tag("lfmim", "4", other, {
+            "score_task": "sentiment", "score_labels": "joy, anger", "score_split": "test"}[other])
+        found = by_head("multimodal", 3.0)
+        assert not found.promoted
+        assert said in found.reason
+        client.set_model_version_tag("lfmim", "4", other, kept)
+
+    tracking.set_champion(uri, "lfmim", "1")
+    client.delete_run(run_id)
+    shutil.rmtree(Path(client.get_run(run_id).info.artifact_uri.removeprefix("file://")))
+    found = by_head("multimodal", 9.0)
+    assert not found.promoted
+    assert "it is not known what the score of the champion (version 1) measures" in found.reason
+
+
 def aliases(uri: str) -> dict[str, str]:
     return {name: str(v) for name, v in MlflowClient(uri).get_registered_model("lfmim").aliases.items()}
 
 
 def test_champion_challenger_and_rollback(trained):
     uri = trained[1]
-    with pytest.raises(InputError, match="no champion"):
+    with pytest.raises(InputError, match="@champion: not in the registry"):
         tracking.rollback(uri, "lfmim")
     for score in (0.5, 0.6, 0.55):
         another_version(trained, score)
@@ -193,10 +242,11 @@ def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, 
         assert promote.promote(**{"store": str(store), "head": "text", "uri": uri, **fields}) == 0
         return capsys.readouterr().out
 
-    with pytest.raises(InputError, match="no challenger"):
+    with pytest.raises(InputError, match="@challenger: not in the registry"):
         run()
     assert register(trained).promoted
-    assert register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted
+    assert not register(trained, run_id=run_id, checkpoint=tmp_path / "good").promoted  # chosen by another head
+    tracking.set_champion(uri, "lfmim", "2")
     assert "nothing to do: version 2" in run(challenger="2")
     assert "not promoted: version 2 stays champion" in run(challenger="1")
     assert aliases(uri)["champion"] == "2"

@@ -56,11 +56,21 @@ def read(tmp_path, text: str):
     ("train.lr: 3", "neither a list of values nor"),
     ("[]", "give fields and their values"),
     ("a: [", "not YAML"),
+    ("train.lr: [0.1]\nmodel.layers: [1]\ntrain.lr: [0.2]", "'train.lr' is there twice, in lines 1 and 3"),
+    ("train.lr: {low: 0.1, low: 0.2, high: 1}", "'low' is there twice"),
 ])
 def test_a_bad_space_is_refused_by_file_and_field(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read(tmp_path, text)
     assert str(tmp_path / "space.yaml") in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_a_space_in_another_encoding_is_refused_with_the_remedy(tmp_path, encoding):
+    path = tmp_path / "space.yaml"
+    path.write_text("# 学习率\ntrain.lr: {low: 0.001, high: 0.01}\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"not UTF-8 .*; save it as UTF-8"):
+        read_space(str(path), BASE)
 
 
 def test_types_ranges_and_grids(tmp_path):

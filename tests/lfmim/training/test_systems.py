@@ -51,7 +51,8 @@ def test_default_systems_are_the_papers():
 
 @pytest.mark.parametrize(("text", "message"), [
     ("train: {lr: -1}", "preset mine.*train.lr"), ("train: {learning_rate: 1}", "preset mine.*learning_rate"),
-    ("model: {}", "no section 'train'"), ("[", "not YAML"), (None, "unknown system"),
+    ("model: {}", "no section 'train'"), ("[", "not YAML"), ("train: {lr: 1, lr: 2}", "'lr' is there twice"),
+    (None, "unknown system"),
 ])
 def test_bad_presets_are_refused_by_name(tmp_path, text, message):
     if text is not None:

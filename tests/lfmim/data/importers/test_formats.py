@@ -95,6 +95,35 @@ def test_cherma_bad_entries_are_named_and_nothing_is_written(cherma, tmp_path, f
     assert [p.name for p in tmp_path.iterdir()] == ["cherma"]
 
 
+def rewrite(path, **changes):
+    """The entries of a CHERMA list with fields changed (None: removed), as ASCII."""
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([{k: v for k, v in (e | changes).items() if v is not None} for e in entries]))
+
+
+def test_cherma_tells_what_it_does_not_know(cherma, tmp_path):
+    assert import_cherma(cherma, tmp_path / "all").notes == []
+    rewrite(cherma / "dev.json", txt_label=None, text_label="高兴")
+    (cherma / "valid.json").write_text("[]", encoding="utf-8")
+    assert import_cherma(cherma, tmp_path / "store").notes == [
+        "field 'text_label' of 2 entries was not read: its name is not known here",
+        "valid.json was not read: the files known are train.json, dev.json, test.json"]
+    for split in ("train", "dev", "test"):
+        rewrite(cherma / f"{split}.json", **{f"{c}_label": None for c in ("txt", "audio", "visual", "video")})
+    assert any(note.startswith("no label is there") for note in import_cherma(cherma, tmp_path / "bare").notes)
+
+
+def test_cherma_in_another_encoding_and_with_half_characters(cherma, tmp_path):
+    entries = json.loads((cherma / "train.json").read_text(encoding="utf-8"))
+    entries[0]["audio_file"] = "a\ud83d.wav"
+    (cherma / "train.json").write_text(json.dumps(entries))
+    import_cherma(cherma, tmp_path / "store")
+    assert quarantined(tmp_path / "store")["id"].to_pylist() == ["a\ufffd"]  # no features of that name
+    (cherma / "train.json").write_text(json.dumps(entries[1:], ensure_ascii=False), encoding="gbk")
+    with pytest.raises(InputError, match=r"train\.json: not UTF-8 .it looks like GBK/GB18030.; save it as UTF-8"):
+        import_cherma(cherma, tmp_path / "other")
+
+
 SIMS = """clip_id,video_id,label,text,label_A,label_T,label_V,annotation,mode
 0001,video_0001,-0.8,"坏，了",0.2,-1,,Negative,train
 0002,video_0001,0,好,0,1.0,0.4,Neutral,valid
@@ -134,6 +163,13 @@ def test_sims_bad_rows_are_named(sims, old, new, message):
     with pytest.raises(InputError, match=message):
         import_sims(sims, sims / "clips.csv")
     assert not (sims / "clips.csv").exists()
+
+
+def test_a_sims_table_in_gbk_and_columns_that_are_not_carried_over(sims):
+    text = "".join(f"{line},{end}\n" for line, end in zip(SIMS.splitlines(), ("speaker", "s1", "s2"), strict=True))
+    (sims / "label.csv").write_text(text, encoding="gbk")
+    assert import_sims(sims, sims / "clips.csv")[1:] == ["  columns not carried over: speaker"]
+    assert read_manifest(str(sims / "clips.csv"))["text"].tolist() == ["坏，了", "好"]
 
 
 @pytest.mark.parametrize(("marked", "words"), [

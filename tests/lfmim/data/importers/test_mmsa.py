@@ -148,8 +148,8 @@ def test_refused_with_nothing_written(change, message, tmp_path):
 
 def test_an_import_is_whole_or_not_there(tmp_path, monkeypatch):
     path = dump(tmp_path, sims())
-    (tmp_path / ".store.importing").mkdir()
-    (tmp_path / ".store.importing" / "part-0.parquet").write_bytes(b"of a killed import")
+    (tmp_path / ".store.tmp").mkdir()
+    (tmp_path / ".store.tmp" / "part-0.parquet").write_bytes(b"of a killed import")
     from lfmim.data.importers import dump as writer
 
     with monkeypatch.context() as m:
@@ -162,3 +162,60 @@ def test_an_import_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="exists already"):
         import_mmsa(path, tmp_path / "store")
     assert sorted(p.name for p in (tmp_path / "store").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "validation"])
+def test_other_names_of_the_validation_split(tmp_path, name):
+    data = sims()
+    data[name] = data.pop("valid")
+    report = import_mmsa(dump(tmp_path, data), tmp_path / "store")
+    assert report.stored == 6
+    assert sorted(read_table(tmp_path / "store")["split"].to_pylist()) == ["test"] * 2 + ["train"] * 3 + ["valid"]
+    assert f"  '{name}' was read as 'valid'" in report.lines()
+    data["valid"] = data[name]
+    with pytest.raises(InputError, match="not the only key for 'valid'"):
+        import_mmsa(dump(tmp_path, data), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_names_of_the_scores(tmp_path):
+    data, proper = sims(), sims()
+    for part in data.values():
+        for end in ("", "_T", "_A", "_V"):
+            part[f"labels{end}"] = np.reshape(part.pop(f"regression_labels{end}"), (-1, 1, 1))
+    report = import_mmsa(dump(tmp_path, data), tmp_path / "store")
+    import_mmsa(dump(tmp_path, proper), tmp_path / "proper")
+    columns = ["id", *SENTIMENT_COLUMNS.values()]
+    assert read_table(tmp_path / "store", columns) == read_table(tmp_path / "proper", columns)
+    assert "  split 'test': 'labels_T' was read as 'regression_labels_T'" in report.lines()
+
+
+def test_what_is_not_read_is_told(tmp_path):
+    data = sims()
+    data["trial"], data["extra"], data["version"] = data["valid"], [{"id": 1}] * 4, "2.0"
+    data["train"] |= {"annotations": ["Positive"] * 3, "labels": np.zeros(3), "note": "x", "visual": np.ones((3, 2, 2))}
+    report = import_mmsa(dump(tmp_path, data), tmp_path / "store")
+    told = ["split 'train': 'annotations' (3 entries)", "split 'train': 'labels' (3 entries)", "'extra' (4 entries)",
+            "split 'train': 'visual' (3 entries)"]
+    stored = json.loads((tmp_path / "store" / IMPORT_FILE).read_text(encoding="utf-8"))["notes"]
+    for line in told:
+        assert any(note.startswith(f"{line} was not read") for note in stored), stored
+    assert any(note.startswith("'trial' (") for note in stored)
+    assert not any("note" in n or "version" in n or "no sentiment score" in n for n in stored)
+    assert [line for line in report.lines() if "not read" in line] == [f"  {n}" for n in stored if "not read" in n]
+
+
+@pytest.mark.parametrize("scores", [None, np.full(2, np.nan)])
+def test_no_score_at_all_is_told(tmp_path, scores):
+    data = {"train": {"id": ["a", "b"], "text": np.ones((2, 1, 2))}}
+    if scores is not None:
+        data["train"]["regression_labels"] = scores
+    lines = import_mmsa(dump(tmp_path, data), tmp_path / "store").lines()
+    assert any(line.startswith("  no sentiment score is there") for line in lines)
+
+
+def test_half_characters_of_a_pickle(tmp_path):
+    data = {"train": {"id": ["a\ud83d"], "raw_text": ["so \ud83d"], "text": np.ones((1, 1, 2))}}
+    import_mmsa(dump(tmp_path, data), tmp_path / "store")
+    row = read_table(tmp_path / "store").to_pylist()[0]
+    assert (row["id"], row["text"]) == ("a\ufffd", "so \ufffd")

@@ -1,0 +1,139 @@
+"""Opening the tracker: an SQLite file that many jobs share, made once and whole, or a server."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import sqlite3
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from lfmim.schema import InputError
+from lfmim.storage import make_folder
+
+TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+BUSY_SECONDS = 20.0
+"""How long another writer of the database is waited for; MLflow's own limit."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_open: set[str] = set()
+_held = threading.local()
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an `sqlite:///` URI; None for a server, and for a database in memory."""
+    if not uri.startswith("sqlite"):
+        return None
+    name = make_url(uri).database
+    return Path(name).absolute() if name and name != ":memory:" and not name.startswith("file:") else None
+
+
+def connect(uri: str, *, writing: bool = False) -> MlflowClient:
+    """A client of the tracker at `uri`. `writing` makes a missing SQLite database, and its folder.
+
+    Raises InputError naming the file if a database is not there or cannot be used (with `writing`: written).
+    """
+    path = database_file(uri)
+    if path is None:
+        return MlflowClient(uri)
+    try:
+        if writing:
+            make_folder(path.parent)
+        if not writing and not path.exists():
+            raise InputError(f"{path.parent}: there is no {path.name}")
+        if writing or uri not in _open:
+            with locked(uri) if writing else contextlib.nullcontext():
+                _check(path, writing)
+                if not path.exists():
+                    _create(path)
+                MlflowClient(uri).search_experiments(max_results=1)  # an older MLflow's tables are brought up to date
+            _open.add(uri)
+        return MlflowClient(uri)
+    except (*TRACKING_ERRORS, sqlite3.Error) as error:
+        raise unusable(path, error) from error
+
+
+def _check(path: Path, writing: bool) -> None:
+    """Raise what SQLite says of a file that it cannot use: MLflow would try it for minutes."""
+    if not path.exists():
+        return
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if writing:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("CREATE TABLE written (x)")  # a read-only file is told with the first change
+            database.rollback()
+
+
+def _create(path: Path) -> None:
+    """Make the database under another name, then rename: one that is there is whole, whenever its maker was killed."""
+    for left in path.parent.glob(f".{path.name}.*.tmp*"):  # of one that was killed, for the lock is ours
+        left.unlink()
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # MLflow remembers by name what it has opened
+    MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+    os.replace(temporary, path)
+
+
+def gist(error: BaseException) -> str:
+    """The line of an MLflow error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "sqlite3." in line), lines[0] if lines else type(error).__name__)
+
+
+def unusable(path: Path, error: BaseException) -> InputError:
+    """What to tell of a database that cannot be used, and what to do."""
+    said = gist(error)
+    folder = next(p for p in path.parents if p.exists())
+    if not folder.is_dir():
+        said, advice = f"{folder} is a file, not a folder", "Name"
+    elif "already exists" in said or "out-of-date" in said or "not a database" in said:
+        if "already exists" in said:
+            said = f"a part of its tables is missing, as if its making had been cut short ({said})"
+        advice = "Move the file away and a new one is made, without the runs recorded in it; or name"
+    else:
+        advice = "Make the file and its folder usable, or name"
+    return InputError(f"tracking server sqlite:///{path}: this database cannot be used: {said}. {advice} another "
+                      "folder, or a server by MLFLOW_TRACKING_URI")
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Wait until no other job of this machine (for an SQLite database: of those that see its folder) is in a block of
+    this kind. May be nested. Where no lock can be had (a read-only folder) the block runs without."""
+    path = database_file(uri)
+    if path is None:
+        name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+        lock = Path(tempfile.gettempdir()) / f"lfmim-{os.getuid()}-{name}.lock"
+    else:
+        lock = path.with_name(f"{path.name}.lock")
+    held: set[Path] = _held.__dict__.setdefault("paths", set())
+    with contextlib.ExitStack() as stack:
+        if lock not in held:
+            with contextlib.suppress(OSError):
+                fcntl.flock(stack.enter_context(open(lock, "a")), fcntl.LOCK_EX)
+            held.add(lock)
+            stack.callback(held.discard, lock)
+        yield
+
+
+def one_at_a_time(function: Callable[Concatenate[str, _P], _R]) -> Callable[Concatenate[str, _P], _R]:
+    """`function(uri, ...)` in `locked(uri)`."""
+
+    @functools.wraps(function)
+    def alone(uri: str, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with locked(uri):
+            return function(uri, *args, **kwargs)
+
+    return alone
