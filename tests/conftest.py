@@ -34,6 +34,12 @@ settings.load_profile("untimed")
 sys.path.insert(0, str(ROOT / "jobs"))
 
 
+@pytest.fixture(autouse=True)
+def no_tracker_of_another_test(monkeypatch):
+    """`mlflow.set_tracking_uri`, which some tests call, sets this for the whole process."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def media() -> Path:
     if not MEDIA.is_dir():

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,11 @@ class TrainResult:
 
 def data_fingerprint(store: Path) -> str:
     """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever its parts."""
-    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))[1]
+    return _labels(store)[1]
+
+
+def _labels(store: Path) -> tuple[pa.Table, str]:
+    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
 
 
 def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
@@ -92,7 +97,7 @@ def check_experiment(config: ExperimentConfig) -> str:
 @functools.lru_cache(maxsize=1)
 def _check_splits(store: Path, fingerprint: str, model: ModelConfig, cache: str) -> None:
     check_data(model, FeatureSpec.load(store))
-    table, _ = _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
+    table, _ = _labels(store)
     for split in ("train", "valid"):
         check_labels(table, store, split, model)
         if not MODELS[model.name].accepts_absent:
@@ -138,14 +143,15 @@ def train_run(config: ExperimentConfig, *, tags: Mapping[str, str] | None = None
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
+    folder = output_folder(str(storage / name), "--run.storage")
     tracking.check_server(uri, create=True)
-    folder = storage / name
     with exclusive(folder, "run's folder"):
         check_run(config, folder, fingerprint)
         run_id = _run_id(folder, config, spec, uri, {**(tags or {}), "data": fingerprint})
         with tracking.failing(uri, run_id):
-            rows = {split: read_table(store, [ID], split).num_rows for split in ("train", "valid")}
-            tracking.log_datasets(uri, run_id, store, fingerprint, rows)
+            rows = Counter(_labels(store)[0][SPLIT].to_pylist())
+            used = {split: rows[split] for split in ("train", "valid")}
+            tracking.log_datasets(uri, run_id, store, fingerprint, used)
             if alone:
                 last = _train_here(config, store, folder, uri, run_id)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -124,8 +125,14 @@ def _train_worker(args: dict[str, Any]) -> None:
                 save(Path(folder))
                 tracking.log_epoch(args["uri"], args["run_id"], report)
                 checkpoint = Checkpoint.from_directory(folder)
-            name = epoch_folder(Path(), report.epoch).name if lead else None
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+            there = epoch_folder(Path(args["folder"]), report.epoch)
+            name = there.name if lead else None
+            try:
+                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+            except OSError:  # Ray copies file by file: half a checkpoint is none
+                if lead:
+                    shutil.rmtree(there, ignore_errors=True)
+                raise
 
     def run(resume: Path | None) -> None:
         data = [load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")]

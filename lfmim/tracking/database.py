@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lfmim.schema import InputError
-from lfmim.storage import make_folder
+from lfmim.storage import WriteError, make_folder
 
 TRACKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 BUSY_SECONDS = 20.0
@@ -61,7 +62,7 @@ def connect(uri: str, *, writing: bool = False) -> MlflowClient:
                 MlflowClient(uri).search_experiments(max_results=1)  # an older MLflow's tables are brought up to date
             _open.add(uri)
         return MlflowClient(uri)
-    except (*TRACKING_ERRORS, sqlite3.Error) as error:
+    except (*TRACKING_ERRORS, WriteError, sqlite3.Error) as error:
         raise unusable(path, error) from error
 
 
@@ -106,6 +107,17 @@ def unusable(path: Path, error: BaseException) -> InputError:
         advice = "Make the file and its folder usable, or name"
     return InputError(f"tracking server sqlite:///{path}: this database cannot be used: {said}. {advice} another "
                       "folder, or a server by MLFLOW_TRACKING_URI")
+
+
+def use(uri: str) -> None:
+    """Make `uri` MLflow's default in this process. MLflow writes it into the environment too, where the next look for
+    a tracker would take it for the user's word: that is undone."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @contextlib.contextmanager

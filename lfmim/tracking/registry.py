@@ -27,7 +27,7 @@ from lfmim.config import ExperimentConfig, experiment_from_dict
 from lfmim.evaluation.model_card import model_card
 from lfmim.predictor import Predictor
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
-from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time
+from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
 from lfmim.tracking.server import check_server, listed, other_places, shown, told, unanswered
 from lfmim.training.checkpoint import META, WEIGHTS, CheckpointMeta, is_better, load_meta
@@ -188,7 +188,7 @@ def _client(uri: str) -> MlflowClient:
     Raises InputError for a server that does not answer or a database that is not there.
     """
     check_server(uri)
-    mlflow.set_tracking_uri(uri)
+    use(uri)
     return connect(uri)
 
 

@@ -32,7 +32,7 @@ from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
-from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist
+from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist, use
 from lfmim.tracking.server import check_server, server_error, told
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
@@ -164,7 +164,10 @@ def log_datasets(uri: str, run_id: str, store: Path, fingerprint: str, rows: Map
 def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     """Id of the experiment's finished run of that name, if there is one."""
     check_server(uri, create=True)
-    client = connect(uri, writing=True)
+    path = database_file(uri)
+    if path is not None and not path.exists():
+        return None
+    client = connect(uri)
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
         return None
@@ -393,7 +396,7 @@ def logged_config(uri: str, run_id: str) -> dict[str, Any]:
 
 
 def _artifact_uri(uri: str, run_id: str, name: str) -> str:
-    mlflow.set_tracking_uri(uri)
+    use(uri)
     return f"runs:/{run_id}/{name}"
 
 

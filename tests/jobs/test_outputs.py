@@ -293,7 +293,7 @@ def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
     assert re.match(
         rf"error: {full}/runs/[^/]+/epoch_0000: {NO_SPACE}", the_error(capsys.readouterr().err)
     )
-    assert {p.name for p in (full / "runs").rglob("*") if p.is_file()} == {"run.json"}
+    assert {p.name for p in (full / "runs").rglob("*") if p.is_file()} == {".lock", "run.json"}
     assert whole.is_dir()
 
 

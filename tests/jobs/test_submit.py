@@ -25,14 +25,14 @@ SEEN = """
 import json, os, sys
 sys.path.insert(0, "jobs")
 import cli
+NAMES = sys.argv[1:]
+def seen():
+    import lfmim
+    return {name: os.environ.get(name) for name in NAMES}
 def main():
     import ray
     with cli.ray_session("seen"):
-        @ray.remote
-        def worker():
-            import lfmim
-            return {name: os.environ.get(name) for name in sys.argv[1:]}
-        print("SEEN", json.dumps([{n: os.environ.get(n) for n in sys.argv[1:]}, ray.get(worker.remote())]))
+        print("SEEN", json.dumps([seen(), ray.get(ray.remote(seen).remote())]))
 cli.run(main)
 """
 
@@ -63,7 +63,7 @@ def tracking_server(tmp_path_factory, new_port):
                "--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-    uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
+    uri, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
     try:
         while True:
             try:

@@ -154,7 +154,7 @@ def test_splits_that_cannot_be_used(toy_store, tmp_path):
     write_spec(bare, SPEC)
     rows = [{k: v for k, v in r.items() if not k.startswith("label_")} for r in toy_rows(3)]
     write_part(bare, rows_to_table(rows, store_schema(DIMS), DIMS))
-    with pytest.raises(InputError, match="no label"):
+    with pytest.raises(InputError, match="no emotion label of any head"):
         load_split(bare, "train", SIX)
     with pytest.raises(InputError, match="not a feature store"):
         load_split(tmp_path, "train", SIX)
@@ -188,7 +188,7 @@ def test_sentiment_labels(tmp_path):
         load_split(tmp_path, "train", config)
     write_spec(tmp_path / "none", SPEC)
     write_part(tmp_path / "none", rows_to_table(toy_rows(3), store_schema(DIMS), DIMS))
-    with pytest.raises(InputError, match="no label in any of sentiment_text"):
+    with pytest.raises(InputError, match="no sentiment label of any head; fill sentiment_text"):
         load_split(tmp_path / "none", "train", config)
 
 

@@ -61,39 +61,39 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
 
 
 @pytest.mark.ray
-def test_as_many_trials_as_slots_still_stop_and_a_resumed_one_keeps_what_it_tried(ray_cluster, toy_store, tmp_path):
-    """Four slots, eight trials: the whole sweep lies within twice the slots."""
-    config = tiny_tune(toy_store, tmp_path, epochs=6, trials=8)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, cpus_per_worker=0.5))
-    space = read_space(write(tmp_path, "train.lr: {low: 0.000001, high: 0.02, log: true}"), with_params(config, {}))
-    trials = Trials(config, tmp_path / "sweep" / "trials", 8, TuneOrder(config, space, seed=0))
+def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(ray_cluster, toy_store, tmp_path):
+    """Two slots, four trials: the repeatable order would let all of them run to their end."""
+    config = tiny_tune(toy_store, tmp_path, epochs=6, trials=4)
+    text = "train.lr: {low: 0.000001, high: 0.001, log: true}"
+    space = read_space(write(tmp_path, text), with_params(config, {}))
+    trials = Trials(config, tmp_path / "sweep" / "trials", 4, TuneOrder(config, space, seed=0))
     trials.run(toy_store)
-    assert [r.number for r in trials.ended] == list(range(8))
+    assert [r.number for r in trials.ended] == list(range(4))
     assert trials.records[0].params == {"train.lr": config.train.lr}
-    assert len({r.params["train.lr"] for r in trials.ended}) == 8
+    assert len({r.params["train.lr"] for r in trials.ended}) == 4
     stopped = [r for r in trials.ended if r.state == "stopped"]
     assert stopped
     assert all(len(r.history) < 6 for r in stopped)
     assert best_trial(trials.ended).state == "finished"
 
-    # Killed: trial 2 was writing its checkpoint, trial 5 has its first epoch, 8 and 9 are new.
+    # Killed: trial 1 was writing its checkpoint, trial 2 has its first epoch, 4 is new.
+    (trials.home(1) / "trial.json").unlink()
     (trials.home(2) / "trial.json").unlink()
-    (trials.home(5) / "trial.json").unlink()
-    half = epoch_folder(trials.home(2), 0)
+    half = epoch_folder(trials.home(1), 0)
     half.mkdir()
     (half / "checkpoint.json").write_text("{")
     values = {"train.lr": 0.0123}
     train(with_params(config, values), FeatureSpec.load(toy_store),
           *(load_split(toy_store, s, config.model) for s in ("train", "valid")),
-          on_epoch=lambda report, save: save(epoch_folder(trials.home(5), 0)) if report.epoch == 0 else None)
+          on_epoch=lambda report, save: save(epoch_folder(trials.home(2), 0)) if report.epoch == 0 else None)
     again = []
-    resumed = Trials(config, tmp_path / "sweep" / "trials", 10, TuneOrder(config, space, seed=None),
+    resumed = Trials(config, tmp_path / "sweep" / "trials", 5, TuneOrder(config, space, seed=None),
                      on_trial=lambda record, records: again.append(record.number))
     resumed.run(toy_store)
-    assert sorted(again) == [2, 5, 8, 9]
-    assert resumed.records[2].state in ("finished", "stopped")
-    assert resumed.records[5].params == values
-    assert all(resumed.records[n] == trials.records[n] for n in (0, 1, 3, 4, 6, 7))
+    assert sorted(again) == [1, 2, 4]
+    assert resumed.records[1].state in ("finished", "stopped")
+    assert resumed.records[2].params == values
+    assert all(resumed.records[n] == trials.records[n] for n in (0, 3))
 
 
 @pytest.mark.parametrize("packed", [0, 2])
@@ -163,12 +163,13 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
     folder = tmp_path / "runs" / "mine"
     folder.mkdir(parents=True)
     named = dataclasses.replace(config, run=dataclasses.replace(config.run, name="mine"))
-    (folder / "sweep.json").write_text(json.dumps({"identity": {}, "uri": "sqlite:////else.db", "window": 7}))
+    then = {"run_id": "1", "identity": {}, "uri": "sqlite:////else.db", "window": 7}
+    (folder / "sweep.json").write_text(json.dumps(then))
     with pytest.raises(InputError, match="add --resume to continue it"):
         check_tune(named)
     with pytest.raises(InputError, match=r"made with other model, train, data, .*tracking\.uri, window"):
         check_tune(dataclasses.replace(named, resume=True))
-    whole = {"window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
+    whole = {"run_id": "1", "window": 3, "uri": f"sqlite:///{tmp_path}/runs/mlflow.db"}
     for repeatable in (True, False):
         mine = dataclasses.replace(named, repeatable=repeatable, window=0, resume=True)
         then = {**_identity(mine, check_tune(dataclasses.replace(mine, resume=False, run=config.run)))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +15,7 @@ from lfmim.data.loading import load_split
 from lfmim.evaluation.promotion import Comparison, compare
 from lfmim.evaluation.sweep import importances, sweep_figures, sweep_table
 from lfmim.schema import HEADS, InputError
+from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.search import TrialRecord, read_space, suggest
 
 BASE = ExperimentConfig(store="s")
@@ -65,6 +67,8 @@ class Guess:
 
     def __init__(self, labels: np.ndarray, known: range) -> None:
         self.labels, self.known = labels, known
+        self.meta = CheckpointMeta.start(ExperimentConfig(store="-"), SPEC)
+        self.model = SimpleNamespace(answers=HEADS)
 
     def check_spec(self, spec, *, have):
         assert spec == SPEC
@@ -91,5 +95,5 @@ def test_promotion_needs_a_significant_gain(toy_store):
     worse = against(range(20), range(5))
     assert "it is not better" in worse.verdict(0.05)[1]
     assert against(range(9), range(9)).p_value == 1
-    with pytest.raises(InputError, match="no label"):
+    with pytest.raises(InputError, match="no rows of split 'none'"):
         compare(Guess(labels, range(1)), Guess(labels, range(1)), toy_store, split="none", head="multimodal")
