@@ -30,7 +30,7 @@ def main() -> int:
     from lfmim.experiments.comparison_report import summary, write_comparison
     from lfmim.experiments.systems import benchmark_experiment, load_presets, system_names
     from lfmim.progress import share
-    from lfmim.schema import FeatureSpec
+    from lfmim.schema import HEADS, IGNORE_LABEL, MULTIMODAL, FeatureSpec, InputError
     from lfmim.training.loop import check_data
 
     store = Path(config.store)  # bad input is told before a cluster is started
@@ -44,7 +44,16 @@ def main() -> int:
         check_data(
             benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits
         )
-    del splits
+    for split, data, head, why in (
+        ("valid", splits[1], config.train.selection, "checkpoints are chosen"),
+        ("test", splits[2], MULTIMODAL, "systems are compared"),
+    ):
+        if bool((data.labels[:, HEADS.index(head)] == IGNORE_LABEL).all()):
+            raise InputError(
+                f"{store}: split '{split}' has no {config.model.task} label of head '{head}', by "
+                f"which the {why}"
+            )
+    del splits, data
     uri = tracking.tracking_uri(config.tracking, config.report)
     tracking.prepare(uri, config.tracking)
     started, before = time.perf_counter(), 0

@@ -22,9 +22,16 @@ def test_a_worker_that_stops_then_dies_is_told_and_the_run_ends_as_asked(
 ):
     epochs = 12
     config = ExperimentConfig(
-        store=str(toy_store), model=ModelConfig(width=16, heads=2, layers=1),
+        store=str(toy_store),
+        model=ModelConfig(width=16, heads=2, layers=1),
         train=TrainConfig(epochs=epochs, batch_size=4),
-        run=RunConfig(name="stops", storage=str(tmp_path / "runs"), cpus_per_worker=0.5, workers=2, stuck_minutes=0.2),
+        run=RunConfig(
+            name="stops",
+            storage=str(tmp_path / "runs"),
+            cpus_per_worker=0.5,
+            workers=2,
+            stuck_minutes=0.2,
+        ),
         tracking=TrackingConfig(uri=f"sqlite:///{empty_database}"),
     )
     said = ""
@@ -46,8 +53,12 @@ def test_a_worker_that_stops_then_dies_is_told_and_the_run_ends_as_asked(
         pid = int(works[0].where.split()[1])
         os.kill(pid, signal.SIGSTOP)
         try:
-            seen.append(until(rf"train: stuck: no step for \d+ s \(since [\d:]+\)\n(?:  worker .*\n)*"
-                              rf"  {works[0].stage}: epoch \d+, .*, since [\d:]+ \(pid {pid} on "))
+            seen.append(
+                until(
+                    rf"train: stuck: no step for \d+ s \(since [\d:]+\)\n(?:  worker .*\n)*"
+                    rf"  {works[0].stage}: epoch \d+, .*, since [\d:]+ \(pid {pid} on "
+                )
+            )
         finally:
             os.kill(pid, signal.SIGCONT)
         os.kill(pid, signal.SIGKILL)

@@ -35,14 +35,15 @@ def predictor(seed: int = 0, **fields) -> Predictor:
     return Predictor(build_model(config, SPEC.dims), meta)
 
 
-def make_store(folder, *, emotions=HEADS, sentiments=()):
-    """A store of which only these heads have labels."""
+def make_store(folder, *, emotions=HEADS, sentiments=(), whole=()):
+    """A store of which only these heads have labels, but for the emotions of splits `whole`."""
     write_spec(folder, SPEC)
     columns = [SENTIMENT_COLUMNS[h] for h in sentiments]
     for k, split in enumerate(("train", "valid", "test")):
         rows = toy_rows(30, k, split=split)
         for i, row in enumerate(rows):
-            row |= {LABEL_COLUMNS[h]: None for h in HEADS if h not in emotions}
+            hidden = [h for h in HEADS if h not in emotions and split not in whole]
+            row |= {LABEL_COLUMNS[h]: None for h in hidden}
             row |= dict.fromkeys(columns, -1 + (7 * i % 30) / 15)
         write_part(folder, rows_to_table(rows, store_schema(DIMS, columns), DIMS))
     return folder
@@ -113,6 +114,22 @@ def test_sentiment_models_are_compared_by_their_absolute_errors(tmp_path):
     worse, why = compare(*models[::-1], store, split="valid", head="text").verdict(0.05)
     assert not worse
     assert "it is not better" in why
+
+
+def test_a_benchmark_asks_for_the_labels_it_chooses_and_compares_by(tmp_path, monkeypatch):
+    import benchmark
+
+    for whole, split, why in (
+        (("train",), "valid", "the checkpoints are chosen"),
+        (("train", "valid"), "test", "the systems are compared"),
+    ):
+        store = make_store(tmp_path / split, emotions=("text",), whole=whole)
+        argv = ["benchmark.py", "--store", str(store), "--report", str(tmp_path / "report")]
+        monkeypatch.setattr("sys.argv", argv)
+        message = f"'{split}' has no emotion label of head 'multimodal', by which {why}"
+        with pytest.raises(InputError, match=message):
+            benchmark.main()
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_label_report_without_labels_is_refused_and_a_stores_page_says_so(tmp_path):
