@@ -1,5 +1,5 @@
-"""What workers get of the job's environment: the variables that travel, and no log that shows them."""
-output is shown."""
+"""What workers get of the driver's environment, that secrets of it stand nowhere, and what of
+their output is shown."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ kept."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -51,13 +52,9 @@ class Told:
             return re.search(pattern, self.text)
 
 
-@pytest.fixture
-def told(monkeypatch) -> Told:
+def test_a_stage_that_hangs_then_dies_is_named_with_its_row(ray_cluster, monkeypatch, tmp_path):
+    # Here and not in a fixture: pytest puts its own stderr back between a test's set-up and call.
     monkeypatch.setattr(sys, "stderr", told := Told())
-    return told
-
-
-def test_a_stage_that_hangs_then_dies_is_named_with_its_row(ray_cluster, told, tmp_path):
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it waits for a writer
     pd.DataFrame(
         {
@@ -75,23 +72,25 @@ def test_a_stage_that_hangs_then_dies_is_named_with_its_row(ray_cluster, told, t
     seen: list[str] = []
 
     def intervene() -> None:
-        try:
-            stuck = told.wait(
-                r"(?s)extract: stuck: no row for \d+ s \(since [\d:]+\)\n.*"
-                r"  decode: never-ends, since \d\d:\d\d:\d\d \(pid (\d+) on [\d.]+\)\n"
-            )
-            seen.append(stuck[0])
-            os.kill(int(stuck[1]), signal.SIGKILL)
-            seen.append(
-                told.wait(
-                    r"extract: a worker died and was started again; it was at\n  decode: "
-                    r"never-ends, "
-                    rf"since [\d:]+ \(pid {stuck[1]} on "
-                )[0]
-            )
-        finally:
-            with (tmp_path / "hangs.mp4").open("wb") as file:  # the second attempt
-                file.write(b"no video" * 999)
+        stuck = told.wait(
+            r"(?s)extract: stuck: no row for \d+ s \(since [\d:]+\)\n.*"
+            r"  decode: never-ends, since \d\d:\d\d:\d\d \(pid (\d+) on [\d.]+\)\n"
+        )
+        seen.append(stuck[0])
+        # The second attempt finds a file that is no video. (The first one's decoder still waits at
+        # the pipe.)
+        (tmp_path / "hangs.mp4").rename(tmp_path / "pipe")
+        (tmp_path / "hangs.mp4").write_bytes(b"no video" * 999)
+        os.kill(int(stuck[1]), signal.SIGKILL)
+        seen.append(
+            told.wait(
+                r"extract: a worker died and was started again; it was at\n  decode: "
+                r"never-ends, "
+                rf"since [\d:]+ \(pid {stuck[1]} on "
+            )[0]
+        )
+        with contextlib.suppress(OSError):  # if that decoder is gone
+            os.close(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
 
     thread = threading.Thread(target=intervene)
     thread.start()
@@ -135,10 +134,8 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(
     )
     from feature_service.encoders.text import TextEncoder
 
-    assert (
-        f"sha256 {TextEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256} there, {expected} "
-        "where" in message
-    )
+    there = TextEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256
+    assert f"sha256 {there} there, {expected} where" in message
     assert message.startswith(f"text encoder '{tiny[Modality.TEXT]}': a worker on host ")
     assert not list((tmp_path / "store").glob("part-*"))
 
