@@ -200,7 +200,7 @@ def test_names_beside_the_output_are_asked_for(folder, capsys):
 def test_the_benchmarks_reports(script, option):
     """They name the check as the option's type: what it says is what argparse says."""
     source = (ROOT / "benchmarks" / f"{script}.py").read_text(encoding="utf-8")
-    assert f'"{option}", type=report_f' in source
+    assert f'"{option}", type=report_f' in " ".join(source.split())
 
 
 @pytest.mark.integration
