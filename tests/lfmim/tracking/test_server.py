@@ -311,7 +311,8 @@ def test_a_real_server_that_goes_away_later_is_never_taken_for_an_empty_registry
             tracking.load_predictor(uri, "models:/lfmim@champion")
         client = MlflowClient(uri, registry_uri=uri)
         client.create_registered_model("lfmim")
-        client.create_model_version("lfmim", str(tmp_path), None)
+        info = client.create_run(client.create_experiment("x")).info
+        client.create_model_version("lfmim", f"{info.artifact_uri}/m", info.run_id)
         assert tracking.resolve_version(uri, "lfmim", "champion") is None
         tracking.set_champion(uri, "lfmim", "1")
         assert tracking.resolve_version(uri, "lfmim", "champion") == "1"
