@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,15 @@ class WorkerError(RuntimeError):
 
     The jobs print it without the driver's traceback and exit with code 1.
     """
+
+
+def listed(names: Iterable[str], *, like: str = "", most: int = 8) -> str:
+    """Names for a message, at most so many, the one most like `like` first."""
+    every = list(names)
+    if like:
+        every.sort(key=lambda n: -difflib.SequenceMatcher(None, n.lower(), like.lower()).ratio())
+    more = len(every) - most
+    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class Modality(StrEnum):

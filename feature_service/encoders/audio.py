@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from feature_service.encoders.weights import from_pretrained, resolved_revision, weights_sha256
+from feature_service.encoders.weights import (
+    WeightedEncoder,
+    from_pretrained,
+    resolved_revision,
+)
 from feature_service.operators.decode import SAMPLE_RATE
-from lfmim.schema import EncoderSpec
 
 HOP, RECEPTIVE_FIELD = 320, 400
 """Samples: 20 ms frame shift, 25 ms receptive field (paper §3.3)."""
 CHUNK = 30 * SAMPLE_RATE
 
 
-class AudioEncoder:
+class AudioEncoder(WeightedEncoder):
     """Last hidden states of a wav2vec2, kept at their true length."""
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
@@ -29,17 +31,7 @@ class AudioEncoder:
         self.model = from_pretrained(Wav2Vec2Model, source, revision).eval().to(device)
         self.device = device
         self.source, self.revision = source, revision
-
-    @functools.cached_property
-    def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use."""
-        return EncoderSpec(
-            name=self.source,
-            revision=self.revision,
-            weights_sha256=weights_sha256(self.model),
-            dim=self.model.config.hidden_size,
-            max_length=0,
-        )
+        self.dim = self.model.config.hidden_size
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [S] at 16 kHz -> float16 [T, D] with T = (S - 400) // 320 + 1.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from transformers import AutoTokenizer, BertModel
 
-from feature_service.encoders.weights import from_pretrained, resolved_revision, weights_sha256
-from lfmim.schema import EncoderSpec
+from feature_service.encoders.weights import (
+    WeightedEncoder,
+    from_pretrained,
+    resolved_revision,
+)
 
 LENGTH_STEP = 16
 """Padded lengths are multiples of this many tokens."""
 
 
-class TextEncoder:
+class TextEncoder(WeightedEncoder):
     """Last hidden states of a BERT; at most `max_tokens` tokens with CLS and SEP (paper §3.3:
     80)."""
 
@@ -38,17 +40,7 @@ class TextEncoder:
         self.max_tokens, self.device = max_tokens, device
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         self.source, self.revision = source, revision
-
-    @functools.cached_property
-    def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use."""
-        return EncoderSpec(
-            name=self.source,
-            revision=self.revision,
-            weights_sha256=weights_sha256(self.model),
-            dim=self.model.config.hidden_size,
-            max_length=self.max_tokens,
-        )
+        self.dim, self.max_length = self.model.config.hidden_size, max_tokens
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the whole text, CLS and SEP among them."""

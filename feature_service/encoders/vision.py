@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from feature_service.encoders.weights import load_resnet, resolved_revision, weights_sha256
-from lfmim.schema import EncoderSpec
+from feature_service.encoders.weights import (
+    WeightedEncoder,
+    load_resnet,
+    resolved_revision,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class VisionEncoder:
+class VisionEncoder(WeightedEncoder):
     """Globally pooled features of a ResNet (paper §3.3: ResNet-18 trained on RAF-DB, 512-d)."""
 
     def __init__(
@@ -33,17 +35,7 @@ class VisionEncoder:
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
         self.source, self.revision = source, revision
-
-    @functools.cached_property
-    def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use."""
-        return EncoderSpec(
-            name=self.source,
-            revision=self.revision,
-            weights_sha256=weights_sha256(self.model),
-            dim=self.model.config.hidden_sizes[-1],
-            max_length=0,
-        )
+        self.dim = self.model.config.hidden_sizes[-1]
 
     def __call__(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
         """uint8 [F, S, S, 3] per utterance -> float16 [F, D]; frames are batched across utterances.

@@ -3,6 +3,7 @@ made on the spot."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -24,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lfmim.schema import InputError, Modality
+from lfmim.schema import EncoderSpec, InputError, Modality, listed
 from lfmim.storage import new_folder
 
 transformers_logging.set_verbosity_error()
@@ -187,7 +188,7 @@ def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None
         if not UNUSED.search(name)
     ]
     problems = [
-        f"{_count(len(names))} {what} ({_listed(names)})"
+        f"{_count(len(names))} {what} ({listed(names, most=NAMES_SHOWN)})"
         for names, what in ((missing, "missing"), (wrong, "of another shape"))
         if names
     ]
@@ -202,11 +203,6 @@ def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None
 
 def _count(n: int) -> str:
     return f"{n} tensor{'s' * (n > 1)}"
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -260,8 +256,8 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
     if wrong or missing:
         raise InputError(
             f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
-            f"{_count(len(missing))} missing ({_listed(missing)}), "
-            f"{len(wrong)} unknown or of another shape ({_listed(wrong)})"
+            f"{_count(len(missing))} missing ({listed(missing, most=NAMES_SHOWN)}), "
+            f"{len(wrong)} unknown or of another shape ({listed(wrong, most=NAMES_SHOWN)})"
         )
     model.load_state_dict(state, strict=False)
     return model
@@ -354,3 +350,28 @@ def _hf_name(key: str) -> str:
         return f"{prefix}.shortcut.{'convolution' if part[3] == '0' else 'normalization'}.{part[4]}"
     kind = "convolution" if part[2].startswith("conv") else "normalization"
     return f"{prefix}.layer.{int(part[2][-1]) - 1}.{kind}.{part[3]}"
+
+
+class WeightedEncoder:
+    """What the encoders have in common: a network of a known source, and so a spec.
+
+    They set `model`, `source`, the resolved `revision`, `dim` and, where sequences are cut,
+    `max_length`.
+    """
+
+    model: Any
+    source: str
+    revision: str
+    dim: int
+    max_length: int = 0
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """Hashes the weights on first use."""
+        return EncoderSpec(
+            name=self.source,
+            revision=self.revision,
+            weights_sha256=weights_sha256(self.model),
+            dim=self.dim,
+            max_length=self.max_length,
+        )

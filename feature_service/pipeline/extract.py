@@ -28,7 +28,7 @@ from lfmim.config import ExtractConfig
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.data.store import discard_quarantined, exclusive, quarantined, stored_ids, write_spec
 from lfmim.distributed import at_work
-from lfmim.progress import Log, at, gpu_percent, no_log, say_when_stuck, watch
+from lfmim.progress import Log, at, gpu_percent, no_log, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
@@ -143,11 +143,8 @@ def _extract(
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
-    at_work.forget()
     with (
-        say_when_stuck(
-            "extract", "row", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
-        ) as moved,
+        at_work.say_when_stuck("extract", "row", config.stuck_minutes) as moved,
         watch("extract", len(todo), "utterances", log=log, moves=moved) as show,
     ):
         show(0)

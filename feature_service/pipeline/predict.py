@@ -42,7 +42,7 @@ from lfmim.data.manifest import read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
 from lfmim.distributed import at_work
 from lfmim.predictor import Predictor, to_frame
-from lfmim.progress import Log, at, gpu_percent, no_log, say_when_stuck, watch
+from lfmim.progress import Log, at, gpu_percent, no_log, watch
 from lfmim.schema import (
     DURATION,
     FEATURE_COLUMNS,
@@ -208,11 +208,8 @@ def predict_store(
     count, total, nodes = 0, len(pending), Counter[str]()
     if total:
         own_reports(stuck_minutes)
-        at_work.forget()
         with (
-            say_when_stuck(
-                "predict", "row", stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
-            ) as moved,
+            at_work.say_when_stuck("predict", "row", stuck_minutes) as moved,
             watch("predict", total, "rows", log=log, moves=moved) as show,
             _part_writer(parts) as write,
         ):

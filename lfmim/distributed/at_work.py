@@ -6,6 +6,7 @@ in C code, or was killed, has still said what it began.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -83,6 +84,14 @@ def forget() -> None:
     for kind in ("at", "lost"):
         for key in _internal_kv_list(_keys(kind), namespace=NAMESPACE):
             _internal_kv_del(key, namespace=NAMESPACE)
+
+
+def say_when_stuck(
+    what: str, unit: str, minutes: float
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """`progress.say_when_stuck` of workers that are now begun."""
+    forget()
+    return progress.say_when_stuck(what, unit, minutes, at_work=at_work, lost=lost)
 
 
 def _read(kind: str) -> list[Work]:

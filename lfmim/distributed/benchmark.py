@@ -25,7 +25,7 @@ from lfmim.experiments.comparison import linear_cka
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, system_names
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
-from lfmim.progress import at, say_when_stuck
+from lfmim.progress import at
 from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
@@ -85,12 +85,9 @@ def run_benchmark(
     def submit(group: list[Run]) -> None:
         waiting[remote.remote(group, str(store), config.cpus_per_run)] = group
 
-    at_work.forget()
     for group in _groups(todo, config.packed):
         submit(group)
-    with say_when_stuck(
-        "benchmark", "step", config.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
-    ):
+    with at_work.say_when_stuck("benchmark", "step", config.stuck_minutes):
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             group = waiting.pop(ready)

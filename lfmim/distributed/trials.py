@@ -37,7 +37,7 @@ from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.distributed.order import Order
 from lfmim.experiments.search import Params, TrialRecord, TuneConfig, searchable, with_params
-from lfmim.progress import at, say_when_stuck
+from lfmim.progress import at
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
@@ -94,14 +94,7 @@ class Trials:
         """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a
         stack did not finish."""
         size = self.order.window if self.config.packed else max(1, self.total)
-        at_work.forget()
-        with say_when_stuck(
-            "tune",
-            "step",
-            self.config.run.stuck_minutes,
-            at_work=at_work.at_work,
-            lost=at_work.lost,
-        ):
+        with at_work.say_when_stuck("tune", "step", self.config.run.stuck_minutes):
             for first in range(0, self.total, size):
                 numbers = range(first, min(first + size, self.total))
                 if self.config.packed:

@@ -113,6 +113,7 @@ def tune_distributed(
     """
     space = check_tune(config)
     identity, uri = _identity(config, space), _uri(config)
+    folder = _folder(config, identity)
     known = _known_sweep(config, identity)
     state = known or _new_sweep(config, identity)
     # Deleted there: the records of the trials have it all.
@@ -120,19 +121,20 @@ def tune_distributed(
         state = _new_sweep(config, identity, window=int(state["window"]))
 
     with tracking.failing(uri, state["run_id"]):
-        return _sweep(config, space, state, known is not None, on_start, on_trial)
+        return _sweep(config, space, folder, state, known is not None, on_start, on_trial)
 
 
 def _sweep(
     config: TuneConfig,
     space: Space,
+    folder: Path,
     state: dict[str, Any],
     resumed: bool,
     on_start: Callable[[str, int, int], None],
     on_trial: OnTrial,
 ) -> SweepResult:
     """`tune_distributed` on a sweep whose record `state` is there."""
-    store, folder = Path(config.store).resolve(), _folder(config, _identity(config, space))
+    store = Path(config.store).resolve()
     name, uri = folder.name, _uri(config)
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1

@@ -23,7 +23,7 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
-from lfmim.progress import at, say_when_stuck, watch
+from lfmim.progress import at, watch
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, disk_failure
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
@@ -114,11 +114,8 @@ def _watched(uri: str, run_id: str, config: ExperimentConfig) -> Iterator[None]:
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
-    at_work.forget()
     try:
-        with say_when_stuck(
-            "train", "step", config.run.stuck_minutes, at_work=at_work.at_work, lost=at_work.lost
-        ):
+        with at_work.say_when_stuck("train", "step", config.run.stuck_minutes):
             yield
     finally:
         stop.set()

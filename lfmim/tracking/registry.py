@@ -27,10 +27,10 @@ from lfmim.evaluation.model_card import model_card
 from lfmim.models import MODELS
 from lfmim.predictor import Predictor
 from lfmim.registry import plugin_file
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError
+from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError, listed
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
-from lfmim.tracking.server import check_server, listed, other_places, shown, told, unanswered
+from lfmim.tracking.server import check_server, other_places, shown, told, unanswered
 from lfmim.training.checkpoint import (
     META,
     PLUGIN_FILE,
@@ -303,14 +303,14 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
     if not models:
         there = "no model is registered there; train and register one with jobs/train.py"
     elif model_name not in models:
-        there = f"the models there: {listed(models, model_name)}"
+        there = f"the models there: {listed(models, like=model_name)}"
     else:
         entries = client.search_model_versions(f"name='{model_name}'")
         numbers = sorted((int(v.version) for v in entries), reverse=True)
         aliases = [f"{a} (version {v})" for a, v in models[model_name].aliases.items()]
         there = (
             f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
-            f"{listed(aliases, which) or 'none'}"
+            f"{listed(aliases, like=which) or 'none'}"
         )
     return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
 

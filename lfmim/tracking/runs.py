@@ -41,7 +41,7 @@ from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
 from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist, use
-from lfmim.tracking.server import check_server, server_error, told
+from lfmim.tracking.server import check_server, told
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import EpochReport
 
@@ -208,6 +208,7 @@ def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+@told
 def _create_run(
     uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]
 ) -> str:
@@ -217,15 +218,6 @@ def _create_run(
     Raises InputError if the tracking server cannot be reached or written to.
     """
     check_server(uri, create=True)
-    try:
-        return _try_create_run(uri, config, tracking, run_name, tags)
-    except TRACKING_ERRORS as error:
-        raise server_error(uri, error) from error
-
-
-def _try_create_run(
-    uri: str, config: Any, tracking: TrackingConfig, run_name: str, tags: dict[str, str]
-) -> str:
     client = connect(uri, writing=True)
     experiment_id = _experiment(client, uri, tracking.experiment)
     run_id = str(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -17,7 +16,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from lfmim.schema import InputError
+from lfmim.schema import InputError, listed
 from lfmim.tracking.database import TRACKING_ERRORS, database_file, gist, unusable
 
 P = ParamSpec("P")
@@ -29,8 +28,6 @@ FIRST_REQUEST = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
 }
 """MLflow's own patience (7 retries, over four minutes) is for a server that goes away later."""
-SHOWN = 8
-"""Names that a message lists at most."""
 
 
 def check_server(uri: str, *, create: bool = False) -> None:
@@ -114,7 +111,7 @@ def other_places(uri: str) -> str:
         return "; --uri names another server"
     found = [
         p.parent
-        for base in (Path.cwd(), file.absolute().parent.parent)
+        for base in (Path.cwd(), file.parent.parent)
         for pattern in (file.name, f"*/{file.name}", f"*/runs/{file.name}")
         for p in sorted(base.glob(pattern))
         if p.stat().st_size
@@ -122,20 +119,10 @@ def other_places(uri: str) -> str:
     near = [
         os.path.relpath(p) if p.is_relative_to(Path.cwd()) else str(p)
         for p in dict.fromkeys(found)
-        if p != file.absolute().parent
+        if p != file.parent
     ]
     beside = f"; {file.name} lies in {listed(near)}: --storage {near[0]}" if near else ""
     return f"; --storage names another folder (run.storage of the training), --uri a server{beside}"
-
-
-def listed(names: Iterable[str], like: str = "") -> str:
-    """The names, the one most like `like` first."""
-    every = list(names)
-    if like:
-        every.sort(key=lambda n: -difflib.SequenceMatcher(None, n.lower(), like.lower()).ratio())
-    return ", ".join(every[:SHOWN]) + (
-        f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    )
 
 
 def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
