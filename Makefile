@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python jobs/demo.py --folder demo
+	$(BIN)/lfmim demo --folder demo
 
 # Tests that share a Ray cluster run one after the other; the rest side by side.
 test: setup lint

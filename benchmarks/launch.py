@@ -1,4 +1,4 @@
-"""What `jobs/train.py` costs over the plain loop for the same work, and where it goes.
+"""What `lfmim train` costs over the plain loop for the same work, and where it goes.
 
     python benchmarks/launch.py [--repeats 3] [--epochs 10] [--write docs/benchmarks.md]
 
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 SIZE, UTTERANCES = "small", 1500
 CONFIG = "train.yaml"
 PLAIN, OVER = "the plain loop, from start to exit", "over the plain loop"
-HERE, ON_RAY = "**`jobs/train.py` in its own process**", "**`jobs/train.py` on a running Ray**"
+HERE, ON_RAY = "**`lfmim train` in its own process**", "**`lfmim train` on a running Ray**"
 
 
 def plain(folder: Path) -> None:

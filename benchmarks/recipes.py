@@ -46,7 +46,7 @@ def plan(
     benchmark: BenchmarkConfig, systems: list[str], changes: list[str]
 ) -> dict[tuple[str, str], ExperimentConfig]:
     """(system, what is changed) -> config."""
-    presets = load_presets(systems, ROOT / "jobs" / "configs")
+    presets = load_presets(systems, ROOT / "lfmim" / "configs")
     common = searchable(benchmark_experiment(benchmark, "lfmim", 0, {}))
     rows = {}
     for system in systems:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--changes", nargs="*", default=[])
     parser.add_argument(
         "--common",
-        default=str(ROOT / "jobs/configs/benchmark.yaml"),
+        default=str(ROOT / "lfmim/configs/benchmark.yaml"),
         help="sizes and common recipe",
     )
     parser.add_argument("--seeds", type=int, default=3)

@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_order.py [--trials 100] [--epochs 30] [--slots 2 8 64]
 
-A loop over events in this process drives the orders that jobs/tune.py uses (OptunaSearch and
+A loop over events in this process drives the orders that lfmim tune uses (OptunaSearch and
 ASHAScheduler of Ray Tune, or those of --repeatable). Only training is simulated: what a trial
 reaches is a smooth function of its learning rate and β, its curve rises towards that with noise,
 and its epochs take from half to twice as long as the mean.
@@ -35,7 +35,7 @@ from lfmim.experiments.search import (
 
 
 def order_of(kind: str, trials: int, epochs: int, slots: int, seed: int) -> Order:
-    """The order that jobs/tune.py takes: "tune" or "repeatable" with its usual window."""
+    """The order that lfmim tune takes: "tune" or "repeatable" with its usual window."""
     config = TuneConfig(
         store="s",
         trials=trials,

@@ -1,79 +1,9 @@
-"""Labels of a manifest, a label table or a feature store -> the paper's Table 1 and Figure 1, and
-6:2:2 splits.
+"""`lfmim labels` as a script, for `ray job submit -- python jobs/analyze_labels.py`."""
 
-python jobs/analyze_labels.py report --source clips.csv --report labels
-python jobs/analyze_labels.py split --manifest clips.csv --output split.csv --method speaker
-"""
+import sys
 
-from __future__ import annotations
+import _checkout  # noqa: F401
 
-from pathlib import Path
+from lfmim.cli.main import main
 
-import cli
-from jsonargparse import auto_cli
-
-from lfmim.storage import local_path, output_file, output_folder
-
-
-def report(*, source: str, report: str = "labels", split: str = "") -> int:
-    """Print the tables and write them, with the figure and a page.
-
-    Args:
-        source: manifest, any table with id and label columns, or feature store.
-        report: folder to write.
-        split: only this split; empty: all rows.
-    """
-    from lfmim.data.label_statistics import read_labels
-    from lfmim.data.manifest import READERS
-    from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
-    from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
-
-    if not source.endswith(tuple(READERS)):  # tables are read from anywhere
-        local_path(source, "--source")
-    folder = output_folder(report, "--report", files=("index.html",))
-    labels = read_labels(source)
-    if split:
-        labels = labels[labels[SPLIT] == split]
-        if labels.empty:
-            raise InputError(f"{source}: no rows of split '{split}'")
-    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
-        where = f"split '{split}' has " if split else ""
-        raise InputError(
-            f"{source}: {where}no emotion label of any head; fill "
-            f"{', '.join(LABEL_COLUMNS.values())}"
-        )
-    for name, table in label_tables(labels).items():
-        text = table.to_string(float_format="{:.3f}".format, header=name != "table_1")
-        print(f"{TITLES[name]}\n{text}\n")
-    print(f"report: {write_label_report(folder, labels, title=f'Labels of {Path(source).name}')}")
-    return 0
-
-
-def split(
-    *, manifest: str, output: str, method: str = "shuffled", seed: int = 0, group: str = "speaker"
-) -> int:
-    """Write the manifest with a new column split, 6:2:2.
-
-    Args:
-        manifest: manifest to split.
-        output: manifest to write (.csv, .jsonl, .parquet).
-        method: shuffled (the paper's), stratified (by multimodal label) or speaker (no speaker in
-            two splits).
-        seed: of the split.
-        group: column that method speaker keeps together.
-    """
-    from lfmim.data.manifest import read_manifest
-    from lfmim.data.splits import split_rows
-    from lfmim.data.tables import write_manifest
-    from lfmim.schema import SPLIT, SPLITS
-
-    target = output_file(output, "--output")
-    frame = read_manifest(manifest, need_media=False)
-    frame[SPLIT] = split_rows(frame, method, seed=seed, group=group)
-    write_manifest(frame, target)
-    print(", ".join(f"{s} {(frame[SPLIT] == s).sum()}" for s in SPLITS) + f"\nwritten: {output}")
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(lambda: auto_cli([report, split], as_positional=False))
+main(["labels", *sys.argv[1:]])

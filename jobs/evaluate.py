@@ -1,73 +1,9 @@
-"""Registered model + feature store -> figures on a held-out split, report.json and an HTML page.
+"""`lfmim evaluate` as a script, for `ray job submit -- python jobs/evaluate.py`."""
 
-python jobs/evaluate.py --store features --model models:/lfmim@champion
-    [--split test] [--report report]
-"""
+import sys
 
-from __future__ import annotations
+import _checkout  # noqa: F401
 
-import cli
-from jsonargparse import auto_cli
+from lfmim.cli.main import main
 
-from lfmim.config import TrackingConfig
-from lfmim.storage import local_path, output_folder
-
-
-def evaluate(
-    *,
-    store: str,
-    model: str = "models:/lfmim@champion",
-    split: str = "test",
-    report: str = "report",
-    storage: str = "runs",
-    uri: str = "",
-) -> int:
-    """Evaluate a registered model.
-
-    Args:
-        store: feature store.
-        model: models:/<name>@champion or models:/<name>/<version>.
-        split: train, valid or test.
-        report: folder of the report.
-        storage: run.storage of the training run, for the embedded registry.
-        uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
-    """
-    local_path(store, "--store")
-    output_folder(report, "--report", files=("report.json", "index.html"))
-    cli.check_shared(store=store, report=report)
-    from pathlib import Path
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from lfmim import tracking
-    from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, write_report
-
-    predictor = tracking.load_predictor(
-        tracking.tracking_uri(TrackingConfig(uri=uri), storage), model
-    )
-    figures = evaluate_store(predictor, Path(store), split)
-    page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
-    task = figures["task"]
-    columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
-    table = Table(
-        "head",
-        "n",
-        *columns.values(),
-        f"{HEADLINE[task]} against multimodal label",
-        title=f"{model}, split {split}",
-    )
-    for head, m in figures["heads"].items():
-        table.add_row(
-            head,
-            str(m["count"]),
-            *(f"{m[c]:.3f}" for c in columns),
-            f"{figures['against_multimodal_label'][head]:.3f}",
-        )
-    Console().print(table)
-    print(f"report: {page}")
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(lambda: auto_cli(evaluate, as_positional=False))
+main(["evaluate", *sys.argv[1:]])

@@ -1,56 +1,9 @@
-"""Videos + manifest -> feature store.
-
-python jobs/extract_features.py --manifest clips.csv --store features
-
-Exit codes: 0 done, 2 bad input or a store that cannot be written, 3 more than --max-error-fraction
-quarantined.
-"""
-
-from __future__ import annotations
+"""`lfmim extract` as a script, for `ray job submit -- python jobs/extract_features.py`."""
 
 import sys
-from pathlib import Path
 
-import cli
-from jsonargparse import auto_cli
+import _checkout  # noqa: F401
 
-from lfmim.config import ExtractConfig
-from lfmim.schema import SPEC_FILE
-from lfmim.storage import output_folder
+from lfmim.cli.main import main
 
-
-def main() -> int:
-    config = auto_cli(ExtractConfig, as_positional=False, description=__doc__)
-    output_folder(config.store, "--store", files=(SPEC_FILE,))
-    cli.check_shared(store=config.store)
-    from lfmim.data.manifest import read_manifest
-
-    read_manifest(config.manifest)  # bad input is told before a cluster is started
-    from feature_service.pipeline.extract import extract_features
-
-    gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
-    models = "GPU" if gpus else "CPU"
-    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
-    params = {
-        "manifest": config.manifest,
-        "store": config.store,
-        "gpus_per_worker": config.gpus_per_worker,
-    }
-    run = f"extract-{Path(config.store).name}"
-    with cli.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
-        summary = extract_features(config, log=log)
-    print(summary)
-    print(f"feature store: {config.store}")
-    if summary.error_fraction > config.max_error_fraction:
-        print(
-            f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than "
-            "max_error_fraction "
-            f"{config.max_error_fraction:.1%}; the reasons are in {config.store}/errors",
-            file=sys.stderr,
-        )
-        return 3
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)
+main(["extract", *sys.argv[1:]])

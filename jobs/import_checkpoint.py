@@ -1,89 +1,9 @@
-"""Checkpoint (.pth) of the published LFMIM code -> our checkpoint, registered like a trained model.
+"""`lfmim import checkpoint` as a script, as `ray job submit` takes it."""
 
-python jobs/import_checkpoint.py --checkpoint model.pth --heads 16
-    [--features store] [--name published]
-"""
+import sys
 
-from __future__ import annotations
+import _checkout  # noqa: F401
 
-import cli
-from jsonargparse import auto_cli
+from lfmim.cli.main import main
 
-from lfmim.config import TrackingConfig
-from lfmim.storage import local_path, output_folder
-
-
-def import_checkpoint(
-    *,
-    checkpoint: str,
-    heads: int,
-    features: str = "",
-    name: str = "published",
-    storage: str = "runs",
-    uri: str = "",
-) -> int:
-    """Import a published checkpoint. The same command again registers nothing twice.
-
-    Args:
-        checkpoint: the .pth file.
-        heads: attention heads (16 in the published code); the one size that the weights do not
-            tell.
-        features: feature store of the features the model was trained on, such as an imported CHERMA
-            dump; evaluation on that store is then possible. Empty: only the widths are known, and
-            every store is refused.
-        name: registered model.
-        storage: folder of the imported checkpoint and of the embedded registry.
-        uri: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
-    """
-    from pathlib import Path
-
-    import pandas as pd
-
-    from lfmim import tracking
-    from lfmim.convert.published import read_published, save_imported
-    from lfmim.schema import FEATURE_COLUMNS, FeatureSpec
-
-    path = local_path(checkpoint, "--checkpoint")
-    output_folder(storage, "--storage")
-    spec = FeatureSpec.load(local_path(features, "--features")) if features else None
-    imported = read_published(path, heads=heads, features=spec)
-    settings = TrackingConfig(uri=uri, model_name=name)
-    server = tracking.tracking_uri(settings, storage)
-    tracking.check_server(server, create=True)
-    folder = (
-        Path(storage) / f"{name}-{imported.sha256[:10]}-{heads}-{imported.spec.fingerprint[:6]}"
-    )
-    meta = save_imported(imported, folder, source=path.name)
-    c = imported.config
-    print(
-        f"{path.name}: width {c.width}, {c.heads} heads, {c.layers} multimodal layers, "
-        f"{c.fex_tokens} FEX tokens; "
-        + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items())
-    )
-    print(f"never read by the forward pass, left out: {', '.join(imported.unused) or 'nothing'}")
-    run_id = tracking.find_run(server, settings, folder.name)
-    if run_id is None:
-        tags = {"kind": "import", "checkpoint": path.name, "checkpoint_sha256": imported.sha256}
-        run_id = tracking.start_run(
-            meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags
-        )
-    zeros = pd.DataFrame({FEATURE_COLUMNS[m]: [[[0.0] * d]] for m, d in meta.spec.dims.items()})
-    with tracking.failing(server, run_id):
-        registered = tracking.register(
-            server,
-            run_id,
-            folder,
-            model_name=name,
-            example=zeros,
-            data_fingerprint=f"imported-{imported.sha256[:10]}",
-        )
-        tracking.finish_run(server, run_id, meta)
-    state = "champion" if registered.promoted else "champion unchanged"
-    print(
-        f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(lambda: auto_cli(import_checkpoint, as_positional=False))
+main(["import", "checkpoint", *sys.argv[1:]])

@@ -1,41 +1,9 @@
-"""Feature store -> what it holds, on the terminal and as a self-contained page.
+"""`lfmim inspect` as a script, for `ray job submit -- python jobs/inspect_features.py`."""
 
-python jobs/inspect_features.py --store features --page features.html
-"""
+import sys
 
-from __future__ import annotations
+import _checkout  # noqa: F401
 
-import cli
-from jsonargparse import auto_cli
+from lfmim.cli.main import main
 
-from lfmim.storage import local_path, output_file
-
-
-def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int = 0) -> int:
-    """Print and draw a feature store.
-
-    Args:
-        store: folder of the feature store.
-        page: HTML file to write; default <store>.html.
-        crops: clips on the contact sheet of face crops; 0 decodes none.
-        seed: of their choice.
-    """
-    from lfmim.evaluation.store_report import describe_store, summary_tables, write_store_report
-    from lfmim.schema import InputError
-
-    if crops < 0:
-        raise InputError(f"--crops {crops}: must not be negative")
-    folder = local_path(store, "--store")
-    target = output_file(page or f"{folder.absolute()}.html", "--page")
-    summary = describe_store(folder)
-    for title, table in summary_tables(summary).items():
-        print(f"{title}\n{table.to_string(header=any(table.columns != ''))}\n")
-    from feature_service.pipeline.contact_sheet import sample_crops
-
-    sheet = sample_crops(folder, crops, seed=seed) if summary.rows else []
-    print(f"page: {write_store_report(target, folder, summary, sheet)}")
-    return 0
-
-
-if __name__ == "__main__":
-    cli.run(lambda: auto_cli(inspect_features, as_positional=False))
+main(["inspect", *sys.argv[1:]])

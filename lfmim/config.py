@@ -309,10 +309,10 @@ class TrackingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Everything `jobs/train.py` needs."""
+    """Everything `lfmim train` needs."""
 
     store: str
-    """Feature store made by jobs/extract_features.py."""
+    """Feature store made by lfmim extract."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
@@ -370,7 +370,7 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractConfig:
-    """Everything `jobs/extract_features.py` needs."""
+    """Everything `lfmim extract` needs."""
 
     manifest: str
     """CSV, JSONL or Parquet file, or WebDataset shards (x.tar, x-{000..009}.tar, a glob); local or

@@ -241,7 +241,7 @@ class FeatureSpec:
         if not path.is_file():
             raise InputError(
                 f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
-                "make one with jobs/extract_features.py"
+                "make one with lfmim extract"
             )
         return cls.from_json(path.read_bytes(), source=str(path))
 

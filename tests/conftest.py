@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 from pathlib import Path
 
 # Before ray is imported anywhere: a token of this session's own, whatever lies in ~/.ray or the
@@ -45,7 +44,6 @@ torch.set_num_threads(1)
 # A busy machine must not fail a property: no time limits.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-sys.path.insert(0, str(ROOT / "jobs"))
 
 
 @pytest.fixture(autouse=True)

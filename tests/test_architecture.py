@@ -32,8 +32,10 @@ RANK = {
     "lfmim.distributed": 9,
     "feature_service": 10,
     "lfmim.inference": 11,
-    "lfmim": 12,
-    "jobs": 13,
+    "lfmim.cli": 12,
+    "lfmim": 13,
+    "lfmim.__main__": 14,
+    "jobs": 15,
 }
 SOURCES = sorted(
     p for top in ("lfmim", "feature_service", "jobs") for p in (ROOT / top).rglob("*.py")
@@ -65,8 +67,6 @@ def imports(path: Path) -> set[str]:
 def room(name: str) -> str | None:
     """The room of a module of ours: the package's child in lfmim, else the top-level package."""
     parts = name.split(".")
-    if parts[0] == "cli":  # jobs/ is a folder of scripts, not a package
-        return "jobs"
     if parts[0] != "lfmim":
         return parts[0] if parts[0] in RANK else None
     child = ROOT.joinpath(*parts[:2])

@@ -163,14 +163,14 @@ def test_on_premises_nodes_without_gpu_offer_the_decode_resource(tmp_path):
 def test_what_the_jobs_ask_for_fits_the_groups():
     groups = load(LAUNCHER["aws"])["available_node_types"]
     decode, gpu = groups["decode"]["resources"], groups["gpu"]["resources"]
-    extract = ExtractConfig(**load(ROOT / "jobs" / "configs" / "cluster_extract.yaml"))
+    extract = ExtractConfig(**load(ROOT / "lfmim" / "configs" / "cluster_extract.yaml"))
     assert extract.decode_resource in decode
     assert decode[extract.decode_resource] == decode["CPU"]  # a worker takes one of each
     assert 0 < extract.decode_workers <= groups["decode"]["max_workers"] * decode["CPU"]
     actors = extract.face_workers + 3 * extract.encoder_workers
     assert (1 / extract.gpus_per_worker).is_integer()
     assert actors * extract.gpus_per_worker <= groups["gpu"]["max_workers"] * gpu["GPU"]
-    run = experiment_from_dict(load(ROOT / "jobs" / "configs" / "paper.yaml")).run
+    run = experiment_from_dict(load(ROOT / "lfmim" / "configs" / "paper.yaml")).run
     assert run.gpus_per_worker <= gpu["GPU"]
     assert run.cpus_per_worker <= gpu["CPU"]
     assert run.workers * run.gpus_per_worker <= groups["gpu"]["max_workers"] * gpu["GPU"]

@@ -193,9 +193,7 @@ def predict_store(
     ids = {path: pq.read_table(path, columns=[ID])[ID].to_pylist() for path in part_files(store)}
     want = {i for part in ids.values() for i in part} if only is None else only - set(bad[ID])
     if not want and bad.empty:
-        raise InputError(
-            f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py"
-        )
+        raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
     parts = output.with_name(f"{output.name}.parts")
     _claim(parts, predictor, spec)
     done = stored_ids(parts)

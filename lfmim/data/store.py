@@ -203,9 +203,7 @@ def read_table(
     """
     parts = part_files(folder)
     if not parts:
-        raise InputError(
-            f"{folder}: the feature store holds no rows; fill it with jobs/extract_features.py"
-        )
+        raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
     data = pad.dataset(parts, format="parquet")
     wanted = (
         None

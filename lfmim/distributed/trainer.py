@@ -144,7 +144,7 @@ def describe(config: ExperimentConfig) -> str:
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
     fingerprint = check_experiment(config)
     name = run_name(config, fingerprint)
-    output_folder(str(storage / name), "--run.storage")
+    output_folder(str(storage / name), "--storage")
     check_run(config, storage / name, fingerprint)
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
@@ -168,7 +168,7 @@ def train_run(
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
-    folder = output_folder(str(storage / name), "--run.storage")
+    folder = output_folder(str(storage / name), "--storage")
     tracking.check_server(uri, create=True)
     with exclusive(folder, "run's folder"):
         check_run(config, folder, fingerprint)

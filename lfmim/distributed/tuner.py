@@ -92,7 +92,7 @@ def describe_sweep(config: TuneConfig) -> str:
     """One line: what will run with what, and where its results go."""
     run = config.run
     folder = _folder(config, _identity(config, check_tune(config)))
-    output_folder(str(folder), "--run.storage")
+    output_folder(str(folder), "--storage")
     return (
         f"sweep of {config.trials} trials of {config.model.name} by {config.search}, "
         f"{share(run.cpus_per_worker, run.gpus_per_worker)} a trial, "
@@ -166,7 +166,7 @@ def _sweep(
     records = sweep.ended
     winner = best_trial(records)
 
-    # From the config as logged, by the path of jobs/train.py.
+    # From the config as logged, by the path of lfmim train.
     chosen = experiment_from_dict(tracking.logged_config(uri, logged[winner.number]))
     run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
     retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})

@@ -113,7 +113,7 @@ Labelled utterances per head, and validation labels per class:
 {markdown_table(["head", "training", "validation", *(name for name, _ in classes)], counts)}
 ## Figures on validation
 Each head against its own label; majority is what always guessing the most frequent emotion scores.
-The checkpoint was chosen on this split, so the figures are optimistic; `jobs/evaluate.py` reads the
+The checkpoint was chosen on this split, so the figures are optimistic; `lfmim evaluate` reads the
 test split.
 
 {markdown_table(["head", *names], scores)}"""

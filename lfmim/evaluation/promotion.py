@@ -74,7 +74,7 @@ def compare(
         raise InputError(
             f"the champion is of the {task} task, the challenger of the {other} task, so they "
             "cannot be compared; register models of different tasks under different names "
-            "(--tracking.model_name)"
+            "(--registered_model)"
         )
     for name, predictor in models.items():
         predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")

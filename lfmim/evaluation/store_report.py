@@ -96,9 +96,7 @@ def describe_store(store: Path) -> StoreSummary:
     parts = part_files(store)
     bad = quarantined(store).to_pylist()
     if not parts and not bad:
-        raise InputError(
-            f"{store}: the feature store holds no rows; fill it with jobs/extract_features.py"
-        )
+        raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
     splits: Counter[str] = Counter()
     durations: list[float] = []
     rates: list[float] = []

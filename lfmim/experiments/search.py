@@ -38,7 +38,7 @@ FIXED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneConfig(ExperimentConfig):
-    """Everything `jobs/tune.py` needs: an experiment, and how to search around it.
+    """Everything `lfmim tune` needs: an experiment, and how to search around it.
 
     A trial runs in one process with run.cpus_per_worker and run.gpus_per_worker; train.seed seeds
     the search as well.
@@ -50,7 +50,7 @@ class TuneConfig(ExperimentConfig):
     """asha: a trial is stopped that is behind the trials before it (asynchronous successive
     halving)."""
     space: str = ""
-    """YAML file of fields and values (jobs/configs/search.yaml); empty: learning rate and the four
+    """YAML file of fields and values (lfmim/configs/search.yaml); empty: learning rate and the four
     β."""
     trials: int = 20
     """Trials in all; the first is the config as given. Raise it and resume to go on with a finished
@@ -114,7 +114,7 @@ class TuneConfig(ExperimentConfig):
         if self.run.workers != 1:
             raise InputError(
                 "run.workers: a trial is one process; search with 1, then train the winner's "
-                "config with more by jobs/train.py"
+                "config with more by lfmim train"
             )
 
 

@@ -45,7 +45,7 @@ COMMON = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
-    """Everything `jobs/benchmark.py` needs: systems x seeds on one store, the same budget for
+    """Everything `lfmim benchmark` needs: systems x seeds on one store, the same budget for
     all."""
 
     store: str
@@ -53,7 +53,7 @@ class BenchmarkConfig:
     """Folder of the runs and of the tables, figures and page."""
     systems: list[str] = dataclasses.field(default_factory=list)
     """Models (lfmim-ml: lfmim trained on the multimodal label alone), names of presets in
-    jobs/configs, or YAML files with sections `model` and `train`. Empty: the paper's for the task,
+    lfmim/configs, or YAML files with sections `model` and `train`. Empty: the paper's for the task,
     and for emotions the preset `strong`."""
     seeds: int = 5
     """Each system is trained with seeds 0 .. seeds - 1."""

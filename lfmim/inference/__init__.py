@@ -151,7 +151,7 @@ def load_model(
 
 
 def train(config: ExperimentConfig) -> TrainResult:
-    """Train, track and register in this process, as `jobs/train.py` does with one worker.
+    """Train, track and register in this process, as `lfmim train` does with one worker.
 
     The same config again continues where it stopped. Raises InputError for a store without what
     the experiment needs.

@@ -301,7 +301,7 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
     name = f"{model_name} version {which}" if which.isdecimal() else f"models:/{model_name}@{which}"
     models = {m.name: m for m in client.search_registered_models(max_results=1000)}
     if not models:
-        there = "no model is registered there; train and register one with jobs/train.py"
+        there = "no model is registered there; train and register one with lfmim train"
     elif model_name not in models:
         there = f"the models there: {listed(models, like=model_name)}"
     else:

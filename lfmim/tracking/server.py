@@ -108,7 +108,7 @@ def other_places(uri: str) -> str:
     lie near."""
     file = database_file(uri)
     if file is None:
-        return "; --uri names another server"
+        return "; --mlflow names another server"
     found = [
         p.parent
         for base in (Path.cwd(), file.parent.parent)
@@ -122,7 +122,9 @@ def other_places(uri: str) -> str:
         if p != file.parent
     ]
     beside = f"; {file.name} lies in {listed(near)}: --storage {near[0]}" if near else ""
-    return f"; --storage names another folder (run.storage of the training), --uri a server{beside}"
+    return (
+        f"; --storage names another folder (run.storage of the training), --mlflow a server{beside}"
+    )
 
 
 def told(call: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:

@@ -30,13 +30,14 @@ PLAIN = {
 }
 SCRIPT = """
 import hashlib, json, logging, os, sys, time
-sys.path.insert(0, "jobs")
-import cli
+sys.path.insert(0, ".")
+from lfmim.cli.main import run
+from lfmim.distributed.session import ray_session
 
-def main():
+def main(args):
     import ray
 
-    with cli.ray_session("travels"):
+    with ray_session("travels"):
         @ray.remote
         def worker(names):
             from lfmim.distributed import at_work
@@ -53,7 +54,7 @@ def main():
         print("SEEN", json.dumps(ray.get(worker.remote(sys.argv[1:]))), flush=True)
         time.sleep(10)  # what a worker prints comes a little later
 
-cli.run(main)
+run(main, [])
 """
 
 

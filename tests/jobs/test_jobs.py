@@ -97,7 +97,7 @@ def test_submitted_training_survives_a_killed_worker_and_a_stop(head, toy_store,
     command = [
         "jobs/train.py",
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         "--store",
         str(toy_store),
         "--run.storage",
@@ -203,7 +203,7 @@ def test_the_demo_config_is_submitted_as_it_is(head, toy_store, tmp_path):
     log = head.submit(
         "jobs/train.py",
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         "--train.epochs=1",
         LFMIM_HOME=str(tmp_path),
     )
@@ -253,7 +253,7 @@ def test_every_job_runs_when_submitted(head, toy_store, tmp_path):
     assert f"{20 - stored} stored, 0 quarantined, {stored} done before" in log
     args = [
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         "--store",
         store,
         "--run.storage",

@@ -103,7 +103,7 @@ def test_decoding_runs_on_cpu_nodes_and_encoders_on_gpu_nodes(cluster, nodes, tm
 @pytest.fixture
 def small(toy_store, tmp_path):
     """A small training run without dropout: its losses do not depend on the number of workers."""
-    raw = yaml.safe_load((ROOT / "jobs" / "configs" / "demo.yaml").read_text())
+    raw = yaml.safe_load((ROOT / "lfmim" / "configs" / "demo.yaml").read_text())
     raw |= {"store": str(toy_store), "run": {"storage": str(tmp_path / "runs"), "name": "toy"}}
     # AdamW would blow up the last digits in which one worker and two differ.
     raw["train"] |= {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "epochs": 20}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import re
@@ -10,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
 import numpy as np
 import pytest
 from conftest import ROOT
-from jsonargparse import auto_cli
+
+from lfmim.cli.main import main
+from lfmim.distributed import session
 
 MANIFEST = "id,video,text,split,label_text,label_audio,label_vision,label_multimodal\n" + "".join(
     f"u{i},,你好{i},train,anger,anger,anger,anger\n" for i in range(9)
@@ -26,26 +26,26 @@ URL = "s3://bucket/x"
 
 # Job and its options; * stands for the one that is asked about. Later inputs are not there.
 OUTPUTS = [
-    "extract_features --manifest m.csv --store *",
-    "extract_features --manifest m.csv --store f --storage *",
-    "train --store store --run.storage *",
-    "tune --store store --run.storage *",
+    "extract --manifest m.csv --store *",
+    "extract --manifest m.csv --store f --storage *",
+    "train --store store --storage *",
+    "tune --store store --storage *",
     "benchmark --store store --report *",
     "evaluate --store store --report *",
     "predict --store store --output *.jsonl",
     "predict --manifest m.csv --output *.jsonl",
     "predict --manifest m.csv --output p.jsonl --features *",
-    "import_checkpoint --checkpoint c.pth --heads 2 --storage *",
+    "import checkpoint --checkpoint c.pth --num_heads 2 --storage *",
     "simulate --utterances 20 --store *",
-    "import_dataset mmsa --source dump.pkl --store *",
-    "import_dataset cherma --source CHERMA --store *",
-    "import_dataset sims --source SIMS --output *.csv",
-    "import_dataset emotiontalk --source m.csv --output *.csv",
-    "import_dataset annotations --source votes.csv --output *.csv",
-    "import_dataset char_ngrams --source m.csv --store *",
-    "analyze_labels report --source m.csv --report *",
-    "analyze_labels split --manifest m.csv --output *.csv",
-    "inspect_features --store store --page *.html",
+    "import mmsa --source dump.pkl --store *",
+    "import cherma --source CHERMA --store *",
+    "import sims --source SIMS --output *.csv",
+    "import emotiontalk --source m.csv --output *.csv",
+    "import annotations --source votes.csv --output *.csv",
+    "import char_ngrams --source m.csv --store *",
+    "labels report --source m.csv --report *",
+    "labels split --manifest m.csv --output *.csv",
+    "inspect --store store --page *.html",
     "demo --clips 2 --folder *",
 ]
 INPUTS = [
@@ -55,12 +55,12 @@ INPUTS = [
     "evaluate --store *",
     "predict --store *",
     "promote --store *",
-    "inspect_features --store *",
-    "analyze_labels report --source *",
-    "import_checkpoint --checkpoint c.pth --heads 2 --features *",
-    "import_checkpoint --heads 2 --checkpoint *",
-    "import_dataset mmsa --store f --source *",
-    "import_dataset cherma --store f --source *",
+    "inspect --store *",
+    "labels report --source *",
+    "import checkpoint --checkpoint c.pth --num_heads 2 --store *",
+    "import checkpoint --num_heads 2 --checkpoint *",
+    "import mmsa --store f --source *",
+    "import cherma --store f --source *",
 ]
 READS_A_REGISTRY = [
     "evaluate --store store --storage *",
@@ -83,27 +83,11 @@ def folder(tmp_path, toy_store, monkeypatch):
 
 
 def run(line: str, *more: str) -> int:
-    """A job in this process, as its script runs it; returns its exit code."""
-    name, *args = line.split()
-    module = importlib.import_module(name)
-    own = "main" if hasattr(module, "main") else name
+    """A command in this process; returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [f"{name}.py", *args, *more])
-        patch.setattr(cli, "_catch_sigterm", lambda: None)
-        if hasattr(module, own):
-            job = getattr(module, own)
-            start = job if own == "main" else lambda: auto_cli(job, as_positional=False)
-        else:
-            start = lambda: auto_cli(  # noqa: E731
-                [
-                    f
-                    for f in vars(module).values()
-                    if getattr(f, "__module__", "") == name and f.__name__[0] != "_"
-                ],
-                as_positional=False,
-            )
+        patch.setattr(session, "catch_sigterm", lambda: None)
         with pytest.raises(SystemExit) as end:
-            cli.run(start)
+            main([*line.split(), *more])
     return int(end.value.code)
 
 
@@ -166,7 +150,7 @@ def test_a_taken_name_and_a_disk_that_is_read_only_are_told_before_any_work(
         ("evaluate --store store --report r", "r/report.json"),
         ("benchmark --store store --report r", "r/results.json"),
         ("simulate --store r", "r/feature_spec.json"),
-        ("analyze_labels report --source m.csv --report r", "r/index.html"),
+        ("labels report --source m.csv --report r", "r/index.html"),
     ],
 )
 def test_a_folder_where_a_reports_file_is_to_be(line, taken, folder, capsys):
@@ -180,7 +164,7 @@ def test_names_beside_the_output_are_asked_for(folder, capsys):
     Path("p.csv.features").write_text("mine")
     assert "p.jsonl.parts: is a file" in refusal("predict --store store --output p.jsonl", capsys)
     assert "discarded.csv: is a folder" in refusal(
-        "import_dataset annotations --source votes.csv --output o.csv", capsys
+        "import annotations --source votes.csv --output o.csv", capsys
     )
 
 
@@ -224,11 +208,11 @@ def test_a_benchmark_refuses_a_url(script, tmp_path):
     "line",
     [
         "simulate --utterances 200 --store full/x",
-        "import_dataset char_ngrams --source many.csv --dim 32 --store full/x",
-        "import_dataset annotations --source many.csv --output full/x.csv",
-        "analyze_labels report --source m.csv --report full/x",
-        "analyze_labels split --manifest many.csv --output full/x.csv",
-        "inspect_features --store store --crops 0 --page full/x.html",
+        "import char_ngrams --source many.csv --dim 32 --store full/x",
+        "import annotations --source many.csv --output full/x.csv",
+        "labels report --source m.csv --report full/x",
+        "labels split --manifest many.csv --output full/x.csv",
+        "inspect --store store --crops 0 --page full/x.html",
         "demo --clips 2 --folder full/x",
     ],
 )
@@ -277,7 +261,7 @@ def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
 
     (full / "filling").unlink()
     database = f"sqlite:///{full}/mlflow.db"
-    into = f"--run.storage other --tracking.uri {database} {SMALL}"
+    into = f"--storage other --tracking.uri {database} {SMALL}"
     assert run(f"train --store store --train.epochs 1 --train.seed 1 {into}") == 0
     capsys.readouterr()
     fill(full, 100 << 10)
@@ -290,7 +274,7 @@ def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
     (full / "filling").unlink()
     fill(full, 300 << 10)
     registry = f"--tracking.uri sqlite:///{folder}/runs/mlflow.db"
-    line = f"train --store store --train.epochs 3 --run.storage full/runs {registry}"
+    line = f"train --store store --train.epochs 3 --storage full/runs {registry}"
     assert run(line) == 2
     assert re.match(
         rf"error: {full}/runs/[^/]+/epoch_0000: {NO_SPACE}", the_error(capsys.readouterr().err)
@@ -323,9 +307,9 @@ def test_jobs_on_ray_when_a_disk_fills(folder, small_disk):
     epochs = f"--store store --train.epochs 2 {database}"
     for line in (
         f"train {epochs} --run.workers 2 --run.cpus_per_worker 0.5 --run.max_failures 0 "
-        "--run.storage full/runs",
+        "--storage full/runs",
         f"benchmark {epochs} --systems [lfmim] --seeds 2 --report full/b",
-        f"tune {epochs} --trials 3 --seeds 1 --run.storage full/t",
+        f"tune {epochs} --trials 3 --seeds 1 --storage full/t",
     ):
         done = job(line, folder)
         assert done.returncode == 2, done.stderr

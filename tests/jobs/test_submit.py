@@ -11,12 +11,12 @@ import time
 import urllib.request
 from pathlib import Path
 
-import cli
 import pytest
-import submit
 from conftest import ROOT
 from mlflow.tracking import MlflowClient
 
+from lfmim.cli import submit
+from lfmim.distributed import session
 from lfmim.schema import InputError
 
 pytestmark = pytest.mark.integration
@@ -24,17 +24,18 @@ BIN = Path(sys.executable).parent
 SUBMIT = str(ROOT / "jobs" / "submit.py")
 SEEN = """
 import json, os, sys
-sys.path.insert(0, "jobs")
-import cli
+sys.path.insert(0, ".")
+from lfmim.cli.main import run
+from lfmim.distributed.session import ray_session
 NAMES = sys.argv[1:]
 def seen():
     import lfmim
     return {name: os.environ.get(name) for name in NAMES}
-def main():
+def main(args):
     import ray
-    with cli.ray_session("seen"):
+    with ray_session("seen"):
         print("SEEN", json.dumps([seen(), ray.get(ray.remote(seen).remote())]))
-cli.run(main)
+run(main, [])
 """
 
 
@@ -108,7 +109,7 @@ def test_a_run_of_a_submitted_job_appears_on_the_server_it_was_given(
     command = [
         "jobs/train.py",
         "--config",
-        "jobs/configs/demo.yaml",
+        "demo",
         "--train.epochs",
         "1",
         "--store",
@@ -154,7 +155,7 @@ def test_a_jobs_variables_reach_driver_and_workers_and_win(head, tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text(SEEN)
     # a false proxy would cut us off
-    plain = [n for n in cli.TRAVELS if "*" not in n and "proxy" not in n.lower()]
+    plain = [n for n in session.TRAVELS if "*" not in n and "proxy" not in n.lower()]
     names = [*plain, "MLFLOW_TRACKING_URI", "AWS_PROFILE", "OMP_NUM_THREADS", "PYTHONPATH"]
     given = {name: f"7{i}" for i, name in enumerate(names)} | {"SECRET": "never-printed"}
     done = run(
@@ -245,9 +246,9 @@ def test_a_local_ray_lets_nobody_in_and_leaves_no_token_behind(tmp_path):
     probe = tmp_path / "probe.py"
     probe.write_text("""
 import sys
-sys.path.insert(0, "jobs")
-import cli
-with cli.ray_session("local"):
+sys.path.insert(0, ".")
+from lfmim.distributed.session import ray_session
+with ray_session("local"):
     import ray
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
     import grpc
@@ -333,7 +334,7 @@ def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(
     assert "usage:" not in done.stdout
     (here / "own.py").write_text("")
     refused(sent("own.py"), "own.py: outside", "only that travels")
-    refused(sent("jobs/trian.py"), "jobs/trian.py: no such script")
+    refused(sent("jobs/trian.py"), "jobs/trian.py: no such command or script")
 
 
 def test_variables_name_no_values(monkeypatch):

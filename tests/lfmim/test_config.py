@@ -190,7 +190,7 @@ def test_hash_depends_on_values_not_on_key_order():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda p: p.name
+    "path", sorted((ROOT / "lfmim" / "configs").glob("*.yaml")), ids=lambda p: p.name
 )
 def test_shipped_configs_are_valid(path):
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -204,7 +204,7 @@ def test_shipped_configs_are_valid(path):
 
 
 def test_the_upstream_config_is_the_published_recipe():
-    raw = yaml.safe_load((ROOT / "jobs" / "configs" / "upstream.yaml").read_text(encoding="utf-8"))
+    raw = yaml.safe_load((ROOT / "lfmim" / "configs" / "upstream.yaml").read_text(encoding="utf-8"))
     config = experiment_from_dict(raw)
     model, train = config.model, config.train
     assert (model.name, model.width, model.heads, model.layers, model.fex_tokens) == (

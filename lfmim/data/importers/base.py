@@ -9,7 +9,7 @@
             store: folder of the feature store to make.
         \"\"\"
 
-The options of `jobs/import_dataset.py mine` are made from the signature and the docstring. The
+The options of `lfmim import mine` are made from the signature and the docstring. The
 command checks where it may write (lfmim.storage), imports, and returns the lines of its report, the
 last of which names what was written.
 """

@@ -115,7 +115,7 @@ def test_types_ranges_and_grids(tmp_path):
 
 def test_the_default_space_and_the_shipped_one():
     assert set(SPACE) == {"train.lr", *(f"train.beta.{h}" for h in HEADS)}
-    shipped = read_space(str(ROOT / "jobs" / "configs" / "search.yaml"), BASE)
+    shipped = read_space(str(ROOT / "lfmim" / "configs" / "search.yaml"), BASE)
     assert set(SPACE) < set(shipped)
 
 

@@ -18,7 +18,7 @@ from lfmim.experiments.systems import (
 )
 from lfmim.schema import InputError
 
-CONFIGS = ROOT / "jobs" / "configs"
+CONFIGS = ROOT / "lfmim" / "configs"
 CONFIG = BenchmarkConfig(
     store="s",
     model=ModelConfig(width=32, heads=4, layers=3, dropout_ffn=0.3),

@@ -228,7 +228,7 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
     with pytest.raises(
         InputError,
         match=r"models:/lfmim@champion: not in the registry at sqlite:.*no model is "
-        r"registered there; train and register one with jobs/train\.py",
+        r"registered there; train and register one with lfmim train",
     ):
         tracking.load_predictor(uri, "models:/lfmim@champion")
     client = MlflowClient(uri)

@@ -1,10 +1,9 @@
-"""What every job shares: exit codes and messages for people, signals, the Ray session, quiet
-logs."""
+"""Where a job runs: this process, a Ray of its own, or a cluster it joins; and what it prints of
+it."""
 
 from __future__ import annotations
 
 import fnmatch
-import gc
 import json
 import logging
 import os
@@ -25,25 +24,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what matters comes as an exception, the rest is noise
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-# a job submitted with --working-dir . needs no installation of this project
-if str(REPOSITORY) not in sys.path:
-    sys.path.insert(0, str(REPOSITORY))
+from lfmim.config import TrackingConfig
+from lfmim.registry import PLUGINS
+from lfmim.schema import InputError
+from lfmim.storage import output_folder
 
-from lfmim.config import TrackingConfig  # noqa: E402
-from lfmim.registry import PLUGINS, use_plugins  # noqa: E402
-from lfmim.schema import InputError, WorkerError  # noqa: E402
-from lfmim.storage import disk_failure, output_folder  # noqa: E402
-from lfmim.text_files import read_yaml  # noqa: E402
-
+TOP = Path(__file__).resolve().parents[2]
+"""The folder that holds the packages: a checkout, or an environment's site-packages."""
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 """Whether `ray job submit` started this process."""
-CONFIGS = {
-    "--config": (".yaml", ".yml", ".json"),
-    "--space": (".yaml", ".yml"),
-    "--plugin": (".py",),
-}
-"""Options that name a small file which belongs to the command, not to the data; its suffixes."""
 HOME = os.environ.get("LFMIM_HOME", "")
 """Where a submitted job's relative paths start."""
 TRAVELS = (
@@ -65,118 +54,19 @@ TRAVELS = (
 )
 """Variables of this process (patterns) that its workers get, too. By a hook that each worker runs
 first: the variables of a runtime environment stand in Ray's logs, and some of these are secrets."""
-_terminated = False
+terminated = False
 
 
-def run(
-    main: Callable[[], int | None], *, again: str = "run the same command again to continue"
-) -> None:
-    """Run `main`: exit code 2 and one message for bad input, 130 for Ctrl-C, 143 for SIGTERM, else
-    its own.
-
-    `again` tells the user of a stopped job how to go on.
-    """
-    logging.getLogger("jsonargparse").setLevel(logging.ERROR)
-    _catch_sigterm()
-    try:
-        _start_at_home()
-        _take_plugins()
-        _check_yaml(sys.argv[1:])
-        code = main() or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except WorkerError as error:
-        print(f"error: {error}\n{again}", file=sys.stderr)
-        code = 1
-    except Exception as error:
-        failed = disk_failure(error)  # in a library that writes by itself
-        if failed is None:
-            raise
-        print(f"error: {failed}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        print(f"{'stopped' if _terminated else 'interrupted'}; {again}", file=sys.stderr)
-        code = 143 if _terminated else 130
-    gc.freeze()  # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
-    sys.exit(code)
-
-
-def _check_yaml(given: list[str]) -> None:
-    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a
-    key twice)."""
-    for option, value in zip(["", *given], given, strict=False):
-        name, _, path = value.rpartition("=")
-        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(
-            path
-        ):
-            read_yaml(path)
-
-
-def _take_plugins() -> None:
-    """`--plugin FILE`, on every job: a model of the user's own. The other arguments stay."""
-    rest, files = sys.argv[:1], []
-    given = iter(sys.argv[1:])
-    for argument in given:
-        option, equals, value = argument.partition("=")
-        if option == "--plugin":
-            files.append(value if equals else next(given, ""))
-        else:
-            rest.append(argument)
-    sys.argv[:] = rest
-    use_plugins(files)
-
-
-def _catch_sigterm() -> None:
+def catch_sigterm() -> None:
     """SIGTERM (`ray job stop`, a batch system, a pod's end) tidies up as Ctrl-C does."""
 
     def stop(number: int, frame: Any) -> None:
-        global _terminated  # Ray replaces an exception's type while it waits, so it cannot tell
-        _terminated = True
+        global terminated  # Ray replaces an exception's type while it waits, so it cannot tell
+        terminated = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the tidying up
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-
-
-def _start_at_home() -> None:
-    """A submitted job starts in a temporary copy of the working directory. Go to $LFMIM_HOME, if it
-    is set, so that paths mean what they mean to the submitter; files of the copy that were named
-    (configs) are still found.
-
-    Raises:
-        InputError: $LFMIM_HOME is no folder here, or a config did not travel.
-    """
-    if not SUBMITTED:
-        return
-    for i, given in enumerate(sys.argv[1:], start=1):
-        option, equals, value = given.rpartition("=")
-        if value and os.path.isfile(value):
-            sys.argv[i] = option + equals + os.path.abspath(value)
-    if HOME:
-        try:
-            os.chdir(HOME)
-        except OSError as error:
-            raise InputError(
-                f"LFMIM_HOME {HOME}: {error.strerror}; set it to a folder that this node sees"
-            ) from error
-    for _, option, value in named_configs(sys.argv):
-        if not os.path.isfile(value):
-            raise InputError(
-                f"{option} {value}: no such file here, and only the files of the repository travel "
-                "with a job; submit it with `python jobs/submit.py`, which sends your own config "
-                "along, or give an absolute path on storage that every node sees"
-            )
-
-
-def named_configs(command: list[str]) -> Iterator[tuple[int, str, str]]:
-    """The files that a command line names as CONFIGS: (index of the argument, option, file)."""
-    for i, (given, after) in enumerate(zip(command, [*command[1:], ""], strict=True)):
-        option, equals, value = given.partition("=")
-        if option in CONFIGS:
-            at, value = (i, value) if equals else (i + 1, after)
-            if value.endswith(CONFIGS[option]):
-                yield at, option, value
 
 
 def check_shared(**folders: str) -> None:
@@ -243,7 +133,7 @@ def _env_vars() -> dict[str, str]:
     env_vars = {"OMP_NUM_THREADS": "1" if SUBMITTED else os.environ["OMP_NUM_THREADS"]}
     if not SUBMITTED:
         env_vars["PYTHONPATH"] = os.pathsep.join(
-            p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p
+            p for p in (str(TOP), os.environ.get("PYTHONPATH", "")) if p
         )
         return env_vars
     job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]).get("runtime_env") or {}
@@ -268,7 +158,7 @@ def no_token(where: str, *, sent: bool) -> InputError:
 def has_token() -> bool:
     """Whether Ray finds a token of this user: $RAY_AUTH_TOKEN, $RAY_AUTH_TOKEN_PATH or
     ~/.ray/auth_token."""
-    from ray._raylet import AuthenticationTokenLoader
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
     from ray.exceptions import AuthenticationError
 
     try:
@@ -286,18 +176,23 @@ def _join(address: str) -> None:
     With RAY_AUTH_MODE unset this user's token is used if the cluster asks for one, as Ray's own
     tools do.
     """
-    import grpc
+    import grpc  # type: ignore[import-untyped]
+    from ray._private import ray_constants
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import canonicalize_bootstrap_address
-    from ray._raylet import Config
+    from ray._raylet import Config  # type: ignore[attr-defined]
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+    services: Any = gcs_service_pb2_grpc  # generated, without types
+    messages: Any = gcs_service_pb2
+
     def answer() -> grpc.StatusCode:
-        with init_grpc_channel(where) as channel:
-            head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        # past the proxies of the environment, as Ray itself goes
+        with init_grpc_channel(where, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
+            head = services.NodeInfoGcsServiceStub(channel)
             try:
-                head.CheckAlive(gcs_service_pb2.CheckAliveRequest(), timeout=30)
+                head.CheckAlive(messages.CheckAliveRequest(), timeout=30)
             except grpc.RpcError as error:
                 return error.code()
         return grpc.StatusCode.OK
@@ -305,14 +200,14 @@ def _join(address: str) -> None:
     if "://" in address:
         raise InputError(
             f"RAY_ADDRESS {address}: a job joins a cluster at HEAD:6379; to send it there, "
-            "`python jobs/submit.py --address http://HEAD:8265 jobs/...`"
+            "`lfmim submit --address http://HEAD:8265 COMMAND ...`"
         )
     token = has_token()
     sends = is_token_auth_enabled()
     if sends and not token:
         raise no_token(f"RAY_AUTH_MODE=token: the cluster at {address}", sent=False)
     try:
-        where = canonicalize_bootstrap_address(address)
+        where = canonicalize_bootstrap_address(address) or address
         code = answer()
         if code == grpc.StatusCode.UNAUTHENTICATED and token and "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"], sends = "token", True
@@ -368,10 +263,11 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     from lfmim.distributed.at_work import show_worker_errors
 
     errors = show_worker_errors()  # of what the workers print
-    _catch_sigterm()  # ray.init has set its own handler
+    catch_sigterm()  # ray.init has set its own handler
     try:
-        have = ray.cluster_resources()
-        count = len([n for n in ray.nodes() if n["Alive"]])
+        ray_untyped: Any = ray
+        have = ray_untyped.cluster_resources()
+        count = len([n for n in ray_untyped.nodes() if n["Alive"]])
         missing = _missing(have, cpus=cpus, gpus=gpus)
         nodes = f"{count} node{'s' * (count > 1)}"
         where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
@@ -383,16 +279,6 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     finally:
         errors.close()
         ray.shutdown()
-
-
-def arguments(*flags: str) -> list[str]:
-    """The command line, with a bare `--flag` as `--flag=true`: jsonargparse wants a value for a
-    boolean."""
-    names, given = {f"--{flag}" for flag in flags}, sys.argv[1:]
-    return [
-        f"{a}=true" if a in names and (after == "" or after.startswith("-")) else a
-        for a, after in zip(given, [*given[1:], ""], strict=True)
-    ]
 
 
 @contextmanager

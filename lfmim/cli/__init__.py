@@ -1,0 +1,1 @@
+"""The one command; a file per subcommand, each with `main(arguments) -> exit code`."""

@@ -1,0 +1,238 @@
+"""One style of command line: options made from a settings class or a signature, the common ones
+first; names of older versions; files that a command names."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from lfmim.registry import use_plugins
+from lfmim.schema import InputError
+from lfmim.text_files import read_yaml
+
+PRESETS = Path(__file__).resolve().parents[1] / "configs"
+"""Settings that come with the package, by name: `--config demo`."""
+FILES = {
+    "--config": (".yaml", ".yml", ".json"),
+    "--space": (".yaml", ".yml"),
+    "--plugin": (".py",),
+}
+"""Options that name a small file which belongs to the command, not to the data; its suffixes."""
+NAMED = ("--config", "--space")
+"""Options whose file may be one of the package's, by name."""
+WORDS = {
+    "model.name": "--system",
+    "run.storage": "--storage",
+    "tracking.uri": "--mlflow",
+    "tracking.model_name": "--registered_model",
+}
+"""What a setting is called on every command line, beside its name in a config file."""
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+logging.getLogger("jsonargparse").setLevel(logging.ERROR)
+
+
+class Parser(ArgumentParser):  # type: ignore[misc]
+    """jsonargparse's, with one message where it prints a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
+        text = re.sub(r"<class '(\w+)'>", r"\1", text)
+        text = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", text)
+        raise InputError(f"{text}{self._nearest(text)}; `{self.prog} --help` lists the options")
+
+    def _nearest(self, text: str) -> str:
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
+        given = unknown[1] if unknown else ""
+        near = difflib.get_close_matches(given, self._option_string_actions, n=1)
+        return f" (did you mean {near[0]}?)" if near else ""
+
+
+def parse(
+    target: Callable[..., Any],
+    args: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    common: Sequence[str],
+    was: Mapping[str, str] | None = None,
+) -> Any:
+    """The settings, an instance of the class `target`; of a function, what it returns for them.
+
+    `about` is what the command does, then indented examples, with which the help opens. `common`
+    are the settings that are listed first. `was` maps options of older versions to today's. Raises
+    InputError for what cannot be taken; exits with 0 after --help and --print_config.
+    """
+    parser = build_parser(target, prog=prog, about=about, common=common)
+    found = parser.parse_args(_today(parser, args, was or {}))
+
+    for name in ("config", "plugin"):
+        found.pop(name, None)
+    return target(**vars(parser.instantiate(found)))
+
+
+def parse_one(
+    commands: Mapping[str, Callable[..., Any]],
+    args: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    was: Mapping[str, str] | None = None,
+) -> Any:
+    """`parse` for a command with commands of its own: the first argument names the function."""
+    text, _, examples = about.strip().partition("\n\n")
+    if args[:1] in (["-h"], ["--help"]):
+        lines = [f"  {name:<12} {summary(one)}" for name, one in commands.items()]
+        shown = "\n".join(line[4:] for line in examples.splitlines())
+        print("\n".join([f"usage: {prog} WHAT [options]", "", " ".join(text.split()), "", shown]))
+        print("\n".join(["", "WHAT, with `--help` for its options:", *lines]))
+        sys.exit(0)
+    if not args or args[0] not in commands:
+        given = f"unknown: {args[0]!r}" if args else "nothing given"
+        raise InputError(f"{prog}: {given}; say what: {', '.join(commands)}")
+
+    target = commands[args[0]]
+    example = next((x.strip() for x in examples.splitlines() if f" {args[0]} " in x), "")
+    about = f"{summary(target)}\n\n{example or f'lfmim {prog.split()[-1]} {args[0]} [options]'}"
+    own = list(inspect.signature(target).parameters)
+    return parse(target, args[1:], prog=f"{prog} {args[0]}", about=about, common=own, was=was)
+
+
+def summary(command: Callable[..., Any]) -> str:
+    """The first sentence of its docstring."""
+    return " ".join((inspect.getdoc(command) or "").split("\n\n")[0].split())
+
+
+def build_parser(
+    target: Callable[..., Any], *, prog: str, about: str, common: Sequence[str]
+) -> Parser:
+    """The options of `target`, grouped."""
+    text, _, examples = about.strip().partition("\n\n")
+    usage = "\n       ".join(line.strip() for line in examples.splitlines() if line.strip())
+    parser = Parser(prog=prog, usage=usage, description=" ".join(text.split()), allow_abbrev=False)
+
+    first = parser.add_argument_group("common options")
+    names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    ours = f", or the name of one that comes with the package ({names})"
+    config_help = f"YAML file of these options{ours if isinstance(target, type) else ''}"
+    parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
+    plugin_help = "Python file with a model, importer or encoder of your own (docs/extending.md)"
+    parser.add_argument("--plugin", action="append", metavar="FILE", help=plugin_help)
+    if isinstance(target, type):
+        parser.add_class_arguments(target, as_group=False)
+    else:
+        parser.add_function_arguments(target, as_group=False)
+
+    for action in parser._actions:
+        if word := WORDS.get(action.dest):
+            action.option_strings.insert(0, word)
+            action.metavar = word[2:].upper()
+            parser._option_string_actions[word] = action
+        if type(action).__name__ == "_ActionConfigLoad":  # --model FILE, beside --model.name
+            action.help = argparse.SUPPRESS
+            parser._option_string_actions.pop(action.option_strings[0])
+    _regroup(parser, first, ("config", *common))
+    return parser
+
+
+def _regroup(parser: Parser, first: Any, common: Sequence[str]) -> None:
+    """`common` to the group `first`, which comes first; headings of the others name their keys."""
+    place = {dest: i for i, dest in enumerate(common)}
+    missing = set(common) - {action.dest for action in parser._actions}
+    assert not missing, missing
+
+    for group in parser._action_groups:
+        if group is first:
+            continue
+        keys = {action.dest.rpartition(".")[0] for action in group._group_actions} - {""}
+        if keys:
+            group.title = f"{min(keys)}: {group.title}"
+        first._group_actions += [a for a in group._group_actions if a.dest in place]
+        group._group_actions = [a for a in group._group_actions if a.dest not in place]
+    first._group_actions.sort(key=lambda action: place[action.dest])
+    parser._action_groups.remove(first)
+    parser._action_groups.insert(0, first)
+    next(g for g in parser._action_groups if g.title == "options").title = "other options"
+
+
+def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[str]:
+    """The arguments as the parser takes them: `-` in a name as `_`, a bare boolean option with its
+    value, older names as today's (said once each), a preset as its file."""
+    flags = {
+        option
+        for option, action in parser._option_string_actions.items()
+        if getattr(action, "_typehint", None) is bool
+    }
+    out: list[str] = []
+    for given, after in zip(args, [*args[1:], ""], strict=False):
+        option, equals, value = given.partition("=")
+        if not option.startswith("--"):
+            out.append(preset(given) if out and out[-1] in NAMED else given)
+            continue
+
+        option = "--" + option[2:].replace("-", "_")
+        if option in was:
+            print(f"note: {option} is {was[option]} now", file=sys.stderr)
+            option = was[option]
+        if option in flags and not equals and (not after or after.startswith("-")):
+            equals, value = "=", "true"
+        out.append(option + equals + (preset(value) if option in NAMED else value))
+    return out
+
+
+def preset(config: str) -> str:
+    """The file of a config: as given, or the package's of that name (until 0.2.0 in
+    jobs/configs)."""
+    name = config.removeprefix("jobs/configs/").removesuffix(".yaml")
+    file = PRESETS / f"{name}.yaml"
+    if os.path.isfile(config) or not file.is_file():
+        return config
+    if config != name:
+        print(f"note: {config} is `--config {name}` now", file=sys.stderr)
+    return str(file)
+
+
+def named_files(command: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """The files that a command line names as FILES: (index of the argument, option, file)."""
+    for i, (given, after) in enumerate(zip(command, [*command[1:], ""], strict=False)):
+        option, equals, value = given.partition("=")
+        if option in FILES:
+            at, value = (i, value) if equals else (i + 1, after)
+            if value.endswith(FILES[option]):
+                yield at, option, value
+
+
+def check_yaml(given: Sequence[str]) -> None:
+    """Refuse a YAML file that jsonargparse would end on with a traceback (encoding) or half read (a
+    key twice)."""
+    for option, value in zip(["", *given], given, strict=False):
+        name, _, path = value.rpartition("=")
+        if (path.endswith((".yaml", ".yml")) or "--config" in (option, name)) and os.path.isfile(
+            path
+        ):
+            read_yaml(path)
+
+
+def take_plugins(args: Sequence[str]) -> list[str]:
+    """Load what `--plugin FILE` names, on every command; the other arguments stay."""
+    rest: list[str] = []
+    files: list[str] = []
+    given = iter(args)
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option == "--plugin":
+            files.append(value if equals else next(given, ""))
+        else:
+            rest.append(argument)
+    use_plugins(files)
+    return rest

@@ -1,0 +1,93 @@
+"""The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs
+no network.
+
+    lfmim demo --folder demo
+"""
+
+from __future__ import annotations
+
+import time
+
+from lfmim.cli.arguments import PRESETS, parse
+from lfmim.distributed import session
+from lfmim.schema import HEADS, MULTIMODAL
+from lfmim.storage import output_folder
+from lfmim.text_files import read_yaml
+
+COMMON = ("folder", "clips", "seed")
+
+
+def main(args: list[str]) -> int:
+    return int(parse(demo, args, prog="lfmim demo", about=__doc__, common=COMMON))
+
+
+def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
+    """Run the demo.
+
+    Args:
+        folder: where everything goes.
+        clips: utterance videos to make.
+        seed: of the corpus.
+    """
+    from pathlib import Path
+
+    import numpy as np
+
+    from lfmim.config import ExtractConfig, experiment_from_dict
+    from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
+
+    started, root = time.perf_counter(), output_folder(folder, "--folder")
+
+    def say(step: str) -> None:
+        print(f"[{time.perf_counter() - started:5.0f} s] {step}", flush=True)
+
+    say(f"making {clips} utterance videos")
+    manifest = generate_demo_corpus(root / "corpus", clips=clips, seed=seed)
+    raw = read_yaml(PRESETS / "demo.yaml")
+    raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
+    config = experiment_from_dict(raw)
+    extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
+    with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
+        from feature_service.pipeline.extract import extract_features
+        from feature_service.pipeline.predict import predict_clip
+        from lfmim import tracking
+        from lfmim.distributed.trainer import train_run
+        from lfmim.evaluation.report import evaluate_store, write_report
+
+        say("extracting features (Ray Data)")
+        print(extract_features(extract))
+        say("training LFMIM (Ray Train) and registering it (MLflow)")
+        result = train_run(config)
+    say("evaluating on the held-out test clips")
+    predictor = tracking.load_predictor(result.tracking_uri, result.registered.uri)
+    report = evaluate_store(predictor, Path(config.store), "test")
+    page = write_report(root / "report", report, predictor, title="LFMIM on the demo corpus")
+    drawn = draw_labels(1, np.random.default_rng(seed + 1))
+    labels = {str(head): str(emotion) for head, emotion in drawn.iloc[0].items()}
+    clip = root / "new_clip.mp4"
+    text = make_clip(clip, labels, key="new", seed=seed + 1)
+    row = predict_clip(predictor, extract, video=str(clip), text=text)
+
+    say("done\n")
+    print(f"{'head':<12}{'accuracy':>10}{'majority':>10}{'against the multimodal label':>32}")
+    for head in HEADS:
+        m = report["heads"][head]
+        print(
+            f"{head:<12}{m['accuracy']:>10.3f}{m['majority']:>10.3f}"
+            f"{report['against_multimodal_label'][head]:>32.3f}"
+        )
+    print(
+        f"\n{report['heads'][MULTIMODAL]['count']} held-out clips; registered "
+        f"{result.registered.uri} "
+        f"(version {result.registered.version})"
+    )
+    print(f"new clip {clip}, '{text}':")
+    for head in HEADS:
+        p = row[f"probabilities_{head}"]
+        if p is None:
+            print(f"  {head:<12}absent")
+            continue
+        print(f"  {head:<12}{row[f'label_{head}']:<12}p = {max(p):.2f}  (made as {labels[head]})")
+    print(f"\nreport:    {page}")
+    print(f"mlflow ui: mlflow ui --backend-store-uri {result.tracking_uri}")
+    return 0

@@ -1,0 +1,83 @@
+"""Registered model + feature store -> figures on a held-out split, report.json and an HTML page.
+
+lfmim evaluate --store features --model models:/lfmim@champion
+lfmim evaluate --store features --split valid --report report
+"""
+
+from __future__ import annotations
+
+from lfmim.cli.arguments import parse
+from lfmim.config import TrackingConfig
+from lfmim.distributed import session
+from lfmim.storage import local_path, output_folder
+
+COMMON = ("store", "model", "split", "report", "storage", "mlflow")
+
+
+def main(args: list[str]) -> int:
+    return int(
+        parse(
+            evaluate,
+            args,
+            prog="lfmim evaluate",
+            about=__doc__,
+            common=COMMON,
+            was={"--uri": "--mlflow"},
+        )
+    )
+
+
+def evaluate(
+    *,
+    store: str,
+    model: str = "models:/lfmim@champion",
+    split: str = "test",
+    report: str = "report",
+    storage: str = "runs",
+    mlflow: str = "",
+) -> int:
+    """Evaluate a registered model.
+
+    Args:
+        store: feature store.
+        model: models:/<name>@champion or models:/<name>/<version>.
+        split: train, valid or test.
+        report: folder of the report.
+        storage: run.storage of the training run, for the embedded registry.
+        mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
+    """
+    local_path(store, "--store")
+    output_folder(report, "--report", files=("report.json", "index.html"))
+    session.check_shared(store=store, report=report)
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from lfmim import tracking
+    from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, write_report
+
+    predictor = tracking.load_predictor(
+        tracking.tracking_uri(TrackingConfig(uri=mlflow), storage), model
+    )
+    figures = evaluate_store(predictor, Path(store), split)
+    page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
+    task = figures["task"]
+    columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
+    table = Table(
+        "head",
+        "n",
+        *columns.values(),
+        f"{HEADLINE[task]} against multimodal label",
+        title=f"{model}, split {split}",
+    )
+    for head, m in figures["heads"].items():
+        table.add_row(
+            head,
+            str(m["count"]),
+            *(f"{m[c]:.3f}" for c in columns),
+            f"{figures['against_multimodal_label'][head]:.3f}",
+        )
+    Console().print(table)
+    print(f"report: {page}")
+    return 0

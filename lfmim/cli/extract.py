@@ -1,0 +1,62 @@
+"""Videos + manifest -> feature store. Exit codes: 0 done, 2 bad input or a store that cannot be
+written, 3 more than --max_error_fraction quarantined.
+
+    lfmim extract --manifest clips.csv --store features
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lfmim.cli.arguments import parse
+from lfmim.config import ExtractConfig
+from lfmim.distributed import session
+from lfmim.schema import SPEC_FILE
+from lfmim.storage import output_folder
+
+COMMON = (
+    "manifest",
+    "store",
+    "encoders.preset",
+    "encoders.text",
+    "encoders.audio",
+    "encoders.vision",
+    "gpus_per_worker",
+    "retry_quarantined",
+    "storage",
+    "tracking.uri",
+)
+
+
+def main(args: list[str]) -> int:
+    config = parse(ExtractConfig, args, prog="lfmim extract", about=__doc__, common=COMMON)
+    output_folder(config.store, "--store", files=(SPEC_FILE,))
+    session.check_shared(store=config.store)
+    from lfmim.data.manifest import read_manifest
+
+    read_manifest(config.manifest)  # bad input is told before a cluster is started
+    from feature_service.pipeline.extract import extract_features
+
+    gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
+    models = "GPU" if gpus else "CPU"
+    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
+    params = {
+        "manifest": config.manifest,
+        "store": config.store,
+        "gpus_per_worker": config.gpus_per_worker,
+    }
+    run = f"extract-{Path(config.store).name}"
+    with session.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
+        summary = extract_features(config, log=log)
+    print(summary)
+    print(f"feature store: {config.store}")
+    if summary.error_fraction > config.max_error_fraction:
+        print(
+            f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than "
+            "max_error_fraction "
+            f"{config.max_error_fraction:.1%}; the reasons are in {config.store}/errors",
+            file=sys.stderr,
+        )
+        return 3
+    return 0

@@ -1,0 +1,25 @@
+"""Published data sets, feature dumps, annotations and checkpoints -> manifests, feature stores, a
+registered model.
+
+    lfmim import cherma --source CHERMA --store features
+    lfmim import mmsa --source unaligned_39.pkl --store features
+    lfmim import sims --source CH-SIMS --output clips.csv
+    lfmim import emotiontalk --source labels.parquet --output emotiontalk.csv
+    lfmim import annotations --source votes.csv --output clips.csv
+    lfmim import char_ngrams --source clips.csv --store features
+    lfmim import checkpoint --checkpoint model.pth --num_heads 16
+"""
+
+from __future__ import annotations
+
+from lfmim.cli.arguments import parse_one
+from lfmim.cli.import_checkpoint import WAS, import_checkpoint
+from lfmim.data.importers.base import IMPORTERS
+
+
+def main(args: list[str]) -> int:
+    commands = {name: IMPORTERS[name] for name in IMPORTERS} | {"checkpoint": import_checkpoint}
+    done = parse_one(commands, args, prog="lfmim import", about=__doc__, was=WAS)
+    if not isinstance(done, int):
+        print("\n".join(done))
+    return 0

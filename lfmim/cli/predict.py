@@ -1,0 +1,175 @@
+"""Registered model + new clips or stored features -> emotions per head.
+
+lfmim predict --video clip.mp4 --text "今天真高兴"
+lfmim predict --manifest new.csv --output predictions.parquet
+lfmim predict --store features --output predictions.jsonl
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lfmim.cli.arguments import parse
+from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
+from lfmim.distributed import session
+from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
+from lfmim.storage import local_path, output_file, output_folder
+
+COMMON = ("video", "text", "manifest", "store", "output", "model", "storage", "mlflow")
+
+
+def main(args: list[str]) -> int:
+    return int(
+        parse(
+            predict,
+            args,
+            prog="lfmim predict",
+            about=__doc__,
+            common=COMMON,
+            was={"--uri": "--mlflow"},
+        )
+    )
+
+
+def predict(
+    *,
+    video: str = "",
+    text: str = "",
+    manifest: str = "",
+    store: str = "",
+    output: str = "predictions.jsonl",
+    features: str = "",
+    model: str = "models:/lfmim@champion",
+    storage: str = "runs",
+    mlflow: str = "",
+    encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
+    workers: int = 1,
+    face_workers: int = 1,
+    encoder_workers: int = 1,
+    decode_workers: int = 0,
+    decode_resource: str = "",
+    gpus_per_worker: float = 0.0,
+    stuck_minutes: float = STUCK_MINUTES,
+) -> int:
+    """Predict emotions.
+
+    Args:
+        video: one video file.
+        text: its transcript.
+        manifest: manifest of many clips, instead of video and text.
+        store: feature store of many clips, instead of a manifest.
+        output: .parquet or .jsonl file for the predictions of a manifest or a store. An interrupted
+            run is continued.
+        features: feature store for the manifest's clips; default <output>.features. A rerun
+            continues in it.
+        model: models:/<name>@champion or models:/<name>/<version>.
+        storage: run.storage of the training run, for the embedded registry.
+        mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
+        encoders: the encoders the model was trained on.
+        workers: actors that predict.
+        face_workers: actors for face detection.
+        encoder_workers: actors per encoder stage.
+        decode_workers: CPU tasks decoding at once; 0: one per CPU.
+        decode_resource: custom Ray resource of the nodes that decode; empty: any node.
+        gpus_per_worker: GPU share of each encoder and predictor; 0 runs them on CPU.
+        stuck_minutes: after so many minutes without a row the job says which stage is at which
+            rows, and since when.
+    """
+    from pathlib import Path
+
+    from lfmim import tracking
+
+    if [bool(video or text), bool(manifest), bool(store)].count(True) != 1:
+        raise InputError("give one of --manifest, --store, or --video and/or --text")
+    if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
+        raise InputError(f"--output {output}: must end in .parquet or .jsonl")
+    config = ExtractConfig(
+        manifest=manifest or "-",
+        store=store or features or f"{output}.features",
+        encoders=encoders,
+        face_workers=face_workers,
+        encoder_workers=encoder_workers,
+        decode_workers=decode_workers,
+        decode_resource=decode_resource,
+        gpus_per_worker=gpus_per_worker,
+        stuck_minutes=stuck_minutes,
+    )
+    if workers < 1:
+        raise InputError(f"--workers: {workers} must be at least 1")
+    track = TrackingConfig(uri=mlflow)
+    local_path(store, "--store")
+    if manifest or store:
+        output_file(output, "--output")
+        output_folder(f"{output}.parts", "--output")
+    if manifest:
+        output_folder(config.store, "--features")
+    if manifest or store:
+        session.check_shared(
+            store=store, features=features, output=output, storage="" if mlflow else storage
+        )
+    predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)
+    from feature_service.pipeline.predict import predict_clip, predict_manifest, predict_store
+
+    if not manifest and not store:
+        _show(dict(predict_clip(predictor, config, video=video, text=text)), video or text)
+        return 0
+    count = f"{workers} worker{'s' * (workers > 1)}"
+    what = f"predict {manifest or store} with {model} into {output}: {count} on "
+    gpus = gpus_per_worker * (
+        workers if store else max(workers, face_workers + 3 * encoder_workers)
+    )
+    params = {"model": model, "manifest": manifest, "store": config.store, "output": output}
+    if manifest:
+        from lfmim.data.manifest import read_manifest
+
+        read_manifest(manifest)
+    with session.job_session(
+        what + ("GPU" if gpus else "CPU"),
+        track,
+        storage,
+        f"predict-{Path(output).name}",
+        params,
+        gpus=gpus,
+    ) as log:
+        if manifest:
+            for summary in predict_manifest(
+                predictor, config, Path(output), workers=workers, log=log
+            ):
+                print(summary)
+        else:
+            print(
+                predict_store(
+                    predictor,
+                    Path(store),
+                    Path(output),
+                    workers=workers,
+                    gpus_per_worker=gpus_per_worker,
+                    stuck_minutes=stuck_minutes,
+                    log=log,
+                )
+            )
+    print(f"predictions: {output}")
+    return 0
+
+
+def _show(row: Mapping[str, Any], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if SENTIMENT_COLUMNS[MULTIMODAL] in row:
+        table = Table("head", "sentiment, -1 to 1", title=title)
+        for head, column in SENTIMENT_COLUMNS.items():
+            table.add_row(head, "absent" if row[column] is None else f"{row[column]:+.2f}")
+        Console().print(table)
+        return
+    table = Table("head", "emotion", *REPORT_ORDER, title=title)
+    for head in HEADS:
+        p = row[f"probabilities_{head}"]
+        cells = (
+            ["-"] * len(EMOTIONS)
+            if p is None
+            else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
+        )
+        table.add_row(head, row[f"label_{head}"] or "absent", *cells)
+    Console(width=140).print(table)

@@ -1,0 +1,57 @@
+"""Feature store -> trained, tracked and registered model. The same command again continues where it
+stopped.
+
+    lfmim train --store features --system lfmim --train.lr 0.005
+    lfmim train --config paper --store features
+"""
+
+from __future__ import annotations
+
+from lfmim.cli.arguments import parse
+from lfmim.config import ExperimentConfig
+from lfmim.distributed import session
+from lfmim.storage import local_path, output_folder
+
+COMMON = (
+    "store",
+    "model.name",
+    "model.task",
+    "train.epochs",
+    "train.lr",
+    "train.seed",
+    "run.name",
+    "run.storage",
+    "tracking.uri",
+    "tracking.model_name",
+)
+
+
+def main(args: list[str]) -> int:
+    config = parse(ExperimentConfig, args, prog="lfmim train", about=__doc__, common=COMMON)
+    local_path(config.store, "--store")
+    output_folder(config.run.storage, "--storage")
+    session.check_shared(store=config.store, storage=config.run.storage)
+    from lfmim.distributed.trainer import describe, train_run
+
+    c, what = config.run, describe(config)  # bad input is told before a cluster is started
+    needed = {"cpus": c.workers * c.cpus_per_worker, "gpus": c.workers * c.gpus_per_worker}
+    if c.workers == 1 and not session.on_cluster():
+        session.stay_here(what, **needed)
+        result = train_run(config, alone=True)
+    else:
+        with session.ray_session(what, **needed):
+            result = train_run(config)
+    best = result.meta.history[result.meta.best_epoch]["valid"]
+    metric = "accuracy" if config.model.task == "emotion" else "mae"
+    print(
+        f"run {result.name}: {result.meta.epoch} epochs, best {result.meta.best_epoch + 1}; "
+        f"validation {metric} "
+        + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"])
+    )
+    r = result.registered
+    print(
+        f"registered {r.uri} (version {r.version}; "
+        f"{'champion' if r.promoted else 'champion unchanged'}: {r.reason})"
+    )
+    print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
+    return 0
