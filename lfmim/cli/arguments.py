@@ -49,12 +49,15 @@ class Parser(ArgumentParser):  # type: ignore[misc]
         text = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
         text = re.sub(r"<class '(\w+)'>", r"\1", text)
         text = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", text)
+        needed = re.match(r"the following arguments are required: (.*)", text)
+        if needed:
+            text = f"{' and '.join(f'--{name}' for name in needed[1].split(', '))}: needed"
         raise InputError(f"{text}{self._nearest(text)}; `{self.prog} --help` lists the options")
 
     def _nearest(self, text: str) -> str:
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
         given = unknown[1] if unknown else ""
-        near = difflib.get_close_matches(given, self._option_string_actions, n=1)
+        near = difflib.get_close_matches(given, self._option_string_actions, n=1, cutoff=0.7)
         return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -98,7 +98,8 @@ def test_settings_that_come_with_the_package(capsys, tmp_path, monkeypatch):
         (["--store", "s", "--train.lr", "x"], r"^train.lr: Expected a float. Got value: x;"),
         (["--store", "s", "--train.optimizer", "x"], r"one of 'sgd', 'adamw'. Got value: x"),
         (["--store", "s", "--train.lr", "-1"], r"^train.lr: -1.0 must be positive"),
-        ([], r'"store" is required|store.* required'),
+        ([], r"^--store: needed; `lfmim train --help`"),
+        (["--store", "s", "--nope"], r"^unrecognized arguments: --nope; "),
         (["--store", "s", "--config", "none.yaml"], r"none.yaml"),
     ],
 )
