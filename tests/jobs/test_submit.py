@@ -322,13 +322,13 @@ def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(
         ["--config=theirs.yaml"],
         ["--config", str(here / "theirs.yaml")],
     ):
-        done = sent("jobs/train.py", *config)
+        done = sent("jobs/train.py" if "=" in config[0] else "train", *config)
         assert done.returncode == 2, done.stdout + done.stderr
         assert f"error: {tmp_path / 'no-such-store'}" in done.stdout
     done = sent(str(ROOT / "jobs" / "train.py"), "--config", "none.yaml")
     assert done.returncode == 2, done.stdout + done.stderr
     assert (
-        "error: --config none.yaml: no such file here, and only the files of the repository travel"
+        "error: --config none.yaml: no such file here, and only the files of the project travel"
         in done.stdout
     )
     assert "usage:" not in done.stdout
