@@ -2,7 +2,7 @@ r"""What a change of the recipe is worth, by validation alone: systems x changes
 preset choice by choice.
 
     python benchmarks/recipes.py --store tuning --seeds 3 \
-        --changes train.ema=0.99 train.lr=0.002+train.warmup=2
+        --changes train.ema_decay=0.99 train.lr=0.002+train.warmup_epochs=2
     python benchmarks/recipes.py --store tuning --systems mult pmr \
         --changes train.lr=0.001 train.lr=0.002
     python benchmarks/recipes.py --store tuning --systems strong    # without each of its choices

@@ -46,7 +46,7 @@ def import_checkpoint(
     path = local_path(checkpoint, "--checkpoint")
     output_folder(storage, "--storage")
     spec = FeatureSpec.load(local_path(features, "--features")) if features else None
-    imported = read_published(path, heads=heads, features=spec)
+    imported = read_published(path, num_heads=heads, features=spec)
     settings = TrackingConfig(uri=uri, model_name=name)
     server = tracking.tracking_uri(settings, storage)
     tracking.check_server(server, create=True)
@@ -56,7 +56,7 @@ def import_checkpoint(
     meta = save_imported(imported, folder, source=path.name)
     c = imported.config
     print(
-        f"{path.name}: width {c.width}, {c.heads} heads, {c.layers} multimodal layers, "
+        f"{path.name}: width {c.d_model}, {c.num_heads} heads, {c.num_layers} multimodal layers, "
         f"{c.fex_tokens} FEX tokens; "
         + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items())
     )

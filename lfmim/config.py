@@ -54,12 +54,13 @@ class ModelConfig:
     task: Literal["emotion", "sentiment"] = "emotion"
     """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns
     sentiment_*)."""
-    width: int = 128
+    d_model: int = 128
     """Width d of every stream."""
-    heads: int = 8
-    layers: int = 4
-    ffn_multiple: int = 4
-    """Feed-forward width as a multiple of `width`."""
+    num_heads: int = 8
+    """Attention heads of a layer."""
+    num_layers: int = 4
+    dim_feedforward: int = 0
+    """Width of the layers' feed-forward; 0: four times `d_model`."""
     fex_tokens: int = 1
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
@@ -87,10 +88,9 @@ class ModelConfig:
             except InputError as error:
                 raise InputError(f"model.name: {error}") from error
         for field in (
-            "width",
-            "heads",
-            "layers",
-            "ffn_multiple",
+            "d_model",
+            "num_heads",
+            "num_layers",
             "fex_tokens",
             "max_text",
             "max_audio",
@@ -102,17 +102,27 @@ class ModelConfig:
                 f"{getattr(self, field)} must be at least 1",
             )
         _check(
-            self.width % self.heads == 0,
-            "model.heads",
-            f"{self.heads} does not divide model.width {self.width}",
+            self.dim_feedforward >= 0,
+            "model.dim_feedforward",
+            f"{self.dim_feedforward} must not be negative",
         )
-        _check(self.width % 2 == 0, "model.width", f"{self.width} must be even")
+        _check(
+            self.d_model % self.num_heads == 0,
+            "model.num_heads",
+            f"{self.num_heads} does not divide model.d_model {self.d_model}",
+        )
+        _check(self.d_model % 2 == 0, "model.d_model", f"{self.d_model} must be even")
         for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
             _check(
                 0.0 <= getattr(self, field) < 1.0,
                 f"model.{field}",
                 f"{getattr(self, field)} is not in [0, 1)",
             )
+
+    @property
+    def feedforward(self) -> int:
+        """Width of the feed-forward of a layer `d_model` wide."""
+        return self.dim_feedforward or 4 * self.d_model
 
     @property
     def outputs(self) -> int:
@@ -175,11 +185,11 @@ class TrainConfig:
     momentum: float = 0.0
     """SGD only."""
     weight_decay: float = 0.0
-    schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
+    lr_scheduler: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
     """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or
     lr."""
-    warmup: float = 0.0
-    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by
+    warmup_epochs: float = 0.0
+    """Epochs, or a part of one, over which the rate rises linearly to the scheduler's, step by
     step."""
     epochs: int = 20
     batch_size: int = 96
@@ -193,7 +203,7 @@ class TrainConfig:
     stays. Only for models that accept absent modalities."""
     step_dropout: float = 0.0
     """Share of the sequence positions hidden from a training sample."""
-    ema: float = 0.0
+    ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is then what is validated and saved;
     0: the weights."""
     patience: int = 0
@@ -223,13 +233,20 @@ class TrainConfig:
         _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema"):
+        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema_decay"):
             _check(
                 0 <= getattr(self, field) < 1,
                 f"train.{field}",
                 f"{getattr(self, field)} is not in [0, 1)",
             )
-        for field in ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch", "warmup"):
+        for field in (
+            "momentum",
+            "weight_decay",
+            "grad_clip",
+            "patience",
+            "micro_batch",
+            "warmup_epochs",
+        ):
             _check(
                 getattr(self, field) >= 0,
                 f"train.{field}",

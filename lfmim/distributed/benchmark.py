@@ -135,7 +135,7 @@ def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
     pack."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema
+        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema_decay
         groups.setdefault(run.system if together else (run.system, run.seed), []).append(run)
     return list(groups.values())
 

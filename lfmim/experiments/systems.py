@@ -30,10 +30,10 @@ SENTIMENT_SYSTEMS = ("mlf-dnn", "mlmf", "mtfn", "lfmim")
 COMMON = {
     "model": (
         "task",
-        "width",
-        "heads",
-        "layers",
-        "ffn_multiple",
+        "d_model",
+        "num_heads",
+        "num_layers",
+        "dim_feedforward",
         "max_text",
         "max_audio",
         "max_vision",
