@@ -153,7 +153,7 @@ def test_attention_stands_large_scores(scale):
 @pytest.mark.usefixtures("one_seed")
 def test_feed_forward_with_dropout_equals_torchs_for_the_same_mask(monkeypatch, block):
     torch.manual_seed(0)
-    layer = FeedForward(6, 4, 0.5)
+    layer = FeedForward(6, 24, 0.5)
     torch.nn.init.normal_(layer[0].bias)
     x = torch.randn(3, 5, 6, requires_grad=True)
     monkeypatch.setattr(kernels, "BLOCK", block)  # one row at a time, three, all
@@ -185,7 +185,7 @@ def test_dropout_adds_the_residual():
 def everything(x):
     """Output and gradient of all three, one after the other."""
     torch.manual_seed(0)
-    layer = FeedForward(24, 2, 0.3)
+    layer = FeedForward(24, 48, 0.3)
     mask = attention_mask(torch.ones(x.shape[:2], dtype=torch.bool))
     y = Dropout(0.3)(layer(attention(x.repeat(1, 1, 3), None, mask, 2, 0.3)), x)
     return y, *torch.autograd.grad(y.square().sum(), x)
@@ -206,7 +206,7 @@ def test_nan_comes_through():
     mask = attention_mask(torch.ones(2, 20, dtype=torch.bool))
     for y in (
         attention(x.repeat(1, 1, 3), None, mask, 2, 0.1),
-        FeedForward(24, 2, 0.1)(x),
+        FeedForward(24, 48, 0.1)(x),
         Dropout(0.1)(x * x[0, 3, 5]),
     ):
         assert y[0].isnan().any()
