@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
-from lfmim.config import TrackingConfig  # noqa: E402
+from lfmim.config import TrackingConfig, say_renamed, translate_options  # noqa: E402
 from lfmim.registry import PLUGINS, use_plugins  # noqa: E402
 from lfmim.schema import InputError, WorkerError  # noqa: E402
 from lfmim.storage import disk_failure, output_folder  # noqa: E402
@@ -82,6 +82,8 @@ def run(
         _start_at_home()
         _take_plugins()
         _check_yaml(sys.argv[1:])
+        sys.argv[1:], renamed = translate_options(sys.argv[1:])
+        say_renamed(renamed)
         code = main() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
