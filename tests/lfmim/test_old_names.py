@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -275,6 +277,24 @@ def test_a_plugin_model_that_reads_the_old_names(caplog):
     assert len(said(caplog)) == 4
     assert not hasattr(NEW.model, "breadth")
     assert not hasattr(NEW.model, "ema")
+
+
+@pytest.mark.integration
+def test_a_job_reads_old_names_and_says_so_once(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("store: s\nmodel: {width: 64, layers: 2}\n")
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--config", str(path)]
+    done = subprocess.run(
+        [*command, "--model.ffn_multiple", "2", "--print_config"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    model = yaml.safe_load(done.stdout)["model"]
+    assert (model["d_model"], model["num_layers"], model["dim_feedforward"]) == (64, 2, 128)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{path}: model.width is now model.d_model")
+    assert line.endswith("The next release reads the new names alone.")
 
 
 small = st.fixed_dictionaries(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pyarrow.dataset as pad
@@ -14,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
 from lfmim.config import (
+    FORMER,
     BetaConfig,
     ExperimentConfig,
     ModelConfig,
@@ -21,12 +24,13 @@ from lfmim.config import (
     TrackingConfig,
     TrainConfig,
     flatten,
+    hash_parts,
     to_dict,
 )
 from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
 from lfmim.schema import FEATURE_COLUMNS, InputError
-from lfmim.training.checkpoint import WEIGHTS, load_meta
+from lfmim.training.checkpoint import META, WEIGHTS, load_meta
 
 MODEL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8)
 
@@ -244,6 +248,23 @@ def test_more_epochs_go_on_in_the_same_run_and_a_new_best_is_a_new_version(begun
             e["epoch"]: e["score"] for e in result.meta.history[: result.meta.best_epoch + 1]
         }
     assert train_run(with_train(config, epochs=6), alone=True).registered.version == "2"
+
+
+@pytest.mark.integration
+def test_a_run_of_0_1_goes_on_under_todays_names(begun, tmp_path):
+    config, first = begun
+    for meta in (tmp_path / "runs" / "here").glob(f"epoch_*/{META}"):
+        whole = json.loads(meta.read_text())
+        whole["config"] |= hash_parts(config)
+        assert whole["config"]["model"]["width"] == 16
+        meta.write_text(json.dumps(whole))
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs" / "mlflow.db")) as database, database:
+        for new, old in FORMER.items():
+            database.execute("UPDATE params SET key = ? WHERE key = ?", (old, new))
+    more = train_run(with_train(config, epochs=3), alone=True)
+    _, run = record(more)
+    assert (more.run_id, more.meta.epoch) == (first.run_id, 3)
+    assert run.data.params["model.width"] == run.data.params["model.d_model"] == "16"
 
 
 @pytest.mark.integration

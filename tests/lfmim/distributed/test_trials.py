@@ -232,3 +232,19 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
             check_tune(dataclasses.replace(mine, repeatable=not repeatable))
     with pytest.raises(InputError, match="not a feature store"):
         check_tune(dataclasses.replace(config, store=str(tmp_path / "none")))
+
+
+def test_a_sweep_of_0_1_is_known_again(toy_store, tmp_path):
+    """Its identity is what 0.1 wrote into sweep.json and hashed for its folder."""
+    from lfmim.distributed.tuner import _identity, check_tune
+
+    spaces = []
+    for heads in ("heads", "num_heads"):
+        space = write(tmp_path, f"model.{heads}: [2, 4]\ntrain.lr: [0.01, 0.02]")
+        config = tiny_tune(toy_store, tmp_path, space=space)
+        spaces.append(_identity(config, check_tune(config)))
+    assert spaces[0] == spaces[1]
+    assert list(spaces[0]["space"]) == ["model.heads", "train.lr"]
+    assert spaces[0]["model"]["ffn_multiple"] == 4
+    assert {"width", "heads", "layers"} < set(spaces[0]["model"])
+    assert {"schedule", "warmup", "ema"} < set(spaces[0]["train"])
