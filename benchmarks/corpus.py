@@ -21,7 +21,10 @@ CHERMA = 28_717
 T, A, V = MODALITIES
 PAPER = ExperimentConfig(store="none")
 SMALL = replace(
-    PAPER, model=ModelConfig(width=16, heads=2, layers=1, max_text=24, max_audio=25, max_vision=16)
+    PAPER,
+    model=ModelConfig(
+        d_model=16, num_heads=2, num_layers=1, max_text=24, max_audio=25, max_vision=16
+    ),
 )
 PAPER_DIMS = {T: 768, A: 768, V: 512}
 SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
@@ -33,7 +36,9 @@ SIZES: dict[str, tuple[ExperimentConfig, dict[Modality, int]]] = {
     "tiny": (
         replace(
             SMALL,
-            model=ModelConfig(width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8),
+            model=ModelConfig(
+                d_model=16, num_heads=2, num_layers=2, max_text=8, max_audio=8, max_vision=8
+            ),
             train=TrainConfig(batch_size=16),
         ),
         {T: 12, A: 10, V: 8},
@@ -92,7 +97,7 @@ def noise_corpus(
 def forward_flops(data: UtteranceTensors, config: ModelConfig) -> dict[str, float]:
     """FLOPs (multiply-add = 2) of the forward pass of LFMIM or MLF-DNN over `data` without padding:
     `projection`, `linear`, `attention`. What comes once per sample, a few thousand, is left out."""
-    d, layers = config.width, config.layers
+    d, layers = config.d_model, config.num_layers
     n = {m: data.lengths[m].double() for m in MODALITIES}
     projection = sum(float(2 * n[m].sum() * x.shape[-1] * d) for m, x in data.features.items())
     if config.name == "mlf-dnn":
@@ -107,7 +112,7 @@ def forward_flops(data: UtteranceTensors, config: ModelConfig) -> dict[str, floa
     return {
         "projection": projection,
         "linear": sum(
-            float(2 * s.sum() * layers * (4 + 2 * config.ffn_multiple) * d * d) for s in sequences
+            float(2 * s.sum() * layers * (4 * d + 2 * config.feedforward) * d) for s in sequences
         ),
         "attention": sum(float(4 * (s * s).sum() * layers * d) for s in sequences),
     }
@@ -161,13 +166,13 @@ def machine_floor(
         return work / spent
 
     n = 8192 if device.type == "cuda" else 1024
-    d, linear = config.width, []
-    for k, out in ((d, 3 * d), (d, d), (d, config.ffn_multiple * d), (config.ffn_multiple * d, d)):
+    d, f, linear = config.d_model, config.feedforward, []
+    for k, out in ((d, 3 * d), (d, d), (d, f), (f, d)):
         x, w, g = rand(rows, k), rand(out, k), rand(rows, out)
         linear += [(x, w.t()), (g, w), (g.t(), x)]
     length = sum(config.max_lengths.values()) * 3 // 4
-    groups = max(1, rows // length) * config.heads
-    q, p = rand(groups, length, d // config.heads), rand(groups, length, length)
+    groups = max(1, rows // length) * config.num_heads
+    q, p = rand(groups, length, d // config.num_heads), rand(groups, length, length)
     source = torch.zeros(
         2**26 if device.type == "cuda" else 2**24, dtype=torch.float32, device=device
     )

@@ -2,7 +2,7 @@ r"""What a change of the recipe is worth, by validation alone: systems x changes
 preset choice by choice.
 
     python benchmarks/recipes.py --store tuning --seeds 3 \
-        --changes train.ema=0.99 train.lr=0.002+train.warmup=2
+        --changes train.ema_decay=0.99 train.lr=0.002+train.warmup_epochs=2
     python benchmarks/recipes.py --store tuning --systems mult pmr \
         --changes train.lr=0.001 train.lr=0.002
     python benchmarks/recipes.py --store tuning --systems strong    # without each of its choices
@@ -31,7 +31,15 @@ import torch
 import yaml
 from page import report_folder
 
-from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.config import (
+    ExperimentConfig,
+    config_hash,
+    experiment_from_dict,
+    hash_parts,
+    say_renamed,
+    to_dict,
+    translate,
+)
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.report import markdown_table
@@ -56,6 +64,8 @@ def plan(
             fields = {
                 k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))
             }
+            fields, renamed = translate(fields, d_model=base.model.d_model)
+            say_renamed(renamed, "--changes")
             rows[system, change.replace("+", ", ")] = with_params(base, fields)
         if system in presets:
             for field, value in searchable(base).items():
@@ -70,7 +80,7 @@ def plan(
 def validation_score(config: ExperimentConfig, seed: int, output: Path, fingerprint: str) -> float:
     """Best validation score of one run."""
     config = with_params(config, {"train.seed": seed})
-    path = output / f"{config_hash(to_dict(config.model), to_dict(config.train), fingerprint)}.json"
+    path = output / f"{config_hash(*hash_parts(config).values(), fingerprint)}.json"
     if not path.is_file():
         store = Path(config.store)
         data = [load_split(store, split, config.model) for split in ("train", "valid")]

@@ -29,15 +29,15 @@ from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
 class Block(nn.Module):
     def __init__(self, c: ModelConfig) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(c.width), nn.LayerNorm(c.width)
+        self.norm1, self.norm2 = nn.LayerNorm(c.d_model), nn.LayerNorm(c.d_model)
         self.attention = nn.MultiheadAttention(
-            c.width, c.heads, dropout=c.dropout_attention, batch_first=True
+            c.d_model, c.num_heads, dropout=c.dropout_attention, batch_first=True
         )
         self.ffn = nn.Sequential(
-            nn.Linear(c.width, c.ffn_multiple * c.width),
+            nn.Linear(c.d_model, c.feedforward),
             nn.ReLU(),
             nn.Dropout(c.dropout_ffn),
-            nn.Linear(c.ffn_multiple * c.width, c.width),
+            nn.Linear(c.feedforward, c.d_model),
         )
         self.dropout = nn.Dropout(c.dropout_ffn)
 
@@ -51,29 +51,29 @@ class PlainLFMIM(nn.Module):
     def __init__(self, c: ModelConfig, dims: dict[Modality, int]) -> None:
         super().__init__()
         names = [*(m.value for m in MODALITIES), MULTIMODAL]
-        self.project = nn.ModuleDict({m: nn.Conv1d(dims[m], c.width, 1) for m in MODALITIES})
+        self.project = nn.ModuleDict({m: nn.Conv1d(dims[m], c.d_model, 1) for m in MODALITIES})
         self.position = nn.Parameter(
-            torch.randn(max(c.max_lengths.values()), c.width), requires_grad=False
+            torch.randn(max(c.max_lengths.values()), c.d_model), requires_grad=False
         )
         self.dropout = nn.Dropout(c.dropout_embedding)
         self.stacks = nn.ModuleDict(
-            {n: nn.ModuleList(Block(c) for _ in range(c.layers)) for n in names}
+            {n: nn.ModuleList(Block(c) for _ in range(c.num_layers)) for n in names}
         )
-        self.norms = nn.ModuleDict({n: nn.LayerNorm(c.width) for n in names})
+        self.norms = nn.ModuleDict({n: nn.LayerNorm(c.d_model) for n in names})
         self.heads = nn.ModuleDict(
             {
                 n: nn.Sequential(
-                    nn.Linear(c.width, c.width // 2),
+                    nn.Linear(c.d_model, c.d_model // 2),
                     nn.ReLU(),
-                    nn.Linear(c.width // 2, len(EMOTIONS)),
+                    nn.Linear(c.d_model // 2, len(EMOTIONS)),
                 )
                 for n in names
             }
         )
-        self.fex = nn.Parameter(torch.randn(c.fex_tokens, c.width) * 0.02)
-        self.alpha = nn.Parameter(torch.ones(c.layers, 3))
-        self.alpha_bar = nn.Parameter(torch.ones(c.layers, 3))
-        self.layers = c.layers
+        self.fex = nn.Parameter(torch.randn(c.fex_tokens, c.d_model) * 0.02)
+        self.alpha = nn.Parameter(torch.ones(c.num_layers, 3))
+        self.alpha_bar = nn.Parameter(torch.ones(c.num_layers, 3))
+        self.layers = c.num_layers
 
     def forward(self, x: dict[str, Tensor], padding: dict[str, Tensor]) -> dict[str, Tensor]:
         z = {m: self.project[m](x[m].transpose(1, 2)).transpose(1, 2) for m in MODALITIES}

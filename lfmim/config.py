@@ -6,17 +6,36 @@ The command line is generated from them (jsonargparse), so a field's docstring i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
 
 from lfmim.registry import MODELS
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 from lfmim.storage import local_path
+from lfmim.text_files import read_yaml
+
+RENAMED = {
+    "model.width": "model.d_model",
+    "model.heads": "model.num_heads",
+    "model.layers": "model.num_layers",
+    "model.ffn_multiple": "model.dim_feedforward",
+    "train.schedule": "train.lr_scheduler",
+    "train.warmup": "train.warmup_epochs",
+    "train.ema": "train.ema_decay",
+}
+"""Names of 0.1 -> those of today. This release reads both. The multiple of d_model has become the
+width itself: 4, the default of both, is 0."""
+FORMER = {new: old for old, new in RENAMED.items()}
+"""For `hash_parts`, which keeps the names of 0.1."""
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -54,12 +73,13 @@ class ModelConfig:
     task: Literal["emotion", "sentiment"] = "emotion"
     """emotion: a class per head (columns label_*). sentiment: a score in [-1, 1] per head (columns
     sentiment_*)."""
-    width: int = 128
+    d_model: int = 128
     """Width d of every stream."""
-    heads: int = 8
-    layers: int = 4
-    ffn_multiple: int = 4
-    """Feed-forward width as a multiple of `width`."""
+    num_heads: int = 8
+    """Attention heads of a layer."""
+    num_layers: int = 4
+    dim_feedforward: int = 0
+    """Width of the layers' feed-forward; 0: four times `d_model`."""
     fex_tokens: int = 1
     """Learnable FEature eXtraction tokens at the head of the multimodal sequence."""
     pooling: Literal["mean", "fex", "attention"] = "mean"
@@ -87,10 +107,9 @@ class ModelConfig:
             except InputError as error:
                 raise InputError(f"model.name: {error}") from error
         for field in (
-            "width",
-            "heads",
-            "layers",
-            "ffn_multiple",
+            "d_model",
+            "num_heads",
+            "num_layers",
             "fex_tokens",
             "max_text",
             "max_audio",
@@ -102,17 +121,39 @@ class ModelConfig:
                 f"{getattr(self, field)} must be at least 1",
             )
         _check(
-            self.width % self.heads == 0,
-            "model.heads",
-            f"{self.heads} does not divide model.width {self.width}",
+            self.dim_feedforward >= 0,
+            "model.dim_feedforward",
+            f"{self.dim_feedforward} must not be negative",
         )
-        _check(self.width % 2 == 0, "model.width", f"{self.width} must be even")
+        _check(
+            self.d_model % self.num_heads == 0,
+            "model.num_heads",
+            f"{self.num_heads} does not divide model.d_model {self.d_model}",
+        )
+        _check(self.d_model % 2 == 0, "model.d_model", f"{self.d_model} must be even")
         for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
             _check(
                 0.0 <= getattr(self, field) < 1.0,
                 f"model.{field}",
                 f"{getattr(self, field)} is not in [0, 1)",
             )
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The names of 0.1, for code of plug-in models."""
+            new = RENAMED.get(f"model.{name}", "").removeprefix("model.")
+            if not new:
+                raise AttributeError(f"ModelConfig has no {name!r}", name=name, obj=self)
+            say_renamed([f"config.{name} is now config.{new}"], "a model's code")
+            return (
+                self.feedforward // self.d_model if name == "ffn_multiple" else getattr(self, new)
+            )
+
+    @property
+    def feedforward(self) -> int:
+        """Width of the feed-forward of a layer `d_model` wide."""
+        return self.dim_feedforward or 4 * self.d_model
 
     @property
     def outputs(self) -> int:
@@ -175,11 +216,11 @@ class TrainConfig:
     momentum: float = 0.0
     """SGD only."""
     weight_decay: float = 0.0
-    schedule: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
+    lr_scheduler: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
     """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or
     lr."""
-    warmup: float = 0.0
-    """Epochs, or a part of one, over which the rate rises linearly to the schedule's, step by
+    warmup_epochs: float = 0.0
+    """Epochs, or a part of one, over which the rate rises linearly to the scheduler's, step by
     step."""
     epochs: int = 20
     batch_size: int = 96
@@ -193,7 +234,7 @@ class TrainConfig:
     stays. Only for models that accept absent modalities."""
     step_dropout: float = 0.0
     """Share of the sequence positions hidden from a training sample."""
-    ema: float = 0.0
+    ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is then what is validated and saved;
     0: the weights."""
     patience: int = 0
@@ -223,13 +264,20 @@ class TrainConfig:
         _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
         _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
         _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema"):
+        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema_decay"):
             _check(
                 0 <= getattr(self, field) < 1,
                 f"train.{field}",
                 f"{getattr(self, field)} is not in [0, 1)",
             )
-        for field in ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch", "warmup"):
+        for field in (
+            "momentum",
+            "weight_decay",
+            "grad_clip",
+            "patience",
+            "micro_batch",
+            "warmup_epochs",
+        ):
             _check(
                 getattr(self, field) >= 0,
                 f"train.{field}",
@@ -455,10 +503,160 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def experiment_from_dict(raw: dict[str, Any]) -> ExperimentConfig:
-    """Inverse of `to_dict` for ExperimentConfig. Raises InputError on unknown or invalid fields."""
+def translate(
+    raw: Mapping[str, Any], *, prefix: str = "", d_model: Any = None
+) -> tuple[dict[str, Any], list[str]]:
+    """`raw` under the names of today, and a line to say per name of 0.1 in it.
+
+    `raw` is nested as a config is, or flat with dotted names (a search space, a trial's values);
+    with `prefix` "model." or "train." it is that section alone. `d_model` is what a multiple is
+    taken of; default: as `raw` has it. Raises InputError for a setting under both of its names.
+    """
+    raw = dict(raw)
+    if d_model is None:
+        d_model = _d_model(raw, prefix, ModelConfig.d_model)
+    out: dict[str, Any] = {}
+    lines: list[str] = []
+    for key, value in raw.items():
+        old = f"{prefix}{key}"
+        if old in ("model", "train") and isinstance(value, Mapping):
+            out[key], more = translate(value, prefix=f"{old}.", d_model=d_model)
+            lines += more
+        elif old in RENAMED:
+            new = RENAMED[old]
+            name, line = new.removeprefix(prefix), f"{old} is now {new}"
+            _refuse_both(old, new, raw, prefix)
+            if old == "model.ffn_multiple":
+                value = _feedforward(value, d_model)
+                line += f", the width itself: {value or f'0, for 4 x {d_model}'}"
+            out[name] = value
+            lines.append(line)
+        else:
+            out[key] = value
+    return out, lines
+
+
+def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """`translate` for a command line: --model.width 64, --model.width=64, and the files and
+    mappings given to --config, --model and --train, which take the place of their file's name.
+
+    A later option overrides a config under whichever name. Raises InputError for an option given
+    under both names, and for a file as `read_yaml`.
+    """
+    prefixes = {"config": "", "model": "model.", "train": "train."}
+    found: list[tuple[int, str, dict[str, Any]]] = []
+    d_model: Any = ModelConfig.d_model
+    for i, (arg, after) in enumerate(zip(args, [*args[1:], ""], strict=True)):
+        option, equals, value = arg.partition("=")
+        value, name = value if equals else after, option.removeprefix("--")
+        if name == option:
+            continue
+        if name in RENAMED or name in FORMER:
+            fields = {name: value}
+        elif name in prefixes:
+            fields = _content(name, value)
+        else:
+            continue
+        found.append((i, name, fields))
+        d_model = _d_model(fields, prefixes.get(name, ""), d_model)
+    names = {name: None for _, name, _ in found}
+    for old, new in RENAMED.items():
+        if old in names:
+            _refuse_both(f"--{old}", f"--{new}", {f"--{name}": None for name in names})
+
+    out, said = list(args), []
+    for i, name, fields in found:
+        fields, lines = translate(fields, prefix=prefixes.get(name, ""), d_model=d_model)
+        if not lines:
+            continue
+        _, equals, value = args[i].partition("=")
+        if name in prefixes:
+            said.append(f"{value or args[i + 1]}: {', '.join(lines)}")
+            text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
+        else:
+            ((name, text),) = fields.items()
+            said += lines
+        changed = [f"--{name}={text}"] if equals else [f"--{name}", str(text)]
+        out[i : i + len(changed)] = changed
+    return out, said
+
+
+def say_renamed(lines: Sequence[str], where: str = "") -> None:
+    """One warning for what `translate` found; once a process for the same."""
+    if lines:
+        _say(f"{where}: " * bool(where) + "; ".join(lines))
+
+
+@functools.cache
+def _say(what: str) -> None:
+    logging.getLogger(__name__).warning("%s. The next release reads the new names alone.", what)
+
+
+def _refuse_both(old: str, new: str, given: Mapping[str, Any], prefix: str = "") -> None:
+    if new.removeprefix(prefix) in given:
+        raise InputError(f"{old} and {new} are two names of one setting; keep {new}")
+
+
+def _d_model(raw: Mapping[str, Any], prefix: str, default: Any) -> Any:
+    flat = flatten(raw, prefix)
+    return flat.get("model.d_model", flat.get("model.width", default))
+
+
+def _feedforward(multiple: Any, d_model: Any) -> Any:
+    """`multiple` times `d_model`, of each of a list."""
+    if isinstance(multiple, list):
+        return [_feedforward(k, d_model) for k in multiple]
     try:
-        raw = dict(raw)
+        k, width = int(str(multiple)), int(str(d_model))
+    except ValueError as error:
+        raise InputError(
+            f"model.ffn_multiple: {multiple!r} of {d_model!r} is no whole number; it is "
+            "model.dim_feedforward now, the width itself"
+        ) from error
+    _check(k >= 1, "model.ffn_multiple", f"{k} must be at least 1")
+    return 0 if k == 4 else k * width
+
+
+def _content(option: str, value: str) -> dict[str, Any]:
+    """The mapping that a config option names or holds; {} if it is something else."""
+    if os.path.isfile(value) and (option == "config" or value.endswith((".yaml", ".yml", ".json"))):
+        raw = read_yaml(value)
+    else:
+        try:
+            raw = yaml.safe_load(value) if value.lstrip().startswith("{") else None
+        except yaml.YAMLError:  # the parser's to tell
+            raw = None
+    return raw if isinstance(raw, dict) else {}
+
+
+def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
+    the names of 0.1, so that what was begun then goes on."""
+    out = {
+        part: {
+            FORMER.get(f"{part}.{k}", k).removeprefix(f"{part}."): v
+            for k, v in to_dict(getattr(config, part)).items()
+        }
+        for part in ("model", "train")
+    }
+    width, d_model = out["model"].pop("ffn_multiple"), config.model.d_model
+    exact = width % d_model == 0 and width != 4 * d_model
+    return {
+        **out,
+        "model": out["model"]
+        | ({"ffn_multiple": width // d_model or 4} if exact else {"dim_feedforward": width}),
+    }
+
+
+def experiment_from_dict(raw: dict[str, Any], *, stored: bool = False) -> ExperimentConfig:
+    """Inverse of `to_dict` for ExperimentConfig. Raises InputError on unknown or invalid fields.
+
+    Names of 0.1 are read, too, with a warning unless the config is `stored`, by this project.
+    """
+    try:
+        raw, lines = translate(raw)
+        if not stored:
+            say_renamed(lines)
         train = dict(raw.pop("train", {}))
         beta = BetaConfig(**train.pop("beta", {}))
         return ExperimentConfig(
@@ -497,5 +695,9 @@ __all__ = [
     "TrainConfig",
     "config_hash",
     "experiment_from_dict",
+    "hash_parts",
+    "say_renamed",
     "to_dict",
+    "translate",
+    "translate_options",
 ]

@@ -50,7 +50,7 @@ def import_checkpoint(
     path = local_path(checkpoint, "--checkpoint")
     output_folder(storage, "--storage")
     spec = FeatureSpec.load(local_path(store, "--store")) if store else None
-    imported = read_published(path, heads=num_heads, features=spec)
+    imported = read_published(path, num_heads=num_heads, features=spec)
     settings = TrackingConfig(uri=mlflow, model_name=registered_model)
     server = tracking.tracking_uri(settings, storage)
     tracking.check_server(server, create=True)
@@ -61,7 +61,7 @@ def import_checkpoint(
     meta = save_imported(imported, folder, source=path.name)
     c = imported.config
     print(
-        f"{path.name}: width {c.width}, {c.heads} heads, {c.layers} multimodal layers, "
+        f"{path.name}: width {c.d_model}, {c.num_heads} heads, {c.num_layers} multimodal layers, "
         f"{c.fex_tokens} FEX tokens; "
         + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items())
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from lfmim.cli.arguments import check_yaml, named_files, preset, take_plugins
+from lfmim.config import say_renamed, translate_options
 from lfmim.distributed import session
 from lfmim.schema import InputError, WorkerError
 from lfmim.storage import disk_failure
@@ -78,6 +79,8 @@ def run(
     try:
         rest = take_plugins(start_at_home(args))
         check_yaml(rest)
+        rest, renamed = translate_options(rest)
+        say_renamed(renamed)
         code = command(rest) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

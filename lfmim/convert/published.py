@@ -82,7 +82,7 @@ def published_name(name: str) -> str:
     return f"{stem}_{short}" + (f".{rest}" if rest else "")
 
 
-def read_published(path: Path, *, heads: int, features: FeatureSpec | None = None) -> Imported:
+def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None = None) -> Imported:
     """Read a `.pth` of the published code. All sizes come from its tensors but the number of
     attention heads.
 
@@ -91,10 +91,10 @@ def read_published(path: Path, *, heads: int, features: FeatureSpec | None = Non
     misshapen tensors.
     """
     tensors = _load(path)
-    layers = 1 + max(
+    num_layers = 1 + max(
         (int(m[1]) for k in tensors if (m := re.match(r"transformer_m\.(\d+)\.", k))), default=-1
     )
-    if not layers:
+    if not num_layers:
         raise InputError(
             f"{path}: no tensor of a multimodal layer (transformer_m.0.*); is it a checkpoint of "
             "the published LFMIM code?"
@@ -109,16 +109,16 @@ def read_published(path: Path, *, heads: int, features: FeatureSpec | None = Non
             )
         return list(tensors[name].shape)
 
-    (width,), (fex, _) = shape("embedding_t", axes=1), shape("embedding_m", axes=2)
-    if heads < 1 or width % heads:
-        raise InputError(f"--heads: {heads} does not divide the checkpoint's width {width}")
+    (d_model,), (fex, _) = shape("embedding_t", axes=1), shape("embedding_m", axes=2)
+    if num_heads < 1 or d_model % num_heads:
+        raise InputError(f"--heads: {num_heads} does not divide the checkpoint's width {d_model}")
     config = ModelConfig(
         name="upstream",
-        width=width,
-        heads=heads,
-        layers=layers,
+        d_model=d_model,
+        num_heads=num_heads,
+        num_layers=num_layers,
         fex_tokens=fex,
-        ffn_multiple=max(1, shape("transformer_m.0.mlp.c_fc.weight", axes=2)[0] // width),
+        dim_feedforward=shape("transformer_m.0.mlp.c_fc.weight", axes=2)[0],
         **{f"max_{m}": shape(f"mix_{SHORT[m]}", axes=1)[0] - 1 for m in MODALITIES},  # type: ignore[arg-type]
         audio_excess="cut",
         dropout_attention=0.2,
@@ -135,7 +135,7 @@ def read_published(path: Path, *, heads: int, features: FeatureSpec | None = Non
     extra = [k for k in rest if k not in unused]
     if missing or extra:
         raise InputError(
-            f"{path}: not the tensors of a published LFMIM checkpoint with {layers} multimodal "
+            f"{path}: not the tensors of a published LFMIM checkpoint with {num_layers} multimodal "
             "layers; "
             + "; ".join(
                 f"{what}: {', '.join(found)}"

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from lfmim.config import config_hash, experiment_from_dict, to_dict
+from lfmim.config import config_hash, experiment_from_dict, hash_parts, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
@@ -121,9 +121,7 @@ def _runs(
                 benchmark_experiment(config, system, seed, presets),
                 seed < config.curves,
             )
-            key = config_hash(
-                to_dict(experiment.model), to_dict(experiment.train), fingerprint, with_curves
-            )
+            key = config_hash(*hash_parts(experiment).values(), fingerprint, with_curves)
             name = Path(system).stem
             folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
             out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves))
@@ -135,7 +133,7 @@ def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
     pack."""
     groups: dict[object, list[Run]] = {}
     for run in runs:
-        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema
+        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema_decay
         groups.setdefault(run.system if together else (run.system, run.seed), []).append(run)
     return list(groups.values())
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, to_dict
+from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, hash_parts, to_dict
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import exclusive, part_files, read_table, sequences
 from lfmim.models import MODELS
@@ -128,7 +128,7 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
     command, the same run."""
     if config.run.name:
         return config.run.name
-    digest = config_hash(to_dict(config.model), to_dict(config.train), fingerprint)
+    digest = config_hash(*hash_parts(config).values(), fingerprint)
     return f"{config.model.name}-{digest}"
 
 

@@ -36,7 +36,14 @@ from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
 from lfmim.distributed.order import Order
-from lfmim.experiments.search import Params, TrialRecord, TuneConfig, searchable, with_params
+from lfmim.experiments.search import (
+    Params,
+    TrialRecord,
+    TuneConfig,
+    read_trial,
+    searchable,
+    with_params,
+)
 from lfmim.progress import at
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, write_text
@@ -76,7 +83,7 @@ class Trials:
         for n in range(total):
             path = self.home(n) / TRIAL
             if path.is_file():
-                self.records[n] = TrialRecord(**json.loads(path.read_text(encoding="utf-8")))
+                self.records[n] = read_trial(path.read_text(encoding="utf-8"))
                 order.ended(self.records[n])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, to_dict
+from lfmim.config import FORMER, ExperimentConfig, config_hash, experiment_from_dict, hash_parts
 from lfmim.distributed.order import Order, RepeatableOrder, TuneOrder
 from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
@@ -210,14 +210,13 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     order = {} if config.repeatable else {"repeatable": False}
     return {
         **order,
-        "model": to_dict(config.model),
-        "train": to_dict(config.train),
+        **hash_parts(config),
         "data": data_fingerprint(Path(config.store).resolve()),
         "search": config.search,
         "scheduler": [config.scheduler, config.grace, config.reduction]
         if config.scheduler == "asha"
         else ["none"],
-        "space": {f: [repr(d.distribution), list(d.grid)] for f, d in space.items()},
+        "space": {FORMER.get(f, f): [repr(d.distribution), list(d.grid)] for f, d in space.items()},
         "packed": config.packed,
         "cpus": config.run.cpus_per_worker,
         "gpus": config.run.gpus_per_worker,

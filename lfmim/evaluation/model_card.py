@@ -43,8 +43,8 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     return f"""# {name}
 
 ## What it is
-`{c.model.name}` (width {c.model.width}, {c.model.layers} layers, {c.model.heads} heads,
-{parameters:,} parameters):
+`{c.model.name}` (width {c.model.d_model}, {c.model.num_layers} layers,
+{c.model.num_heads} attention heads, {parameters:,} parameters):
 from feature sequences of {", ".join(MODALITIES)} to {answers},
 for the heads {", ".join(model.answers)}. It {absent}. {made}
 

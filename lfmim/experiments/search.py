@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.config import ExperimentConfig, experiment_from_dict, say_renamed, to_dict, translate
 from lfmim.schema import HEADS, InputError
 from lfmim.text_files import read_yaml
 
@@ -156,6 +157,14 @@ class TrialRecord:
         return [float(entry["score"]) for entry in self.history]
 
 
+def read_trial(text: str) -> TrialRecord:
+    """The record in a `trial.json`."""
+    raw = json.loads(text)
+    config, _ = translate(raw["config"])
+    params, _ = translate(raw["params"], d_model=config.get("model", {}).get("d_model"))
+    return TrialRecord(**{**raw, "config": config, "params": params})
+
+
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
     """The highest score among finished trials; ties: lower loss, then the earlier trial.
 
@@ -230,6 +239,13 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
             f"{source}: give fields and their values, such as 'train.lr: {{low: 0.0001, high: "
             "0.01}'"
         )
+    if "model.ffn_multiple" in raw and {"model.width", "model.d_model"} & set(raw):
+        raise InputError(
+            f"{source}: model.ffn_multiple: a multiple of model.d_model, which is searched, too; "
+            "list the widths themselves as model.dim_feedforward"
+        )
+    raw, renamed = translate(raw, d_model=base.model.d_model)
+    say_renamed(renamed, source)
     known = searchable(base)
     space = {}
     for field, entry in raw.items():

@@ -16,7 +16,9 @@ from lfmim.config import (
     TrackingConfig,
     TrainConfig,
     experiment_from_dict,
+    say_renamed,
     to_dict,
+    translate,
 )
 from lfmim.models import MODELS
 from lfmim.schema import InputError
@@ -30,10 +32,10 @@ SENTIMENT_SYSTEMS = ("mlf-dnn", "mlmf", "mtfn", "lfmim")
 COMMON = {
     "model": (
         "task",
-        "width",
-        "heads",
-        "layers",
-        "ffn_multiple",
+        "d_model",
+        "num_heads",
+        "num_layers",
+        "dim_feedforward",
         "max_text",
         "max_audio",
         "max_vision",
@@ -129,7 +131,8 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
         raw = read_yaml(path)
         if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
             raise InputError(f"{path}: no section 'train', so it is not a preset")
-        presets[name] = {"model": raw.get("model") or {}, "train": raw["train"]}
+        presets[name], renamed = translate({"model": raw.get("model") or {}, "train": raw["train"]})
+        say_renamed(renamed, str(path))
     return presets
 
 

@@ -32,11 +32,11 @@ class EFT(EmotionNet):
         self.config = config
         self.inputs = input_projections(config, dims)
         self.modalities = tuple(m for m in MODALITIES if m in dims)
-        self.modality = nn.Parameter(torch.empty(len(self.modalities), config.width))
-        self.cls = nn.Parameter(torch.empty(1, config.width))
-        self.stack = TransformerStack(config, config.width)
-        self.pool = Pooling("first" if config.pooling == "fex" else config.pooling, config.width)
-        self.head = ClassifierHead(config.width, config.outputs)
+        self.modality = nn.Parameter(torch.empty(len(self.modalities), config.d_model))
+        self.cls = nn.Parameter(torch.empty(1, config.d_model))
+        self.stack = TransformerStack(config, config.d_model)
+        self.pool = Pooling("first" if config.pooling == "fex" else config.pooling, config.d_model)
+        self.head = ClassifierHead(config.d_model, config.outputs)
         self.apply(init_weights)
         for parameter in (self.modality, self.cls):
             nn.init.normal_(parameter, std=0.02)

@@ -1,7 +1,7 @@
 """Layers shared by the models.
 
-Shape suffixes: B batch, T time, D width, H heads, C classes. Masks are True where a position is
-valid.
+Shape suffixes: B batch, T time, D d_model, H attention heads, C classes. Masks are True
+where a position is valid.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def sinusoidal_positions(length: int, width: int) -> Tensor:
-    """Fixed sinusoidal table [length, width] float32 (Vaswani et al. 2017)."""
+def sinusoidal_positions(length: int, d_model: int) -> Tensor:
+    """Fixed sinusoidal table [length, d_model] float32 (Vaswani et al. 2017)."""
     position = torch.arange(length, dtype=torch.float32)[:, None]
     frequency = torch.exp(
-        torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width)
+        torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model)
     )
-    table = torch.zeros(length, width)
+    table = torch.zeros(length, d_model)
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
     return table
@@ -54,15 +54,17 @@ class InputProjection(nn.Module):
     scale: Tensor
 
     def __init__(
-        self, in_dim: int, width: int, max_length: int, dropout: float, standardize: bool
+        self, in_dim: int, d_model: int, max_length: int, dropout: float, standardize: bool
     ) -> None:
         super().__init__()
         self.standardize = standardize
-        self.conv = nn.Conv1d(in_dim, width, kernel_size=1)
+        self.conv = nn.Conv1d(in_dim, d_model, kernel_size=1)
         self.dropout = Dropout(dropout)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("scale", torch.ones(in_dim))
-        self.register_buffer("positions", sinusoidal_positions(max_length, width), persistent=False)
+        self.register_buffer(
+            "positions", sinusoidal_positions(max_length, d_model), persistent=False
+        )
 
     def forward(self, x_BTF: Tensor) -> Tensor:
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
@@ -81,7 +83,7 @@ def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.M
         {
             m: InputProjection(
                 int(dims[m]),
-                config.width,
+                config.d_model,
                 config.max_lengths[m],
                 config.dropout_embedding,
                 config.standardize,
@@ -95,44 +97,44 @@ def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.M
 class SelfAttention(nn.Module):
     """Multi-head self-attention through scaled_dot_product_attention."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        y_BTD = functional.attention(self.qkv(x_BTD), None, attend_B11T, self.heads, dropout)
+        y_BTD = functional.attention(self.qkv(x_BTD), None, attend_B11T, self.num_heads, dropout)
         return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention of a target sequence [B, T, D] over a source sequence [B, S, D]."""
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(d_model, d_model)
+        self.key_value = nn.Linear(d_model, 2 * d_model)
+        self.out = nn.Linear(d_model, d_model)
 
     def forward(self, target_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         query_BTD, key_value_BSE = self.query(target_BTD), self.key_value(source_BSD)
-        y_BTD = functional.attention(query_BTD, key_value_BSE, attend_B11S, self.heads, dropout)
+        y_BTD = functional.attention(query_BTD, key_value_BSE, attend_B11S, self.num_heads, dropout)
         return self.out(y_BTD)  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Sequential):
-    """Linear, ReLU, dropout, Linear: width -> multiple * width -> width."""
+    """Linear, ReLU, dropout, Linear: d_model -> dim_feedforward -> d_model."""
 
-    def __init__(self, width: int, multiple: int, dropout: float) -> None:
+    def __init__(self, d_model: int, dim_feedforward: int, dropout: float) -> None:
         super().__init__(
-            nn.Linear(width, multiple * width),
+            nn.Linear(d_model, dim_feedforward),
             nn.ReLU(),
             Dropout(dropout),
-            nn.Linear(multiple * width, width),
+            nn.Linear(dim_feedforward, d_model),
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -142,21 +144,21 @@ class FeedForward(nn.Sequential):
 
 
 class TransformerLayer(nn.Module):
-    """Pre-LN transformer layer with a ReLU feed-forward of `ffn_multiple` times the width."""
+    """Pre-LN transformer layer with a ReLU feed-forward."""
 
     def __init__(
         self,
-        width: int,
-        heads: int,
-        ffn_multiple: int,
+        d_model: int,
+        num_heads: int,
+        dim_feedforward: int,
         dropout_attention: float,
         dropout_ffn: float,
     ) -> None:
         super().__init__()
-        self.norm_attention = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, dropout_attention)
-        self.norm_ffn = nn.LayerNorm(width)
-        self.ffn = FeedForward(width, ffn_multiple, dropout_ffn)
+        self.norm_attention = nn.LayerNorm(d_model)
+        self.attention = SelfAttention(d_model, num_heads, dropout_attention)
+        self.norm_ffn = nn.LayerNorm(d_model)
+        self.ffn = FeedForward(d_model, dim_feedforward, dropout_ffn)
         self.dropout = Dropout(dropout_ffn)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
@@ -165,16 +167,20 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """`config.layers` pre-LN layers of width `width` and a final LayerNorm."""
+    """`config.num_layers` pre-LN layers `d_model` wide, and a final LayerNorm. Where that is not
+    the config's d_model, the feed-forward is in proportion."""
 
-    def __init__(self, config: ModelConfig, width: int) -> None:
+    def __init__(self, config: ModelConfig, d_model: int) -> None:
         super().__init__()
         c = config
+        dim_feedforward = c.feedforward * d_model // c.d_model
         self.layers = nn.ModuleList(
-            TransformerLayer(width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn)
-            for _ in range(c.layers)
+            TransformerLayer(
+                d_model, c.num_heads, dim_feedforward, c.dropout_attention, c.dropout_ffn
+            )
+            for _ in range(c.num_layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         mask = attention_mask(valid_BT)
@@ -200,11 +206,11 @@ class Pooling(nn.Module):
     `mean` averages, `attention` weighs by a learned query, `first` takes the leading token (FEX).
     """
 
-    def __init__(self, kind: str, width: int) -> None:
+    def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.score = nn.Linear(width, 1, bias=False)  # softmax would ignore a bias
+            self.score = nn.Linear(d_model, 1, bias=False)  # softmax would ignore a bias
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         if self.kind == "first":
@@ -222,5 +228,7 @@ class Pooling(nn.Module):
 class ClassifierHead(nn.Sequential):
     """MLP d -> d/2 -> classes with ReLU; returns logits (the softmax lives in the loss)."""
 
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__(nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, classes))
+    def __init__(self, d_model: int, classes: int) -> None:
+        super().__init__(
+            nn.Linear(d_model, d_model // 2), nn.ReLU(), nn.Linear(d_model // 2, classes)
+        )

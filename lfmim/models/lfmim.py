@@ -42,32 +42,32 @@ class LFMIM(EmotionNet):
         def stack() -> nn.ModuleList:
             return nn.ModuleList(
                 TransformerLayer(
-                    c.width, c.heads, c.ffn_multiple, c.dropout_attention, c.dropout_ffn
+                    c.d_model, c.num_heads, c.feedforward, c.dropout_attention, c.dropout_ffn
                 )
-                for _ in range(c.layers)
+                for _ in range(c.num_layers)
             )
 
         self.inputs = input_projections(c, dims)
         self.modalities = tuple(m for m in MODALITIES if m in dims)
         self.answers = names = (*(m.value for m in self.modalities), MULTIMODAL)
         self.stacks = nn.ModuleDict({name: stack() for name in names})
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(c.width) for name in names})
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(c.d_model) for name in names})
         self.pools = nn.ModuleDict(
             {
                 name: Pooling(
                     "first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling,
-                    c.width,
+                    c.d_model,
                 )
                 for name in names
             }
         )
-        self.heads = nn.ModuleDict({name: ClassifierHead(c.width, c.outputs) for name in names})
-        self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.width))
+        self.heads = nn.ModuleDict({name: ClassifierHead(c.d_model, c.outputs) for name in names})
+        self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.d_model))
         # ᾱ has one row less than α: Z̄¹ = 0, so a first ᾱ would be a dead weight.
-        self.alpha = nn.Parameter(torch.ones(c.layers, len(self.modalities)))
+        self.alpha = nn.Parameter(torch.ones(c.num_layers, len(self.modalities)))
         # With one layer it is empty, and DDP refuses trainable parameters that get no gradient.
         self.alpha_bar = nn.Parameter(
-            torch.ones(c.layers - 1, len(self.modalities)), requires_grad=c.layers > 1
+            torch.ones(c.num_layers - 1, len(self.modalities)), requires_grad=c.num_layers > 1
         )
         self.apply(init_weights)
         nn.init.normal_(self.fex, std=0.02)
@@ -91,7 +91,7 @@ class LFMIM(EmotionNet):
         lengths = [self.config.fex_tokens, *(z[m].shape[1] for m in self.modalities)]
 
         z_bar: list[Tensor] = []
-        for layer in range(self.config.layers):
+        for layer in range(self.config.num_layers):
             fused = [self.alpha[layer, i] * z[m] for i, m in enumerate(self.modalities)]
             if layer:
                 fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]

@@ -31,11 +31,13 @@ class LFT(EmotionNet):
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.stacks = nn.ModuleDict({m: TransformerStack(config, config.width) for m in MODALITIES})
-        self.pools = nn.ModuleDict(
-            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+        self.stacks = nn.ModuleDict(
+            {m: TransformerStack(config, config.d_model) for m in MODALITIES}
         )
-        self.head = ClassifierHead(len(MODALITIES) * config.width, config.outputs)
+        self.pools = nn.ModuleDict(
+            {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
+        )
+        self.head = ClassifierHead(len(MODALITIES) * config.d_model, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

@@ -21,17 +21,20 @@ class LowRankFusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.factors = nn.ParameterDict(
-            {m: nn.Parameter(torch.empty(RANK, config.width + 1, config.width)) for m in MODALITIES}
+            {
+                m: nn.Parameter(torch.empty(RANK, config.d_model + 1, config.d_model))
+                for m in MODALITIES
+            }
         )
         self.rank_weight = nn.Parameter(torch.empty(1, RANK))
-        self.bias = nn.Parameter(torch.zeros(config.width))
+        self.bias = nn.Parameter(torch.zeros(config.d_model))
         for factor in self.factors.values():
             for matrix in factor:
                 nn.init.xavier_normal_(matrix)
         nn.init.xavier_normal_(self.rank_weight)
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
-        """Vectors [B, width] per modality -> [B, width]."""
+        """Vectors [B, d_model] per modality -> [B, d_model]."""
         product: Tensor | None = None
         for m in MODALITIES:
             part = torch.einsum(
@@ -53,9 +56,9 @@ class LMF(LowRankFusion, EmotionNet):
         self.config = config
         self.inputs = input_projections(config, dims)
         self.pools = nn.ModuleDict(
-            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+            {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
         )
-        self.head = nn.Linear(config.width, config.outputs)
+        self.head = nn.Linear(config.d_model, config.outputs)
         self.apply(init_weights)  # Linear and Conv1d only: the factors keep theirs
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

@@ -19,7 +19,7 @@ class ConcatFusion(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d = config.width
+        d = config.d_model
         self.layers = nn.Sequential(
             Dropout(config.dropout_ffn),
             nn.Linear(len(MODALITIES) * d, d),
@@ -29,7 +29,7 @@ class ConcatFusion(nn.Module):
         )
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
-        """Vectors [B, width] per modality -> [B, width]."""
+        """Vectors [B, d_model] per modality -> [B, d_model]."""
         return self.layers(torch.cat([z[m] for m in MODALITIES], dim=1))  # type: ignore[no-any-return]
 
 

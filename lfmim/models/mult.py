@@ -27,14 +27,14 @@ class CrossModalLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d = config.width
+        d = config.d_model
         self.norm_target, self.norm_source, self.norm_ffn = (
             nn.LayerNorm(d),
             nn.LayerNorm(d),
             nn.LayerNorm(d),
         )
-        self.attention = CrossAttention(d, config.heads, config.dropout_attention)
-        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
+        self.attention = CrossAttention(d, config.num_heads, config.dropout_attention)
+        self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor, source_BSD: Tensor, attend_B11S: Tensor) -> Tensor:
@@ -64,18 +64,22 @@ class MulT(EmotionNet):
         self.cross = nn.ModuleDict(
             {
                 f"{target}_from_{source}": nn.ModuleList(
-                    CrossModalLayer(config) for _ in range(config.layers)
+                    CrossModalLayer(config) for _ in range(config.num_layers)
                 )
                 for target in MODALITIES
                 for source in MODALITIES
                 if source != target
             }
         )
-        width = 2 * config.width
-        self.memory = nn.ModuleDict({m: TransformerStack(config, width) for m in MODALITIES})
-        self.pools = nn.ModuleDict({m: Pooling(config.sequence_pooling, width) for m in MODALITIES})
-        self.mlp = FeedForward(len(MODALITIES) * width, 1, config.dropout_ffn)
-        self.head = nn.Linear(len(MODALITIES) * width, config.outputs)
+        d_model = 2 * config.d_model
+        self.memory = nn.ModuleDict({m: TransformerStack(config, d_model) for m in MODALITIES})
+        self.pools = nn.ModuleDict(
+            {m: Pooling(config.sequence_pooling, d_model) for m in MODALITIES}
+        )
+        self.mlp = FeedForward(
+            len(MODALITIES) * d_model, len(MODALITIES) * d_model, config.dropout_ffn
+        )
+        self.head = nn.Linear(len(MODALITIES) * d_model, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

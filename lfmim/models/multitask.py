@@ -30,9 +30,9 @@ class LSTMEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(config.width, config.width, batch_first=True)
+        self.lstm = nn.LSTM(config.d_model, config.d_model, batch_first=True)
         self.dropout = Dropout(config.dropout_ffn)
-        self.out = nn.Linear(config.width, config.width)
+        self.out = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         states_BTD, _ = self.lstm(x_BTD)
@@ -46,7 +46,7 @@ class DNNEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d = config.width
+        d = config.d_model
         self.pool = Pooling(config.sequence_pooling, d)
         self.layers = nn.Sequential(
             Dropout(config.dropout_ffn),
@@ -82,7 +82,9 @@ class Multitask(EmotionNet):
             }
         )
         self.fusion = fusion
-        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
+        self.heads = nn.ModuleDict(
+            {h: ClassifierHead(config.d_model, config.outputs) for h in HEADS}
+        )
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

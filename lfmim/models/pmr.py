@@ -33,13 +33,13 @@ class ReinforcementUnit(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d = config.width
-        self.self_attention = SelfAttention(d, config.heads, config.dropout_attention)
-        self.cross_attention = CrossAttention(d, config.heads, config.dropout_attention)
+        d = config.d_model
+        self.self_attention = SelfAttention(d, config.num_heads, config.dropout_attention)
+        self.cross_attention = CrossAttention(d, config.num_heads, config.dropout_attention)
         self.gate_self = nn.Linear(d, d, bias=False)
         self.gate_cross = nn.Linear(d, d)
         self.norm, self.norm_ffn = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(
@@ -60,11 +60,11 @@ class PMRLayer(nn.Module):
         super().__init__()
         self.to_modality = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
         self.to_hub = nn.ModuleDict({m: ReinforcementUnit(config) for m in MODALITIES})
-        self.pool = Pooling("mean", config.width)
+        self.pool = Pooling("mean", config.d_model)
         # softmax over the modalities would ignore a bias
-        self.score = nn.Linear(config.width, 1, bias=False)
-        self.norm = nn.LayerNorm(config.width)
-        self.ffn = FeedForward(config.width, config.ffn_multiple, config.dropout_ffn)
+        self.score = nn.Linear(config.d_model, 1, bias=False)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.ffn = FeedForward(config.d_model, config.feedforward, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
 
     def forward(
@@ -95,11 +95,13 @@ class PMR(EmotionNet):
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.layers = nn.ModuleList(PMRLayer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(PMRLayer(config) for _ in range(config.num_layers))
         self.pools = nn.ModuleDict(
-            {h: Pooling(config.sequence_pooling, config.width) for h in HEADS}
+            {h: Pooling(config.sequence_pooling, config.d_model) for h in HEADS}
         )
-        self.heads = nn.ModuleDict({h: ClassifierHead(config.width, config.outputs) for h in HEADS})
+        self.heads = nn.ModuleDict(
+            {h: ClassifierHead(config.d_model, config.outputs) for h in HEADS}
+        )
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

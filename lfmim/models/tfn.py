@@ -22,17 +22,17 @@ class TensorFusion(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.reduce = nn.ModuleDict({m: nn.Linear(config.width, RANK) for m in MODALITIES})
+        self.reduce = nn.ModuleDict({m: nn.Linear(config.d_model, RANK) for m in MODALITIES})
         self.fusion = nn.Sequential(
             Dropout(config.dropout_ffn),
-            nn.Linear((RANK + 1) ** 3, config.width),
+            nn.Linear((RANK + 1) ** 3, config.d_model),
             nn.ReLU(),
-            nn.Linear(config.width, config.width),
+            nn.Linear(config.d_model, config.d_model),
             nn.ReLU(),
         )
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
-        """Vectors [B, width] per modality -> [B, width]."""
+        """Vectors [B, d_model] per modality -> [B, d_model]."""
         z_t, z_a, z_v = (
             nn.functional.pad(self.reduce[m](z[m]), (1, 0), value=1.0) for m in MODALITIES
         )
@@ -51,9 +51,9 @@ class TFN(TensorFusion, EmotionNet):
         self.config = config
         self.inputs = input_projections(config, dims)
         self.pools = nn.ModuleDict(
-            {m: Pooling(config.sequence_pooling, config.width) for m in MODALITIES}
+            {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
         )
-        self.head = nn.Linear(config.width, config.outputs)
+        self.head = nn.Linear(config.d_model, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

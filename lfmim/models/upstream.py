@@ -24,10 +24,12 @@ FUSION_ORDER = (Modality.TEXT, Modality.VISION, Modality.AUDIO)
 """Order behind the FEX tokens in the multimodal sequence, and of the pairs of mixing scalars."""
 
 
-def positions_from_one(length: int, width: int) -> Tensor:
-    """[length + 1, width] float32: row i is [sin(i·f), cos(i·f)] with f_k = 10000^(-k / (width/2 -
-    1)); row 0 is 0."""
-    frequency = torch.exp(-math.log(10000.0) / max(width // 2 - 1, 1) * torch.arange(width // 2))
+def positions_from_one(length: int, d_model: int) -> Tensor:
+    """[length + 1, d_model] float32: row i is [sin(i·f), cos(i·f)] with
+    f_k = 10000^(-k / (d_model/2 - 1)); row 0 is 0."""
+    frequency = torch.exp(
+        -math.log(10000.0) / max(d_model // 2 - 1, 1) * torch.arange(d_model // 2)
+    )
     angle = torch.arange(length + 1)[:, None] * frequency
     table = torch.cat([angle.sin(), angle.cos()], dim=1)
     table[0] = 0
@@ -35,15 +37,15 @@ def positions_from_one(length: int, width: int) -> Tensor:
 
 
 class FullLengthInput(nn.Module):
-    """Sequence -> [B, length, width]: cut or zero-padded, then a Linear."""
+    """Sequence -> [B, length, d_model]: cut or zero-padded, then a Linear."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, in_dim: int, width: int, length: int) -> None:
+    def __init__(self, in_dim: int, d_model: int, length: int) -> None:
         super().__init__()
         self.length = length
-        self.linear = nn.Linear(in_dim, width)
+        self.linear = nn.Linear(in_dim, d_model)
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("scale", torch.ones(in_dim))
 
@@ -56,17 +58,17 @@ class FullLengthInput(nn.Module):
 
 
 class StackInput(nn.Module):
-    """Learned leading tokens, scaling by √width, LN, positions, dropout, LN."""
+    """Learned leading tokens, scaling by √d_model, LN, positions, dropout, LN."""
 
     positions: Tensor
 
-    def __init__(self, width: int, tokens: int, length: int, dropout: float) -> None:
+    def __init__(self, d_model: int, tokens: int, length: int, dropout: float) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(torch.empty(tokens, width))
-        self.norm_before, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.tokens = nn.Parameter(torch.empty(tokens, d_model))
+        self.norm_before, self.norm = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
         self.register_buffer(
-            "positions", positions_from_one(tokens + length, width), persistent=False
+            "positions", positions_from_one(tokens + length, d_model), persistent=False
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -83,11 +85,11 @@ class SandwichLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        d = config.width
+        d = config.d_model
         self.norm_attention, self.norm_attended = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = SelfAttention(d, config.heads, config.dropout_attention)
+        self.attention = SelfAttention(d, config.num_heads, config.dropout_attention)
         self.norm_ffn, self.norm_fed = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.ffn = FeedForward(d, config.ffn_multiple, config.dropout_ffn)
+        self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         everywhere = torch.ones(
@@ -107,8 +109,8 @@ def mlp(*widths: int) -> nn.Sequential:
 
 @register_model("upstream")
 class Upstream(EmotionNet):
-    """Answers all four heads. `config.layers` multimodal, text and audio layers, twice as many for
-    vision.
+    """Answers all four heads. `config.num_layers` multimodal, text and audio layers, twice as many
+    for vision.
 
     The mixing scalars start from N(0, 1). Where the published weights do not tell, the start is
     ours: `init_weights`, tokens ~ N(0, 0.02²), pooling weights 1/length.
@@ -119,7 +121,7 @@ class Upstream(EmotionNet):
 
     def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
-        c, d = config, config.width
+        c, d = config, config.d_model
         self.config = config
         lengths = {m.value: c.max_lengths[m] for m in MODALITIES}
         self.inputs = nn.ModuleDict(
@@ -140,7 +142,7 @@ class Upstream(EmotionNet):
             {
                 h: nn.ModuleList(
                     SandwichLayer(c)
-                    for _ in range(2 * c.layers if h == Modality.VISION else c.layers)
+                    for _ in range(2 * c.num_layers if h == Modality.VISION else c.num_layers)
                 )
                 for h in HEADS
             }
@@ -149,7 +151,9 @@ class Upstream(EmotionNet):
         """Parts of the multimodal sequence."""
         pooled = {**{m: 1 + n for m, n in lengths.items()}, MULTIMODAL: sum(self.lengths)}
         # Six scalars for all layers; the first has no multimodal states to mix in.
-        self.mixing = nn.Parameter(torch.empty(2 * len(FUSION_ORDER)), requires_grad=c.layers > 1)
+        self.mixing = nn.Parameter(
+            torch.empty(2 * len(FUSION_ORDER)), requires_grad=c.num_layers > 1
+        )
         self.norms = nn.ModuleDict({h: nn.LayerNorm(d) for h in HEADS})
         self.pools = nn.ParameterDict(
             {h: nn.Parameter(torch.full((n,), 1 / n)) for h, n in pooled.items()}

@@ -32,6 +32,7 @@ from lfmim.config import (
     experiment_from_dict,
     flatten,
     to_dict,
+    translate,
 )
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.experiments.comparison import Results, systems_of
@@ -277,7 +278,7 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
             tags = {PARENT_RUN: run_id, "system": result["system"]}
             trial = _create_run(
                 uri,
-                experiment_from_dict(result["config"]),
+                experiment_from_dict(result["config"], stored=True),
                 config.tracking,
                 f"{result['system']}-{result['seed']}",
                 tags,
@@ -463,11 +464,12 @@ def logged_tag(uri: str, run_id: str, name: str) -> str | None:
 
 
 def logged_config(uri: str, run_id: str) -> dict[str, Any]:
-    """The config that a run has logged, as plain data. Raises InputError if it is gone."""
+    """The config that a run has logged, as plain data, under the names of today. Raises InputError
+    if it is gone."""
     try:
-        return dict(
+        return translate(
             yaml.safe_load(mlflow.artifacts.load_text(_artifact_uri(uri, run_id, CONFIG_FILE)))
-        )
+        )[0]
     except TRACKING_ERRORS as error:
         raise InputError(
             f"run {run_id} in {uri}: its {CONFIG_FILE} cannot be read ({gist(error)}); delete the "

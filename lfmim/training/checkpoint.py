@@ -118,7 +118,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
         raw = json.loads(path.read_text(encoding="utf-8"))
         spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
         return CheckpointMeta(
-            config=experiment_from_dict(raw["config"]),
+            config=experiment_from_dict(raw["config"], stored=True),
             spec=spec,
             epoch=raw["epoch"],
             history=raw["history"],

@@ -101,17 +101,21 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
     """Learning rate of epoch `epoch` (from 0)."""
-    if config.schedule == "inverse_epoch":
+    if config.lr_scheduler == "inverse_epoch":
         return config.lr / (epoch + 1)
-    if config.schedule == "cosine":
+    if config.lr_scheduler == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
     return config.lr
 
 
 def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
     """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises
-    linearly over `train.warmup` epochs, then 1."""
-    return min(1.0, (epoch + (step + 1) / steps) / config.warmup) if config.warmup else 1.0
+    linearly over `train.warmup_epochs`, then 1."""
+    return (
+        min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
+        if config.warmup_epochs
+        else 1.0
+    )
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -155,9 +159,9 @@ def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> 
         return setting or sys.maxsize
     paper = ModelConfig()
     relative = (
-        paper.width
+        paper.d_model
         * sum(paper.max_lengths.values())
-        / (model.width * sum(model.max_lengths.values()))
+        / (model.d_model * sum(model.max_lengths.values()))
     )
     return max(1, round(16 * relative))
 
@@ -382,8 +386,8 @@ def train(
     # The wrapper deep-copies, so it comes after the standardisation; the first update takes the
     # weights as they are.
     averaged = None
-    if c.ema:
-        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema))  # type: ignore[no-untyped-call]
+    if c.ema_decay:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema_decay))  # type: ignore[no-untyped-call]
     kept = model if averaged is None else averaged.module
     beta_H = torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device)
     meta = CheckpointMeta.start(config, spec)

@@ -56,9 +56,9 @@ def check_packable(configs: Sequence[ExperimentConfig]) -> None:
         raise InputError(
             f"packed runs may differ in {', '.join(OWN)} only; train the others separately"
         )
-    if configs[0].train.ema:
+    if configs[0].train.ema_decay:
         raise InputError(
-            "train.ema: packed training does not support it; set it to 0 or train separately"
+            "train.ema_decay: packed training does not support it; set it to 0 or train separately"
         )
 
 

@@ -116,8 +116,8 @@ def test_analyze_and_split(tmp_path):
         (
             "train",
             "--model",
-            b"width: 8\nheads: 2\nwidth: 16\n",
-            "'width' is there twice, in lines 1 and 3",
+            b"d_model: 8\nnum_heads: 2\nd_model: 16\n",
+            "'d_model' is there twice, in lines 1 and 3",
         ),
         (
             "tune",

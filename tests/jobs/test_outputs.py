@@ -231,7 +231,7 @@ def test_a_disk_that_fills_is_one_message(line, folder, capsys, small_disk):
     assert not [p for p in Path("full").rglob(".*") if p.name != ".lock"]
 
 
-SMALL = "--model.width 16 --model.heads 2 --model.layers 1"
+SMALL = "--model.d_model 16 --model.num_heads 2 --model.num_layers 1"
 NO_SPACE = "cannot be written to: No space left on device"
 
 

@@ -32,9 +32,10 @@ experiments = st.builds(
     store=st.text(min_size=1, max_size=5),
     model=st.builds(
         ModelConfig,
-        width=st.sampled_from([8, 64]),
-        heads=st.sampled_from([1, 8]),
-        layers=positive,
+        d_model=st.sampled_from([8, 64]),
+        num_heads=st.sampled_from([1, 8]),
+        num_layers=positive,
+        dim_feedforward=st.sampled_from([0, 12, 256]),
         pooling=st.sampled_from(["mean", "fex", "attention"]),
         dropout_ffn=fraction,
         max_audio=positive,
@@ -45,7 +46,7 @@ experiments = st.builds(
         lr=st.floats(1e-6, 1.0),
         momentum=fraction,
         beta=st.builds(BetaConfig, text=fraction, multimodal=st.floats(0.1, 2.0)),
-        schedule=st.sampled_from(["inverse_epoch", "cosine", "constant"]),
+        lr_scheduler=st.sampled_from(["inverse_epoch", "cosine", "constant"]),
         patience=st.integers(0, 9),
         selection=st.sampled_from(HEADS),
         seed=st.integers(0, 2**31),
@@ -65,18 +66,18 @@ INVALID = [
     *(
         (ModelConfig, {f: 0}, f"model.{f}")
         for f in (
-            "width",
-            "heads",
-            "layers",
-            "ffn_multiple",
+            "d_model",
+            "num_heads",
+            "num_layers",
             "fex_tokens",
             "max_text",
             "max_audio",
             "max_vision",
         )
     ),
-    (ModelConfig, {"heads": 7}, "model.heads"),
-    (ModelConfig, {"width": 9, "heads": 3}, "model.width"),
+    (ModelConfig, {"dim_feedforward": -1}, "model.dim_feedforward"),
+    (ModelConfig, {"num_heads": 7}, "model.num_heads"),
+    (ModelConfig, {"d_model": 9, "num_heads": 3}, "model.d_model"),
     *(
         (ModelConfig, {f: v}, f"model.{f}")
         for f in ("dropout_attention", "dropout_ffn", "dropout_embedding")
@@ -142,7 +143,7 @@ UNCHECKED = [
     (ModelConfig, {"pooling": "max"}, "model.pooling"),
     *(
         (TrainConfig, {f: "x"}, f"train.{f}")
-        for f in ("optimizer", "schedule", "selection", "precision")
+        for f in ("optimizer", "lr_scheduler", "selection", "precision")
     ),
     (TrainConfig, {"seed": -1}, "train.seed"),
     (TrainConfig, {"lr": float("inf")}, "train.lr"),
@@ -207,7 +208,7 @@ def test_the_upstream_config_is_the_published_recipe():
     raw = yaml.safe_load((ROOT / "lfmim" / "configs" / "upstream.yaml").read_text(encoding="utf-8"))
     config = experiment_from_dict(raw)
     model, train = config.model, config.train
-    assert (model.name, model.width, model.heads, model.layers, model.fex_tokens) == (
+    assert (model.name, model.d_model, model.num_heads, model.num_layers, model.fex_tokens) == (
         "upstream",
         1024,
         16,
@@ -217,7 +218,7 @@ def test_the_upstream_config_is_the_published_recipe():
     assert list(model.max_lengths.values()) == [80, 50, 16]
     assert model.cuts(Modality.AUDIO)
     assert not model.cuts(Modality.VISION)
-    assert (train.optimizer, train.schedule, train.epochs, train.batch_size) == (
+    assert (train.optimizer, train.lr_scheduler, train.epochs, train.batch_size) == (
         "sgd",
         "inverse_epoch",
         20,

@@ -243,7 +243,7 @@ TABLE = pd.DataFrame(
 
 
 def _checkpoint(folder: Path) -> None:
-    config = ExperimentConfig(store="s", model=ModelConfig(width=32, heads=2, layers=2))
+    config = ExperimentConfig(store="s", model=ModelConfig(d_model=32, num_heads=2, num_layers=2))
     save_checkpoint(
         folder / "epoch_0000",
         build_model(config.model, DIMS),
@@ -339,7 +339,7 @@ def test_whatever_writes_says_where_and_why_and_leaves_no_temporary_file(
 
 
 def test_a_checkpoint_stays_whole_when_the_next_does_not_fit(tmp_path, small_disk):
-    config = ExperimentConfig(store="s", model=ModelConfig(width=32, heads=2, layers=2))
+    config = ExperimentConfig(store="s", model=ModelConfig(d_model=32, num_heads=2, num_layers=2))
     model, meta = build_model(config.model, DIMS), CheckpointMeta.start(config, SPEC)
     small_disk(tmp_path / "disk", "1m")
     folder = tmp_path / "disk" / "last"

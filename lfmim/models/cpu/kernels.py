@@ -204,15 +204,15 @@ def _heads(x_BTE: Tensor, channels: int) -> Any:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, kv: Tensor | None, mask_B11S: Tensor, heads: int, p: float
+        ctx: Any, q: Tensor, kv: Tensor | None, mask_B11S: Tensor, num_heads: int, p: float
     ) -> Tensor:
         source = q if kv is None else kv
-        width = source.shape[2] // (3 if kv is None else 2)
-        b, t, s, ctx.channels = *q.shape[:2], source.shape[1], width // heads
-        out_BTD, log_sum_BHT = torch.empty(b, t, width), torch.empty(b, heads, t)
+        d_model = source.shape[2] // (3 if kv is None else 2)
+        b, t, s, ctx.channels = *q.shape[:2], source.shape[1], d_model // num_heads
+        out_BTD, log_sum_BHT = torch.empty(b, t, d_model), torch.empty(b, num_heads, t)
         valid_BS = mask_B11S.reshape(-1, s).contiguous().numpy()
         ctx.settings = (valid_BS, *_mask(p), np.float32(1 / math.sqrt(ctx.channels)))
-        ctx.sharing = {"rows": b, "size": b * heads * t * s}
+        ctx.sharing = {"rows": b, "size": b * num_heads * t * s}
         q_BTHd, kv_BSHd, out_BTHd = (_heads(x, ctx.channels) for x in (q, source, out_BTD))
         _share_out(
             _loops().attention,
@@ -250,8 +250,8 @@ class _Attention(torch.autograd.Function):
         return dq, dkv, None, None, None
 
 
-def attention(q: Tensor, kv: Tensor | None, mask_B11S: Tensor, heads: int, p: float) -> Tensor:
+def attention(q: Tensor, kv: Tensor | None, mask_B11S: Tensor, num_heads: int, p: float) -> Tensor:
     """Scaled dot-product attention [B, T, D] with dropout of `p` on its weights: queries `q` [B, T,
     D] over keys and values `kv` [B, S, 2D], or `q` [B, T, 3D] holds all three. `mask_B11S`: True
     where a key may be attended to, for at least one key per row."""
-    return _Attention.apply(q, kv, mask_B11S, heads, p)  # type: ignore[no-any-return,no-untyped-call]
+    return _Attention.apply(q, kv, mask_B11S, num_heads, p)  # type: ignore[no-any-return,no-untyped-call]

@@ -384,34 +384,34 @@ def attention(
     """Samples `start` to `stop`: attention of queries over valid keys, its weights dropped where a
     random number is below `limit`, else times `factor`. Queries are the first heads of `q_BTHd`,
     keys and values the last of `kv_BSHd`. `log_sum_BHT` keeps softmax's normaliser."""
-    _, length, heads, channels = out_BTHd.shape
+    _, length, num_heads, channels = out_BTHd.shape
     t, d, s = (
         -(-length // ROWS) * ROWS,
         -(-channels // LANES) * LANES,
         -(-valid_BS.shape[1] // LANES) * LANES,
     )
     q_HTd, k_HSd, v_HSd = (
-        zeros((heads, t, d), float32),
-        zeros((heads, s, d), float32),
-        zeros((heads, s, d), float32),
+        zeros((num_heads, t, d), float32),
+        zeros((num_heads, s, d), float32),
+        zeros((num_heads, s, d), float32),
     )
     k_dS, weight_4S = zeros((channels, s), float32), zeros((ROWS, s), float32)
     scale_14, base_1S = zeros((1, ROWS), float32), zeros((1, s), float32)
     all_T, keys_S = np.arange(length), zeros(s + 1, int64)
-    first = kv_BSHd.shape[2] - 2 * heads
+    first = kv_BSHd.shape[2] - 2 * num_heads
     for b in range(start, stop):
         n, padded = _valid_keys(valid_BS, b, keys_S, base_1S)
         _split_heads(q_BTHd, b, 0, all_T, length, temperature, q_HTd)
         _split_heads(kv_BSHd, b, first, keys_S, n, float32(1), k_HSd)
-        _split_heads(kv_BSHd, b, first + heads, keys_S, n, float32(1), v_HSd)
-        for h in range(heads):
+        _split_heads(kv_BSHd, b, first + num_heads, keys_S, n, float32(1), v_HSd)
+        for h in range(num_heads):
             q_Td, v_Sd = q_HTd[h], v_HSd[h]
             _transpose(k_HSd[h], n, k_dS)
             for i in range(0, length, ROWS):
                 _products(q_Td, i, k_dS, base_1S, weight_4S, padded)
                 for r in range(min(ROWS, length - i)):
                     top = _largest(weight_4S, r, padded)
-                    key = _row_key(seed, (b * heads + h) * length + i + r)
+                    key = _row_key(seed, (b * num_heads + h) * length + i + r)
                     total = _weigh(weight_4S, r, top, key, limit, padded)
                     log_sum_BHT[b, h, i + r] = top + float32(math.log(total))
                     scale_14[0, r] = factor / total
@@ -439,22 +439,22 @@ def attention_backward(
 ) -> None:
     """Gradients of `attention` into the heads that it read, except those of keys that are not
     valid. Weights are computed again, not stored (Dao et al. 2022, FlashAttention)."""
-    _, length, heads, channels = out_BTHd.shape
+    _, length, num_heads, channels = out_BTHd.shape
     t, d, s = (
         -(-length // ROWS) * ROWS,
         -(-channels // LANES) * LANES,
         -(-valid_BS.shape[1] // LANES) * LANES,
     )
     q_HTd, grad_HTd, mean_HT = (
-        zeros((heads, t, d), float32),
-        zeros((heads, t, d), float32),
-        zeros((heads, t), float32),
+        zeros((num_heads, t, d), float32),
+        zeros((num_heads, t, d), float32),
+        zeros((num_heads, t), float32),
     )
     k_HSd, v_HSd, dk_HSd, dv_HSd = (
-        zeros((heads, s, d), float32),
-        zeros((heads, s, d), float32),
-        zeros((heads, s, d), float32),
-        zeros((heads, s, d), float32),
+        zeros((num_heads, s, d), float32),
+        zeros((num_heads, s, d), float32),
+        zeros((num_heads, s, d), float32),
+        zeros((num_heads, s, d), float32),
     )
     k_dS, v_dS = zeros((channels, s), float32), zeros((channels, s), float32)
     weight_4S, slope_4S = zeros((ROWS, s), float32), zeros((ROWS, s), float32)
@@ -465,15 +465,15 @@ def attention_backward(
     )
     scale_14[:] = temperature
     all_T, keys_S = np.arange(length), zeros(s + 1, int64)
-    first = kv_BSHd.shape[2] - 2 * heads
+    first = kv_BSHd.shape[2] - 2 * num_heads
     for b in range(start, stop):
         n, padded = _valid_keys(valid_BS, b, keys_S, base_1S)
         _split_heads(q_BTHd, b, 0, all_T, length, temperature, q_HTd)
         _split_heads(grad_BTHd, b, 0, all_T, length, float32(1), grad_HTd)
         _split_heads(kv_BSHd, b, first, keys_S, n, float32(1), k_HSd)
-        _split_heads(kv_BSHd, b, first + heads, keys_S, n, float32(1), v_HSd)
+        _split_heads(kv_BSHd, b, first + num_heads, keys_S, n, float32(1), v_HSd)
         _row_products(grad_BTHd, out_BTHd, b, mean_HT)
-        for h in range(heads):
+        for h in range(num_heads):
             q_Td, grad_Td, k_Sd, dk_Sd, dv_Sd = (
                 q_HTd[h],
                 grad_HTd[h],
@@ -491,7 +491,7 @@ def attention_backward(
                 _products(grad_Td, i, v_dS, zero_1S, slope_4S, padded)
                 # other rows are multiplied by queries and gradients of 0
                 for r in range(min(ROWS, length - i)):
-                    key = _row_key(seed, (b * heads + h) * length + i + r)
+                    key = _row_key(seed, (b * num_heads + h) * length + i + r)
                     _weigh_backward(
                         weight_4S,
                         slope_4S,
@@ -509,7 +509,7 @@ def attention_backward(
                 _products_over_keys(slope_4S, k_Sd, scale_14, q_Td, i, n)
         _merge_heads(q_HTd, all_T, length, dq_BTHd, b, 0)
         _merge_heads(dk_HSd, keys_S, n, dkv_BSHd, b, first)
-        _merge_heads(dv_HSd, keys_S, n, dkv_BSHd, b, first + heads)
+        _merge_heads(dv_HSd, keys_S, n, dkv_BSHd, b, first + num_heads)
 
 
 @compiled

@@ -43,7 +43,7 @@ def test_the_stage_counts_what_it_does_not_read(spec):
 
 
 def test_one_clip(spec, caplog):
-    config = ExperimentConfig(store="s", model=ModelConfig(width=16, heads=2, layers=1))
+    config = ExperimentConfig(store="s", model=ModelConfig(d_model=16, num_heads=2, num_layers=1))
     predictor = Predictor(
         build_model(config.model, spec.dims),
         CheckpointMeta(

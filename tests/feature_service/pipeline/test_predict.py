@@ -31,7 +31,7 @@ from lfmim.training.checkpoint import CheckpointMeta
 
 def predictor(name: str = "lfmim", spec: FeatureSpec = SPEC, **sizes) -> Predictor:
     config = ExperimentConfig(
-        store="s", model=ModelConfig(name=name, width=16, heads=2, layers=1, **sizes)
+        store="s", model=ModelConfig(name=name, d_model=16, num_heads=2, num_layers=1, **sizes)
     )
     return Predictor(
         build_model(config.model, spec.dims),

@@ -19,23 +19,23 @@ from lfmim.training.checkpoint import load_model
 TINY = ROOT.parent / "shared" / "upstream" / "upstream_tiny.pth"
 SIZES = [
     {
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
+        "d_model": 16,
+        "num_heads": 2,
+        "num_layers": 1,
         "fex_tokens": 1,
         "max_text": 5,
         "max_audio": 4,
         "max_vision": 3,
     },
     {
-        "width": 24,
-        "heads": 3,
-        "layers": 3,
+        "d_model": 24,
+        "num_heads": 3,
+        "num_layers": 3,
         "fex_tokens": 6,
         "max_text": 7,
         "max_audio": 9,
         "max_vision": 2,
-        "ffn_multiple": 2,
+        "dim_feedforward": 48,
     },
 ]
 
@@ -68,7 +68,7 @@ def batch():
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_round_trip_at_other_sizes(tmp_path, sizes, prefix):
     model = published(tmp_path / "p.pth", prefix, **sizes)
-    imported = read_published(tmp_path / "p.pth", heads=sizes["heads"])
+    imported = read_published(tmp_path / "p.pth", num_heads=sizes["num_heads"])
     assert {k: getattr(imported.config, k) for k in sizes} == sizes
     assert imported.unused == ["me"]
     assert imported.spec.dims == DIMS
@@ -79,20 +79,24 @@ def test_round_trip_at_other_sizes(tmp_path, sizes, prefix):
     given = batch()
     for h in HEADS:
         assert torch.equal(again(*given).logits[h], model(*given).logits[h])
-    other_heads = read_published(tmp_path / "p.pth", heads=1)
-    assert other_heads.config.heads == 1
+    other_heads = read_published(tmp_path / "p.pth", num_heads=1)
+    assert other_heads.config.num_heads == 1
 
 
 @pytest.mark.skipif(
     not TINY.is_file(), reason="the published checkpoint (../shared/upstream) is not here"
 )
 def test_what_the_forward_never_reads_is_reported():
-    imported = read_published(TINY, heads=4)
+    imported = read_published(TINY, num_heads=4)
     stems = {name.split(".")[0].split("_")[0] for name in imported.unused}
     assert stems == {"proj", "pe", "me", "t2m", "v2m", "fc", "embed"}
     assert len(imported.unused) == 20
     assert len(imported.unused) + len(imported.weights) == 245
-    assert (imported.config.width, imported.config.layers, imported.config.fex_tokens) == (32, 2, 4)
+    assert (imported.config.d_model, imported.config.num_layers, imported.config.fex_tokens) == (
+        32,
+        2,
+        4,
+    )
     assert list(imported.config.max_lengths.values()) == [80, 50, 16]
 
 
@@ -140,21 +144,21 @@ def test_other_tensors_are_refused_by_name(tmp_path, change, words):
     published(tmp_path / "p.pth", **{**SIZES[1], "max_vision": 1, "max_text": 5})
     edit(tmp_path / "p.pth", change)
     with pytest.raises(InputError, match=words):
-        read_published(tmp_path / "p.pth", heads=3)
+        read_published(tmp_path / "p.pth", num_heads=3)
 
 
 def test_heads_files_and_code_that_cannot_be(tmp_path):
     published(tmp_path / "p.pth", **SIZES[0])
-    for heads in (0, -1, 3):
+    for num_heads in (0, -1, 3):
         with pytest.raises(InputError, match="--heads"):
-            read_published(tmp_path / "p.pth", heads=heads)
+            read_published(tmp_path / "p.pth", num_heads=num_heads)
     with pytest.raises(InputError, match="no such file"):
-        read_published(tmp_path / "gone.pth", heads=2)
+        read_published(tmp_path / "gone.pth", num_heads=2)
     whole = (tmp_path / "p.pth").read_bytes()
     for content in (b"", b"PK\x03\x04junk", whole[: len(whole) // 2]):
         (tmp_path / "bad.pth").write_bytes(content)
         with pytest.raises(InputError, match=r"bad\.pth: not readable"):
-            read_published(tmp_path / "bad.pth", heads=2)
+            read_published(tmp_path / "bad.pth", num_heads=2)
 
     class Bomb:
         def __reduce__(self):
@@ -162,14 +166,14 @@ def test_heads_files_and_code_that_cannot_be(tmp_path):
 
     torch.save({"module.x": Bomb()}, tmp_path / "bomb.pth")
     with pytest.raises(InputError, match="not readable"):
-        read_published(tmp_path / "bomb.pth", heads=2)
+        read_published(tmp_path / "bomb.pth", num_heads=2)
     assert not (tmp_path / "boom").exists()
 
 
 def test_features_are_checked_only_where_they_were_stated(tmp_path):
     published(tmp_path / "p.pth", **SIZES[0])
     for spec, fits in ((None, False), (SPEC, True)):
-        imported = read_published(tmp_path / "p.pth", heads=2, features=spec)
+        imported = read_published(tmp_path / "p.pth", num_heads=2, features=spec)
         shutil.rmtree(tmp_path / "checkpoint", ignore_errors=True)
         save_imported(imported, tmp_path / "checkpoint", source="p.pth")
         predictor = Predictor.from_checkpoint(tmp_path / "checkpoint")
@@ -183,4 +187,4 @@ def test_features_are_checked_only_where_they_were_stated(tmp_path):
     with pytest.raises(
         InputError, match="--features: widths text 12, the checkpoint takes text 12, audio 10, v"
     ):
-        read_published(tmp_path / "p.pth", heads=2, features=text_only)
+        read_published(tmp_path / "p.pth", num_heads=2, features=text_only)

@@ -16,7 +16,7 @@ from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import InputError
 from lfmim.training.loop import train
 
-MODEL = ModelConfig(width=16, heads=2, layers=1, max_text=6, max_audio=6, max_vision=6)
+MODEL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=6, max_audio=6, max_vision=6)
 
 
 @pytest.fixture

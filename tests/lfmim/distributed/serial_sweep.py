@@ -19,11 +19,13 @@ class Stop(Exception):
 def tiny_tune(store: Path, folder: Path, *, epochs: int = 6, **fields) -> TuneConfig:
     return TuneConfig(
         store=str(store),
-        model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
+        model=ModelConfig(
+            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8
+        ),
         train=TrainConfig(
             optimizer="adamw",
             lr=0.003,
-            schedule="constant",
+            lr_scheduler="constant",
             epochs=epochs,
             batch_size=16,
             selection="text",

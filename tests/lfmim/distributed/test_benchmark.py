@@ -23,14 +23,16 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     # lmf needs every modality
     presets = {
         "broken": {"model": {"name": "lmf"}, "train": {"modality_dropout": 0.5}},
-        "mine": {"model": {}, "train": {"ema": 0.9, "optimizer": "adamw"}},
+        "mine": {"model": {}, "train": {"ema_decay": 0.9, "optimizer": "adamw"}},
     }
     config = BenchmarkConfig(
         store=str(toy_store),
         report=str(tmp_path / "report"),
         systems=["lmf", "lfmim", "mine", "broken"],
         seeds=1,
-        model=ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8),
+        model=ModelConfig(
+            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8
+        ),
         train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16),
         cpus_per_run=1,
     )
@@ -98,12 +100,12 @@ def test_packed_seeds_are_the_runs_they_would_be_alone(ray_cluster, toy_store, t
         systems=["lfmim", "averaged", "wild"],
         seeds=2,
         model=ModelConfig(
-            width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8, **still
+            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8, **still
         ),
-        train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16, warmup=1),
+        train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16, warmup_epochs=1),
     )
     presets = {
-        "averaged": {"model": still, "train": {"ema": 0.9, "optimizer": "adamw"}},
+        "averaged": {"model": still, "train": {"ema_decay": 0.9, "optimizer": "adamw"}},
         "wild": {"model": still, "train": {"optimizer": "sgd", "lr": 1e30}},
     }
     alone, failed = run_benchmark(config, presets)

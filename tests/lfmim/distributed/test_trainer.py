@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pyarrow.dataset as pad
@@ -14,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
 from lfmim.config import (
+    FORMER,
     BetaConfig,
     ExperimentConfig,
     ModelConfig,
@@ -21,14 +24,15 @@ from lfmim.config import (
     TrackingConfig,
     TrainConfig,
     flatten,
+    hash_parts,
     to_dict,
 )
 from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
 from lfmim.schema import FEATURE_COLUMNS, InputError
-from lfmim.training.checkpoint import WEIGHTS, load_meta
+from lfmim.training.checkpoint import META, WEIGHTS, load_meta
 
-MODEL = ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8)
+MODEL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8)
 
 
 def experiment(store, folder, **fields) -> ExperimentConfig:
@@ -162,7 +166,7 @@ def begun(toy_store, tmp_path, empty_database):
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
     config = experiment(
-        toy_store, tmp_path, lr=0.003, epochs=2, schedule="constant", selection="text"
+        toy_store, tmp_path, lr=0.003, epochs=2, lr_scheduler="constant", selection="text"
     )
     return config, train_run(config, alone=True)
 
@@ -184,9 +188,9 @@ def test_under_a_name_only_the_same_training_goes_on(begun, toy_store, tmp_path)
     shutil.copytree(toy_store, wider)
     (wider / "feature_spec.json").write_text(json.dumps({**spec, "sampling": {"seed": 9}}))
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
-    model = dataclasses.replace(config, model=dataclasses.replace(MODEL, width=32))
+    model = dataclasses.replace(config, model=dataclasses.replace(MODEL, d_model=32))
     for wrong, message in (
-        (model, r"model\.width: was 16, now 32"),
+        (model, r"model\.d_model: was 16, now 32"),
         (with_train(config, lr=0.01, epochs=9), r"train\.lr: was 0\.003, now 0\.01"),
         (with_train(config, optimizer="sgd", epochs=9), r"train\.optimizer: was adamw, now sgd"),
         (with_train(config, beta=BetaConfig(text=2.0)), r"train\.beta\.text: was 1\.0, now 2\.0"),
@@ -247,6 +251,23 @@ def test_more_epochs_go_on_in_the_same_run_and_a_new_best_is_a_new_version(begun
 
 
 @pytest.mark.integration
+def test_a_run_of_0_1_goes_on_under_todays_names(begun, tmp_path):
+    config, first = begun
+    for meta in (tmp_path / "runs" / "here").glob(f"epoch_*/{META}"):
+        whole = json.loads(meta.read_text())
+        whole["config"] |= hash_parts(config)
+        assert whole["config"]["model"]["width"] == 16
+        meta.write_text(json.dumps(whole))
+    with contextlib.closing(sqlite3.connect(tmp_path / "runs" / "mlflow.db")) as database, database:
+        for new, old in FORMER.items():
+            database.execute("UPDATE params SET key = ? WHERE key = ?", (old, new))
+    more = train_run(with_train(config, epochs=3), alone=True)
+    _, run = record(more)
+    assert (more.run_id, more.meta.epoch) == (first.run_id, 3)
+    assert run.data.params["model.width"] == run.data.params["model.d_model"] == "16"
+
+
+@pytest.mark.integration
 def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, tmp_path):
     config, _ = begun
     folder, fingerprint = tmp_path / "runs" / "here", data_fingerprint(toy_store)
@@ -257,7 +278,7 @@ def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, 
         "audio_excess": "cut",
         "standardize": True,
         "optimizer": "sgd",
-        "schedule": "cosine",
+        "lr_scheduler": "cosine",
         "labels": "multimodal",
         "selection": "audio",
         "precision": "fp32",

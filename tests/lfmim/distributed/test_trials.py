@@ -24,7 +24,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     space = {
         **read_space("", with_params(config, {})),
         **read_space(
-            write(tmp_path, "model.heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
+            write(tmp_path, "model.num_heads: [2, 4]\ntrain.lr: [0.00001, 0.003, 0.02]"),
             with_params(config, {}),
         ),
     }
@@ -34,7 +34,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
         return (
             {**params, "train.lr": 1e30}
             if number == 2
-            else {**params, "model.heads": 5}
+            else {**params, "model.num_heads": 5}
             if number == 3
             else params
         )
@@ -55,7 +55,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     assert trials.records[2].state == "diverged"
     assert "not finite" in trials.records[2].message
     assert trials.records[3].state == "failed"
-    assert "model.heads: 5 does not divide" in trials.records[3].message
+    assert "model.num_heads: 5 does not divide" in trials.records[3].message
     assert any(r.state == "stopped" for r in expected), (
         "nothing was stopped: the test shows too little"
     )
@@ -187,11 +187,13 @@ def test_a_stacked_sweep_searches_what_can_be_stacked(toy_store, tmp_path):
         tiny_tune(toy_store, tmp_path, packed=4, scheduler="none", repeatable=True, window=3)
     config = tiny_tune(toy_store, tmp_path, packed=2, scheduler="none", repeatable=True)
     check_tune(config)
-    space = write(tmp_path, "train.lr: [0.01, 0.02]\nmodel.heads: [2, 4]")
-    with pytest.raises(InputError, match=r"not in model\.heads; search without --packed"):
+    space = write(tmp_path, "train.lr: [0.01, 0.02]\nmodel.num_heads: [2, 4]")
+    with pytest.raises(InputError, match=r"not in model\.num_heads; search without --packed"):
         check_tune(dataclasses.replace(config, space=space))
-    with pytest.raises(InputError, match=r"train\.ema: packed training does not support it"):
-        check_tune(dataclasses.replace(config, train=dataclasses.replace(config.train, ema=0.9)))
+    with pytest.raises(InputError, match=r"train\.ema_decay: packed training does not support it"):
+        check_tune(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.9))
+        )
 
 
 def write(folder, text: str) -> str:
@@ -230,3 +232,19 @@ def test_a_sweep_is_not_begun_on_bad_input(toy_store, tmp_path):
             check_tune(dataclasses.replace(mine, repeatable=not repeatable))
     with pytest.raises(InputError, match="not a feature store"):
         check_tune(dataclasses.replace(config, store=str(tmp_path / "none")))
+
+
+def test_a_sweep_of_0_1_is_known_again(toy_store, tmp_path):
+    """Its identity is what 0.1 wrote into sweep.json and hashed for its folder."""
+    from lfmim.distributed.tuner import _identity, check_tune
+
+    spaces = []
+    for heads in ("heads", "num_heads"):
+        space = write(tmp_path, f"model.{heads}: [2, 4]\ntrain.lr: [0.01, 0.02]")
+        config = tiny_tune(toy_store, tmp_path, space=space)
+        spaces.append(_identity(config, check_tune(config)))
+    assert spaces[0] == spaces[1]
+    assert list(spaces[0]["space"]) == ["model.heads", "train.lr"]
+    assert spaces[0]["model"]["ffn_multiple"] == 4
+    assert {"width", "heads", "layers"} < set(spaces[0]["model"])
+    assert {"schedule", "warmup", "ema"} < set(spaces[0]["train"])

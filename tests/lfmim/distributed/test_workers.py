@@ -23,7 +23,7 @@ def test_a_worker_that_stops_then_dies_is_told_and_the_run_ends_as_asked(
     epochs = 12
     config = ExperimentConfig(
         store=str(toy_store),
-        model=ModelConfig(width=16, heads=2, layers=1),
+        model=ModelConfig(d_model=16, num_heads=2, num_layers=1),
         train=TrainConfig(epochs=epochs, batch_size=4),
         run=RunConfig(
             name="stops",

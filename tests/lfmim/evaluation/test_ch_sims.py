@@ -32,7 +32,7 @@ from lfmim.schema import (
 from lfmim.training.loop import train
 
 GRID = np.linspace(-1, 1, len(EMOTIONS))
-RECIPE = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=8, batch_size=16)
+RECIPE = TrainConfig(optimizer="adamw", lr=0.005, lr_scheduler="constant", epochs=8, batch_size=16)
 
 
 @pytest.fixture
@@ -78,9 +78,9 @@ def test_table_3_systems(store, tmp_path, name):
     model = ModelConfig(
         name=name,
         task="sentiment",
-        width=16,
-        heads=2,
-        layers=2,
+        d_model=16,
+        num_heads=2,
+        num_layers=2,
         max_text=9,
         max_audio=9,
         max_vision=9,
@@ -137,7 +137,13 @@ def test_table_3_systems(store, tmp_path, name):
 @pytest.mark.integration
 def test_a_registered_sentiment_model_gives_scores(store, tmp_path):
     model = ModelConfig(
-        task="sentiment", width=16, heads=2, layers=1, max_text=9, max_audio=9, max_vision=9
+        task="sentiment",
+        d_model=16,
+        num_heads=2,
+        num_layers=1,
+        max_text=9,
+        max_audio=9,
+        max_vision=9,
     )
     config = ExperimentConfig(
         store=str(store), model=model, train=dataclasses.replace(RECIPE, epochs=1)

@@ -25,7 +25,14 @@ from lfmim.predictor import Predictor
 from lfmim.schema import FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, SENTIMENT_COLUMNS, InputError
 from lfmim.training.checkpoint import CheckpointMeta
 
-SIZES = {"width": 16, "heads": 2, "layers": 1, "max_text": 8, "max_audio": 8, "max_vision": 8}
+SIZES = {
+    "d_model": 16,
+    "num_heads": 2,
+    "num_layers": 1,
+    "max_text": 8,
+    "max_audio": 8,
+    "max_vision": 8,
+}
 
 
 def predictor(seed: int = 0, **fields) -> Predictor:

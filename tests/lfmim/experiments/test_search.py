@@ -63,8 +63,8 @@ def read(tmp_path, text: str):
         ("train.lr: {low: 0.1, high: 1, step: 2}", "a range takes low, high"),
         ("train.beta.text: {low: 0, high: 1, log: true}", "must be positive on a log scale"),
         ("train.lr: [fast]", "'fast' is not of type float"),
-        ("model.layers: {low: 1.5, high: 3}", "1.5 is not of type int"),
-        ("model.layers: [1, 1]", "listed twice"),
+        ("model.num_layers: {low: 1.5, high: 3}", "1.5 is not of type int"),
+        ("model.num_layers: [1, 1]", "listed twice"),
         ("train.optimizer: {low: 0, high: 1}", "not a number; list its values"),
         ("train.optimizer: [sgd, rprop]", r"train\.optimizer: 'rprop' is not one of sgd, adamw"),
         ("model.standardize: [1]", "1 is not of type bool"),
@@ -72,7 +72,7 @@ def read(tmp_path, text: str):
         ("[]", "give fields and their values"),
         ("a: [", "not YAML"),
         (
-            "train.lr: [0.1]\nmodel.layers: [1]\ntrain.lr: [0.2]",
+            "train.lr: [0.1]\nmodel.num_layers: [1]\ntrain.lr: [0.2]",
             "'train.lr' is there twice, in lines 1 and 3",
         ),
         ("train.lr: {low: 0.1, low: 0.2, high: 1}", "'low' is there twice"),
@@ -95,18 +95,19 @@ def test_a_space_in_another_encoding_is_refused_with_the_remedy(tmp_path, encodi
 def test_types_ranges_and_grids(tmp_path):
     space = read(
         tmp_path,
-        "train.lr: {low: 1e-4, high: 1e-2, log: true, points: 3}\nmodel.layers: {low: 1, high: 4, "
-        "points: 4}\ntrain.optimizer: [sgd, adamw]\nmodel.standardize: [true, false]",
+        "train.lr: {low: 1e-4, high: 1e-2, log: true, points: 3}\n"
+        "model.num_layers: {low: 1, high: 4, points: 4}\n"
+        "train.optimizer: [sgd, adamw]\nmodel.standardize: [true, false]",
     )
     points = grid_points(space)
     assert len(points) == 3 * 4 * 2 * 2
     assert sorted({p["train.lr"] for p in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
-    assert {p["model.layers"] for p in points} == {1, 2, 3, 4}
+    assert {p["model.num_layers"] for p in points} == {1, 2, 3, 4}
     for point in points:
         config = with_params(BASE, point)
-        assert (config.train.optimizer, config.model.layers) == (
+        assert (config.train.optimizer, config.model.num_layers) == (
             point["train.optimizer"],
-            point["model.layers"],
+            point["model.num_layers"],
         )
         assert dataclasses.replace(config, model=BASE.model, train=BASE.train) == BASE
     with pytest.raises(InputError, match=r"train\.lr: a grid needs `points`"):

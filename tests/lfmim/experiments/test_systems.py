@@ -21,7 +21,7 @@ from lfmim.schema import InputError
 CONFIGS = ROOT / "lfmim" / "configs"
 CONFIG = BenchmarkConfig(
     store="s",
-    model=ModelConfig(width=32, heads=4, layers=3, dropout_ffn=0.3),
+    model=ModelConfig(d_model=32, num_heads=4, num_layers=3, dropout_ffn=0.3),
     train=TrainConfig(epochs=7, lr=0.5),
 )
 
@@ -46,7 +46,7 @@ def test_a_preset_has_its_own_recipe_at_the_common_size_and_budget():
     assert presets.keys() == {"strong", "paper"}
     strong, paper = (benchmark_experiment(CONFIG, s, 2, presets) for s in presets)
     for e in (strong, paper):
-        assert (e.model.width, e.model.layers, e.train.epochs, e.train.seed) == (32, 3, 7, 2)
+        assert (e.model.d_model, e.model.num_layers, e.train.epochs, e.train.seed) == (32, 3, 7, 2)
         assert e.model.name == "lfmim"
     assert (strong.train.optimizer, paper.train.optimizer, paper.train.lr) == (
         "adamw",

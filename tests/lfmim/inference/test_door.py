@@ -45,7 +45,7 @@ def test_a_feature_store_is_looked_into(toy_store):
 def test_train_load_predict(toy_store, tmp_path):
     config = ExperimentConfig(
         store=str(toy_store),
-        model=ModelConfig(width=16, heads=2, layers=1),
+        model=ModelConfig(d_model=16, num_heads=2, num_layers=1),
         train=TrainConfig(epochs=1),
         run=RunConfig(storage=str(tmp_path / "runs")),
     )

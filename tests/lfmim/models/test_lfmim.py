@@ -23,7 +23,14 @@ from lfmim.schema import (
 from lfmim.training.loop import train
 
 DIMS = {"text": 12, "audio": 10, "vision": 8}
-SIZES = {"width": 16, "heads": 4, "layers": 3, "max_text": 12, "max_audio": 12, "max_vision": 12}
+SIZES = {
+    "d_model": 16,
+    "num_heads": 4,
+    "num_layers": 3,
+    "max_text": 12,
+    "max_audio": 12,
+    "max_vision": 12,
+}
 POOLINGS = ["mean", "fex", "attention"]
 
 
@@ -217,13 +224,13 @@ def test_overfits_32_random_samples():
     config = ExperimentConfig(
         store="none",
         model=ModelConfig(
-            **{**SIZES, "width": 32, "layers": 2},
+            **{**SIZES, "d_model": 32, "num_layers": 2},
             dropout_attention=0,
             dropout_ffn=0,
             dropout_embedding=0,
         ),
         train=TrainConfig(
-            optimizer="adamw", lr=0.004, schedule="constant", epochs=50, batch_size=32
+            optimizer="adamw", lr=0.004, lr_scheduler="constant", epochs=50, batch_size=32
         ),
     )
     encoders = {

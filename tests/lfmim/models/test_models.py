@@ -158,7 +158,7 @@ def test_a_store_without_a_modality_trains(name, subset):
         if m not in subset:
             data.labels[:, HEADS.index(m)] = IGNORE_LABEL
     model = ModelConfig(
-        name=name, width=16, heads=2, layers=2, max_text=8, max_audio=8, max_vision=8
+        name=name, d_model=16, num_heads=2, num_layers=2, max_text=8, max_audio=8, max_vision=8
     )
     built = []
     meta = train(
@@ -271,9 +271,9 @@ def test_every_model_learns(name):
     )
     model = ModelConfig(
         name=name,
-        width=32,
-        heads=4,
-        layers=1,
+        d_model=32,
+        num_heads=4,
+        num_layers=1,
         max_text=8,
         max_audio=8,
         max_vision=8,
@@ -281,7 +281,9 @@ def test_every_model_learns(name):
         dropout_ffn=0,
         dropout_embedding=0,
     )
-    recipe = TrainConfig(optimizer="adamw", lr=0.005, schedule="constant", epochs=40, batch_size=32)
+    recipe = TrainConfig(
+        optimizer="adamw", lr=0.005, lr_scheduler="constant", epochs=40, batch_size=32
+    )
     meta = train(ExperimentConfig(store="-", model=model, train=recipe), SPEC, data, data)
     assert meta.best_score > 0.9
     assert (

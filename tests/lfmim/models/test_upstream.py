@@ -22,7 +22,7 @@ UPSTREAM = ROOT.parent / "shared" / "upstream"
     not UPSTREAM.is_dir(), reason="the published checkpoint (../shared/upstream) is not here"
 )
 def test_logits_of_the_published_code():
-    imported = read_published(UPSTREAM / "upstream_tiny.pth", heads=4)
+    imported = read_published(UPSTREAM / "upstream_tiny.pth", num_heads=4)
     model = build_model(imported.config, imported.spec.dims).eval()
     model.load_state_dict({**model.state_dict(), **imported.weights})
     with np.load(UPSTREAM / "upstream_tiny_io.npz") as io:

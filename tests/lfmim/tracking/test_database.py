@@ -22,7 +22,7 @@ from lfmim.schema import FEATURE_COLUMNS, HEADS, InputError
 from lfmim.training.checkpoint import CheckpointMeta, save_checkpoint
 
 pytestmark = pytest.mark.integration
-SMALL = ModelConfig(width=16, heads=2, layers=1, max_text=8, max_audio=8, max_vision=8)
+SMALL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8)
 TOGETHER = """
 import sys, time
 from pathlib import Path

@@ -46,7 +46,7 @@ from lfmim.training.loop import train
 
 pytestmark = pytest.mark.integration
 
-SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=16, max_audio=16, max_vision=16)
+SMALL = ModelConfig(d_model=16, num_heads=2, num_layers=2, max_text=16, max_audio=16, max_vision=16)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_mode
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
 from lfmim.training.losses import head_losses
 
-SMALL = ModelConfig(width=16, heads=2, layers=2, max_text=12, max_audio=12, max_vision=12)
+SMALL = ModelConfig(d_model=16, num_heads=2, num_layers=2, max_text=12, max_audio=12, max_vision=12)
 STILL = dataclasses.replace(SMALL, dropout_attention=0, dropout_ffn=0, dropout_embedding=0)
 
 
@@ -32,7 +32,7 @@ def experiment(model=SMALL, **fields) -> ExperimentConfig:
     defaults = {
         "optimizer": "adamw",
         "lr": 0.003,
-        "schedule": "constant",
+        "lr_scheduler": "constant",
         "epochs": 4,
         "batch_size": 16,
     }
@@ -85,14 +85,14 @@ def test_beta_zero_leaves_a_head_untrained(data, tmp_path):
     "fields",
     [
         {
-            "schedule": "cosine",
-            "warmup": 2.5,
-            "ema": 0.8,
+            "lr_scheduler": "cosine",
+            "warmup_epochs": 2.5,
+            "ema_decay": 0.8,
             "label_smoothing": 0.1,
             "modality_dropout": 0.2,
             "step_dropout": 0.1,
         },
-        {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "schedule": "inverse_epoch"},
+        {"optimizer": "sgd", "lr": 0.05, "momentum": 0.9, "lr_scheduler": "inverse_epoch"},
     ],
 )
 def test_resuming_equals_the_undisturbed_run_bit_by_bit(data, tmp_path, fields):
@@ -156,7 +156,7 @@ def test_patience(data, tmp_path):
 def test_schedules(data):
     def rates(schedule):
         return [
-            learning_rate(TrainConfig(lr=0.6, schedule=schedule, epochs=4), e) for e in range(4)
+            learning_rate(TrainConfig(lr=0.6, lr_scheduler=schedule, epochs=4), e) for e in range(4)
         ]
 
     assert rates("constant") == [0.6] * 4
@@ -164,7 +164,7 @@ def test_schedules(data):
     assert rates("cosine") == pytest.approx(
         [0.6 * 0.5 * (1 + math.cos(math.pi * e / 4)) for e in range(4)]
     )
-    meta = train(experiment(epochs=3, lr=0.6e-3, schedule="inverse_epoch"), SPEC, *data)
+    meta = train(experiment(epochs=3, lr=0.6e-3, lr_scheduler="inverse_epoch"), SPEC, *data)
     assert [e["lr"] for e in meta.history] == pytest.approx([6e-4, 3e-4, 2e-4])
 
 
@@ -356,7 +356,7 @@ def test_two_workers_reach_the_losses_and_weights_of_one(tmp_path):
 
 def test_one_layer_trains_under_ddp(tmp_path):
     """DDP refuses parameters without a gradient, and ᾱ has no row when there is one layer."""
-    config = experiment(model=dataclasses.replace(SMALL, layers=1), epochs=2)
+    config = experiment(model=dataclasses.replace(SMALL, num_layers=1), epochs=2)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
     )
@@ -370,7 +370,9 @@ def test_one_layer_trains_under_ddp(tmp_path):
 
 def test_warm_up_rises_step_by_step_to_the_schedules_rate(data):
     seen = []
-    config = experiment(epochs=2, warmup=1.5, lr=0.1, optimizer="sgd", schedule="constant")
+    config = experiment(
+        epochs=2, warmup_epochs=1.5, lr=0.1, optimizer="sgd", lr_scheduler="constant"
+    )
     original = torch.optim.SGD.step
 
     def spy(self, *args, **kwargs):
@@ -389,7 +391,7 @@ def test_warm_up_rises_step_by_step_to_the_schedules_rate(data):
 def test_the_moving_average_is_what_is_judged_and_saved(data, tmp_path):
     """With decay d the saved weights follow their own recursion from the trained ones, which
     state.pt keeps."""
-    config = experiment(epochs=3, ema=0.9, lr=0.01)
+    config = experiment(epochs=3, ema_decay=0.9, lr=0.01)
     meta = train(config, SPEC, *data, on_epoch=saver(tmp_path))
     model, _ = load_model(tmp_path / "2")
     judged = evaluate(model, data[1], batch_size=64)

@@ -17,9 +17,9 @@ from lfmim.training.loop import NonFiniteLossError, train
 from lfmim.training.packed import train_packed
 
 STILL = ModelConfig(
-    width=16,
-    heads=2,
-    layers=1,
+    d_model=16,
+    num_heads=2,
+    num_layers=1,
     max_text=12,
     max_audio=12,
     max_vision=12,
@@ -34,7 +34,7 @@ def experiment(model=STILL, **fields) -> ExperimentConfig:
     defaults = {
         "optimizer": "adamw",
         "lr": 0.003,
-        "schedule": "cosine",
+        "lr_scheduler": "cosine",
         "epochs": 2,
         "batch_size": 16,
     }
@@ -59,7 +59,7 @@ OWN = [
         ({"weight_decay": 0.1, "grad_clip": 0.5}, True),
         ({"weight_decay": 0.1}, False),
         ({"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.01, "labels": "multimodal"}, True),
-        ({"warmup": 1.5, "label_smoothing": 0.1}, True),
+        ({"warmup_epochs": 1.5, "label_smoothing": 0.1}, True),
     ],
 )
 def test_every_run_equals_its_separate_one(tmp_path, fields, rates):
@@ -129,7 +129,9 @@ def test_with_dropout_runs_differ_and_repeat():
 
 def test_patience_ends_a_run_alone_and_all_together():
     reports: list[tuple[int, int]] = []
-    configs = [experiment(lr=lr, epochs=30, patience=2, schedule="constant") for lr in (1e-9, 0.01)]
+    configs = [
+        experiment(lr=lr, epochs=30, patience=2, lr_scheduler="constant") for lr in (1e-9, 0.01)
+    ]
     metas = train_packed(
         configs, SPEC, *data(), on_epoch=lambda k, r, save: reports.append((k, r.epoch))
     )

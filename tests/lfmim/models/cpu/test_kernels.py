@@ -90,41 +90,41 @@ def test_dropout_is_off_outside_training():
     assert layer.eval()(x) is x
 
 
-def kept(q, kv, mask, heads, channels):
+def kept(q, kv, mask, num_heads, channels):
     """Attention's dropout mask [B, H, T, S], read off its output for values that single a key
     out."""
     keys = (q if kv is None else kv).shape[1]
     masks = []
     for j in range(keys):
-        values = torch.zeros(len(q), keys, heads, channels)
+        values = torch.zeros(len(q), keys, num_heads, channels)
         values[:, j, :, 0] = 1
         single = torch.cat(
-            [(q if kv is None else kv)[..., : -heads * channels], values.flatten(2)], dim=2
+            [(q if kv is None else kv)[..., : -num_heads * channels], values.flatten(2)], dim=2
         )
-        out = attention(*((single, None) if kv is None else (q, single)), mask, heads, 0.5)
-        masks.append(out.unflatten(2, (heads, channels))[..., 0].transpose(1, 2) != 0)
+        out = attention(*((single, None) if kv is None else (q, single)), mask, num_heads, 0.5)
+        masks.append(out.unflatten(2, (num_heads, channels))[..., 0].transpose(1, 2) != 0)
     return torch.stack(masks, dim=3)
 
 
 @pytest.mark.parametrize(
-    ("t", "s", "heads", "channels"),
+    ("t", "s", "num_heads", "channels"),
     [(7, None, 2, 4), (5, 9, 2, 4), (1, 33, 3, 16), (18, None, 1, 6), (4, 16, 2, 20)],
 )
 @pytest.mark.usefixtures("one_seed")
-def test_attention_with_dropout_equals_torchs_for_the_same_mask(t, s, heads, channels):
+def test_attention_with_dropout_equals_torchs_for_the_same_mask(t, s, num_heads, channels):
     torch.manual_seed(0)
-    width, keys = heads * channels, s or t
-    q = torch.randn(4, t, width if s else 3 * width, requires_grad=True)
-    kv = torch.randn(4, s, 2 * width, requires_grad=True) if s else None
+    d_model, keys = num_heads * channels, s or t
+    q = torch.randn(4, t, d_model if s else 3 * d_model, requires_grad=True)
+    kv = torch.randn(4, s, 2 * d_model, requires_grad=True) if s else None
     valid = torch.rand(4, keys) < 0.6  # also with gaps
     valid[0], valid[1] = True, False  # nothing valid: attends everywhere
     mask = attention_mask(valid)
-    got = attention(q, kv, mask, heads, 0.5)
+    got = attention(q, kv, mask, num_heads, 0.5)
     inputs = [q] if kv is None else [q, kv]
     parts = q.chunk(3, dim=2) if kv is None else (q, *kv.chunk(2, dim=2))
-    a, b, c = (x.unflatten(2, (heads, channels)).transpose(1, 2) for x in parts)
+    a, b, c = (x.unflatten(2, (num_heads, channels)).transpose(1, 2) for x in parts)
     weight = (a @ b.transpose(2, 3) / channels**0.5).masked_fill(~mask, float("-inf")).softmax(-1)
-    keep = kept(q.detach(), None if kv is None else kv.detach(), mask, heads, channels)
+    keep = kept(q.detach(), None if kv is None else kv.detach(), mask, num_heads, channels)
     allowed = mask.expand(keep.shape)
     assert not keep[~allowed].any()
     assert keep[allowed].double().mean().item() == pytest.approx(
@@ -134,7 +134,7 @@ def test_attention_with_dropout_equals_torchs_for_the_same_mask(t, s, heads, cha
     torch.testing.assert_close(got, want)
     same_gradients(got, want, inputs)
     torch.testing.assert_close(
-        attention(q, kv, mask, heads, 0.0), (weight @ c).transpose(1, 2).flatten(2)
+        attention(q, kv, mask, num_heads, 0.0), (weight @ c).transpose(1, 2).flatten(2)
     )
 
 
@@ -153,7 +153,7 @@ def test_attention_stands_large_scores(scale):
 @pytest.mark.usefixtures("one_seed")
 def test_feed_forward_with_dropout_equals_torchs_for_the_same_mask(monkeypatch, block):
     torch.manual_seed(0)
-    layer = FeedForward(6, 4, 0.5)
+    layer = FeedForward(6, 24, 0.5)
     torch.nn.init.normal_(layer[0].bias)
     x = torch.randn(3, 5, 6, requires_grad=True)
     monkeypatch.setattr(kernels, "BLOCK", block)  # one row at a time, three, all
@@ -185,7 +185,7 @@ def test_dropout_adds_the_residual():
 def everything(x):
     """Output and gradient of all three, one after the other."""
     torch.manual_seed(0)
-    layer = FeedForward(24, 2, 0.3)
+    layer = FeedForward(24, 48, 0.3)
     mask = attention_mask(torch.ones(x.shape[:2], dtype=torch.bool))
     y = Dropout(0.3)(layer(attention(x.repeat(1, 1, 3), None, mask, 2, 0.3)), x)
     return y, *torch.autograd.grad(y.square().sum(), x)
@@ -206,7 +206,7 @@ def test_nan_comes_through():
     mask = attention_mask(torch.ones(2, 20, dtype=torch.bool))
     for y in (
         attention(x.repeat(1, 1, 3), None, mask, 2, 0.1),
-        FeedForward(24, 2, 0.1)(x),
+        FeedForward(24, 48, 0.1)(x),
         Dropout(0.1)(x * x[0, 3, 5]),
     ):
         assert y[0].isnan().any()
