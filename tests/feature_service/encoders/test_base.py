@@ -228,6 +228,25 @@ def test_a_text_family_that_counts_no_tokens_may_cut(tiny):
 
 
 @pytest.mark.integration
+def test_a_plugin_with_the_name_of_a_built_in_family_is_told_so(tmp_path):
+    """In a process that has not looked for the built-in ones yet."""
+    (tmp_path / "mine.py").write_text(MFCC.replace('("mfcc"', '("wav2vec2"'))
+    code = "from lfmim.registry import load_plugin\nload_plugin('mine.py')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (
+        "InputError: --plugin mine.py: ValueError: encoder family 'wav2vec2' is registered already"
+        in done.stderr
+    )
+
+
+@pytest.mark.integration
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_family_of_a_plugin_file_extracts_by_the_command(mfcc, tmp_path):
