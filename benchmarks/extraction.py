@@ -30,7 +30,6 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run's 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import decord
 import numpy as np
 import pandas as pd
 import ray
@@ -39,6 +38,7 @@ import transformers
 from facenet_pytorch import MTCNN
 from page import machine, report_file, report_folder, write_section
 from PIL import Image
+from readers import READER, read_clip
 
 from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.operators.decode import decode_clip
@@ -107,16 +107,16 @@ def base_encoders(folder: Path) -> EncoderConfig:
 def script(
     clips: dict[str, Path], encoders: dict, device: str
 ) -> tuple[dict[str, float], dict[str, list]]:
-    """(a) decord, MTCNN per frame at native size with default settings, a crop, batch-1 encoders;
-    one process."""
+    """(a) decord (readers.py), MTCNN per frame at native size with default settings, a crop,
+    batch-1 encoders; one process."""
     mtcnn = MTCNN(keep_all=True, device=device)
     seconds: dict[str, float] = {"total": 0.0}
     boxes: dict[str, list] = {}
     for name, path in clips.items():
         start = time.perf_counter()
-        clip = decode_clip(path, key=name)
+        frames, sound = read_clip(path, name)
         searched, found = time.perf_counter(), []
-        for frame in clip.frames:
+        for frame in frames:
             box, probability, points = mtcnn.detect(Image.fromarray(frame), landmarks=True)
             faces = (
                 None
@@ -130,15 +130,15 @@ def script(
             best = None if faces is None else most_prominent(faces, MIN_PROBABILITY)
             found.append(None if faces is None or best is None else faces.boxes[best])
         seconds[f"face {name}"] = time.perf_counter() - searched
-        for frame, box in zip(clip.frames, found, strict=True):
+        for frame, box in zip(frames, found, strict=True):
             if box is not None:
                 crop = Image.fromarray(frame).crop(tuple(int(v) for v in box)).resize((224, 224))
                 encoders[Modality.VISION].model(
                     _normalised(encoders[Modality.VISION], np.asarray(crop)[None])
                 )
         encoders[Modality.TEXT]([WORDS])
-        if clip.waveform is not None:
-            encoders[Modality.AUDIO]([clip.waveform])
+        if sound is not None:
+            encoders[Modality.AUDIO]([sound])
         seconds["total"] += time.perf_counter() - start
         boxes[name] = found
     return seconds, boxes
@@ -325,8 +325,7 @@ def run_once(
 def environment(device: str) -> str:
     return (
         f"{machine(device)}; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, ray {ray.__version__}, decord "
-        f"{decord.__version__}"
+        f"transformers {transformers.__version__}, ray {ray.__version__}, {READER}"
     )
 
 

@@ -372,18 +372,25 @@ class ExperimentConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which encoders turn media into features. Empty sources come from the preset."""
+    """Which encoders turn media into features. A modality without source or family has the
+    preset's."""
 
     preset: Literal["tiny", "paper"] = "tiny"
     """tiny: small seeded random encoders, no download. paper: Chinese BERT-base, wav2vec2-base,
     RAF-DB ResNet-18."""
     text: str = ""
-    """Folder or hub id of a BERT."""
+    """Folder or hub id of a BERT, or of another family that is registered (docs/extending.md)."""
     audio: str = ""
-    """Folder or hub id of a wav2vec2."""
+    """Folder or hub id of a wav2vec2, or of another family."""
     vision: str = ""
-    """Folder or hub id of a ResNet, or a .pth file of a torchvision ResNet-18 (the paper's: trained
-    on RAF-DB)."""
+    """Folder or hub id of a ResNet, or of another family, or a .pth file of a torchvision ResNet-18
+    (the paper's: trained on RAF-DB)."""
+    text_family: str = ""
+    """Encoder family by its name; empty: the one that the source's config.json names."""
+    audio_family: str = ""
+    """As text_family."""
+    vision_family: str = ""
+    """As text_family."""
     text_revision: str = ""
     audio_revision: str = ""
     vision_revision: str = ""
@@ -392,7 +399,7 @@ class EncoderConfig:
         _check_choices(self, "encoders")
         if self.preset == "paper":
             _check(
-                bool(self.vision),
+                bool(self.vision or self.vision_family),
                 "encoders.vision",
                 "the paper preset needs the path of a ResNet-18 trained on "
                 "RAF-DB (a .pth file or a folder): --encoders.vision PATH",
@@ -400,16 +407,21 @@ class EncoderConfig:
 
     @property
     def sources(self) -> dict[Modality, str]:
-        """Source per modality with the preset's defaults filled in; "" stands for a tiny
-        encoder."""
-        defaults = {
-            "text": "hfl/chinese-bert-wwm-ext",
-            "audio": "TencentGameMate/chinese-wav2vec2-base",
+        """Source per modality with the preset's filled in, unless a family is named: it may need
+        none. "" stands for a tiny encoder, or for no source."""
+        paper = {
+            Modality.TEXT: "hfl/chinese-bert-wwm-ext",
+            Modality.AUDIO: "TencentGameMate/chinese-wav2vec2-base",
         }
-        return {
-            m: getattr(self, m) or (defaults.get(m, "") if self.preset == "paper" else "")
-            for m in Modality
-        }
+        given = {m: getattr(self, m) for m in Modality}
+        if self.preset == "paper":
+            given |= {m: s for m, s in paper.items() if not (given[m] or self.families[m])}
+        return given
+
+    @property
+    def families(self) -> dict[Modality, str]:
+        """Family named per modality; "": the source's own."""
+        return {m: getattr(self, f"{m}_family") for m in Modality}
 
     @property
     def revisions(self) -> dict[Modality, str | None]:

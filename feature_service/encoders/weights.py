@@ -1,9 +1,8 @@
-"""Loading encoders: hub ids, local folders, RAF-DB ResNet-18 checkpoints, and the `tiny` preset
-made on the spot."""
+"""Loading what `save_pretrained` writes, from folders and hub ids, and the `tiny` preset made on
+the spot."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -25,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lfmim.schema import EncoderSpec, InputError, Modality, listed
+from lfmim.schema import InputError, Modality, listed
 from lfmim.storage import new_folder
 
 transformers_logging.set_verbosity_error()
@@ -128,21 +127,21 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
     the checkpoint or has another shape there: transformers would fill it with random numbers,
     others at each load.
     """
+    if not source:
+        raise InputError(
+            f"encoders: {loader.__name__} has weights to load; name its folder or hub id beside "
+            "the family (--encoders.text, --encoders.audio or --encoders.vision)"
+        )
     local = Path(source).is_dir()
     network = issubclass(loader, nn.Module)
-    expected = {"BertModel": "bert", "Wav2Vec2Model": "wav2vec2", "ResNetModel": "resnet"}.get(
-        loader.__name__
-    )
+    if network:
+        found, expected = model_type(source, revision), loader.config_class.model_type
+        if found not in ("", expected):
+            raise InputError(
+                f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here"
+            )
     info: dict[str, Any] = {}
     try:
-        if local and expected and (Path(source) / "config.json").is_file():
-            found = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get(
-                "model_type", expected
-            )
-            if found != expected:
-                raise InputError(
-                    f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here"
-                )
         if network:
             kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded = loader.from_pretrained(
@@ -150,8 +149,6 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
         )
         if network:
             loaded, info = loaded
-    except InputError:
-        raise
     except Exception as error:  # damaged files raise many kinds: safetensors', pickle's, torch's
         lines = str(error).splitlines()
         hint = "Give a folder made by save_pretrained, or a hub id that this machine can reach."
@@ -188,7 +185,7 @@ def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None
         if not UNUSED.search(name)
     ]
     problems = [
-        f"{_count(len(names))} {what} ({listed(names, most=NAMES_SHOWN)})"
+        f"{tensor_count(len(names))} {what} ({listed(names, most=NAMES_SHOWN)})"
         for names, what in ((missing, "missing"), (wrong, "of another shape"))
         if names
     ]
@@ -201,7 +198,7 @@ def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None
         )
 
 
-def _count(n: int) -> str:
+def tensor_count(n: int) -> str:
     return f"{n} tensor{'s' * (n > 1)}"
 
 
@@ -224,154 +221,20 @@ def resolved_revision(source: str, revision: str | None) -> str:
     return Path(found).parent.name
 
 
-def load_resnet(source: str, revision: str | None) -> ResNetModel:
-    """A ResNet from a folder, a hub id, or a .pth/.pt file with a torchvision ResNet-18 state
-    dict."""
-    if not source.endswith((".pth", ".pt")):
-        return from_pretrained(ResNetModel, source, revision)
+def model_type(source: str, revision: str | None) -> str:
+    """The `model_type` in the config.json of a folder, or of a hub model at a commit that is in the
+    local cache; "" where there is none that can be read."""
+    if Path(source).exists():
+        config: Any = Path(source, "config.json") if source else None
+    else:
+        try:
+            config = huggingface_hub.try_to_load_from_cache(
+                source, "config.json", revision=revision or "main"
+            )
+        except ValueError:  # no hub id
+            return ""
     try:
-        raw = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here, UnpicklingError for code among them
-        raise InputError(
-            f"{source}: cannot be read as a weights-only checkpoint: {error!r:.300}"
-        ) from error
-    raw = _state_dict(raw)
-    if raw is None:
-        raise InputError(f"{source}: holds no state dict of tensors")
-    plain = _torchvision_names(raw)
-    state = {
-        _hf_name(k): v for k, v in plain.items() if k.split(".")[0] not in ("fc", "classifier")
-    }
-    model = ResNetModel(
-        ResNetConfig(
-            embedding_size=64,
-            hidden_sizes=[64, 128, 256, 512],
-            depths=[2, 2, 2, 2],
-            layer_type="basic",
-        )
-    )
-    expected = model.state_dict()
-    wrong = [k for k, v in state.items() if k not in expected or expected[k].shape != v.shape]
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    if wrong or missing:
-        raise InputError(
-            f"{source}: not a ResNet-18 (it looks like {_looks_like(plain)}): "
-            f"{_count(len(missing))} missing ({listed(missing, most=NAMES_SHOWN)}), "
-            f"{len(wrong)} unknown or of another shape ({listed(wrong, most=NAMES_SHOWN)})"
-        )
-    model.load_state_dict(state, strict=False)
-    return model
-
-
-def _state_dict(raw: Any) -> dict[str, torch.Tensor] | None:
-    """The state dict in a checkpoint, at the top or under one of the usual keys."""
-    for _ in range(3):
-        if not isinstance(raw, dict):
-            return None
-        tensors = {str(k): v for k, v in raw.items() if isinstance(v, torch.Tensor)}
-        if any("." in k for k in tensors):
-            return tensors
-        inner = [
-            raw[k]
-            for k in ("state_dict", "model_state_dict", "model", "net", "backbone")
-            if k in raw
-        ]
-        if not inner:
-            return None
-        raw = inner[0]
-    return None
-
-
-# ResNet as nn.Sequential(*list(resnet.children())[:-1]), a common way to cut the classifier off.
-_SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-
-
-def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Strip what wraps the ResNet (`module.`, `backbone.`, a Sequential's numbers): names as
-    torchvision has them."""
-    first = next((k for k in state if k.endswith("layer1.0.conv1.weight")), None)
-    if first is not None:
-        prefix = first.removesuffix("layer1.0.conv1.weight")
-        return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    stem = next(
-        (k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4),
-        None,
-    )
-    if stem is None:
-        return state
-    prefix = stem.removesuffix("0.weight")
-    out = {}
-    for key, value in state.items():
-        head, _, rest = key.removeprefix(prefix).partition(".")
-        if key.startswith(prefix) and head in _SEQUENTIAL:
-            out[f"{_SEQUENTIAL[head]}.{rest}"] = value
-    return out if any(k.startswith("layer1.") for k in out) else state
-
-
-def _looks_like(state: dict[str, torch.Tensor]) -> str:
-    """A guess at the architecture behind torchvision-style names, for messages."""
-    blocks = tuple(
-        len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5)
-    )
-    bottleneck = any(".conv3." in k for k in state)
-    known: dict[tuple[int, ...], str] = {
-        (2, 2, 2, 2, False): "ResNet-18 of other widths",
-        (3, 4, 6, 3, False): "ResNet-34",
-        (3, 4, 6, 3, True): "ResNet-50",
-        (3, 4, 23, 3, True): "ResNet-101",
-        (3, 8, 36, 3, True): "ResNet-152",
-    }
-    if all(blocks):
-        return known.get(
-            (*blocks, bottleneck), f"a ResNet with {'-'.join(map(str, blocks))} blocks"
-        )
-    if any(k.startswith("features.") for k in state) and any(
-        k.startswith("classifier.") for k in state
-    ):
-        return "VGG, AlexNet or MobileNet"
-    return f"another network, with tensors such as {', '.join(list(state)[:3])}"
-
-
-def _hf_name(key: str) -> str:
-    """torchvision's ResNet parameter name -> transformers' one."""
-    part = key.split(".")
-    if part[0] in ("conv1", "bn1"):
-        return ".".join(
-            [
-                "embedder.embedder",
-                "convolution" if part[0] == "conv1" else "normalization",
-                *part[1:],
-            ]
-        )
-    if not part[0].startswith("layer") or len(part) < 4:
-        return key
-    prefix = f"encoder.stages.{int(part[0][5:]) - 1}.layers.{part[1]}"
-    if part[2] == "downsample":
-        return f"{prefix}.shortcut.{'convolution' if part[3] == '0' else 'normalization'}.{part[4]}"
-    kind = "convolution" if part[2].startswith("conv") else "normalization"
-    return f"{prefix}.layer.{int(part[2][-1]) - 1}.{kind}.{part[3]}"
-
-
-class WeightedEncoder:
-    """What the encoders have in common: a network of a known source, and so a spec.
-
-    They set `model`, `source`, the resolved `revision`, `dim` and, where sequences are cut,
-    `max_length`.
-    """
-
-    model: Any
-    source: str
-    revision: str
-    dim: int
-    max_length: int = 0
-
-    @functools.cached_property
-    def spec(self) -> EncoderSpec:
-        """Hashes the weights on first use."""
-        return EncoderSpec(
-            name=self.source,
-            revision=self.revision,
-            weights_sha256=weights_sha256(self.model),
-            dim=self.dim,
-            max_length=self.max_length,
-        )
+        found = json.loads(Path(config).read_text(encoding="utf-8"))
+        return str(found.get("model_type", ""))
+    except (OSError, ValueError, TypeError, AttributeError):  # loading the model says why
+        return ""

@@ -40,7 +40,7 @@ from lfmim.schema import (
 )
 
 if TYPE_CHECKING:
-    from feature_service.encoders.text import TextEncoder
+    from feature_service.encoders.base import Encoder
     from feature_service.operators.face import FaceCropper
 
 Row = dict[str, Any]
@@ -53,13 +53,14 @@ TINY_SEED = 0
 
 
 def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
-    """Source per modality; tiny encoders are built into the cache of this machine on first use."""
+    """Source per modality; tiny encoders are built into the cache of this machine on first use. ""
+    where a family was named without a source."""
     sources = config.sources
-    if not all(sources.values()):
+    if absent := [m for m in Modality if not (sources[m] or config.families[m])]:
         from feature_service.encoders.weights import build_tiny_encoders
 
         tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
-        sources = {m: s or str(tiny[m]) for m, s in sources.items()}
+        sources |= {m: str(tiny[m]) for m in absent}
     return sources
 
 
@@ -105,19 +106,18 @@ def build_stage(
     return lambda rows: [_guarded(name, work, row) for row in rows]
 
 
-def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Any:
-    """The modality's encoder. Raises InputError if its source cannot be loaded."""
-    from feature_service.encoders.audio import AudioEncoder
-    from feature_service.encoders.text import TextEncoder
-    from feature_service.encoders.vision import VisionEncoder
+def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Encoder:
+    """The modality's encoder. Raises InputError if its source cannot be loaded, or its family is
+    not known or another modality's."""
+    from feature_service.encoders.base import load_encoder
 
-    source, revision = encoder_sources(config)[modality], config.revisions[modality]
-    kinds = {
-        Modality.TEXT: TextEncoder,
-        Modality.AUDIO: AudioEncoder,
-        Modality.VISION: VisionEncoder,
-    }
-    return kinds[modality](source, revision=revision, device=device)
+    return load_encoder(
+        modality,
+        encoder_sources(config)[modality],
+        family=config.families[modality],
+        revision=config.revisions[modality],
+        device=device,
+    )
 
 
 def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec) -> None:
@@ -199,7 +199,7 @@ def _face(row: Row, cropper: FaceCropper) -> None:
         row.update({CROPS: found.crops, FACE_FOUND: found.face_found})
 
 
-def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) -> list[Row]:
+def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder) -> list[Row]:
     """One call of the encoder for all rows, so that it can batch across utterances; time is shared
     out evenly.
 
@@ -211,10 +211,10 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) ->
         encoded = encoder([row[raw] for row in todo])
     except Exception:
         for row in todo:
-            _guarded(modality.value, lambda r: _store(r, modality, encoder([r[raw]])[0]), row)
+            _guarded(modality.value, lambda r: _store(r, encoder, encoder([r[raw]])[0]), row)
     else:
         for row, features in zip(todo, encoded, strict=True):
-            _guarded(modality.value, lambda r, f=features: _store(r, modality, f), row)  # type: ignore[misc]
+            _guarded(modality.value, lambda r, f=features: _store(r, encoder, f), row)  # type: ignore[misc]
     for row in rows:
         if modality is not Modality.TEXT:
             row.pop(raw, None)
@@ -223,16 +223,22 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Any) ->
     return rows
 
 
-def _count_cut(rows: list[Row], encoder: TextEncoder) -> list[Row]:
+def _count_cut(rows: list[Row], encoder: Encoder) -> list[Row]:
     for row in rows:
         features = row.get(FEATURE_COLUMNS[Modality.TEXT])
-        if features is not None and len(features) == encoder.max_tokens:
+        if features is not None and len(features) == encoder.max_length:
             tokens = encoder.count_tokens(row[TEXT])
-            row[UNCUT_TOKENS] = tokens if tokens > encoder.max_tokens else None
+            row[UNCUT_TOKENS] = tokens if tokens > encoder.max_length else None
     return rows
 
 
-def _store(row: Row, modality: Modality, features: np.ndarray) -> None:
+def _store(row: Row, encoder: Encoder, features: np.ndarray) -> None:
+    if features.dtype != np.float16 or features.ndim != 2 or features.shape[1] != encoder.dim:
+        raise ClipError(
+            encoder.modality.value,
+            f"the encoder returned {features.dtype} {list(features.shape)}, not float16 "
+            f"[T, {encoder.dim}]",
+        )
     if not np.isfinite(features).all():
-        raise ClipError(modality.value, "the encoder returned non-finite features")
-    row[FEATURE_COLUMNS[modality]] = features
+        raise ClipError(encoder.modality.value, "the encoder returned non-finite features")
+    row[FEATURE_COLUMNS[encoder.modality]] = features

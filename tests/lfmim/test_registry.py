@@ -17,7 +17,7 @@ from lfmim.registry import PLUGINS, Registry, load_plugin
 from lfmim.schema import InputError, Modality
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-MODEL, IMPORTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
+MODEL, _, IMPORTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)
 MODEL = MODEL.replace('l("mean")', 'l("NAME")')
 PULL = """
 import sys

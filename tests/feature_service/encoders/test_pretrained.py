@@ -94,10 +94,10 @@ def test_the_paper_preset_end_to_end_at_full_size(ray_cluster, paper, tmp_path):
 LOAD = """
 import sys
 from feature_service.encoders.weights import resolved_revision
-from feature_service.encoders.text import TextEncoder
+from feature_service.encoders.bert import BertEncoder
 from lfmim.schema import InputError
 try:
-    encoder = TextEncoder("team/bert", revision=sys.argv[1])
+    encoder = BertEncoder("team/bert", revision=sys.argv[1])
     print(resolved_revision("team/bert", sys.argv[1]))
 except InputError as error:
     print(error)

@@ -10,15 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from feature_service.encoders.audio import AudioEncoder
-from feature_service.encoders.text import TextEncoder
-from feature_service.encoders.vision import VisionEncoder
+from feature_service.encoders.bert import BertEncoder
+from feature_service.encoders.resnet import ResNetEncoder
+from feature_service.encoders.wav2vec2 import Wav2Vec2Encoder
 from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.pipeline.stages import build_feature_spec, build_stage
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.schema import InputError, Modality
 
-KINDS = {Modality.TEXT: TextEncoder, Modality.AUDIO: AudioEncoder, Modality.VISION: VisionEncoder}
+KINDS = {
+    Modality.TEXT: BertEncoder,
+    Modality.AUDIO: Wav2Vec2Encoder,
+    Modality.VISION: ResNetEncoder,
+}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def test_a_misshapen_tensor_is_refused_with_both_shapes(tiny, tmp_path, modality
 def test_a_folder_without_any_of_the_encoders_tensors_is_refused(tiny, tmp_path):
     folder = changed(tiny[Modality.TEXT], tmp_path / "wrapped", lambda n, x: (f"module.{n}", x))
     with pytest.raises(InputError, match=r"37 tensors missing \(.* and 17 more\)"):
-        TextEncoder(str(folder))
+        BertEncoder(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_damaged_files_end_in_one_message(tiny, tmp_path, damage):
     path = folder / ("model.safetensors" if damage == "truncated" else "config.json")
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="cannot be loaded as BertModel"):
-        TextEncoder(str(folder))
+        BertEncoder(str(folder))
 
 
 def config_of(tiny, **others) -> ExtractConfig:

@@ -10,10 +10,10 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_service.encoders.audio import CHUNK, AudioEncoder
-from feature_service.encoders.text import TextEncoder
-from feature_service.encoders.vision import VisionEncoder
-from feature_service.encoders.weights import build_tiny_encoders, load_resnet
+from feature_service.encoders.bert import BertEncoder
+from feature_service.encoders.resnet import ResNetEncoder, load_resnet
+from feature_service.encoders.wav2vec2 import CHUNK, Wav2Vec2Encoder
+from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.operators.decode import ClipError, decode_clip, sample_frame_indices
 from feature_service.operators.face import FaceCropper
 from lfmim.data.demo_corpus import make_clip
@@ -85,7 +85,7 @@ def test_frames_too_narrow_for_a_face_have_none(size):
 
 
 def test_text_features_have_their_true_length(tiny):
-    encode = TextEncoder(str(tiny["text"]))
+    encode = BertEncoder(str(tiny["text"]))
     short, long = encode(["今天真高兴", "好" * 200])
     assert short.shape == (7, 64)
     assert long.shape == (80, 64)
@@ -95,7 +95,7 @@ def test_text_features_have_their_true_length(tiny):
 
 
 def test_audio_features_follow_the_20_ms_grid_also_when_chunked(tiny):
-    encode = AudioEncoder(str(tiny["audio"]))
+    encode = Wav2Vec2Encoder(str(tiny["audio"]))
     rng = np.random.default_rng(0)
     for samples in (10, 400, 719, 720, 16_000, CHUNK + 5000):
         (x,) = encode([rng.normal(size=samples).astype(np.float32)])
@@ -107,10 +107,10 @@ def test_vision_features_do_not_depend_on_the_batch(tiny):
     rng = np.random.default_rng(0)
     crops = [rng.integers(0, 255, (n, 64, 64, 3), dtype=np.uint8) for n in (3, 5)]
     crops[1][2] = crops[1][1]
-    together = VisionEncoder(str(tiny["vision"]), batch_size=3)(crops)
+    together = ResNetEncoder(str(tiny["vision"]), batch_size=3)(crops)
     for x, crop in zip(together, crops, strict=True):
         np.testing.assert_allclose(
-            x, VisionEncoder(str(tiny["vision"]))([crop])[0], rtol=2e-3, atol=2e-3
+            x, ResNetEncoder(str(tiny["vision"]))([crop])[0], rtol=2e-3, atol=2e-3
         )
     np.testing.assert_array_equal(together[1][1], together[1][2])
 
@@ -135,24 +135,24 @@ def test_wrong_encoders_are_named(tmp_path):
     with pytest.raises(InputError, match=r"r34\.pth: not a ResNet-18"):
         load_resnet(str(tmp_path / "r34.pth"), None)
     with pytest.raises(InputError, match="cannot be loaded"):
-        TextEncoder(str(tmp_path))
+        BertEncoder(str(tmp_path))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_text_features_are_the_same_bytes_in_any_company_and_order(tiny, batch_size):
-    encode = TextEncoder(str(tiny["text"]), batch_size=batch_size)
+    encode = BertEncoder(str(tiny["text"]), batch_size=batch_size)
     texts = ["好" * n for n in (1, 3, 14, 15, 30, 90)] + ["今天真高兴"]
     alone = [encode([t])[0] for t in texts]
     for x, y in zip(alone, encode(texts), strict=True):
         np.testing.assert_array_equal(x, y)
     for x, y in zip(alone[::-1], encode(texts[::-1]), strict=True):
         np.testing.assert_array_equal(x, y)
-    for x, y in zip(alone, TextEncoder(str(tiny["text"]), batch_size=1)(texts), strict=True):
+    for x, y in zip(alone, BertEncoder(str(tiny["text"]), batch_size=1)(texts), strict=True):
         np.testing.assert_allclose(x, y, atol=4e-3)  # padding is masked
 
 
 def test_vision_features_are_the_same_bytes_in_any_company_and_order(tiny):
-    encode = VisionEncoder(str(tiny["vision"]))
+    encode = ResNetEncoder(str(tiny["vision"]))
     crops = [
         np.random.default_rng(n).integers(0, 255, (n, 64, 64, 3), dtype=np.uint8)
         for n in (1, 3, 7, 9)
@@ -195,4 +195,4 @@ def test_other_architectures_are_named(tmp_path, tiny):
         with pytest.raises(InputError, match=f"looks like {name}"):
             load_resnet(str(tmp_path / "x.pth"), None)
     with pytest.raises(InputError, match="'wav2vec2' model; a 'bert'"):
-        TextEncoder(str(tiny["audio"]))
+        BertEncoder(str(tiny["audio"]))

@@ -132,9 +132,9 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(
         str(stopped.value),
         FeatureSpec.load(tmp_path / "store").encoders["text"].weights_sha256,
     )
-    from feature_service.encoders.text import TextEncoder
+    from feature_service.encoders.bert import BertEncoder
 
-    there = TextEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256
+    there = BertEncoder(str(tiny[Modality.TEXT])).spec.weights_sha256
     assert f"sha256 {there} there, {expected} where" in message
     assert message.startswith(f"text encoder '{tiny[Modality.TEXT]}': a worker on host ")
     assert not list((tmp_path / "store").glob("part-*"))

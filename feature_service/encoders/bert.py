@@ -8,17 +8,16 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertModel
 
-from feature_service.encoders.weights import (
-    WeightedEncoder,
-    from_pretrained,
-    resolved_revision,
-)
+from feature_service.encoders.base import Encoder, register_encoder
+from feature_service.encoders.weights import from_pretrained
+from lfmim.schema import Modality
 
 LENGTH_STEP = 16
 """Padded lengths are multiples of this many tokens."""
 
 
-class TextEncoder(WeightedEncoder):
+@register_encoder("bert", modality=Modality.TEXT)
+class BertEncoder(Encoder):
     """Last hidden states of a BERT; at most `max_tokens` tokens with CLS and SEP (paper §3.3:
     80)."""
 
@@ -31,19 +30,18 @@ class TextEncoder(WeightedEncoder):
         device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        # once, or a moving branch gives tokenizer and model apart
-        revision = resolved_revision(source, revision)
+        # resolves the revision once, or a moving branch gives tokenizer and model apart
+        super().__init__(source, revision=revision, device=device)
         self.model = (
-            from_pretrained(BertModel, source, revision, add_pooling_layer=False).eval().to(device)
+            from_pretrained(BertModel, source, self.revision, add_pooling_layer=False)
+            .eval()
+            .to(device)
         )
-        self.tokenizer = from_pretrained(AutoTokenizer, source, revision)
-        self.max_tokens, self.device = max_tokens, device
+        self.tokenizer = from_pretrained(AutoTokenizer, source, self.revision)
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
-        self.source, self.revision = source, revision
         self.dim, self.max_length = self.model.config.hidden_size, max_tokens
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of the whole text, CLS and SEP among them."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -54,7 +52,7 @@ class TextEncoder(WeightedEncoder):
         CPU one text a pass, unpadded: filling small blocks up would cost more than batching gains.
         """
         tokens = (
-            self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+            self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
             if texts
             else []
         )

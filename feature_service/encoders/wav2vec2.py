@@ -8,29 +8,26 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from feature_service.encoders.weights import (
-    WeightedEncoder,
-    from_pretrained,
-    resolved_revision,
-)
+from feature_service.encoders.base import Encoder, register_encoder
+from feature_service.encoders.weights import from_pretrained
 from feature_service.operators.decode import SAMPLE_RATE
+from lfmim.schema import Modality
 
 HOP, RECEPTIVE_FIELD = 320, 400
 """Samples: 20 ms frame shift, 25 ms receptive field (paper §3.3)."""
 CHUNK = 30 * SAMPLE_RATE
 
 
-class AudioEncoder(WeightedEncoder):
+@register_encoder("wav2vec2", modality=Modality.AUDIO)
+class Wav2Vec2Encoder(Encoder):
     """Last hidden states of a wav2vec2, kept at their true length."""
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
-        revision = resolved_revision(source, revision)
+        super().__init__(source, revision=revision, device=device)
         self.normalize = bool(
-            from_pretrained(Wav2Vec2FeatureExtractor, source, revision).do_normalize
+            from_pretrained(Wav2Vec2FeatureExtractor, source, self.revision).do_normalize
         )
-        self.model = from_pretrained(Wav2Vec2Model, source, revision).eval().to(device)
-        self.device = device
-        self.source, self.revision = source, revision
+        self.model = from_pretrained(Wav2Vec2Model, source, self.revision).eval().to(device)
         self.dim = self.model.config.hidden_size
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,131 @@
+"""What every encoder is, and the registry: a family is one file that registers itself.
+
+@register_encoder("mfcc", modality=Modality.AUDIO)
+class Mfcc(Encoder):
+    def __init__(self, source, *, revision=None, device="cpu"): ...
+    def __call__(self, waveforms): ...
+
+A family's name is the `model_type` in the config.json of its checkpoints, so a folder or a hub id
+finds its family by itself. One whose checkpoints have no such file, or that has none, is chosen by
+its name (`encoders.audio_family`).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from feature_service.encoders.weights import model_type, resolved_revision, weights_sha256
+from lfmim.registry import Registry
+from lfmim.schema import EncoderSpec, InputError, Modality
+
+
+class Encoder:
+    """Utterances of one modality -> a feature sequence each.
+
+    A subclass takes `(source, *, revision, device)`, calls this `__init__`, sets `dim` and what it
+    computes with, and defines `__call__`. One with weights sets `model`; one without defines
+    `digest` instead. `source` is a folder, a hub id, a file, or "" where the family was chosen by
+    name alone.
+    """
+
+    modality: ClassVar[Modality]
+    """Of the family, set as it registers."""
+    model: Any
+    """The network, on `device`."""
+    dim: int
+    """Width D of its features."""
+    max_length: int = 0
+    """Longest sequence it gives, where it cuts; 0: the true length is kept."""
+    family: str = ""
+    """The name it was chosen by, where that is not what its source says by itself."""
+
+    def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
+        """`revision`: branch, tag or commit of a hub model; it becomes the commit. Subclasses raise
+        InputError if the source cannot be loaded."""
+        self.source, self.device = source, device
+        self.revision = resolved_revision(source, revision)
+
+    def __call__(self, values: Sequence[Any]) -> list[np.ndarray]:
+        """Texts (str), waveforms (float32 [S], 16 kHz) or face crops (uint8 [F, 224, 224, 3], RGB)
+        -> float16 [T, D] each, T >= 1, finite.
+
+        The features of one must not depend on the others of the call. If it raises, each is given
+        alone, and those that fail again are quarantined with the reason.
+        """
+        raise NotImplementedError
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of the whole text, for the report of texts that `max_length` cuts; 0: not told."""
+        return 0
+
+    def digest(self) -> str:
+        """Hex sha256 of everything, besides the family, that the features follow from."""
+        return weights_sha256(self.model)
+
+    @functools.cached_property
+    def spec(self) -> EncoderSpec:
+        """Hashes the weights on first use. A chosen family stands in the name and in the hash: with
+        the same weights it gives other features."""
+        digest = self.digest()
+        if self.family:
+            digest = hashlib.sha256(f"{self.family}\0{digest}".encode()).hexdigest()
+        return EncoderSpec(
+            name=":".join(filter(None, (self.family, self.source))),
+            revision=self.revision,
+            weights_sha256=digest,
+            dim=self.dim,
+            max_length=self.max_length,
+        )
+
+
+ENCODERS: Registry[type[Encoder]] = Registry("encoder family", "feature_service.encoders")
+OTHERWISE = {Modality.TEXT: "bert", Modality.AUDIO: "wav2vec2", Modality.VISION: "resnet"}
+"""The family of a source that names none: a .pth file, a folder without config.json."""
+E = TypeVar("E", bound=type[Encoder])
+
+
+def register_encoder(family: str, *, modality: Modality) -> Callable[[E], E]:
+    """Decorator. Raises ValueError if another class of that name is there already."""
+
+    def add(cls: E) -> E:
+        cls.modality = modality
+        ENCODERS.register(family)(cls)
+        return cls
+
+    return add
+
+
+def load_encoder(
+    modality: Modality,
+    source: str,
+    *,
+    family: str = "",
+    revision: str | None = None,
+    device: str = "cpu",
+) -> Encoder:
+    """The encoder of `source` (folder, hub id or file), of the family that its config.json names or
+    of the `family` given.
+
+    Raises InputError for a family that is not known or encodes another modality, and if the source
+    cannot be loaded.
+    """
+    revision = resolved_revision(source, revision) or None
+    own = model_type(source, revision)
+    name = family or own or OTHERWISE[modality]
+    if name not in ENCODERS or ENCODERS[name].modality is not modality:
+        known = ", ".join(n for n in ENCODERS if ENCODERS[n].modality is modality)
+        field = f"encoders.{modality}_family: " if family else f"encoders.{modality}: {source!r}: "
+        other = f"encodes {ENCODERS[name].modality}" if name in ENCODERS else "is not known"
+        raise InputError(
+            f"{field}the family {name!r} {other}; known for {modality}: {known}. One of your own "
+            "comes from its file: --plugin FILE"
+        )
+    encoder = ENCODERS[name](source, revision=revision, device=device)
+    if name != (own or OTHERWISE[modality]):
+        encoder.family = name
+    return encoder
