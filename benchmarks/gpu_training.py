@@ -1,4 +1,4 @@
-"""Training at CHERMA's size on one GPU: one run, five packed seeds, the plain loop; one command,
+"""Training at CHERMA's size on one GPU: one run, the plain loop; one command,
 under ten minutes.
 
     python benchmarks/gpu_training.py [--out FOLDER]    # default: $OUT, else benchmarks/out
@@ -33,8 +33,8 @@ from reference import Reference, write_files
 
 from lfmim.schema import HEADS
 from lfmim.storage import write_text
-from lfmim.training.loop import resolve_precision, train
-from lfmim.training.packed import train_packed
+from lfmim.training.loop import train
+from lfmim.training.step import resolve_precision
 
 
 class Enough(Exception):
@@ -78,7 +78,7 @@ def page(r: dict[str, Any]) -> str:
                 f"| {name} | {s['wall_s']:.1f} | {s['epochs']} | {s['epoch_s']:.3f} | {rate:,.0f} "
                 f"| {rate * r['flops'] / r['floor']['peak']:.1%} |"
             )
-    a, one, five = (r["stages"].get(k, {}) for k in ("plain loop", "one run", "packed"))
+    a, one = (r["stages"].get(k, {}) for k in ("plain loop", "one run"))
     if "train_rate" in a:
         lines += [
             "",
@@ -98,11 +98,6 @@ def page(r: dict[str, Any]) -> str:
                 else "."
             ),
         ]
-        if "epoch_s" in five:
-            lines += [
-                f"{five['runs']} packed seeds take {five['epoch_s'] / one['epoch_s']:.2f}x the "
-                "time of one."
-            ]
     if "losses" in r:
         lines += [
             "",
@@ -124,7 +119,6 @@ def main() -> None:
     parser.add_argument("--size", choices=sorted(SIZES), default="paper")
     parser.add_argument("--utterances", type=int, default=CHERMA)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--seeds", type=int, default=5, help="packed runs")
     parser.add_argument("--reference-utterances", type=int, default=2000)
     parser.add_argument(
         "--workers", type=int, default=8, help="DataLoader workers of the plain loop"
@@ -191,21 +185,6 @@ def main() -> None:
 
         return {"runs": 1, **timed(run, limit)}
 
-    def packed(limit: float) -> dict[str, Any]:
-        configs = [replace(config, train=replace(config.train, seed=s)) for s in range(o.seeds)]
-
-        def run(mark: Callable[[], None]) -> None:
-            train_packed(
-                configs,
-                spec,
-                data,
-                valid,
-                device=device,
-                on_epoch=lambda k, report, save: mark() if k == o.seeds - 1 else None,
-            )
-
-        return {"runs": o.seeds, **timed(run, limit)}
-
     def plain(limit: float) -> dict[str, Any]:
         m = min(o.reference_utterances, n)
         with tempfile.TemporaryDirectory() as name:
@@ -237,8 +216,7 @@ def main() -> None:
         0.15,
     )
     stage("plain loop", plain, 1)
-    stage("one run", lambda limit: single(limit), 0.45)
-    stage("packed", packed, 0.95)
+    stage("one run", lambda limit: single(limit), 0.95)
     print((o.out / "gpu_training.md").read_text(encoding="utf-8"))
 
 

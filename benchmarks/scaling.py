@@ -32,9 +32,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lfmim.metrics import HeadSums
 from lfmim.models import build_model
-from lfmim.schema import HEADS
 from lfmim.storage import new_file
-from lfmim.training import loop
+from lfmim.training.step import DDP_OPTIONS, TrainStep, build_optimizer
 
 PROJECTED = (1, 8, 64, 256)
 
@@ -48,28 +47,18 @@ def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps
     config, dims = SIZES[size]
     torch.manual_seed(0)
     model: torch.nn.Module = build_model(config.model, dims)
-    optimizer = loop.build_optimizer(config.train, model)
-    if world > 1:
-        model = DistributedDataParallel(model, **loop.DDP_OPTIONS)
-    data, times, device = noise_corpus(batch_size, size), [], torch.device("cpu")
-    off = torch.autocast("cpu", enabled=False)
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        return DistributedDataParallel(model, **DDP_OPTIONS) if world > 1 else model
+
+    device = torch.device("cpu")
+    step = TrainStep.of(config, model, build_optimizer(config.train, model), device, wrap)
+    data, times, sums = noise_corpus(batch_size, size), [], HeadSums(device)
     for _ in range(steps + 1):
         for batch in data.batches(batch_size, rank=rank, world=world):
             dist.barrier()
             started = time.perf_counter()
-            scaler = loop.GradScaler("cpu", enabled=False)
-            loop.train_step(
-                model,
-                batch,
-                optimizer=optimizer,
-                scaler=scaler,
-                autocast=off,
-                beta_H=torch.ones(len(HEADS)),
-                grad_clip=0,
-                world=world,
-                sums=HeadSums(device),
-                micro_batch=loop.micro_batch_size(0, device, config.model),
-            )
+            step(batch, sums)
             times.append(time.perf_counter() - started)
     if rank == 0:
         Path(folder, f"{world}-{batch_size}").write_text(
@@ -90,7 +79,7 @@ def step_model(
     """Seconds of a step on `n` workers by the model in this file's docstring."""
     if n == 1:
         return compute_s
-    buckets = max(1, round(gradient_bytes / (loop.DDP_OPTIONS["bucket_cap_mb"] * 2**20)))
+    buckets = max(1, round(gradient_bytes / (DDP_OPTIONS["bucket_cap_mb"] * 2**20)))
     reduce = 2 * (n - 1) / n * gradient_bytes / bandwidth + 2 * (n - 1) * latency * buckets
     return max(compute_s, compute_s / 3 + reduce)
 

@@ -37,8 +37,8 @@ def measure_ours(
     from lfmim.data.loading import load_split
     from lfmim.metrics import HeadSums
     from lfmim.models import build_model
-    from lfmim.schema import HEADS
     from lfmim.training import loop
+    from lfmim.training.step import TrainStep, build_optimizer
 
     device = torch.device(device_name)
     config, dims = SIZES[size]
@@ -46,31 +46,11 @@ def measure_ours(
     data = load_split(folder / "store", "train", config.model, cache).to(device, cache)
     test = load_split(folder / "store", "valid", config.model, cache).to(device, cache)
     model = build_model(config.model, dims).to(device)
-    optimizer = loop.build_optimizer(c, model)
-    precision = loop.resolve_precision(c.precision, device)
-    scaler = loop.GradScaler(device.type, enabled=precision == "fp16")
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-    beta, sums = torch.ones(len(HEADS), device=device), HeadSums(device)
-    compiled = loop.compiles(c.compile, device)
-    if compiled:
-        loop.compile_layers(model)
-    micro = loop.micro_batch_size(c.micro_batch, device, config.model)
-    threads = loop.step_threads(device, precision=precision, compiled=compiled, world=1)
+    train_step = TrainStep.of(config, model, build_optimizer(c, model), device)
+    sums = HeadSums(device)
 
     def step(batch: Any) -> None:
-        loop.train_step(
-            model,
-            batch,
-            optimizer=optimizer,
-            scaler=scaler,
-            autocast=autocast,
-            beta_H=beta,
-            grad_clip=0,
-            world=1,
-            sums=sums,
-            micro_batch=micro,
-            threads=threads,
-        )
+        train_step(batch, sums)
 
     def epoch() -> None:
         for batch in data.batches(c.batch_size, shuffle_seed=(0, 1)):
@@ -89,7 +69,7 @@ def measure_ours(
         step=lambda: step(first),
         batch=len(first.labels),
         epoch=epoch,
-        evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=autocast),
+        evaluate=lambda: loop.evaluate(model, test, batch_size=256, autocast=train_step.autocast),
     )
     if cache == "auto":
         out["share"] = measured_in_turn(
@@ -204,7 +184,7 @@ def measure_rates(size: str, device: Any) -> dict[str, float]:
     import torch
     from corpus import SIZES, machine_floor
 
-    from lfmim.training.loop import micro_batch_size, resolve_precision
+    from lfmim.training.step import micro_batch_size, resolve_precision
 
     config, _ = SIZES[size]
     dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32

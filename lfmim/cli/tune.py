@@ -93,11 +93,7 @@ def main(args: list[str]) -> int:
             "the trial's score in every digit"
             if result.reproduced
             else f"NOT the trial's {winner.score!r}: "
-            + (
-                "trained alone, dropout and rounding are not those of the stack"
-                if config.packed
-                else "this device or its libraries do not repeat a computation exactly"
-            )
+            + "this device or its libraries do not repeat a computation exactly"
         )
     )
     print(

@@ -8,7 +8,7 @@ import functools
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
 from lfmim.training.loop import EpochReport, evaluate, train
-from lfmim.training.packed import train_packed
 
 RESULT = "result.json"
 LAST, BEST, EPOCHS = "last", "best", "epochs"
@@ -64,10 +63,10 @@ def run_benchmark(
     config are reused, begun ones go on from their last epoch.
 
     `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
-    others: a packed group goes on one by one if it fails.
+    others.
     """
     store = Path(config.store).resolve()
-    remote = ray.remote(_train_runs).options(
+    remote = ray.remote(_train_run).options(
         num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2
     )
     runs = _runs(config, presets, data_fingerprint(store))
@@ -80,33 +79,20 @@ def run_benchmark(
             on_done(len(results), len(runs), results[-1], True)
         else:
             todo.append(run)
-    waiting: dict[Any, list[Run]] = {}
-
-    def submit(group: list[Run]) -> None:
-        waiting[remote.remote(group, str(store), config.cpus_per_run)] = group
-
-    for group in _groups(todo, config.packed):
-        submit(group)
+    waiting = {remote.remote(run, str(store), config.cpus_per_run): run for run in todo}
     with at_work.say_when_stuck("benchmark", "step", config.stuck_minutes):
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            group = waiting.pop(ready)
+            run = waiting.pop(ready)
             try:
-                done = ray.get(ready)
+                result = ray.get(ready)
             except ray.exceptions.RayError as error:
                 if isinstance(error, WriteError):  # it would fail every run
                     raise WriteError(error.path, error.reason) from error
-                if len(group) > 1:
-                    for run in group:
-                        submit([run])
-                else:
-                    failed.append(
-                        f"{group[0].system} {group[0].seed}: {str(error).strip().splitlines()[-1]}"
-                    )
+                failed.append(f"{run.system} {run.seed}: {str(error).strip().splitlines()[-1]}")
                 continue
-            for result in done:
-                results.append(result)
-                on_done(len(results) + len(failed), len(runs), result, False)
+            results.append(result)
+            on_done(len(results) + len(failed), len(runs), result, False)
     return results, failed
 
 
@@ -128,62 +114,40 @@ def _runs(
     return out
 
 
-def _groups(runs: Sequence[Run], packed: bool) -> list[list[Run]]:
-    """What is trained together: with `packed` a system's seeds, unless they are begun or do not
-    pack."""
-    groups: dict[object, list[Run]] = {}
-    for run in runs:
-        together = packed and not run.begun and not experiment_from_dict(run.config).train.ema_decay
-        groups.setdefault(run.system if together else (run.system, run.seed), []).append(run)
-    return list(groups.values())
-
-
-def _train_runs(runs: Sequence[Run], store: str, cpus: float) -> list[dict[str, Any]]:
-    """One training run, or several as one; a single one continues from its last checkpoint. Leaves
-    `result.json`s."""
+def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
+    """One training run, from its last checkpoint where there is one. Leaves a `result.json`."""
     torch.set_num_threads(max(1, int(cpus)))
-    names = f"{runs[0].system} seed {', '.join(str(run.seed) for run in runs)}"
-    at_work.begin(names, names)
-    started, device = (
-        time.perf_counter(),
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
-    configs = [experiment_from_dict(run.config) for run in runs]
-    load = functools.partial(
-        load_split, Path(store), config=configs[0].model, cache=configs[0].train.cache
-    )
+    name = f"{run.system} seed {run.seed}"
+    at_work.begin(name, name)
+    started, home = time.perf_counter(), Path(run.folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = experiment_from_dict(run.config, stored=True)
+    load = functools.partial(load_split, Path(store), config=config.model, cache=config.train.cache)
 
-    def on_epoch(k: int, report: EpochReport, save: Callable[[Path], None]) -> None:
-        home = Path(runs[k].folder)
-        if runs[k].with_curves:
+    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
+        if run.with_curves:
             save(home / EPOCHS / str(report.epoch))
             (home / EPOCHS / str(report.epoch) / STATE).unlink()
         if report.best:
             save(home / BEST)
         save(home / LAST)
 
-    given = FeatureSpec.load(Path(store)), load("train"), load("valid")
-    if len(runs) > 1:
-        metas = train_packed(configs, *given, device=device, on_epoch=on_epoch)
-    else:
-        resume = Path(runs[0].folder) / LAST if runs[0].begun else None
-        metas = [
-            train(
-                configs[0],
-                *given,
-                device=device,
-                on_epoch=functools.partial(on_epoch, 0),
-                resume=resume,
-            )
-        ]
-    del given
-    seconds = (time.perf_counter() - started) / len(runs)
+    meta = train(
+        config,
+        FeatureSpec.load(Path(store)),
+        load("train"),
+        load("valid"),
+        device=device,
+        on_epoch=on_epoch,
+        resume=home / LAST if run.begun else None,
+    )
+    seconds = time.perf_counter() - started
+
     # From here on nothing is chosen any more: the only reading of the test split.
-    test = load("test").to(device)
     at("test")
-    results = [_result(run, meta, test, seconds) for run, meta in zip(runs, metas, strict=True)]
+    result = _result(run, meta, load("test").to(device), seconds)
     at("")
-    return results
+    return result
 
 
 def _result(

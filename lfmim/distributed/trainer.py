@@ -41,14 +41,8 @@ from lfmim.training.checkpoint import (
     load_meta,
     remove_checkpoints,
 )
-from lfmim.training.loop import (
-    EpochReport,
-    NonFiniteLossError,
-    check_data,
-    resolve_precision,
-    train,
-    worker_device,
-)
+from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, train, worker_device
+from lfmim.training.step import resolve_precision
 
 RUN_FILE = "run.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"

@@ -26,7 +26,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # the sweep's own table says what became of a trial
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -49,7 +48,6 @@ from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, write_text
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
-from lfmim.training.packed import train_packed
 
 TRIAL = "trial.json"
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
@@ -98,50 +96,8 @@ class Trials:
         return self.folder / f"{number:04d}"
 
     def run(self, store: Path) -> None:
-        """Run what is left: on Ray Tune, or window by window in stacks, and on Ray Tune what a
-        stack did not finish."""
-        size = self.order.window if self.config.packed else max(1, self.total)
-        with at_work.say_when_stuck("tune", "step", self.config.run.stuck_minutes):
-            for first in range(0, self.total, size):
-                numbers = range(first, min(first + size, self.total))
-                if self.config.packed:
-                    self._run_packed(store, numbers)
-                self._run_alone(store, [n for n in numbers if n not in self.records])
-
-    def _run_packed(self, store: Path, numbers: Sequence[int]) -> None:
-        """Train the trials that are not begun in stacks, each stack a Ray task. A stack that fails
-        leaves its trials to be run alone, from their last checkpoints."""
-        fresh = [
-            n for n in numbers if n not in self.records and latest_checkpoint(self.home(n)) is None
-        ]
-        ready = [n for n in fresh if self.start(n)]
-        run = self.config.run
-        task = ray.remote(_packed_trials).options(
-            num_cpus=run.cpus_per_worker, num_gpus=run.gpus_per_worker, max_retries=0
-        )
-        waiting = {}
-        for first in range(0, len(ready), self.config.packed):
-            stack = ready[first : first + self.config.packed]
-            homes = [str(self.home(n)) for n in stack]
-            waiting[task.remote(str(store), [self.started[n][1] for n in stack], homes)] = stack
-        while waiting:
-            (done,), _ = ray.wait(list(waiting), num_returns=1)
-            stack = waiting.pop(done)
-            try:
-                ray.get(done)
-            except WriteError as error:
-                raise WriteError(error.path, error.reason) from error
-            except ray.exceptions.RayError as error:
-                logging.getLogger(__name__).warning(
-                    "trials %s go on one by one: %s",
-                    ", ".join(map(str, stack)),
-                    str(error).strip().splitlines()[-1],
-                )
-                continue
-            for number in stack:
-                self.end(number, "finished", "")
-
-    def _run_alone(self, store: Path, todo: Sequence[int]) -> None:
+        """Run what is left on Ray Tune."""
+        todo = [n for n in range(self.total) if n not in self.records]
         if not todo:
             return
         run = self.config.run
@@ -165,7 +121,8 @@ class Trials:
                 verbose=0,
             ),
         )
-        tuner.fit()
+        with at_work.say_when_stuck("tune", "step", run.stuck_minutes):
+            tuner.fit()
         if self.unwritten:
             raise self.unwritten
         left = [n for n in todo if n not in self.records]
@@ -340,20 +297,6 @@ def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -
     now = epoch_folder(home, report.epoch)
     save(now)
     remove_checkpoints(home, keep={now})
-
-
-def _packed_trials(store: str, raw: Sequence[dict[str, Any]], homes: Sequence[str]) -> None:
-    """Several trials as one stacked model."""
-    configs = [experiment_from_dict(x) for x in raw]
-    at_work.begin(homes[0], f"trials {Path(homes[0]).name} to {Path(homes[-1]).name}")
-    data = _splits(store, configs[0].model, configs[0].train.cache)
-    train_packed(
-        configs,
-        *data,
-        device=worker_device(configs[0].run),
-        on_epoch=lambda k, report, save: _keep_epoch(Path(homes[k]), report, save),
-    )
-    at("")
 
 
 def _trial(args: Mapping[str, Any]) -> None:

@@ -34,7 +34,6 @@ from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_tab
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import output_folder, write_text
-from lfmim.training.packed import OWN, check_packable
 
 SWEEP = "sweep.json"
 
@@ -73,14 +72,6 @@ def check_tune(config: TuneConfig) -> Space:
             f"trials: the grid has {len(grid_points(space))} points besides the config as given; "
             f"set --trials {len(grid_points(space)) + 1} or thin it by a search space"
         )
-    if config.packed:
-        check_packable([base])
-        own = [f for f in space if not f.startswith(tuple(f"train.{name}" for name in OWN))]
-        if own:
-            raise InputError(
-                "packed: stacked trials may differ in learning rate and β only, not in "
-                f"{', '.join(own)}; search without --packed"
-            )
     check_experiment(base)
     identity = _identity(config, space)
     _known_sweep(config, identity)
@@ -217,7 +208,7 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
         if config.scheduler == "asha"
         else ["none"],
         "space": {FORMER.get(f, f): [repr(d.distribution), list(d.grid)] for f, d in space.items()},
-        "packed": config.packed,
+        "packed": 0,  # in the names of sweeps since 0.1
         "cpus": config.run.cpus_per_worker,
         "gpus": config.run.gpus_per_worker,
     }
@@ -279,14 +270,13 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) ->
 
 
 def _window(config: TuneConfig) -> int:
-    """Twice the trials the cluster holds at once: a long trial then holds up few others. Packed: as
-    many as it holds, since all of a window start together."""
+    """Twice the trials the cluster holds at once: a long trial then holds up few others."""
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     run = config.run
     fits = have.get("CPU", 1) / run.cpus_per_worker
     if run.gpus_per_worker:
         fits = min(fits, have.get("GPU", 0) / run.gpus_per_worker)
-    return (config.packed or 2) * max(1, int(fits))
+    return 2 * max(1, int(fits))
 
 
 def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:

@@ -27,7 +27,8 @@ from lfmim.progress import at, watch
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import WriteError, disk_failure
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
-from lfmim.training.loop import DDP_OPTIONS, EpochReport, NonFiniteLossError, train
+from lfmim.training.loop import EpochReport, NonFiniteLossError, train
+from lfmim.training.step import DDP_OPTIONS
 
 SCORE = "score"
 IMPROVED = "improved_score"

@@ -69,11 +69,6 @@ class TuneConfig(ExperimentConfig):
     at once; 0: twice what the cluster holds when the sweep begins."""
     seeds: int = 3
     """Seeds the winner is trained with, its own included."""
-    packed: int = 0
-    """Trials trained at once as one stacked model on one share of a device (0: each alone). Only
-    learning rate and β
-    can be searched then, no trial is stopped early, and windows of trials start together, as with
-    --repeatable. For GPUs; on a CPU it takes longer than one by one."""
     resume: bool = False
     """Continue the sweep of this config if there is one; no ended trial is repeated."""
 
@@ -85,7 +80,6 @@ class TuneConfig(ExperimentConfig):
             ("reduction", 2),
             ("window", 0),
             ("seeds", 1),
-            ("packed", 0),
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
@@ -97,20 +91,10 @@ class TuneConfig(ExperimentConfig):
                 raise InputError(
                     f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}"
                 )
-        if self.packed and not (self.repeatable and self.scheduler == "none"):
-            raise InputError(
-                "packed: stacked trials start together, a window at a time, and train to "
-                "their end; add --repeatable --scheduler none"
-            )
         if self.window and not self.repeatable:
             raise InputError(
                 f"window: {self.window} means something in a repeatable sweep alone; add "
                 "--repeatable, or leave it out: a trial then learns from all that ended"
-            )
-        if self.packed and 0 < self.window < self.packed:
-            raise InputError(
-                f"window: {self.window} must be at least packed ({self.packed}): so many run at "
-                "once"
             )
         if self.run.workers != 1:
             raise InputError(

@@ -66,9 +66,6 @@ class BenchmarkConfig:
     curves: int = 1
     """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure
     3."""
-    packed: bool = False
-    """A system's seeds trained as one stacked model on one share of a GPU. On a CPU it takes longer
-    than one by one."""
     cpus_per_run: float = 1.0
     gpus_per_run: float = 0.0
     """GPU share of a run; fractions put several runs on one GPU."""

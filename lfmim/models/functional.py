@@ -6,8 +6,6 @@ suffixes as in layers.py.
 
 from __future__ import annotations
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,12 +34,7 @@ def attention(
 
     parts = q_BTE.chunk(3, dim=-1) if kv_BSE is None else (q_BTE, *kv_BSE.chunk(2, dim=-1))
     q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in parts)
-    if p and cpu.vmapped(q):  # the fused kernels' dropout knows no vmap
-        score = (q / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
-        weight = score.masked_fill(~mask_B11S, -math.inf).softmax(dim=-1).to(v.dtype)
-        out = F.dropout(weight, p) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=p)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S, dropout_p=p)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -7,7 +7,6 @@ from lfmim.models.cpu.kernels import (
     feed_forward,
     pool,
     seed_thread,
-    vmapped,
 )
 
-__all__ = ["applies", "attention", "dropout", "feed_forward", "pool", "seed_thread", "vmapped"]
+__all__ = ["applies", "attention", "dropout", "feed_forward", "pool", "seed_thread"]

@@ -1,10 +1,9 @@
-"""Dropout, attention and feed-forward with dropout, as a CPU trains fastest: float32, eager, not
-under vmap.
+"""Dropout, attention and feed-forward with dropout, as a CPU trains fastest: float32, eager.
 
 torch draws one Bernoulli number at a time and passes over attention's score matrices a dozen times;
 together that was more than half of a training step. Here the loops of loops.py go through a row
 while it is in the cache, and masks are computed from a seed, in the backward pass again. GPUs,
-other dtypes, compiled code and vmap use torch's own (see functional.py).
+other dtypes and compiled code use torch's own (see functional.py).
 """
 
 from __future__ import annotations
@@ -42,19 +41,9 @@ def draw_seed() -> np.uint64:
     )
 
 
-def vmapped(x: Tensor) -> bool:
-    """Whether `x` is inside torch.vmap."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
 def applies(x: Tensor) -> bool:
     """Whether this file's functions take `x`."""
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and not vmapped(x)
-    )
+    return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _mask(p: float) -> tuple[np.uint64, np.uint32, np.float32]:

@@ -258,13 +258,18 @@ def test_a_family_of_a_plugin_file_extracts_by_the_command(mfcc, tmp_path):
     (command,) = re.findall(r"^    lfmim extract (.*\\\n.*)$", PAGE, flags=re.M)
     options = command.replace("\\\n", " ").split()
     assert options[options.index("--plugin") + 1] == "mfcc.py"
+    command = [sys.executable, str(ROOT / "jobs" / "extract_features.py"), *options]
     given = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
     given["env"] = {k: v for k, v in os.environ.items() if k != PLUGINS}
-    absent = subprocess.run([sys.executable, str(ROOT / "jobs" / "extract_features.py"), *options], **given)
+    absent = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "extract_features.py"), *options], **given
+    )
     assert absent.returncode == 2, absent.stderr[-2000:]
     assert "--plugin mfcc.py: no such file" in absent.stderr
     (tmp_path / "mfcc.py").write_text(MFCC)
-    done = subprocess.run([sys.executable, str(ROOT / "jobs" / "extract_features.py"), *options], **given)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "extract_features.py"), *options], **given
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     spec, table = FeatureSpec.load(tmp_path / "features"), read_table(tmp_path / "features")
     assert (spec.encoders["audio"].name, spec.dims[Modality.AUDIO]) == ("mfcc", 20)

@@ -88,41 +88,26 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_packed_seeds_are_the_runs_they_would_be_alone(ray_cluster, toy_store, tmp_path):
-    """Without dropout, to float rounding; a preset that does not pack trains by itself, a run that
-    diverges too."""
+def test_a_run_that_diverges_is_named_and_the_others_go_on(ray_cluster, toy_store, tmp_path):
     from lfmim.distributed.benchmark import run_benchmark
 
-    still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
     config = BenchmarkConfig(
         store=str(toy_store),
         report=str(tmp_path / "alone"),
         systems=["lfmim", "averaged", "wild"],
         seeds=2,
         model=ModelConfig(
-            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8, **still
+            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8
         ),
         train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16, warmup_epochs=1),
     )
     presets = {
-        "averaged": {"model": still, "train": {"ema_decay": 0.9, "optimizer": "adamw"}},
-        "wild": {"model": still, "train": {"optimizer": "sgd", "lr": 1e30}},
+        "averaged": {"train": {"ema_decay": 0.9, "optimizer": "adamw"}},
+        "wild": {"train": {"optimizer": "sgd", "lr": 1e30}},
     }
-    alone, failed = run_benchmark(config, presets)
-    together, failed_too = run_benchmark(
-        dataclasses.replace(config, report=str(tmp_path / "p"), packed=True), presets
-    )
-    assert (
-        {f.split(":")[0] for f in failed}
-        == {f.split(":")[0] for f in failed_too}
-        == {"wild 0", "wild 1"}
-    )
-    assert all("not finite" in f for f in failed_too)
-    want, got = ({(r["system"], r["seed"]): r for r in runs} for runs in (alone, together))
-    assert want.keys() == got.keys() == {(s, k) for s in ("lfmim", "averaged") for k in (0, 1)}
-    for key, result in got.items():
-        for a, b in zip(result["history"], want[key]["history"], strict=True):
-            assert a["valid"][MULTIMODAL]["loss"] == pytest.approx(
-                b["valid"][MULTIMODAL]["loss"], rel=1e-4
-            )
-        assert len(result["test_curves"]) == (2 if key[1] == 0 else 0)
+    results, failed = run_benchmark(config, presets)
+    assert {f.split(":")[0] for f in failed} == {"wild 0", "wild 1"}
+    assert all("not finite" in f for f in failed)
+    want = {(s, k) for s in ("lfmim", "averaged") for k in (0, 1)}
+    assert {(r["system"], r["seed"]) for r in results} == want
+    assert all(len(r["test_curves"]) == (2 if r["seed"] == 0 else 0) for r in results)

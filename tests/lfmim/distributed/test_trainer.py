@@ -457,11 +457,11 @@ def test_one_owner_sets_the_state_until_the_registration_is_done(
 def test_where_a_run_cannot_be_kept_is_told_before_any_work(toy_store, tmp_path, small_disk):
     (tmp_path / "taken").write_text("x")
     small_disk(tmp_path / "disk", "1m,ro")
-    taken = "--run.storage .*taken is no folder"
+    taken = "--storage .*taken is no folder"
     for storage, message in (
         ("taken", taken),
         ("taken/in", taken),
-        ("disk", "--run.storage .*disk.*: cannot be written to"),
+        ("disk", "--storage .*disk.*: cannot be written to"),
         ("why?/runs", r"why.*'\?' in its name means something else in the URI"),
         ("50%20off", "the '%20' in its name means something else in the URI"),
     ):

@@ -136,64 +136,12 @@ def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(
     assert all(resumed.records[n] == trials.records[n] for n in (0, 3))
 
 
-@pytest.mark.parametrize("packed", [0, 2])
-def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(packed, toy_store, tmp_path):
-    config = tiny_tune(toy_store, tmp_path, scheduler="none", packed=packed, repeatable=True)
+def test_a_sweep_of_one_seed_has_no_other_seeds_to_run(toy_store, tmp_path):
+    config = tiny_tune(toy_store, tmp_path, scheduler="none", repeatable=True)
     order = RepeatableOrder(config, 1, lambda number, earlier: {})
     trials = Trials(config, tmp_path / "seeds", 0, order)
     trials.run(toy_store)
     assert not trials.ended
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_stacked_trials_are_the_trials_they_would_be_alone(ray_cluster, toy_store, tmp_path):
-    """Without dropout, to float rounding. A stack with a trial that diverges goes on one by one."""
-    config = tiny_tune(
-        toy_store, tmp_path, epochs=3, scheduler="none", packed=2, window=4, repeatable=True
-    )
-    still = {"dropout_attention": 0, "dropout_ffn": 0, "dropout_embedding": 0}
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **still))
-    known = []
-
-    def plan(number, earlier):
-        known.append((number, len(earlier)))
-        return {
-            "train.lr": 1e30 if number == 3 else 0.001 * (number + 1),
-            "train.beta.text": 0.5 + len(earlier),
-        }
-
-    trials = Trials(config, tmp_path / "sweep" / "trials", 6, RepeatableOrder(config, 4, plan))
-    trials.run(toy_store)
-    assert sorted(set(known)) == [(0, 0), (1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]
-    expected = serial_sweep(config, plan, 6)
-    assert [(r.number, r.state, r.params) for r in trials.ended] == [
-        (r.number, r.state, r.params) for r in expected
-    ]
-    assert trials.records[3].state == "diverged"
-    for got, want in zip(trials.ended, expected, strict=True):
-        losses = [[e["valid"]["multimodal"]["loss"] for e in r.history] for r in (got, want)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert all(latest_checkpoint(trials.home(n)) is None for n in range(6))
-
-
-def test_a_stacked_sweep_searches_what_can_be_stacked(toy_store, tmp_path):
-    from lfmim.distributed.tuner import check_tune
-
-    for missing in ({"scheduler": "none"}, {"repeatable": True}):
-        with pytest.raises(InputError, match=r"packed: .*add --repeatable --scheduler none"):
-            tiny_tune(toy_store, tmp_path, packed=2, **missing)
-    with pytest.raises(InputError, match=r"window: 3 must be at least packed \(4\)"):
-        tiny_tune(toy_store, tmp_path, packed=4, scheduler="none", repeatable=True, window=3)
-    config = tiny_tune(toy_store, tmp_path, packed=2, scheduler="none", repeatable=True)
-    check_tune(config)
-    space = write(tmp_path, "train.lr: [0.01, 0.02]\nmodel.num_heads: [2, 4]")
-    with pytest.raises(InputError, match=r"not in model\.num_heads; search without --packed"):
-        check_tune(dataclasses.replace(config, space=space))
-    with pytest.raises(InputError, match=r"train\.ema_decay: packed training does not support it"):
-        check_tune(
-            dataclasses.replace(config, train=dataclasses.replace(config.train, ema_decay=0.9))
-        )
 
 
 def write(folder, text: str) -> str:

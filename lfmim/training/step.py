@@ -1,0 +1,223 @@
+"""One training step, eager, in the precision and the pieces that suit the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._triton import has_triton
+
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.batches import Batch
+from lfmim.metrics import HeadSums, SentimentSums
+from lfmim.models import cpu
+from lfmim.models.layers import TransformerLayer
+from lfmim.schema import HEADS
+from lfmim.training.losses import head_losses, weighted_loss
+
+# 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still
+# runs (the default of 25 would hold nearly all until the end). No static_graph: it and no_sync
+# exclude each other.
+DDP_OPTIONS = {"bucket_cap_mb": 4, "gradient_as_bucket_view": True}
+
+
+Computed = tuple[Batch, Tensor, dict[str, Tensor], Tensor]
+"""A micro-batch, its loss (0-d), the logits and the losses [B, heads] of its samples; detached but
+for the logits of one computed in turn."""
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(0, 1) without a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """auto -> bf16 on GPUs with native bf16, fp16 on other GPUs, fp32 on CPU (where autocast is
+    ~10x slower)."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters, in one fused kernel call per step."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def compiles(setting: str, device: torch.device) -> bool:
+    """train.compile resolved for a device."""
+    return setting == "on" or (setting == "auto" and device.type == "cuda" and has_triton())
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile the transformer layers, one piece of code for all: seconds instead of the minutes a
+    whole model takes.
+
+    In place, so that DDP and checkpoints see the modules they know.
+    """
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            module.compile(dynamic=True)
+
+
+def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> int:
+    """train.micro_batch resolved: on a CPU few enough samples that a layer's activations stay in
+    its cache.
+
+    16 samples at the paper's sizes, more for smaller models.
+    """
+    if setting or device.type != "cpu":
+        return setting or sys.maxsize
+    paper = ModelConfig()
+    relative = (
+        paper.d_model
+        * sum(paper.max_lengths.values())
+        / (model.d_model * sum(model.max_lengths.values()))
+    )
+    return max(1, round(16 * relative))
+
+
+def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
+    """How many threads may compute micro-batches side by side.
+
+    Only where nothing but models/cpu draws random numbers: torch's own dropout has one generator
+    for all threads.
+    """
+    alone = device.type == "cpu" and precision == "fp32" and not compiled and world == 1
+    return torch.get_num_threads() if alone else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """How one training step of a model computes: precision, compilation, micro-batches, workers."""
+
+    model: nn.Module
+    """As it is called: wrapped for data parallelism, layers compiled."""
+    optimizer: torch.optim.Optimizer
+    scaler: GradScaler
+    autocast: torch.autocast
+    beta_H: Tensor
+    grad_clip: float = 0.0
+    label_smoothing: float = 0.0
+    world: int = 1
+    micro_batch: int = sys.maxsize
+    threads: int = 1
+    """Above 1 (see step_threads) each micro-batch is one thread's: operations this small gain
+    little from several."""
+
+    @classmethod
+    def of(
+        cls,
+        config: ExperimentConfig,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> TrainStep:
+        """The step that the config asks for; `wrap` may wrap the model for data parallelism."""
+        c, world = config.train, rank_and_world()[1]
+        precision = resolve_precision(c.precision, device)
+        parallel, compiled = wrap(model), compiles(c.compile, device)
+        if compiled:
+            compile_layers(model)
+        return cls(
+            model=parallel,
+            optimizer=optimizer,
+            scaler=GradScaler(device.type, enabled=precision == "fp16"),
+            autocast=torch.autocast(
+                device.type,
+                dtype=torch.float16 if precision == "fp16" else torch.bfloat16,
+                enabled=precision != "fp32",
+            ),
+            beta_H=torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device),
+            grad_clip=c.grad_clip,
+            label_smoothing=c.label_smoothing,
+            world=world,
+            micro_batch=micro_batch_size(c.micro_batch, device, config.model),
+            threads=step_threads(device, precision=precision, compiled=compiled, world=world),
+        )
+
+    def __call__(self, batch: Batch, sums: HeadSums | SentimentSums) -> Tensor:
+        """One optimizer step on this worker's share of a batch, counted in `sums`; returns its part
+        of the global loss (0-d, detached)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=batch.labels.device)
+        if self.threads > 1 and len(batch.labels) > self.micro_batch:
+            size = min(self.micro_batch, -(-len(batch.labels) // self.threads))
+            computed = self._side_by_side(list(batch.split(size)))
+        else:
+            computed = self._in_turn(list(batch.split(self.micro_batch)))
+        for part, loss, logits, losses_BH in computed:
+            sums.update(logits, part.labels, losses_BH)
+            total += loss
+
+        if self.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total
+
+    def _forward(self, part: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        with self.autocast:
+            logits = self.model(part.features, part.masks).logits
+        losses_BH = head_losses(logits, part.labels, label_smoothing=self.label_smoothing)
+        return weighted_loss(losses_BH, part.counts, self.beta_H), logits, losses_BH.detach()
+
+    def _in_turn(self, parts: Sequence[Batch]) -> Iterator[Computed]:
+        """Gradients are added up as the parts go backward."""
+        for i, part in enumerate(parts):
+            # DDP exchanges gradients once, with the last part.
+            if isinstance(self.model, DistributedDataParallel) and i + 1 < len(parts):
+                held: AbstractContextManager[None] = self.model.no_sync()
+            else:
+                held = nullcontext()
+            with held:
+                loss, logits, losses_BH = self._forward(part)
+                # DDP averages gradients over the workers: undo the division.
+                self.scaler.scale(loss * self.world).backward()  # type: ignore[no-untyped-call]
+            yield part, loss.detach(), logits, losses_BH
+
+    def _side_by_side(self, parts: list[Batch]) -> Iterator[Computed]:
+        """Computed by threads; gradients are added up in the order of the parts, so the result does
+        not depend on who is first."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+        def work(
+            part: Batch, seed: int
+        ) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
+            cpu.seed_thread(seed)
+            loss, logits, losses_BH = self._forward(part)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            return loss.detach(), {h: x.detach() for h, x in logits.items()}, losses_BH, gradients
+
+        # the longest first, so that no thread begins with it when the others end
+        parts = parts[::-1]
+        seeds = torch.randint(2**62, (len(parts),)).tolist()
+        results = cpu.pool(self.threads).map(work, parts, seeds)
+        for part, (loss, logits, losses_BH, gradients) in zip(parts, results, strict=True):
+            for p, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None:
+                    p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
+            yield part, loss, logits, losses_BH
