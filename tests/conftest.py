@@ -13,33 +13,13 @@ from pathlib import Path
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import (
-    EMOTIONS,
-    FEATURE_COLUMNS,
-    HEADS,
-    LABEL_COLUMNS,
-    EncoderSpec,
-    FeatureSpec,
-    Modality,
-)
+from tests.support.toy import DIMS, MEDIA, ROOT, SPEC, toy_rows
 
-ROOT = Path(__file__).resolve().parents[1]
-MEDIA = ROOT.parent / "shared" / "media"
-DIMS = {Modality.TEXT: 12, Modality.AUDIO: 10, Modality.VISION: 8}
-SPEC = FeatureSpec(
-    encoders={
-        m.value: EncoderSpec(
-            name=f"toy-{m}", revision="", weights_sha256=m.value * 4, dim=d, max_length=0
-        )
-        for m, d in DIMS.items()
-    }
-)
 torch.set_num_threads(1)
 # A busy machine must not fail a property: no time limits.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -107,25 +87,6 @@ def small_disk():
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def toy_rows(count: int, seed: int = 0, *, split: str = "train", absent: float = 0.0) -> list[dict]:
-    """Rows with learnable features: each label shifts its modality's sequence along a direction of
-    its own."""
-    rng = np.random.default_rng(seed)
-    directions = {
-        m: np.random.default_rng(7).normal(size=(len(EMOTIONS), d)) for m, d in DIMS.items()
-    }
-    rows = []
-    for i in range(count):
-        label = dict(zip(HEADS, rng.integers(len(EMOTIONS), size=len(HEADS)), strict=True))
-        row = {"id": f"{split}{i:04d}", "split": split, "text": "x", "speaker": "s"}
-        row |= {LABEL_COLUMNS[h]: EMOTIONS[k] for h, k in label.items()}
-        for m, d in DIMS.items():
-            x = rng.normal(0, 0.3, (int(rng.integers(2, 9)), d)) + directions[m][label[m]]
-            row[FEATURE_COLUMNS[m]] = None if rng.random() < absent else x.astype(np.float16)
-        rows.append(row)
-    return rows
 
 
 @pytest.fixture

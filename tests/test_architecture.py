@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 import lfmim
+from tests.support.toy import ROOT
 
 # A room may import itself and the rooms of lower rank.
 RANK = {

@@ -15,9 +15,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from conftest import ROOT
 
 from lfmim.config import ExtractConfig, experiment_from_dict
+from tests.support.toy import ROOT
 
 DOCS = ROOT / "docs" / "cluster"
 LAUNCHER = {"aws": ROOT / "cluster.yaml", "local": DOCS / "on_premises.yaml"}

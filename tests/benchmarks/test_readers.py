@@ -7,12 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from clips import write_clip
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import readers
+
+from tests.support.clips import write_clip
 
 
 @pytest.mark.skipif(readers.decord is None, reason="decord has no wheel for this machine")

@@ -9,17 +9,14 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
-from torch.utils.flop_counter import FlopCounterMode
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from corpus import SIZES, forward_flops, noise_corpus
 from page import write_section
 from reference import PlainLFMIM
 from scaling import step_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from lfmim.models import build_model
+from tests.support.toy import ROOT
 
 
 def test_both_sides_have_the_same_weights_and_the_counted_flops():

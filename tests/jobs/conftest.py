@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT
+
+from tests.support.toy import ROOT
 
 BIN = Path(sys.executable).parent
 

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import read_table
+from tests.support.toy import ROOT
 
 pytestmark = pytest.mark.integration
 

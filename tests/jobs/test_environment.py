@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+
+from tests.support.toy import ROOT
 
 pytestmark = [pytest.mark.integration, pytest.mark.ray, pytest.mark.slow]
 SECRETS = {

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
 from mlflow.tracking import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from lfmim.data.demo_corpus import generate_demo_corpus
 from lfmim.data.store import stored_ids
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 pytestmark = pytest.mark.integration
 
@@ -335,7 +335,8 @@ def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path, capsys)
     imports."""
     import evaluate
     import import_checkpoint
-    from test_published import SIZES, published
+
+    from tests.support.published import SIZES, published
 
     path, runs = tmp_path / "p.pth", str(tmp_path / "runs")
     published(path, **SIZES[0])

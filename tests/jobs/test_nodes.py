@@ -14,7 +14,6 @@ import time
 import pandas as pd
 import pytest
 import yaml
-from conftest import DIMS, ROOT, SPEC, toy_rows
 
 from lfmim.config import experiment_from_dict
 from lfmim.data.demo_corpus import generate_demo_corpus
@@ -22,6 +21,7 @@ from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part
 from lfmim.training.checkpoint import load_meta
 from lfmim.training.loop import train
+from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from lfmim.cli.main import main
 from lfmim.distributed import session
+from tests.support.toy import ROOT
 
 MANIFEST = "id,video,text,split,label_text,label_audio,label_vision,label_multimodal\n" + "".join(
     f"u{i},,你好{i},train,anger,anger,anger,anger\n" for i in range(9)

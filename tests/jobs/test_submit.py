@@ -12,12 +12,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from mlflow.tracking import MlflowClient
 
 from lfmim.cli import submit
 from lfmim.distributed import session
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 pytestmark = pytest.mark.integration
 BIN = Path(sys.executable).parent

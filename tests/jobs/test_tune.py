@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from mlflow.tracking import MlflowClient
-from serial_sweep import serial_sweep, tiny_tune
 
 from lfmim.config import to_dict
 from lfmim.experiments.search import TrialRecord, best_trial, read_space, suggest, with_params
+from tests.support.serial_sweep import serial_sweep, tiny_tune
+from tests.support.toy import ROOT
 
 TRIALS = 12
 

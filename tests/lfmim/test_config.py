@@ -6,7 +6,6 @@ import json
 
 import pytest
 import yaml
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from lfmim.config import (
 )
 from lfmim.experiments.search import read_space
 from lfmim.schema import HEADS, InputError, Modality
+from tests.support.toy import ROOT
 
 positive, fraction = st.integers(1, 500), st.floats(0, 0.99)
 experiments = st.builds(

@@ -10,7 +10,6 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import auto_cli
@@ -34,6 +33,7 @@ from lfmim.experiments.systems import load_presets
 from lfmim.models import EmotionNet, build_model
 from lfmim.schema import EncoderSpec, FeatureSpec, InputError
 from lfmim.training.checkpoint import META, CheckpointMeta, load_model, save_checkpoint
+from tests.support.toy import ROOT
 
 # old name, its value, the value under the new name; d_model is 128
 CASES = [

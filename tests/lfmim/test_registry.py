@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from lfmim.config import ModelConfig
 from lfmim.data.manifest import read_manifest
 from lfmim.models import MODELS, build_model
 from lfmim.registry import PLUGINS, Registry, load_plugin
 from lfmim.schema import InputError, Modality
+from tests.support.toy import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 MODEL, _, IMPORTER = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)

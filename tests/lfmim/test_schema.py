@@ -6,7 +6,6 @@ import dataclasses
 import json
 
 import pytest
-from conftest import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from lfmim.schema import (
     InputError,
     parse_emotion,
 )
+from tests.support.toy import SPEC
 
 encoders = st.builds(
     EncoderSpec,

@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from conftest import DIMS, ROOT, SPEC, toy_rows
 
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.demo_corpus import make_clip
@@ -39,6 +38,7 @@ from lfmim.storage import (
     write_text,
 )
 from lfmim.training.checkpoint import CheckpointMeta, load_model, save_checkpoint
+from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
 URLS = [
     "s3://bucket/x",

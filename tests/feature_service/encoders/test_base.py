@@ -15,8 +15,6 @@ import pytest
 import torch
 import torchaudio
 import torchvision
-from clips import write_clip
-from conftest import ROOT
 
 from feature_service.encoders.base import ENCODERS, Encoder, load_encoder, register_encoder
 from feature_service.encoders.bert import BertEncoder
@@ -36,6 +34,8 @@ from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.store import read_table, sequences
 from lfmim.registry import PLUGINS, load_plugin
 from lfmim.schema import FEATURE_COLUMNS, FeatureSpec, InputError, Modality
+from tests.support.clips import write_clip
+from tests.support.toy import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 (MFCC,) = (x for x in re.findall(r"```python\n(.*?)```", PAGE, flags=re.S) if "Encoder" in x)

@@ -13,10 +13,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT
 
 from feature_service.encoders.weights import build_tiny_encoders
 from lfmim.schema import Modality
+from tests.support.toy import ROOT
 
 pytestmark = pytest.mark.integration
 OLD, NEW = "a" * 40, "b" * 40

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from conftest import ROOT
 from transformers import (
     BertConfig,
     BertModel,
@@ -29,6 +28,7 @@ from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import read_table, sequences
 from lfmim.schema import DURATION, FeatureSpec, InputError, Modality
+from tests.support.toy import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TEXT = "今天真高兴"

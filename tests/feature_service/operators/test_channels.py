@@ -7,9 +7,9 @@ import wave
 import av
 import numpy as np
 import pytest
-from clips import write_clip
 
 from feature_service.operators.decode import decode_clip
+from tests.support.clips import write_clip
 
 RATE = 16_000
 RNG = np.random.default_rng(0)

@@ -6,10 +6,10 @@ from __future__ import annotations
 import av
 import numpy as np
 import pytest
-from clips import remux, show_only, write_clip
 
 from feature_service.operators.decode import ClipError, decode_clip
 from feature_service.operators.media import stated_size
+from tests.support.clips import remux, show_only, write_clip
 
 
 def shown(clip) -> np.ndarray:

@@ -11,14 +11,14 @@ import tarfile
 import av
 import numpy as np
 import pytest
-from clips import set_matrix, write_clip
-from conftest import ROOT
 from PIL import Image
 from skimage import data as photographs
 
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from feature_service.operators.face import FaceCropper
 from lfmim.data.manifest import read_manifest
+from tests.support.clips import set_matrix, write_clip
+from tests.support.toy import ROOT
 
 
 def dominant_hz(wave: np.ndarray) -> float:

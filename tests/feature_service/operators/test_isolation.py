@@ -14,11 +14,11 @@ import fsspec
 import numpy as np
 import psutil
 import pytest
-from clips import write_clip
 
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from feature_service.operators.isolation import IsolatedDecoder
 from lfmim.data.manifest import read_manifest
+from tests.support.clips import write_clip
 
 pytestmark = pytest.mark.integration
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import DIMS, SPEC, toy_rows
 
 from feature_service.pipeline.contact_sheet import sample_crops
 from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 
 @pytest.mark.integration

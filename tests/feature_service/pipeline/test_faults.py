@@ -17,12 +17,12 @@ import pandas as pd
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from clips import write_clip
-from conftest import ROOT
 
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import exclusive, quarantined, read_table, stored_ids
 from lfmim.schema import ID, InputError
+from tests.support.clips import write_clip
+from tests.support.toy import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import DIMS, SPEC, toy_rows
 
 from feature_service.pipeline.predict import predict_store, predict_table
 from lfmim.config import ExperimentConfig, ModelConfig
@@ -27,6 +26,7 @@ from lfmim.schema import (
     Modality,
 )
 from lfmim.training.checkpoint import CheckpointMeta
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 
 def predictor(name: str = "lfmim", spec: FeatureSpec = SPEC, **sizes) -> Predictor:

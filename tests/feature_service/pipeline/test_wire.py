@@ -6,7 +6,6 @@ import gc
 import weakref
 
 import numpy as np
-from conftest import DIMS, SPEC
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -14,6 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from feature_service.pipeline.stages import CROPS, FRAMES, WAVEFORM
 from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
 from lfmim.schema import FEATURE_COLUMNS, Modality
+from tests.support.toy import DIMS, SPEC
 
 SCHEMA = wire_schema(SPEC, ["note"])
 RAW = {

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from lfmim.cli.arguments import PRESETS, parse, preset
 from lfmim.cli.main import COMMANDS, main
 from lfmim.config import ExperimentConfig
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 ABOUT = "What it does.\n\n    lfmim train --store s"
 COMMON = ("store", "model.name", "run.storage")

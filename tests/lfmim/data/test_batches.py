@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, SPEC, toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from lfmim.schema import (
 )
 from lfmim.training.losses import head_losses, weighted_loss
 from lfmim.training.regularization import drop_steps
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 SIX = ModelConfig(max_text=6, max_audio=6, max_vision=6)
 shapes = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from conftest import ROOT
 
 from lfmim.data.label_statistics import (
     corpus_statistics,
@@ -17,6 +16,7 @@ from lfmim.data.label_statistics import (
 from lfmim.data.store import read_table
 from lfmim.evaluation.label_report import TITLES, write_label_report
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 EMOTIONTALK = ROOT.parent / "shared" / "emotiontalk" / "labels.parquet"
 CSV = """id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal,gender

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 import torch
-from conftest import DIMS, ROOT, SPEC, toy_rows
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import InputError
 from lfmim.training.loop import train
+from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
 MODEL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=6, max_audio=6, max_vision=6)
 

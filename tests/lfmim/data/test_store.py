@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import DIMS, ROOT, SPEC, toy_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +38,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
 lengths = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=8)
 

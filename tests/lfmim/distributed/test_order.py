@@ -4,14 +4,9 @@ repeatable one does not."""
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import pytest
-from conftest import ROOT
 from optuna.distributions import CategoricalDistribution
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 from sweep_order import order_of, simulate
 
 from lfmim.config import TrainConfig

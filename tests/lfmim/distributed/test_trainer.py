@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.dataset as pad
 import pytest
-from conftest import DIMS, toy_rows
 from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
@@ -31,6 +30,7 @@ from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
 from lfmim.schema import FEATURE_COLUMNS, InputError
 from lfmim.training.checkpoint import META, WEIGHTS, load_meta
+from tests.support.toy import DIMS, toy_rows
 
 MODEL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8)
 

@@ -7,7 +7,6 @@ import dataclasses
 import json
 
 import pytest
-from serial_sweep import serial_sweep, tiny_tune
 
 from lfmim.data.loading import load_split
 from lfmim.distributed.order import RepeatableOrder, TuneOrder
@@ -16,6 +15,7 @@ from lfmim.experiments.search import best_trial, read_space, suggest, with_param
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.training.checkpoint import epoch_folder, latest_checkpoint
 from lfmim.training.loop import train
+from tests.support.serial_sweep import serial_sweep, tiny_tune
 
 
 @pytest.mark.ray

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DIMS, toy_rows
 from scipy.stats import pearsonr
 from sklearn.metrics import f1_score
 
@@ -30,6 +29,7 @@ from lfmim.schema import (
     FeatureSpec,
 )
 from lfmim.training.loop import train
+from tests.support.toy import DIMS, toy_rows
 
 GRID = np.linspace(-1, 1, len(EMOTIONS))
 RECIPE = TrainConfig(optimizer="adamw", lr=0.005, lr_scheduler="constant", epochs=8, batch_size=16)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, SPEC, toy_rows
 from scipy.stats import binomtest
 
 from lfmim.config import ExperimentConfig, ModelConfig
@@ -24,6 +23,7 @@ from lfmim.models import build_model
 from lfmim.predictor import Predictor
 from lfmim.schema import FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, SENTIMENT_COLUMNS, InputError
 from lfmim.training.checkpoint import CheckpointMeta
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 SIZES = {
     "d_model": 16,

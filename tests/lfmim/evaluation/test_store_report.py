@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import DIMS, SPEC, toy_rows
 
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.evaluation.store_report import Crop, describe_store, summary_tables, write_store_report
 from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, InputError, Modality
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from lfmim.experiments.search import (
     with_params,
 )
 from lfmim.schema import HEADS, InputError
+from tests.support.toy import ROOT
 
 BASE = ExperimentConfig(store="s", train=TrainConfig(lr=0.001))
 SPACE = read_space("", BASE)

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import numpy as np
 import pytest
-from conftest import SPEC
 
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.loading import load_split
@@ -17,6 +16,7 @@ from lfmim.experiments.search import TrialRecord, read_space, suggest
 from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
 from lfmim.schema import HEADS, InputError
 from lfmim.training.checkpoint import CheckpointMeta
+from tests.support.toy import SPEC
 
 BASE = ExperimentConfig(store="s")
 SPACE = read_space("", BASE)

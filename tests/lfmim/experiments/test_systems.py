@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import ROOT
 
 from lfmim.config import ModelConfig, TrainConfig
 from lfmim.experiments.systems import (
@@ -17,6 +16,7 @@ from lfmim.experiments.systems import (
     system_names,
 )
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 CONFIGS = ROOT / "lfmim" / "configs"
 CONFIG = BenchmarkConfig(

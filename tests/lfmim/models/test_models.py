@@ -7,11 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from conftest import DIMS, SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_lfmim import LENGTHS, build, inputs
-from two_workers import random_data
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
@@ -30,6 +27,9 @@ from lfmim.schema import (
 )
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import check_data, train
+from tests.support.models import LENGTHS, build, inputs
+from tests.support.toy import DIMS, SPEC
+from tests.support.two_workers import random_data
 
 NAMES = sorted(MODELS)
 lengths = st.lists(st.integers(1, 6), min_size=2, max_size=2)

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_lfmim import LENGTHS, build, inputs
 
 from lfmim.convert.published import read_published
 from lfmim.models import build_model
 from lfmim.models.upstream import positions_from_one
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL
+from tests.support.models import LENGTHS, build, inputs
+from tests.support.toy import ROOT
 
 UPSTREAM = ROOT.parent / "shared" / "upstream"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SPEC
 from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
@@ -20,6 +19,7 @@ from lfmim.config import ExperimentConfig, ModelConfig, TrackingConfig, to_dict
 from lfmim.models import build_model
 from lfmim.schema import FEATURE_COLUMNS, HEADS, InputError
 from lfmim.training.checkpoint import CheckpointMeta, save_checkpoint
+from tests.support.toy import SPEC
 
 pytestmark = pytest.mark.integration
 SMALL = ModelConfig(d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8)

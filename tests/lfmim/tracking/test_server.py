@@ -17,13 +17,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT
 from mlflow.tracking import MlflowClient
-from test_published import SIZES, published
 
 from lfmim import tracking
 from lfmim.config import TrackingConfig
 from lfmim.schema import InputError
+from tests.support.published import SIZES, published
+from tests.support.toy import ROOT
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SPEC
 from mlflow.tracking import MlflowClient
 from packaging.requirements import Requirement
 
@@ -43,6 +42,7 @@ from lfmim.schema import (
     Modality,
 )
 from lfmim.training.loop import train
+from tests.support.toy import SPEC
 
 pytestmark = pytest.mark.integration
 

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import SPEC
 from safetensors.torch import load_file, save_file
-from two_workers import random_data, worker
 
 from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.loading import load_split
@@ -23,6 +21,8 @@ from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
 from lfmim.training.losses import head_losses
+from tests.support.toy import SPEC
+from tests.support.two_workers import random_data, worker
 
 SMALL = ModelConfig(d_model=16, num_heads=2, num_layers=2, max_text=12, max_audio=12, max_vision=12)
 STILL = dataclasses.replace(SMALL, dropout_attention=0, dropout_ffn=0, dropout_embedding=0)

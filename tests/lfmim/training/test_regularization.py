@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from conftest import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from two_workers import random_data
 
 from lfmim.data.batches import Batch
 from lfmim.schema import HEADS, IGNORE_LABEL
 from lfmim.training.regularization import drop_modalities, drop_steps
+from tests.support.toy import SPEC
+from tests.support.two_workers import random_data
 
 
 def batch_of(count: int) -> Batch:
