@@ -56,7 +56,7 @@ class Predictor:
         if any(e.name == UNKNOWN_ENCODER for e in self.meta.spec.encoders.values()):
             raise InputError(
                 f"{have}: the model was imported without saying which features it was trained on, "
-                "so they cannot be compared; import it again with --features STORE, a store of "
+                "so they cannot be compared; import it again with --store STORE, a store of "
                 "such features"
             )
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")

@@ -40,7 +40,8 @@ def evaluate(
 
     Args:
         store: feature store.
-        model: models:/<name>@champion or models:/<name>/<version>.
+        model: models:/<name>@champion, models:/<name>/<version>, or the folder of a model (a
+            downloaded one, or a checkpoint of a run).
         split: train, valid or test.
         report: folder of the report.
         storage: run.storage of the training run, for the embedded registry.

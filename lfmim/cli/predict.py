@@ -63,7 +63,8 @@ def predict(
             run is continued.
         features: feature store for the manifest's clips; default <output>.features. A rerun
             continues in it.
-        model: models:/<name>@champion or models:/<name>/<version>.
+        model: models:/<name>@champion, models:/<name>/<version>, or the folder of a model (a
+            downloaded one, or a checkpoint of a run).
         storage: run.storage of the training run, for the embedded registry.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
         encoders: the encoders the model was trained on.

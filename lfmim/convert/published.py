@@ -111,7 +111,9 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
 
     (d_model,), (fex, _) = shape("embedding_t", axes=1), shape("embedding_m", axes=2)
     if num_heads < 1 or d_model % num_heads:
-        raise InputError(f"--heads: {num_heads} does not divide the checkpoint's width {d_model}")
+        raise InputError(
+            f"--num_heads: {num_heads} does not divide the checkpoint's width {d_model}"
+        )
     config = ModelConfig(
         name="upstream",
         d_model=d_model,

@@ -139,7 +139,8 @@ class Model:
 def load_model(
     uri: str = "models:/lfmim@champion", *, storage: str = "runs", mlflow: str = ""
 ) -> Model:
-    """A registered model: `models:/<name>@champion` or `models:/<name>/<version>`.
+    """A registered model, `models:/<name>@champion` or `models:/<name>/<version>`, or a model's
+    folder.
 
     `mlflow` is the tracking server; without it $MLFLOW_TRACKING_URI, else the database in
     `storage`. Raises InputError if the model is not there, listing what is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import shutil
 import tempfile
@@ -377,11 +378,14 @@ def resolve_version(uri: str, model_name: str, which: str) -> str | None:
 
 @told
 def load_predictor(uri: str, model_ref: str) -> Predictor:
-    """The predictor of `models:/<name>@champion` or `models:/<name>/<version>`.
+    """The predictor of `models:/<name>@champion`, `models:/<name>/<version>` or a folder: a
+    downloaded model or a checkpoint.
 
     Raises InputError if there is none, naming what is there, and for a server that fails or is
     away.
     """
+    if os.path.isdir(model_ref):
+        return Predictor.from_checkpoint(_checkpoint_in(Path(model_ref)))
     client = _client(uri)
     if found := MODEL_REF.fullmatch(model_ref):
         name, which = found[1], found[2] or found[3]
@@ -392,7 +396,8 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
         source = model_ref  # another form that MLflow knows
     else:
         raise InputError(
-            f"model {model_ref}: write models:/<name>@{CHAMPION} or models:/<name>/<version>"
+            f"model {model_ref}: no such folder; write models:/<name>@{CHAMPION} or "
+            "models:/<name>/<version>, or name the folder of a model"
         )
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
@@ -403,6 +408,16 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
             f"{model_ref}: cannot be read from the registry at {shown(uri)}: {gist(error)}"
         ) from error
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    for place in (folder / "artifacts" / "checkpoint", folder):
+        if (place / META).is_file():
+            return place
+    raise InputError(
+        f"model {folder}: neither a downloaded model (artifacts/checkpoint) nor a checkpoint "
+        f"({META}) is in that folder"
+    )
 
 
 def _signature(task: str) -> ModelSignature:

@@ -333,28 +333,31 @@ def test_every_job_runs_when_submitted(head, toy_store, tmp_path):
 def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path, capsys):
     """In this process but for the refusal: a process of its own spends most of its time on
     imports."""
-    import evaluate
-    import import_checkpoint
-
+    from lfmim.cli.evaluate import evaluate
+    from lfmim.cli.import_checkpoint import import_checkpoint
     from tests.support.published import SIZES, published
 
     path, runs = tmp_path / "p.pth", str(tmp_path / "runs")
     published(path, **SIZES[0])
     bad = job("import_checkpoint", "--checkpoint", str(path), "--heads", "3", "--storage", runs)
     assert bad.returncode == 2, bad.stderr
-    assert "error: --heads: 3 does not divide" in bad.stderr
+    assert "error: --num_heads: 3 does not divide" in bad.stderr
     assert not Path(runs).exists()
     for _ in range(2):  # the second time finds what is there
-        assert import_checkpoint.import_checkpoint(checkpoint=str(path), heads=2, storage=runs) == 0
+        assert import_checkpoint(checkpoint=str(path), num_heads=2, storage=runs) == 0
         said = capsys.readouterr().out
         assert "left out: me\n" in said
         assert "registered models:/published@champion (version 1" in said
     report = {"store": str(toy_store), "storage": runs, "report": str(tmp_path / "report")}
-    with pytest.raises(InputError, match="--features STORE"):
-        evaluate.evaluate(**report, model="models:/published@champion")
+    with pytest.raises(InputError, match="--store STORE"):
+        evaluate(**report, model="models:/published@champion")
     assert not (tmp_path / "report").exists()
-    import_checkpoint.import_checkpoint(
-        checkpoint=str(path), heads=2, storage=runs, features=str(toy_store), name="stated"
+    import_checkpoint(
+        checkpoint=str(path),
+        num_heads=2,
+        storage=runs,
+        store=str(toy_store),
+        registered_model="stated",
     )
-    assert evaluate.evaluate(**report, model="models:/stated@champion") == 0
+    assert evaluate(**report, model="models:/stated@champion") == 0
     assert "imported" in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")

@@ -109,7 +109,7 @@ def test_other_tensors_are_refused_by_name(tmp_path, change, words):
 def test_heads_files_and_code_that_cannot_be(tmp_path):
     published(tmp_path / "p.pth", **SIZES[0])
     for num_heads in (0, -1, 3):
-        with pytest.raises(InputError, match="--heads"):
+        with pytest.raises(InputError, match="--num_heads"):
             read_published(tmp_path / "p.pth", num_heads=num_heads)
     with pytest.raises(InputError, match="no such file"):
         read_published(tmp_path / "gone.pth", num_heads=2)
@@ -140,7 +140,7 @@ def test_features_are_checked_only_where_they_were_stated(tmp_path):
             predictor.check_spec(SPEC, have="the store")
         else:
             assert {e.name for e in imported.spec.encoders.values()} == {UNKNOWN_ENCODER}
-            with pytest.raises(InputError, match="--features"):
+            with pytest.raises(InputError, match="--store"):
                 predictor.check_spec(imported.spec, have="the store")
     text_only = FeatureSpec(encoders={"text": SPEC.encoders["text"]})
     with pytest.raises(

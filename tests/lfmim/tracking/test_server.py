@@ -249,7 +249,7 @@ def test_what_is_not_found_is_answered_by_what_is_there(tmp_path, empty_database
         "11, ",
         "models:/lfmim/99999999999999999999999": "not in the registry",
         "models:/lfmim/0": "not in the registry",
-        "lfmim": "model lfmim: write models:/<name>@champion or models:/<name>/<version>",
+        "lfmim": "model lfmim: no such folder; write models:/<name>@champion or ",
         "models:/lfmim@champion": "models:/lfmim@champion: cannot be read from the registry",
     }
     for ref, message in said.items():
