@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slow unit lint setup clean
+.PHONY: demo test slow unit lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -35,5 +35,14 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, in site/. Its pages open from the disk; for the search box:
+# `python -m http.server --directory site`.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

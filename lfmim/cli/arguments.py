@@ -9,7 +9,9 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,7 +99,8 @@ def parse_one(
     if args[:1] in (["-h"], ["--help"]):
         lines = [f"  {name:<12} {summary(one)}" for name, one in commands.items()]
         shown = "\n".join(line[4:] for line in examples.splitlines())
-        print("\n".join([f"usage: {prog} WHAT [options]", "", " ".join(text.split()), "", shown]))
+        about = textwrap.fill(" ".join(text.split()), shutil.get_terminal_size().columns - 2)
+        print("\n".join([f"usage: {prog} WHAT [options]", "", about, "", shown]))
         print("\n".join(["", "WHAT, with `--help` for its options:", *lines]))
         sys.exit(0)
     if not args or args[0] not in commands:

@@ -12,14 +12,21 @@ registered model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from lfmim.cli.arguments import parse_one
 from lfmim.cli.import_checkpoint import WAS, import_checkpoint
 from lfmim.data.importers.base import IMPORTERS
 
 
+def commands() -> dict[str, Callable[..., Any]]:
+    """WHAT -> its function."""
+    return {name: IMPORTERS[name] for name in IMPORTERS} | {"checkpoint": import_checkpoint}
+
+
 def main(args: list[str]) -> int:
-    commands = {name: IMPORTERS[name] for name in IMPORTERS} | {"checkpoint": import_checkpoint}
-    done = parse_one(commands, args, prog="lfmim import", about=__doc__, was=WAS)
+    done = parse_one(commands(), args, prog="lfmim import", about=__doc__, was=WAS)
     if not isinstance(done, int):
         print("\n".join(done))
     return 0

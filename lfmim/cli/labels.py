@@ -14,9 +14,13 @@ from lfmim.cli.arguments import parse_one
 from lfmim.storage import local_path, output_file, output_folder
 
 
+def commands() -> dict[str, Callable[..., int]]:
+    """WHAT -> its function."""
+    return {"report": report, "split": split}
+
+
 def main(args: list[str]) -> int:
-    commands: dict[str, Callable[..., int]] = {"report": report, "split": split}
-    return int(parse_one(commands, args, prog="lfmim labels", about=__doc__))
+    return int(parse_one(commands(), args, prog="lfmim labels", about=__doc__))
 
 
 def report(*, source: str, report: str = "labels", split: str = "") -> int:

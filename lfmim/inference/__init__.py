@@ -38,12 +38,13 @@ class FeatureStore:
     """A folder of extracted features; `open` checks that it is one."""
 
     path: Path
+    """Its folder."""
     spec: FeatureSpec
     """What the numbers mean: encoders, widths (`spec.dims`), sampling."""
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureStore:
-        """Raises InputError if there is no feature store."""
+        """The store in the folder `path`. Raises InputError if there is none."""
         folder = local_path(str(path), "path")
         return cls(folder, FeatureSpec.load(folder))
 
@@ -82,7 +83,9 @@ class Model:
     """A registered model, in this process."""
 
     predictor: Predictor
+    """What runs it: the torch module is `predictor.model`."""
     uri: str
+    """As it was asked for."""
 
     @property
     def labels(self) -> tuple[str, ...]:

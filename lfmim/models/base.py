@@ -19,11 +19,12 @@ from lfmim.schema import MODALITIES, InputError, Modality
 
 
 class ModelOutput(NamedTuple):
-    """Logits [B, C] (sentiment: scores [B, 1]) and pooled representations [B, D] per head name; a
-    model without a head leaves it out."""
+    """What a model gives per head name; a model without a head leaves it out."""
 
     logits: dict[str, Tensor]
+    """[B, C] float, one per emotion; for sentiment scores [B, 1]."""
     pooled: dict[str, Tensor]
+    """[B, D] float, the representations that the logits are made from."""
 
 
 class EmotionNet(nn.Module):
@@ -47,6 +48,8 @@ class EmotionNet(nn.Module):
 
 
 register_model = MODELS.register
+"""Class decorator, `@register_model("name")`: the subclass of EmotionNet becomes `--system name`.
+Raises ValueError if another class has the name."""
 
 
 def accepting_absent() -> str:
