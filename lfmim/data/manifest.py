@@ -72,6 +72,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     else:
         frame = read_frame(path, "manifest", (*READERS, ".tar"))
         places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
+
     for column in (ID, VIDEO):
         if column not in frame.columns:
             raise InputError(
@@ -79,14 +80,18 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             )
     if frame.empty:
         raise InputError(f"{path}: the manifest has no rows")
+
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
+        # The prefixes are those under which stages report their times and nodes in a row.
         if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
             raise InputError(
                 f"{path}: column '{column}' has a name the feature store uses itself; rename it"
             )
 
     frame[ID] = [cell(v) for v in frame[ID]]
+    # Ids are what a rerun is compared by: with two rows of one id, the second would be taken for
+    # done once the first is stored.
     first: dict[str, str] = {}
     for place, value in zip(places, frame[ID], strict=True):
         if not value:
@@ -97,13 +102,17 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
                 f"(first in {first[value].removeprefix(f'{path}: ')})"
             )
         first[value] = place
+
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
     for place, value in zip(places, frame[SPLIT], strict=True):
         if value and value not in SPLITS:
             raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
+
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
+        # As objects, here and below: pandas' text and float types turn None into NaN, which is
+        # neither an emotion nor, to Arrow, a missing score.
         frame[column] = pd.Series(
             [
                 parse_emotion(v, where=f"{place}, field '{column}'")
@@ -119,6 +128,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             ],
             dtype=object,
         )
+
     frame[VIDEO] = [
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
@@ -132,10 +142,12 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
+
     try:
         fs, name = file_system(path)
         with fs.open(name, "rb") as f:
             return READERS[suffix](f, path)
+    # It is a ValueError, and would be taken for one of pandas' below.
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -144,13 +156,15 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
         raise InputError(
             f"{path}: the {kind} is empty; it needs a header line and at least one row"
         ) from error
-    # what json, pandas and pyarrow raise for malformed files
+    # What pandas and pyarrow raise for malformed files (ArrowInvalid is a ValueError), and OSError
+    # for what a file system says.
     except (TypeError, ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
 
 
 def cell(value: Any) -> str:
     """A cell as stripped text; missing -> ""."""
+    # Only NaN differs from itself; math.isnan would refuse text.
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -158,6 +172,7 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
     where = f"{place}, field 'video'"
     if not video or "://" in video or parse_member(video):
         return video
+
     fs, manifest_path = file_system(manifest)
     if video.startswith("/"):
         resolved = video
@@ -169,6 +184,9 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
             )
         folder = manifest_path.rsplit("/", 1)[0] if "/" in manifest_path else "."
         resolved = f"{folder}/{video}"
+
+    # Whether remote media are there is not asked: a request per row before any work. Extraction
+    # quarantines those that are not.
     if "://" in manifest and not video.startswith("/"):
         return str(fs.unstrip_protocol(resolved))
     if need_media and not os.path.isfile(resolved):
