@@ -138,11 +138,11 @@ def vote(votes: Votes) -> Outcome:
     # ones only.
     first = {h: [g[h][:FIRST] for g in votes.values() if len(g.get(h, [])) >= FIRST] for h in HEADS}
     return Outcome(
-        pd.DataFrame(kept, columns=[ID, *LABEL_COLUMNS.values()]),
-        pd.DataFrame(discarded, columns=[ID, MODALITY, "votes", "reason"]),
-        {h: agreement(rated) for h, rated in first.items()},
-        {h: len(rated) for h, rated in first.items()},
-        len(votes),
+        labels=pd.DataFrame(kept, columns=[ID, *LABEL_COLUMNS.values()]),
+        discarded=pd.DataFrame(discarded, columns=[ID, MODALITY, "votes", "reason"]),
+        kappa={h: agreement(rated) for h, rated in first.items()},
+        rated={h: len(rated) for h, rated in first.items()},
+        samples=len(votes),
     )
 
 

@@ -338,9 +338,8 @@ def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
             if head == MULTIMODAL
             else present[Modality(head)]
         )
-        for i, (value, seen) in enumerate(
-            zip(table[columns[head]].to_pylist(), there.tolist(), strict=True)
-        ):
+        values = table[columns[head]].to_pylist()
+        for i, (value, seen) in enumerate(zip(values, there.tolist(), strict=True)):
             if value is None or value != value or not seen:
                 continue
             # The metrics clip scores to [-1, 1], so labels on another scale (MOSI's -3 to 3) would

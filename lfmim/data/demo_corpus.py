@@ -164,7 +164,11 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
     )
     frames = render_frames(VISION_STYLES[labels["vision"]], speaker, rng)
     wave = render_voice(AUDIO_STYLES[labels["audio"]], speaker, rng)
+    _write_clip(path, frames, wave)
+    return sentence
 
+
+def _write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
     # The temporary name has another suffix, by which FFmpeg would choose no container.
     with new_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         # One thread: x264's output depends on how many share a clip, and with it every feature.
@@ -188,8 +192,6 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
             chunk.sample_rate, chunk.pts = AUDIO_RATE, start
             container.mux(audio.encode(chunk))
         container.mux(audio.encode())
-
-    return sentence
 
 
 def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:

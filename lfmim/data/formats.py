@@ -24,8 +24,8 @@ csv.field_size_limit(1 << 30)
 
 def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
     """Cells as text, as they stand. Raises InputError naming row and remedy, also for rows of
-    another width than the header's and quotes that swallow rows. UTF-16 may have tabs, as Excel's
-    'Unicode text' has."""
+    another width than the header's and quotes that swallow rows; pandas' EmptyDataError if there is
+    no header. UTF-16 may have tabs, as Excel's 'Unicode text' has."""
     text, encoding = decode(file.read(), path, table=True)
 
     # max() keeps the first of equals, so the comma stands unless another is more frequent. By the
@@ -68,15 +68,11 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
 
 def _check_row(cells: list[str], names: list[str], separator: str, where: str) -> None:
     if len(cells) != len(names):
-        more = len(cells) > len(names)
+        kind, remedy = "fewer", "write an empty cell as nothing between two commas"
+        if len(cells) > len(names):
+            kind, remedy = "more", "quote cells that contain a comma"
         raise InputError(
-            f"{where}: {len(cells)} cells, {'more' if more else 'fewer'} cells than the header's "
-            f"{len(names)}; "
-            + (
-                "quote cells that contain a comma"
-                if more
-                else "write an empty cell as nothing between two commas"
-            )
+            f"{where}: {len(cells)} cells, {kind} cells than the header's {len(names)}; {remedy}"
         )
 
     for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):

@@ -129,8 +129,8 @@ def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
         counts = frame[column].map(cell).value_counts()
         items |= {f"{column}, {value or 'unknown'}": f"{n:,}" for value, n in counts.items()}
 
-    items["utterances with all four labels"] = f"{len(complete(frame)):,}"
     whole = complete(frame)
+    items["utterances with all four labels"] = f"{len(whole):,}"
     if len(whole):
         share = (whole[list(LABEL_COLUMNS.values())].nunique(axis=1) > 1).mean()
         items["of these, labels not all equal"] = f"{share:.1%}"

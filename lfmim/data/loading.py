@@ -41,7 +41,8 @@ def load_split(
     its task).
 
     In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than
-    memory: the same values, the same order. Raises InputError if it is empty or without labels.
+    memory: the same values, the same order. Raises InputError if it is empty or without labels, or
+    if the files cannot be written.
     """
     if cache == "stream":
         return _mapped_split(store, split, config)
@@ -105,11 +106,10 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
     # Two names in one: what is wanted, and of which state of the store. Sizes and times of the
     # parts stand for their content, since hashing it would mean reading the whole store.
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    parts = [
-        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)
-    ]
+    stats = {part: os.stat(part) for part in part_files(store)}
+    state = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats.items()]
     what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
-    folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
+    folder = cache_folder() / "splits" / f"{what}-{config_hash(state)}"
 
     table = read_table(store, _label_columns(config), split)
     if not folder.is_dir() and table.num_rows:

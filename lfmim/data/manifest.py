@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -60,10 +60,10 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
 
     Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if
     absent), `text` ("" if absent), `split` ("" if absent), `speaker`, the four `label_*` columns
-    (English name or None) and the other columns as they are. Relative videos are resolved against
-    the manifest and may not leave its folder. Raises InputError naming file, row (1-based, header
-    not counted; for shards the sample) and field. `need_media=False` skips the check that local
-    videos exist.
+    (English name or None), the `sentiment_*` columns that are there (float or None) and the other
+    columns as they are. Relative videos are resolved against the manifest and may not leave its
+    folder. Raises InputError naming file, row (1-based, header not counted; for shards the sample)
+    and field. `need_media=False` skips the check that local videos exist.
     """
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix == ".tar":
@@ -90,19 +90,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             )
 
     frame[ID] = [cell(v) for v in frame[ID]]
-    # Ids are what a rerun is compared by: with two rows of one id, the second would be taken for
-    # done once the first is stored.
-    first: dict[str, str] = {}
-    for place, value in zip(places, frame[ID], strict=True):
-        if not value:
-            raise InputError(f"{place}, field 'id': empty")
-        if value in first:
-            raise InputError(
-                f"{place}, field 'id': duplicate id {value!r} "
-                f"(first in {first[value].removeprefix(f'{path}: ')})"
-            )
-        first[value] = place
-
+    _check_ids(frame[ID], places, path)
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
     for place, value in zip(places, frame[SPLIT], strict=True):
@@ -111,29 +99,40 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
 
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
-        # As objects, here and below: pandas' text and float types turn None into NaN, which is
-        # neither an emotion nor, to Arrow, a missing score.
-        frame[column] = pd.Series(
-            [
-                parse_emotion(v, where=f"{place}, field '{column}'")
-                for place, v in zip(places, values, strict=True)
-            ],
-            dtype=object,
-        )
+        frame[column] = _parsed(values, column, places, parse_emotion)
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
-        frame[column] = pd.Series(
-            [
-                parse_sentiment(v, where=f"{place}, field '{column}'")
-                for place, v in zip(places, frame[column], strict=True)
-            ],
-            dtype=object,
-        )
+        frame[column] = _parsed(frame[column], column, places, parse_sentiment)
 
     frame[VIDEO] = [
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
+
+
+def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:
+    # Ids are what a rerun is compared by: with two rows of one id, the second would be taken for
+    # done once the first is stored.
+    first: dict[str, str] = {}
+    for place, value in zip(places, ids, strict=True):
+        if not value:
+            raise InputError(f"{place}, field 'id': empty")
+        if value in first:
+            before = first[value].removeprefix(f"{path}: ")
+            raise InputError(f"{place}, field 'id': duplicate id {value!r} (first in {before})")
+        first[value] = place
+
+
+def _parsed(
+    values: Iterable[object], column: str, places: list[str], parse: Callable[..., object]
+) -> pd.Series:
+    parsed = [
+        parse(value, where=f"{place}, field '{column}'")
+        for place, value in zip(places, values, strict=True)
+    ]
+    # As objects: pandas' text and float types turn None into NaN, which is neither an emotion nor,
+    # to Arrow, a missing score.
+    return pd.Series(parsed, dtype=object)
 
 
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:

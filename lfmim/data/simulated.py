@@ -108,7 +108,8 @@ def label_joint(labels: pd.DataFrame | None = None) -> Joint:
     """The joint distribution of a label table's four columns; None: the built-in one.
 
     The built-in one are the counts over EmotionTalk's training and validation annotations
-    (joint_labels.csv).
+    (joint_labels.csv). Rows without all four labels do not count; raises InputError if no other is
+    there.
     """
     if labels is None:
         with (
@@ -221,17 +222,12 @@ def ceilings(joint: Joint, cues: Cues) -> dict[str, dict[str, float]]:
         out[head] = {}
         for m in MODALITIES:
             labels = _marginal(joint, m, head, MULTIMODAL)
-            pattern = (
-                "ym"
-                if head in (m, MULTIMODAL)
-                else "".join(
-                    "h" if h == head else "y" if h == m else "m"
-                    for h in HEADS
-                    if h in (m, head, MULTIMODAL)
-                )
-            )
-            answer = "y" if head == m else "m" if head == MULTIMODAL else "h"
-            p = np.einsum(f"{pattern},ys,mr->sr{answer}", labels, cues.own[m], cues.joint)
+            # einsum's letters of the labels involved: two where the head is m's own or the
+            # multimodal one, whose letter then replaces "h".
+            letters = {head: "h", m.value: "y", MULTIMODAL: "m"}
+            axes = "".join(letters[h] for h in HEADS if h in letters)
+
+            p = np.einsum(f"{axes},ys,mr->sr{letters[head]}", labels, cues.own[m], cues.joint)
             out[head][m.value] = float(p.max(axis=2).sum())
         out[head]["all"] = _ceiling_of_all(joint, cues, head)
     return out

@@ -38,9 +38,8 @@ def split_rows(
         label = LABEL_COLUMNS[MULTIMODAL]
         # An unlabelled row is a class of its own. Integers, because scikit-learn refuses to sort
         # mixed objects.
-        classes = pd.factorize(
-            frame[label].map(cell) if label in frame else pd.Series([""] * n), sort=True
-        )[0]
+        labels = frame[label].map(cell) if label in frame else pd.Series([""] * n)
+        classes = pd.factorize(labels, sort=True)[0]
 
         groups = _groups(frame, group) if method == "speaker" else None
         # scikit-learn warns of one rare label, and raises with words of its own when all are rare.

@@ -83,7 +83,8 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
 
 
 def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
-    """Sequences [T_i, dim] (None: absent) -> one Arrow column of `feature_type(dim)`."""
+    """Sequences [T_i, dim] (None: absent) -> one Arrow column of `feature_type(dim)`. Raises
+    ValueError for a sequence of another shape."""
     kept: list[np.ndarray] = []
     offsets: list[int | None] = []
     total = 0
@@ -105,7 +106,7 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
 @contextmanager
 def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
     """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run
-    is; a killed run's claim ends with it."""
+    is, WriteError if the folder cannot be written; a killed run's claim ends with it."""
     make_folder(folder)
     # "a+", not "w": the line in it says who holds the store, and must outlive our opening it.
     try:

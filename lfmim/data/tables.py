@@ -34,6 +34,7 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     columns first.
 
     Videos below the manifest's folder are written relative to it, so the folder can be moved.
+    Raises InputError for another suffix, and WriteError.
     """
     if path.suffix not in READERS:
         raise InputError(f"{path}: a manifest ends in one of {', '.join(READERS)}")

@@ -77,22 +77,6 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
     # twice. So the spec can only be made after the last row.
     hashes = {m: hashlib.sha256() for m in dims}
 
-    def spec() -> FeatureSpec:
-        return FeatureSpec(
-            encoders={
-                m.value: EncoderSpec(
-                    name=f"cherma:{FOLDERS[m][0]}",
-                    revision="",
-                    dim=d,
-                    max_length=0,
-                    weights_sha256=hashes[m].hexdigest(),
-                )
-                for m, d in dims.items()
-            },
-            sampling={"imported": "cherma", **CLEANING},
-            library_versions={"numpy": np.__version__},
-        )
-
     write_store(
         store,
         dims,
@@ -100,7 +84,7 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
         _rows(source, entries, dims, hashes, report),
         len(entries),
         report,
-        spec,
+        lambda: _spec(dims, hashes),
     )
     return report
 
@@ -115,30 +99,10 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
         path = source / f"{name}.json"
         if not path.is_file():
             continue
-        try:
-            listed = parse_json(decode(path.read_bytes(), str(path))[0])
-        except InputError:
-            raise
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(listed, list):
-            raise InputError(f"{path}: a list of entries is expected")
 
-        for row, entry in enumerate(listed, start=1):
+        for row, entry in enumerate(_listed(path), start=1):
             where = f"{path}: row {row}"
-            audio = entry.get("audio_file") if isinstance(entry, dict) else None
-            if not isinstance(audio, str) or not audio:
-                raise InputError(f"{where}, field 'audio_file': missing")
-            # The name becomes part of paths that are read.
-            if Path(audio).name != audio or "\\" in audio or "\0" in audio:
-                raise InputError(
-                    f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file "
-                    "name"
-                )
-
-            # Features of all three modalities are named after it, the frames' too; `video_file`
-            # names no feature file.
-            key = audio.removesuffix(".wav")
+            key = _key(entry, where)
             if key in seen:
                 raise InputError(f"{where}, field 'audio_file': duplicate, first in {seen[key]}")
             seen[key] = where
@@ -169,6 +133,34 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
         )
 
     return out
+
+
+def _listed(path: Path) -> list[Any]:
+    try:
+        listed = parse_json(decode(path.read_bytes(), str(path))[0])
+    # It is a ValueError, too, and says more than the message below.
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(listed, list):
+        raise InputError(f"{path}: a list of entries is expected")
+    return listed
+
+
+def _key(entry: Any, where: str) -> str:
+    audio = entry.get("audio_file") if isinstance(entry, dict) else None
+    if not isinstance(audio, str) or not audio:
+        raise InputError(f"{where}, field 'audio_file': missing")
+    # The name becomes part of paths that are read.
+    if Path(audio).name != audio or "\\" in audio or "\0" in audio:
+        raise InputError(
+            f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file name"
+        )
+
+    # Features of all three modalities are named after it, the frames' too; `video_file` names no
+    # feature file.
+    return audio.removesuffix(".wav")
 
 
 def _path(source: Path, modality: Modality, entry: dict[str, Any]) -> Path:
@@ -228,6 +220,27 @@ def _rows(
             row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
 
         yield row
+
+
+def _spec(dims: dict[Modality, int], hashes: dict[Modality, Any]) -> FeatureSpec:
+    # Which encoders made the dump is not in it; the hash of a modality's files in place of theirs
+    # makes a model of one dump refuse another.
+    encoders = {
+        m.value: EncoderSpec(
+            name=f"cherma:{FOLDERS[m][0]}",
+            revision="",
+            dim=dim,
+            max_length=0,
+            weights_sha256=hashes[m].hexdigest(),
+        )
+        for m, dim in dims.items()
+    }
+
+    return FeatureSpec(
+        encoders=encoders,
+        sampling={"imported": "cherma", **CLEANING},
+        library_versions={"numpy": np.__version__},
+    )
 
 
 @register_importer("cherma")

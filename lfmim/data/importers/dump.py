@@ -24,7 +24,15 @@ from rich.progress import (
 )
 
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    ERRORS_FOLDER,
+    FEATURE_COLUMNS,
+    ID,
+    VIDEO,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 from lfmim.storage import new_folder, write_text
 
 ROWS_PER_PART = 256
@@ -41,7 +49,8 @@ CLEANING = {
 
 @dataclasses.dataclass
 class ImportReport:
-    """What an import found; kept beside the store. Counts are keyed by modality."""
+    """What an import found; kept beside the store. Counts are keyed by modality, those of
+    `quarantined` by reason."""
 
     source: str
     sha256: str = ""
@@ -121,6 +130,19 @@ def check_new(store: Path) -> None:
         )
 
 
+def _progress() -> Progress:
+    # On stderr: stdout is the report's.
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 def write_store(
     store: Path,
     dims: Mapping[Modality, int],
@@ -134,25 +156,17 @@ def write_store(
     very end.
 
     A row with ERROR goes to `errors/`, and so does one without any modality. `make_spec` is called
-    after the last row. Memory is bounded by a part's rows.
+    after the last row. Memory is bounded by a part's rows. Raises InputError if something is at
+    `store` already or no row could be used, and WriteError.
     """
     # Once more: importers ask before they read their source, which may have taken minutes.
     check_new(store)
     schema = store_schema(dims, passthrough)
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
 
     with new_folder(store) as temporary:
-        # On stderr: stdout is the report's.
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with _progress() as progress:
             for row in progress.track(rows, total=total, description="import"):
                 report.rows += 1
                 # A modality of nothing but padding is absent, so a whole row may turn out empty.
@@ -160,14 +174,9 @@ def write_store(
                     row[ERROR] = "no modality is left: all absent or only padding"
                 if row.get(ERROR):
                     report.quarantined[row[ERROR]] += 1
-                    bad.append(
-                        {
-                            ID: row[ID],
-                            "video": row.get("video", ""),
-                            "stage": "import",
-                            ERROR: row[ERROR],
-                        }
-                    )
+                    # Without the row's features, which would grow with the rows.
+                    video, why = row.get(VIDEO, ""), row[ERROR]
+                    bad.append({ID: row[ID], VIDEO: video, "stage": "import", ERROR: why})
                     continue
 
                 report.absent.update(m.value for m in dims if row.get(FEATURE_COLUMNS[m]) is None)

@@ -312,17 +312,19 @@ def _without_padding(x: np.ndarray, modality: Modality, data: dict[str, Any], i:
 def _spec(source: Path, report: ImportReport, dims: Mapping[Modality, int]) -> FeatureSpec:
     # Which encoders made a dump is not in it; its hash in place of theirs makes a model of one dump
     # refuse another.
+    encoders = {
+        m.value: EncoderSpec(
+            name=f"mmsa:{source.name}",
+            revision="",
+            weights_sha256=report.sha256,
+            dim=dim,
+            max_length=0,
+        )
+        for m, dim in dims.items()
+    }
+
     return FeatureSpec(
-        encoders={
-            m.value: EncoderSpec(
-                name=f"mmsa:{source.name}",
-                revision="",
-                weights_sha256=report.sha256,
-                dim=d,
-                max_length=0,
-            )
-            for m, d in dims.items()
-        },
+        encoders=encoders,
         sampling={"imported": "mmsa", **CLEANING},
         library_versions={"numpy": np.__version__},
     )

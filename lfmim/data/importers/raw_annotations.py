@@ -48,9 +48,9 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         # Empty columns, so that what is written can be read as a manifest.
         labels = labels.assign(**{VIDEO: "", TEXT: ""})
     if labels.empty:
+        reasons = Counter(discarded["reason"]).most_common()
         raise InputError(
-            f"{source}: no sample is left: "
-            + ", ".join(f"{n} x {r}" for r, n in Counter(discarded["reason"]).most_common())
+            f"{source}: no sample is left: " + ", ".join(f"{n} x {why}" for why, n in reasons)
         )
 
     beside = output.with_name(f"{output.name}.discarded.csv")
@@ -62,12 +62,8 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         f"{outcome.samples} samples annotated: {len(labels)} kept, {discarded[ID].nunique()} "
         f"discarded ({beside})"
     ]
-    lines += [
-        f"  {n} x {head or 'all'}: {reason}"
-        for (head, reason), n in sorted(
-            Counter(zip(discarded[MODALITY], discarded["reason"], strict=True)).items()
-        )
-    ]
+    counts = Counter(zip(discarded[MODALITY], discarded["reason"], strict=True))
+    lines += [f"  {n} x {head or 'all'}: {reason}" for (head, reason), n in sorted(counts.items())]
     lines += [
         f"  Fleiss' kappa of the first three annotators, {head}: {kappa:.3f} "
         f"({outcome.rated[head]} samples)"
