@@ -52,11 +52,15 @@ def decide(votes: Sequence[str]) -> Decision:
     """
     if len(votes) < FIRST:
         return Decision(None, f"{len(votes)} of {FIRST} annotators" if votes else "not annotated")
+
+    # A table may hold a fourth vote where none was due: it must neither undo the 3:0 nor rescue the
+    # 1:1:1 of the first three.
     (label, most), *_ = Counter(votes[:FIRST]).most_common()
     if most == FIRST:
         return Decision(label)
     if most == 1:
         return Decision(None, "1:1:1")
+
     if len(votes) < MOST:
         return Decision(None, "2:1 without a fourth annotator")
     if votes[MOST - 1] == label:
@@ -73,6 +77,7 @@ def read_votes(path: str) -> Votes:
     frame = read_rows(path, (ID, MODALITY, ANNOTATOR, LABEL))
     votes: Votes = {}
     seen: set[tuple[str, str, str]] = set()
+
     for row, record in enumerate(frame.to_dict("records"), start=1):
         where = f"{path}: row {row}"
         sample, head, annotator = (
@@ -87,13 +92,18 @@ def read_votes(path: str) -> Votes:
             raise InputError(
                 f"{where}, field '{MODALITY}': {head!r} is not one of {', '.join(HEADS)}"
             )
+
+        # Told twice, one person's opinion would pass for a majority.
         if (sample, head, annotator) in seen:
             raise InputError(
                 f"{where}, field '{ANNOTATOR}': {annotator!r} has labelled {head} of {sample!r} "
                 "before"
             )
         seen.add((sample, head, annotator))
+
         emotion = parse_emotion(record[LABEL], where=f"{where}, field '{LABEL}'")
+        # The entry is made for an empty label, too: a sample that nobody labelled is then discarded
+        # with a reason instead of being missing from both tables.
         given = votes.setdefault(sample, {}).setdefault(head, [])
         if emotion is not None:
             given.append(emotion)
@@ -110,6 +120,7 @@ def vote(votes: Votes) -> Outcome:
     §3.1)."""
     kept: list[dict[str, str]] = []
     discarded: list[dict[str, str]] = []
+
     for sample, given in votes.items():
         decisions = {head: decide(given.get(head, [])) for head in HEADS}
         undecided = {head: d for head, d in decisions.items() if d.label is None}
@@ -118,16 +129,20 @@ def vote(votes: Votes) -> Outcome:
             for head, d in undecided.items()
         ]
         if not undecided:
+            # `or ""` is for the type checker alone: every label is decided here.
             kept.append(
                 {ID: sample, **{LABEL_COLUMNS[h]: d.label or "" for h, d in decisions.items()}}
             )
+
+    # Fleiss' kappa needs equally many ratings of every sample, and a fourth exists for disputed
+    # ones only.
     first = {h: [g[h][:FIRST] for g in votes.values() if len(g.get(h, [])) >= FIRST] for h in HEADS}
     return Outcome(
-        pd.DataFrame(kept, columns=[ID, *LABEL_COLUMNS.values()]),
-        pd.DataFrame(discarded, columns=[ID, MODALITY, "votes", "reason"]),
-        {h: agreement(rated) for h, rated in first.items()},
-        {h: len(rated) for h, rated in first.items()},
-        len(votes),
+        labels=pd.DataFrame(kept, columns=[ID, *LABEL_COLUMNS.values()]),
+        discarded=pd.DataFrame(discarded, columns=[ID, MODALITY, "votes", "reason"]),
+        kappa={h: agreement(rated) for h, rated in first.items()},
+        rated={h: len(rated) for h, rated in first.items()},
+        samples=len(votes),
     )
 
 
@@ -135,7 +150,10 @@ def agreement(ratings: Sequence[Sequence[str]]) -> float:
     """Fleiss' kappa of [samples, annotators] emotions (statsmodels); NaN if there is nothing to
     agree on: no sample, or one emotion throughout."""
     codes = np.array([[EMOTIONS.index(e) for e in row] for row in ratings], dtype=np.int64)
+
+    # With one emotion throughout, chance alone agrees always and kappa is 0/0.
     if not codes.size or (codes == codes.flat[0]).all():
         return float("nan")
+
     table, _ = aggregate_raters(codes, n_cat=len(EMOTIONS))
     return float(fleiss_kappa(table))

@@ -95,6 +95,9 @@ def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
     patterns = np.repeat(list(PATTERNS), np.diff(edges))
     rng.shuffle(patterns)
     rows = []
+
+    # Only the patterns are shuffled: with the labels in turn, each emotion is as frequent as the
+    # next, and the pattern says nothing about the label.
     for i, pattern in enumerate(patterns):
         label = DEMO_EMOTIONS[i % len(DEMO_EMOTIONS)]
         others = rng.permutation([e for e in DEMO_EMOTIONS if e != label])
@@ -104,6 +107,7 @@ def draw_labels(clips: int, rng: np.random.Generator) -> pd.DataFrame:
         elif pattern != "none":
             row[str(pattern)] = str(others[0])
         rows.append(row)
+
     return pd.DataFrame(rows)[list(HEADS)]
 
 
@@ -116,9 +120,12 @@ def generate_demo_corpus(
     Deterministic by (clips, seed). A finished corpus of the same parameters is reused.
     """
     manifest, done = folder / "manifest.csv", folder / "corpus.json"
+    # The version stands for this file's code: raise it when clips come out differently, or folders
+    # made before are taken for today's corpus.
     parameters = {"clips": clips, "seed": seed, "version": 3}
     if done.is_file() and json.loads(done.read_text()) == parameters:
         return manifest
+
     make_folder(folder / "videos")
     labels = draw_labels(clips, np.random.default_rng([seed, 0]))
     ids = [f"clip{i:04d}" for i in range(clips)]
@@ -126,17 +133,22 @@ def generate_demo_corpus(
         (folder / "videos" / f"{name}.mp4", dict(row), name, seed)
         for name, row in zip(ids, labels.to_dict("records"), strict=True)
     ]
+    # A child forked after torch has started its threads can hang in its first operation.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         texts = list(pool.map(_make, jobs, chunksize=8))
+
     table = labels.rename(columns=LABEL_COLUMNS)
     table.insert(0, ID, ids)
     table.insert(1, VIDEO, [f"videos/{name}.mp4" for name in ids])
     table.insert(2, TEXT, texts)
     nth = table.groupby(LABEL_COLUMNS[MULTIMODAL]).cumcount()
     table.insert(3, SPLIT, [SPLIT_CYCLE[k % len(SPLIT_CYCLE)] for k in nth])
+    # The same first draw as make_clip's, so the column names the speaker who is seen.
     table.insert(4, SPEAKER, [f"speaker{_rng(seed, name).integers(SPEAKERS)}" for name in ids])
+
     with new_file(manifest) as temporary:
         table.to_csv(temporary, index=False)
+    # Last: what was killed on the way is not taken for a finished corpus.
     write_text(done, json.dumps(parameters))
     return manifest
 
@@ -145,22 +157,34 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
     """Render one utterance video for the text, audio and vision labels; returns its text. `key`
     seeds the rest."""
     rng = _rng(seed, key)
-    speaker = int(rng.integers(SPEAKERS))  # the first draw, as generate_demo_corpus expects
+    # Draw the speaker before anything else: generate_demo_corpus repeats this draw alone.
+    speaker = int(rng.integers(SPEAKERS))
     sentence = (
         f"{rng.choice(OCCASIONS)}{rng.choice(SUBJECTS)}{rng.choice(PHRASES[labels['text']])}。"
     )
     frames = render_frames(VISION_STYLES[labels["vision"]], speaker, rng)
     wave = render_voice(AUDIO_STYLES[labels["audio"]], speaker, rng)
+    _write_clip(path, frames, wave)
+    return sentence
+
+
+def _write_clip(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
+    # The temporary name has another suffix, by which FFmpeg would choose no container.
     with new_file(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        # One thread: x264's output depends on how many share a clip, and with it every feature.
         video = container.add_stream(
             "libx264", rate=FPS, options={"preset": "veryfast", "crf": "20", "threads": "1"}
         )
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=AUDIO_RATE, layout="mono")
+
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        # x264 looks ahead: the last pictures come out only when it is told that no more follow.
         container.mux(video.encode())
+
+        # 1,024 samples are one frame of AAC, and the unit of `pts` is a sample.
         for start in range(0, len(wave), 1024):
             chunk = av.AudioFrame.from_ndarray(
                 wave[None, start : start + 1024], format="fltp", layout="mono"
@@ -168,12 +192,13 @@ def make_clip(path: Path, labels: Mapping[str, str], *, key: str, seed: int = 0)
             chunk.sample_rate, chunk.pts = AUDIO_RATE, start
             container.mux(audio.encode(chunk))
         container.mux(audio.encode())
-    return sentence
 
 
 def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 [F, SIZE, SIZE, 3]: the photograph under the style's warp, with nuisance motion, light
     and noise."""
+    # A face that MTCNN finds, in the public domain and inside scikit-image's wheel: nothing to
+    # download.
     photo = (
         torch.from_numpy(photographs.astronaut()[0:240, 103:343].copy())
         .permute(2, 0, 1)
@@ -182,16 +207,20 @@ def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) ->
     )
     if speaker % 2:
         photo = photo.flip(3)
+
     count = int(FPS * SECONDS)
     t = torch.arange(count) / FPS
     phase = float(rng.uniform(0, 2 * np.pi))
     pulse = (1 + 0.3 * torch.sin(2 * np.pi * style.hertz * t + phase))[:, None, None]
+
+    # Nuisance of the same size in every class: what a head must learn is the warp below.
     y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
     angle, zoom = float(rng.normal(0, 0.05)), float(rng.uniform(0.92, 1.08))
     dx, dy = (float(v) for v in rng.normal(0, 0.05, 2))
     drift = 0.04 * torch.sin(2 * np.pi * 0.5 * t + phase)[:, None, None]
     u = (x * np.cos(angle) - y * np.sin(angle)) * zoom + dx + drift
     v = (x * np.sin(angle) + y * np.cos(angle)) * zoom + dy
+
     face_y = v + 0.05
     # Local terms in source coordinates: the mouth lies about 0.2 below the face's centre, the eyes
     # 0.15 above it.
@@ -201,10 +230,13 @@ def render_frames(style: VisionStyle, speaker: int, rng: np.random.Generator) ->
     source_x = u / stretch + style.shear * v * pulse - style.eyes * pulse * eyes * u
     source_y = v * stretch + style.smile * pulse * mouth * (u**2 * 20 - 0.5)
     source_y = source_y - style.eyes * pulse * eyes * (face_y + 0.12)
+
     grid = torch.stack([source_x, source_y], dim=-1)
+    # Zeros beyond the photograph would be a black border whose shape gives the warp away.
     frames = F.grid_sample(
         photo.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=False
     )
+
     light = torch.tensor(style.light) * float(rng.uniform(0.9, 1.1))
     frames = (
         frames * light.view(1, 3, 1, 1)
@@ -220,16 +252,22 @@ def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> n
     t = np.arange(int(SECONDS * AUDIO_RATE)) / AUDIO_RATE
     register = 0.94 + 0.03 * speaker
     phase = rng.uniform(0, 2 * np.pi, 3)
+
     octaves = style.slope * (t - SECONDS / 2) + style.excursion * np.sin(
         2 * np.pi * 0.8 * t + phase[0]
     )
     pitch = style.pitch * register * float(rng.uniform(0.96, 1.04)) * 2**octaves
+    # The phase is the integral of the pitch; `pitch * t` would be heard as its derivative, which is
+    # another pitch.
     cycles = 2 * np.pi * np.cumsum(pitch) / AUDIO_RATE
+
+    # Harmonics near half the sample rate are left out: above it they come back as false low tones.
     voice = np.zeros_like(t)
     for k in range(1, 25):
         voice += np.where(
             pitch * k < AUDIO_RATE / 2.2, np.sin(k * cycles + phase[1]) / k**style.brightness, 0
         )
+
     envelope = 1 - style.dynamics * (0.5 + 0.5 * np.cos(2 * np.pi * style.syllables * t + phase[2]))
     wave = voice / np.abs(voice).max() * envelope + rng.normal(0, 0.01, t.shape)
     loudest = float(np.abs(wave).max())
@@ -237,12 +275,14 @@ def render_voice(style: AudioStyle, speaker: int, rng: np.random.Generator) -> n
 
 
 def _rng(seed: int, key: str) -> np.random.Generator:
+    # Not hash(): Python salts it per process, and clips are made in several.
     return np.random.default_rng(
         np.frombuffer(hashlib.sha256(f"{seed}\0{key}".encode()).digest(), np.uint32)
     )
 
 
 def _make(job: tuple[Path, dict[str, str], str, int]) -> str:
+    # A process per core is running already.
     torch.set_num_threads(1)
     path, labels, key, seed = job
     return make_clip(path, labels, key=key, seed=seed)

@@ -48,16 +48,21 @@ def read_labels(path: str) -> pd.DataFrame:
             f"{path}: none of the columns {', '.join(LABEL_COLUMNS.values())} is there; found: "
             + ", ".join(frame.columns)
         )
+
+    # EmotionTalk's table as it is published: its marks of overlap are no words to be counted.
     if TEXT not in frame and TRANSCRIPT in frame:
         frame[TEXT] = [strip_marks(cell(v)) for v in frame[TRANSCRIPT]]
     for column in (ID, TEXT, SPLIT, SPEAKER):
         frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
+
     repeated = frame[ID].duplicated()
     if repeated.any():
         row = int(repeated.to_numpy().argmax())
         raise InputError(f"{path}: row {row + 1}, field 'id': duplicate id {frame[ID].iloc[row]!r}")
+
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
+        # As objects: pandas' own text type turns None into NaN.
         frame[column] = pd.Series(
             [
                 parse_emotion(v, where=f"{path}: row {r}, field '{column}'")
@@ -66,15 +71,18 @@ def read_labels(path: str) -> pd.DataFrame:
             dtype=object,
             index=frame.index,
         )
+
     return frame
 
 
 def _label_columns(store: Path) -> pd.DataFrame:
     """All of a feature store but the features."""
+    # Of CHERMA's size a store has 12 GB, nearly all of it features.
     names = [c for part in store.glob("part-*.parquet") for c in pq.read_schema(part).names]
     table = read_table(
         store, [c for c in dict.fromkeys(names) if c not in FEATURE_COLUMNS.values()]
     )
+    # Objects first: where() would put NaN, not None, into a column of floats or of text.
     frame: pd.DataFrame = table.to_pandas().astype(object)
     return frame.where(frame.notna(), None)
 
@@ -89,9 +97,12 @@ def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
     text."""
     items = {"utterances": f"{len(frame):,}"}
     items |= {f"utterances, {s}": f"{n:,}" for s in SPLITS if (n := int((frame[SPLIT] == s).sum()))}
+
     speakers = frame.loc[frame[SPEAKER] != "", SPEAKER]
     if len(speakers):
         items["speakers"] = f"{speakers.nunique():,}"
+
+    # Durations come from a user's table, too: text, blanks and zeros there are no lengths.
     seconds = (
         pd.to_numeric(frame[DURATION], errors="coerce")
         if DURATION in frame
@@ -101,6 +112,8 @@ def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
     if len(seconds):
         items["total length (minutes)"] = f"{seconds.sum() / 60:,.2f}"
         items["average length of utterance (seconds)"] = f"{seconds.mean():.1f}"
+
+    # Rows without text are left out, or Table 1's minimum would be theirs: 0.
     words = frame.loc[frame[TEXT] != "", TEXT].map(count_words)
     if len(words):
         items |= {
@@ -111,11 +124,13 @@ def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
                 ("maximum", words.max()),
             )
         }
+
     for column in (c for c in COUNTED if c in frame):
         counts = frame[column].map(cell).value_counts()
         items |= {f"{column}, {value or 'unknown'}": f"{n:,}" for value, n in counts.items()}
-    items["utterances with all four labels"] = f"{len(complete(frame)):,}"
+
     whole = complete(frame)
+    items["utterances with all four labels"] = f"{len(whole):,}"
     if len(whole):
         share = (whole[list(LABEL_COLUMNS.values())].nunique(axis=1) > 1).mean()
         items["of these, labels not all equal"] = f"{share:.1%}"
@@ -156,13 +171,15 @@ def inconsistency_with_multimodal(frame: pd.DataFrame) -> pd.DataFrame:
     """Figure 1 (c): per emotion y (rows, report order) and modality u, the share of y_u != y among
     those with y_m = y.
 
-    The paper's equation counts y_u != y over all samples; a share of y_m = y it can only be among
-    these. NaN where no utterance has y_m = y and a label of u.
+    NaN where no utterance has y_m = y and a label of u.
     """
+    # Read literally, Incon(u, m; y) of §3.2 counts y_u != y over all samples and divides by those
+    # with y_m = y, so it would exceed 1; a share it can only be among the latter.
     m = frame[LABEL_COLUMNS[MULTIMODAL]]
     out = {}
     for head in (h for h in HEADS if h != MULTIMODAL):
         known = frame[frame[LABEL_COLUMNS[head]].notna() & m.notna()]
         wrong = known[LABEL_COLUMNS[head]] != known[LABEL_COLUMNS[MULTIMODAL]]
         out[head] = wrong.groupby(known[LABEL_COLUMNS[MULTIMODAL]]).mean().reindex(REPORT_ORDER)
+
     return pd.DataFrame(out).astype(float).rename_axis("emotion")

@@ -41,10 +41,12 @@ def load_split(
     its task).
 
     In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than
-    memory: the same values, the same order. Raises InputError if it is empty or without labels.
+    memory: the same values, the same order. Raises InputError if it is empty or without labels, or
+    if the files cannot be written.
     """
     if cache == "stream":
         return _mapped_split(store, split, config)
+
     dims = FeatureSpec.load(store).dims
     table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)], split)
     labels = split_labels(table, store, split, config.task)
@@ -62,10 +64,12 @@ def load_split(
 
 def check_labels(table: pa.Table, store: Path, split: str, config: ModelConfig) -> None:
     """Raise InputError if the split is empty or without labels, as `load_split` would, without
-    reading features.
+    reading features: a label counts here even where its modality is absent.
 
     `table`: splits and labels of the whole store.
     """
+    # Stand-ins for the features, of which encode_labels asks only whether they are there. A driver
+    # that read them would take as long before a job starts as each worker does after.
     table = table.filter(pc.equal(table[SPLIT], split))
     for m in FeatureSpec.load(store).dims:
         table = table.append_column(FEATURE_COLUMNS[m], pa.repeat(True, table.num_rows))
@@ -84,6 +88,7 @@ def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.T
             f"{store}: no rows of split '{split}'; name another split, or fill the manifest's "
             "column 'split' and extract again"
         )
+
     labels = encode_labels(table, task)
     if bool((labels == IGNORE_LABEL).all()):
         columns = SENTIMENT_COLUMNS if task == "sentiment" else LABEL_COLUMNS
@@ -95,18 +100,22 @@ def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.T
 
 
 def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
-    """The split's padded features as files in `cache_folder()`/splits, made by the first process
-    that asks."""
+    """The split's padded features as files in `cache_folder()`/splits, made where they are not
+    there yet."""
     dims = FeatureSpec.load(store).dims
+    # Two names in one: what is wanted, and of which state of the store. Sizes and times of the
+    # parts stand for their content, since hashing it would mean reading the whole store.
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    parts = [
-        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)
-    ]
+    stats = {part: os.stat(part) for part in part_files(store)}
+    state = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats.items()]
     what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
-    folder = cache_folder() / "splits" / f"{what}-{config_hash(parts)}"
+    folder = cache_folder() / "splits" / f"{what}-{config_hash(state)}"
+
     table = read_table(store, _label_columns(config), split)
     if not folder.is_dir() and table.num_rows:
         try:
+            # Workers of a node ask at the same time; each then fills a folder of its own, and the
+            # first to finish gives it the name.
             with new_folder(folder, first=True) as scratch:
                 _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
         except WriteError as error:
@@ -115,21 +124,25 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
                 f"{error.reason}; set LFMIM_CACHE to a folder with room for the padded "
                 "features"
             ) from error
-        # of the store as it was; who still reads one keeps it open
+
+        # Files of the store as it was. Who still has them mapped keeps them until it ends.
         for old in folder.parent.glob(f"{what}-*"):
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
+
     lengths = (
         {m: torch.from_numpy(np.load(folder / f"{m}.lengths.npy")) for m in dims}
         if table.num_rows
         else {}
     )
-    # what encode_labels asks of the features: whether they are there
+    # All that encode_labels asks of the features is whether they are there; null means absent.
     for m, length in lengths.items():
         table = table.append_column(
             FEATURE_COLUMNS[m], pa.array([n > 0 or None for n in length.tolist()], pa.bool_())
         )
     labels = split_labels(table, store, split, config.task)
+
+    # "c" (copy on write): torch warns of arrays that it may not write, and nothing writes these.
     features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
     return UtteranceTensors(table[ID].to_pylist(), features, lengths, labels, mapped=True)
 
@@ -142,15 +155,19 @@ def _write_arrays(
     shapes: dict[Modality, tuple[int, int, bool]],
 ) -> None:
     row_of = {name: i for i, name in enumerate(ids)}
+    # A new file of mode w+ reads as zeros, so only what is not padding has to be written.
     arrays = {
         m: np.lib.format.open_memmap(
             folder / f"{m}.npy", mode="w+", dtype=np.float16, shape=(len(ids), t, d)
         )
         for m, (t, d, _) in shapes.items()
     }
-    for m in shapes:  # writing into a map whose disk is full kills the process
+    # Room is taken first: the file is sparse, and writing into a map whose disk has become full
+    # kills the process with SIGBUS, which no `except` sees.
+    for m in shapes:
         with (folder / f"{m}.npy").open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
     lengths = {m: np.zeros(len(ids), dtype=np.int64) for m in shapes}
     for table in _tables(store, split, [FEATURE_COLUMNS[m] for m in shapes]):
         rows = [row_of[name] for name in table[ID].to_pylist()]
@@ -158,6 +175,7 @@ def _write_arrays(
             padded, length = pad_sequences(sequences(table, m), m, d, t, cut=cut)
             arrays[m][rows, : padded.shape[1]] = padded.numpy()
             lengths[m][rows] = length.numpy()
+
     for m, array in arrays.items():
         array.flush()
         np.save(folder / f"{m}.lengths.npy", lengths[m])
@@ -166,6 +184,8 @@ def _write_arrays(
 def _tables(store: Path, split: str, columns: list[str]) -> Iterator[pa.Table]:
     """The split's rows, a few at a time and one part at a time, in no particular order."""
     for part in part_files(store):
+        # pyarrow's own defaults (131,072 rows a batch, 16 batches and 4 parts ahead) would hold the
+        # very split in memory that is mapped because it does not fit there.
         scanner = pad.dataset(part, format="parquet").scanner(
             columns=[ID, *columns],
             filter=pad.field(SPLIT) == split,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -60,10 +60,10 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
 
     Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if
     absent), `text` ("" if absent), `split` ("" if absent), `speaker`, the four `label_*` columns
-    (English name or None) and the other columns as they are. Relative videos are resolved against
-    the manifest and may not leave its folder. Raises InputError naming file, row (1-based, header
-    not counted; for shards the sample) and field. `need_media=False` skips the check that local
-    videos exist.
+    (English name or None), the `sentiment_*` columns that are there (float or None) and the other
+    columns as they are. Relative videos are resolved against the manifest and may not leave its
+    folder. Raises InputError naming file, row (1-based, header not counted; for shards the sample)
+    and field. `need_media=False` skips the check that local videos exist.
     """
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix == ".tar":
@@ -72,6 +72,7 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
     else:
         frame = read_frame(path, "manifest", (*READERS, ".tar"))
         places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
+
     for column in (ID, VIDEO):
         if column not in frame.columns:
             raise InputError(
@@ -79,51 +80,59 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
             )
     if frame.empty:
         raise InputError(f"{path}: the manifest has no rows")
+
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
+        # The prefixes are those under which stages report their times and nodes in a row.
         if column in RESERVED_COLUMNS or column.startswith(("seconds_", "node_")):
             raise InputError(
                 f"{path}: column '{column}' has a name the feature store uses itself; rename it"
             )
 
     frame[ID] = [cell(v) for v in frame[ID]]
-    first: dict[str, str] = {}
-    for place, value in zip(places, frame[ID], strict=True):
-        if not value:
-            raise InputError(f"{place}, field 'id': empty")
-        if value in first:
-            raise InputError(
-                f"{place}, field 'id': duplicate id {value!r} "
-                f"(first in {first[value].removeprefix(f'{path}: ')})"
-            )
-        first[value] = place
+    _check_ids(frame[ID], places, path)
     for column in (TEXT, SPLIT, SPEAKER):
         frame[column] = [cell(v) for v in frame[column]] if column in frame else ""
     for place, value in zip(places, frame[SPLIT], strict=True):
         if value and value not in SPLITS:
             raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
+
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
-        frame[column] = pd.Series(
-            [
-                parse_emotion(v, where=f"{place}, field '{column}'")
-                for place, v in zip(places, values, strict=True)
-            ],
-            dtype=object,
-        )
+        frame[column] = _parsed(values, column, places, parse_emotion)
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
-        frame[column] = pd.Series(
-            [
-                parse_sentiment(v, where=f"{place}, field '{column}'")
-                for place, v in zip(places, frame[column], strict=True)
-            ],
-            dtype=object,
-        )
+        frame[column] = _parsed(frame[column], column, places, parse_sentiment)
+
     frame[VIDEO] = [
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
+
+
+def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:
+    # Ids are what a rerun is compared by: with two rows of one id, the second would be taken for
+    # done once the first is stored.
+    first: dict[str, str] = {}
+    for place, value in zip(places, ids, strict=True):
+        if not value:
+            raise InputError(f"{place}, field 'id': empty")
+        if value in first:
+            before = first[value].removeprefix(f"{path}: ")
+            raise InputError(f"{place}, field 'id': duplicate id {value!r} (first in {before})")
+        first[value] = place
+
+
+def _parsed(
+    values: Iterable[object], column: str, places: list[str], parse: Callable[..., object]
+) -> pd.Series:
+    parsed = [
+        parse(value, where=f"{place}, field '{column}'")
+        for place, value in zip(places, values, strict=True)
+    ]
+    # As objects: pandas' text and float types turn None into NaN, which is neither an emotion nor,
+    # to Arrow, a missing score.
+    return pd.Series(parsed, dtype=object)
 
 
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
@@ -132,10 +141,12 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
+
     try:
         fs, name = file_system(path)
         with fs.open(name, "rb") as f:
             return READERS[suffix](f, path)
+    # It is a ValueError, and would be taken for one of pandas' below.
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -144,13 +155,15 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
         raise InputError(
             f"{path}: the {kind} is empty; it needs a header line and at least one row"
         ) from error
-    # what json, pandas and pyarrow raise for malformed files
+    # What pandas and pyarrow raise for malformed files (ArrowInvalid is a ValueError), and OSError
+    # for what a file system says.
     except (TypeError, ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as {suffix[1:]}: {error}") from error
 
 
 def cell(value: Any) -> str:
     """A cell as stripped text; missing -> ""."""
+    # Only NaN differs from itself; math.isnan would refuse text.
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -158,6 +171,7 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
     where = f"{place}, field 'video'"
     if not video or "://" in video or parse_member(video):
         return video
+
     fs, manifest_path = file_system(manifest)
     if video.startswith("/"):
         resolved = video
@@ -169,6 +183,9 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
             )
         folder = manifest_path.rsplit("/", 1)[0] if "/" in manifest_path else "."
         resolved = f"{folder}/{video}"
+
+    # Whether remote media are there is not asked: a request per row before any work. Extraction
+    # quarantines those that are not.
     if "://" in manifest and not video.startswith("/"):
         return str(fs.unstrip_protocol(resolved))
     if need_media and not os.path.isfile(resolved):

@@ -87,15 +87,19 @@ def expand_shards(pattern: str) -> list[str]:
     """`s3://bucket/train-{000..009}.tar` or a glob -> the shards' names. Raises InputError if there
     is none."""
     names = [pattern]
+    # As often as there are ranges left: a name may hold one for the folder and one for the file.
     while any(_RANGE.search(n) for n in names):
         names = [new for n in names for new in _one_range(n)]
+
     out = []
     for name in names:
         if not set("*?[") & set(name):
             out.append(name)
             continue
+        # glob() answers without the scheme, under which alone the shard is found again.
         fs, path = file_system(name)
         out += sorted(fs.unstrip_protocol(p) if "://" in name else str(p) for p in fs.glob(path))
+
     if not out:
         raise InputError(f"{pattern}: no shard has such a name")
     return out
@@ -106,6 +110,7 @@ def _one_range(name: str) -> list[str]:
     if not found:
         return [name]
     low, high = found.groups()
+    # {000..009} counts with leading zeros, as a shell does.
     return [
         f"{name[: found.start()]}{i:0{len(low)}d}{name[found.end() :]}"
         for i in range(int(low), int(high) + 1)
@@ -121,7 +126,7 @@ def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
     are ignored. Raises InputError naming shard and sample.
     """
     shards = expand_shards(pattern)
-    # headers of remote shards: latency, not work
+    # More threads than cores: reading the headers of remote shards is waiting, not work.
     with ThreadPoolExecutor(min(16, len(shards))) as pool:
         samples = [sample for found in pool.map(_read_shard, shards) for sample in found]
     return [row for row, _ in samples], [where for _, where in samples]
@@ -131,9 +136,12 @@ def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
         fs, path = file_system(shard)
-        # small reads: most of a shard is media
+        # Small reads, as most of a shard is media that is skipped. Not fsspec.open(block_size=...):
+        # that hands it to the file system's constructor, and s3fs refuses it.
         with fs.open(path, "rb", block_size=1 << 16) as file:
             for name, offset, size in _members(shard, file):
+                # WebDataset's rule: a sample's name ends at the first dot of the file's. A name
+                # that begins with one is no sample: macOS packs ._x.mp4 beside x.mp4.
                 folder, _, base = name.rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, suffix = f"{folder}/{stem}".lstrip("/"), suffix.lower()
@@ -152,6 +160,7 @@ def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
         raise InputError(
             f"{shard}: cannot be read as a tar shard (plain .tar, not compressed): {error}"
         ) from error
+
     return [
         ({ID: key, VIDEO: "", **fields}, f"{shard}: sample {key!r}")
         for key, fields in samples.items()
@@ -160,16 +169,21 @@ def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
 
 def _members(shard: str, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """Name, offset and size of every regular file."""
+    # "r:" takes plain tar files only: in a compressed one no byte range is a member's.
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
+            # A sparse file does not lie in the shard in one piece.
             if member.isreg() and not member.issparse():
-                if member.name != whole(member.name):  # how tarfile shows bytes that are no UTF-8
+                # tarfile gives bytes that are no UTF-8 as lone surrogates. Made U+FFFD, different
+                # names would become one, and a sample's text would meet another's video.
+                if member.name != whole(member.name):
                     raise InputError(
                         f"{shard}: the name of a file in it is not UTF-8: {whole(member.name)}; "
                         "names are ids, so pack it again with names in UTF-8"
                     )
                 yield member.name, member.offset_data, member.size
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            # tarfile remembers every header, and a shard may have a million.
+            tar.members = []  # type: ignore[attr-defined]
 
 
 def _add_member(
@@ -185,9 +199,11 @@ def _add_member(
             raise InputError(f"{where}: has two media files; keep one")
         fields[VIDEO] = member_uri(*place)
         return
+
     if size > FIELD_LIMIT:
         raise InputError(f"{where}: its .{kind} has {size} bytes; fields may have {FIELD_LIMIT}")
-    file.seek(place[2])  # tarfile seeks by itself
+    # Moving the file under tarfile's hands is safe: it seeks before it reads the next header.
+    file.seek(place[2])
     content = file.read(size)
     try:
         text = decode(content, f"{where}: its .{kind} cannot be read")[0].strip()
@@ -196,14 +212,17 @@ def _add_member(
         raise
     except ValueError as error:
         raise InputError(f"{where}: its .{kind} cannot be read: {error}") from error
+
     if kind == "json":
         if not isinstance(value, dict):
             raise InputError(f"{where}: its .json must hold an object of manifest fields")
         # The sample's own file is its media; a field of that name only says what it was called
-        # once.
+        # once. A null is left out, so that it does not hide the .txt or .cls read before.
         fields |= {k: v for k, v in value.items() if k != VIDEO and v is not None}
     elif kind == "txt":
         fields[TEXT] = text
     else:
+        # WebDataset's .cls is a class number by custom; a word goes on to the manifest's check,
+        # which names the emotions it knows.
         known = text.isdigit() and int(text) < len(EMOTIONS)
         fields[LABEL_COLUMNS[MULTIMODAL]] = EMOTIONS[int(text)] if known else text

@@ -80,17 +80,20 @@ class SimulatedConfig:
         for field in ("window", "valid_share", "test_share"):
             if not 0 < getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)} is not in (0, 1)")
+
         if self.valid_share + self.test_share >= 1:
             raise InputError(
                 f"test_share: {self.test_share} and valid_share {self.valid_share} leave none to "
                 "train on"
             )
+
         if set(self.headroom) != set(HEADS) or not all(
             0 <= h <= 0.2 for h in self.headroom.values()
         ):
             raise InputError(
                 f"headroom: {dict(self.headroom)} must name {', '.join(HEADS)}, each in [0, 0.2]"
             )
+
         if min(self.dims.values()) < 2 * CLASSES:
             raise InputError(
                 f"dims: widths below {2 * CLASSES} have no room for a direction per cue and emotion"
@@ -105,7 +108,8 @@ def label_joint(labels: pd.DataFrame | None = None) -> Joint:
     """The joint distribution of a label table's four columns; None: the built-in one.
 
     The built-in one are the counts over EmotionTalk's training and validation annotations
-    (joint_labels.csv).
+    (joint_labels.csv). Rows without all four labels do not count; raises InputError if no other is
+    there.
     """
     if labels is None:
         with (
@@ -114,6 +118,8 @@ def label_joint(labels: pd.DataFrame | None = None) -> Joint:
             .open(encoding="utf-8") as file
         ):
             labels = pd.read_csv(file)
+
+    # The built-in table has a row per combination with its count, a user's a row per utterance.
     counts = labels["count"] if "count" in labels else pd.Series(1, index=labels.index)
     known = labels[[LABEL_COLUMNS[h] for h in HEADS]].isin(EMOTIONS).all(axis=1)
     cells = tuple(
@@ -121,9 +127,11 @@ def label_joint(labels: pd.DataFrame | None = None) -> Joint:
         for h in HEADS
     )
     joint = np.zeros((len(EMOTIONS),) * len(HEADS))
+    # `joint[cells] += counts` would count a combination once, however often it comes.
     np.add.at(joint, cells, counts[known].to_numpy(dtype=float))
     if not joint.sum():
         raise InputError("the label table has no row with all four labels")
+
     joint /= joint.sum()
     return joint
 
@@ -167,8 +175,12 @@ def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
         shared = _channel(clarity, marginal[MULTIMODAL])
         own = {}
         for m in MODALITIES:
-            pair = _marginal(joint, m, MULTIMODAL) @ shared  # [label of m, joint cue]
+            # [label of m, joint cue shown]: m's joint cue tells something about m's own label, too,
+            # so the own cue has to add only what is left up to the target.
+            pair = _marginal(joint, m, MULTIMODAL) @ shared
 
+            # The best guess takes the likeliest label of every pair of cues: the greatest term over
+            # labels y, summed over what is shown (r, s), is how often it is right.
             def ceiling(c: float, m: Modality = m, pair: npt.NDArray[np.float64] = pair) -> float:
                 return float(
                     np.einsum("yr,ys->rsy", pair, _channel(c, marginal[m])).max(axis=2).sum()
@@ -177,6 +189,8 @@ def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
             own[m] = _channel(_bisect(ceiling, TARGETS[m] + config.headroom[m]), marginal[m])
         return Cues(own, shared)
 
+    # Own clarities depend on the joint one, so every step here solves three bisections anew; after
+    # 16 the joint one is known to 2e-5, finer than any figure printed.
     goal = TARGETS[MULTIMODAL] + config.headroom[MULTIMODAL]
     return cues(_bisect(lambda c: _ceiling_of_all(joint, cues(c), MULTIMODAL), goal, steps=16))
 
@@ -186,11 +200,13 @@ def _ceiling_of_all(joint: Joint, cues: Cues, head: str) -> float:
     shown = np.einsum(
         "tavm,ti,aj,vk->ijktavm", joint, *(cues.own[m] for m in MODALITIES), optimize=True
     )
-    # the head's label, and m's, on which the joint cues depend
+    # Summed over all labels but two: the head's, and m's, given which the joint cues are
+    # independent of everything else.
     kept = {HEADS.index(head), len(MODALITIES)}
     p = shown.sum(axis=tuple(3 + i for i in range(len(HEADS)) if i not in kept)).reshape(
         CLASSES**3, -1, CLASSES
     )
+
     given = np.einsum("ma,mb,mc->abcm", cues.joint, cues.joint, cues.joint).reshape(-1, CLASSES)
     if head == MULTIMODAL:
         return float((p[:, 0, None, :] * given[None]).max(axis=2).sum())
@@ -206,17 +222,12 @@ def ceilings(joint: Joint, cues: Cues) -> dict[str, dict[str, float]]:
         out[head] = {}
         for m in MODALITIES:
             labels = _marginal(joint, m, head, MULTIMODAL)
-            pattern = (
-                "ym"
-                if head in (m, MULTIMODAL)
-                else "".join(
-                    "h" if h == head else "y" if h == m else "m"
-                    for h in HEADS
-                    if h in (m, head, MULTIMODAL)
-                )
-            )
-            answer = "y" if head == m else "m" if head == MULTIMODAL else "h"
-            p = np.einsum(f"{pattern},ys,mr->sr{answer}", labels, cues.own[m], cues.joint)
+            # einsum's letters of the labels involved: two where the head is m's own or the
+            # multimodal one, whose letter then replaces "h".
+            letters = {head: "h", m.value: "y", MULTIMODAL: "m"}
+            axes = "".join(letters[h] for h in HEADS if h in letters)
+
+            p = np.einsum(f"{axes},ys,mr->sr{letters[head]}", labels, cues.own[m], cues.joint)
             out[head][m.value] = float(p.max(axis=2).sum())
         out[head]["all"] = _ceiling_of_all(joint, cues, head)
     return out
@@ -243,6 +254,7 @@ def simulate_corpus(
             m.value: EncoderSpec(
                 name=f"simulated-{m}",
                 revision="",
+                # A seed draws its own cue directions: a model knows nothing of another seed's.
                 weights_sha256=str(config.seed),
                 dim=config.dims[m],
                 max_length=0,
@@ -255,7 +267,11 @@ def simulate_corpus(
             "simulated": True,
         },
     )
+    # Before any part: a store begun with other settings is refused, as its parts would be kept.
     write_spec(store, spec)
+
+    # Labels, splits and cue directions are drawn for the whole corpus each time, numbers that cost
+    # nothing; a rerun needs them for whichever parts are missing.
     rng = np.random.default_rng(config.seed)
     n = config.utterances
     drawn = np.stack(
@@ -264,13 +280,17 @@ def simulate_corpus(
     valid, test = (max(1, int(n * share)) for share in (config.valid_share, config.test_share))
     split = np.repeat(["train", "valid", "test"], [n - test - valid, valid, test])
     rng.shuffle(split)
+    # Orthonormal: were directions alike, emotions would be mistaken for each other, and the
+    # ceilings, which take every cue as read without error, could not be reached.
     directions = {
         m: np.linalg.qr(rng.normal(size=(config.dims[m], 2 * CLASSES)))[0].T for m in MODALITIES
     }
     cues, schema = calibrate(joint, config), store_schema(config.dims)
+
     total = -(-n // config.rows_per_part)
     for part in range(total):
         name = f"part-{part:05d}.parquet"
+        # A part that is there is whole: it got its name when it was finished.
         if not (store / name).exists():
             inside = range(part * config.rows_per_part, min(n, (part + 1) * config.rows_per_part))
             rows = [_row(i, str(split[i]), drawn[i], cues, directions, config) for i in inside]
@@ -290,16 +310,22 @@ def _row(
     rng = np.random.default_rng([config.seed, index])
     row: dict[str, object] = {ID: f"u{index:06d}", SPLIT: split}
     row |= {LABEL_COLUMNS[h]: EMOTIONS[labels[k]] for k, h in enumerate(HEADS)}
-    duration = rng.lognormal(-0.12, 0.5)  # of mean 1
+
+    # Of mean exp(-0.12 + 0.5²/2) = 1.005. Long speech has many words, so text shares it with audio;
+    # vision is 64 frames of any clip.
+    duration = rng.lognormal(-0.12, 0.5)
     for k, m in enumerate(MODALITIES):
         stretch = 1.0 if m is Modality.VISION else duration
         t = max(3, round(MEAN_LENGTHS[m] * config.length * stretch))
         x = rng.standard_normal((t, config.dims[m]), dtype=np.float32)
+
         wide = max(1, round(config.window * t))
         own = rng.choice(CLASSES, p=cues.own[m][labels[k]])
         joint = rng.choice(CLASSES, p=cues.joint[labels[HEADS.index(MULTIMODAL)]])
+        # The windows may overlap: orthogonal directions are told apart all the same.
         for direction in (own, CLASSES + joint):
             start = rng.integers(0, t - wide + 1)
             x[start : start + wide] += config.strength * directions[m][direction]
         row[FEATURE_COLUMNS[m]] = x.astype(np.float16)
+
     return row

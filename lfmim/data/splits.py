@@ -30,6 +30,7 @@ def split_rows(
     n = len(frame)
     if n < FOLDS:
         raise InputError(f"{n} rows are too few to split 6:2:2; {FOLDS} are the least")
+
     if method == "shuffled":
         fold = np.empty(n, dtype=np.int64)
         fold[np.random.default_rng(seed).permutation(n)] = np.arange(n) * FOLDS // n
@@ -37,20 +38,23 @@ def split_rows(
         label = LABEL_COLUMNS[MULTIMODAL]
         # An unlabelled row is a class of its own. Integers, because scikit-learn refuses to sort
         # mixed objects.
-        classes = pd.factorize(
-            frame[label].map(cell) if label in frame else pd.Series([""] * n), sort=True
-        )[0]
+        labels = frame[label].map(cell) if label in frame else pd.Series([""] * n)
+        classes = pd.factorize(labels, sort=True)[0]
+
         groups = _groups(frame, group) if method == "speaker" else None
+        # scikit-learn warns of one rare label, and raises with words of its own when all are rare.
         if method == "stratified" and np.bincount(classes).max() < FOLDS:
             raise InputError(
                 f"every multimodal label is rarer than {FOLDS}: too few rows to stratify; use "
                 "'shuffled'"
             )
+
         kind = StratifiedKFold if groups is None else StratifiedGroupKFold
         folds = kind(FOLDS, shuffle=True, random_state=seed).split(np.zeros(n), classes, groups)
         fold = np.empty(n, dtype=np.int64)
         for k, (_, members) in enumerate(folds):
             fold[members] = k
+
     split = np.where(fold == 0, SPLITS[2], np.where(fold == 1, SPLITS[1], SPLITS[0]))
     for name in SPLITS:
         if not (split == name).any():
@@ -61,12 +65,15 @@ def split_rows(
 def _groups(frame: pd.DataFrame, column: str) -> np.ndarray:
     if column not in frame:
         raise InputError(f"column '{column}' is missing, so rows cannot be kept apart by it")
+
+    # Rows without a value are not one group: they may well be of speakers in other splits.
     values = frame[column].map(cell)
     if (values == "").any():
         raise InputError(
             f"row {int((values == '').to_numpy().argmax()) + 1}, field '{column}': empty; a split "
             f"by {column} needs it in every row"
         )
+
     if values.nunique() < FOLDS:
         raise InputError(
             f"column '{column}' has {values.nunique()} values; {FOLDS} are the least to split "

@@ -83,17 +83,21 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
 
 
 def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
-    """Sequences [T_i, dim] (None: absent) -> one Arrow column of `feature_type(dim)`."""
+    """Sequences [T_i, dim] (None: absent) -> one Arrow column of `feature_type(dim)`. Raises
+    ValueError for a sequence of another shape."""
     kept: list[np.ndarray] = []
     offsets: list[int | None] = []
     total = 0
+
     for x in sequences:
+        # Arrow takes a null offset for a null list, which ends where the next offset begins.
         offsets.append(None if x is None else total)
         if x is not None:
             if x.ndim != 2 or x.shape[1] != dim:
                 raise ValueError(f"a sequence of shape {x.shape} where [T, {dim}] is expected")
             kept.append(np.ascontiguousarray(x, dtype=np.float16))
             total += len(kept[-1])
+
     flat = np.concatenate(kept).reshape(-1) if kept else np.empty(0, np.float16)
     values = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), dim)
     return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
@@ -102,13 +106,16 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
 @contextmanager
 def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
     """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run
-    is; a killed run's claim ends with it."""
+    is, WriteError if the folder cannot be written; a killed run's claim ends with it."""
     make_folder(folder)
+    # "a+", not "w": the line in it says who holds the store, and must outlive our opening it.
     try:
         lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise WriteError(folder, error.strerror or str(error)) from error
+
     with lock:
+        # The kernel's lock and not the file's presence is the claim: it goes with its process.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -117,12 +124,16 @@ def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
                 f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
                 "for it, or name another"
             ) from error
+
         lock.truncate(0)
+        # Past Python's buffer: a rival can read it at once, and a full disk shows here and not when
+        # the file is closed, after the work.
         try:
             os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         except OSError as error:
             raise WriteError(folder, error.strerror or str(error)) from error
-        # of a run killed while writing
+
+        # Left by a run that was killed while writing; whoever holds the lock is the only writer.
         for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):
             left.unlink()
         yield
@@ -135,9 +146,10 @@ def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
     `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is
     unique. Raises WriteError.
     """
-    # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and reading a
-    # column that has them takes several times as long.
+    # Dictionaries and statistics of 100,000 float16 numbers per row help nobody, and with them a
+    # column takes 3 to 9 times as long to read.
     plain = [f.name for f in table.schema if not pa.types.is_nested(f.type)]
+
     with new_file(folder / (name or f"part-{uuid.uuid4().hex}.parquet")) as temporary:
         pq.write_table(
             table,
@@ -204,6 +216,7 @@ def read_table(
     parts = part_files(folder)
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
+
     data = pad.dataset(parts, format="parquet")
     wanted = (
         None
@@ -211,6 +224,8 @@ def read_table(
         else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
     )
     where = None if split is None else pad.field(SPLIT) == split
+    # Parts have random names and rows arrive as they are finished: only by id do two runs of one
+    # manifest give the same order, and with it the same training.
     return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
@@ -220,10 +235,12 @@ def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
     dim = column.type.value_type.list_size
+
     # `.values` ignores the list array's own offset, and `.offsets` are relative to it: they fit
     # each other.
     flat = column.values.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
     offsets = column.offsets.to_numpy()
+    # Validity is a bitmap, of which numpy has no view.
     valid = column.is_valid().to_numpy(zero_copy_only=False)
     return [flat[offsets[i] : offsets[i + 1]] if valid[i] else None for i in range(len(column))]
 

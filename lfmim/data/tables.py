@@ -17,6 +17,7 @@ def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
     """A CSV, JSONL or Parquet table as objects, a missing cell as None. Raises InputError naming
     file and column."""
     frame = read_frame(path, "table")
+
     missing = [c for c in required if c not in frame.columns]
     if missing:
         raise InputError(
@@ -24,6 +25,7 @@ def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
         )
     if frame.empty:
         raise InputError(f"{path}: the table has no rows")
+
     return frame.where(frame.notna(), None)
 
 
@@ -32,13 +34,16 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     columns first.
 
     Videos below the manifest's folder are written relative to it, so the folder can be moved.
+    Raises InputError for another suffix, and WriteError.
     """
     if path.suffix not in READERS:
         raise InputError(f"{path}: a manifest ends in one of {', '.join(READERS)}")
+
     known = [c for c in KNOWN_COLUMNS if c in frame.columns]
     frame = frame[[*known, *(c for c in frame.columns if c not in known)]].copy()
     if VIDEO in frame:
         frame[VIDEO] = [_relative(cell(v), path.absolute().parent) for v in frame[VIDEO]]
+
     with new_file(path) as temporary:
         if path.suffix == ".csv":
             frame.to_csv(temporary, index=False)
@@ -51,5 +56,6 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
 def _relative(video: str, folder: Path) -> str:
     if not video or "://" in video:
         return video
+    # Not resolve(): a clip that is linked into the folder would be written as what it links to.
     whole = Path(os.path.abspath(video))
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)

@@ -61,6 +61,7 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
     quarantines its row. Raises InputError naming file, row and field.
     """
     check_new(store)
+
     report = ImportReport(str(source))
     entries = _entries(source, report)
     if not entries:
@@ -71,23 +72,10 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
             f"{source}: no feature file of an entry there; expected for example "
             + str(_path(source, Modality.TEXT, entries[0]))
         )
-    hashes = {m: hashlib.sha256() for m in dims}
 
-    def spec() -> FeatureSpec:
-        return FeatureSpec(
-            encoders={
-                m.value: EncoderSpec(
-                    name=f"cherma:{FOLDERS[m][0]}",
-                    revision="",
-                    dim=d,
-                    max_length=0,
-                    weights_sha256=hashes[m].hexdigest(),
-                )
-                for m, d in dims.items()
-            },
-            sampling={"imported": "cherma", **CLEANING},
-            library_versions={"numpy": np.__version__},
-        )
+    # Filled by _rows, file by file as they are read: a pass for hashing alone would read the dump
+    # twice. So the spec can only be made after the last row.
+    hashes = {m: hashlib.sha256() for m in dims}
 
     write_store(
         store,
@@ -96,7 +84,7 @@ def import_cherma(source: Path, store: Path) -> ImportReport:
         _rows(source, entries, dims, hashes, report),
         len(entries),
         report,
-        spec,
+        lambda: _spec(dims, hashes),
     )
     return report
 
@@ -106,38 +94,28 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
     unread: Counter[str] = Counter()
     seen: dict[str, str] = {}
+
     for name, split in FILES.items():
         path = source / f"{name}.json"
         if not path.is_file():
             continue
-        try:
-            listed = parse_json(decode(path.read_bytes(), str(path))[0])
-        except InputError:
-            raise
-        except (ValueError, OSError) as error:
-            raise InputError(f"{path}: cannot be read as JSON: {error}") from error
-        if not isinstance(listed, list):
-            raise InputError(f"{path}: a list of entries is expected")
-        for row, entry in enumerate(listed, start=1):
+
+        for row, entry in enumerate(_listed(path), start=1):
             where = f"{path}: row {row}"
-            audio = entry.get("audio_file") if isinstance(entry, dict) else None
-            if not isinstance(audio, str) or not audio:
-                raise InputError(f"{where}, field 'audio_file': missing")
-            if Path(audio).name != audio or "\\" in audio or "\0" in audio:
-                raise InputError(
-                    f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file "
-                    "name"
-                )
-            key = audio.removesuffix(".wav")
+            key = _key(entry, where)
             if key in seen:
                 raise InputError(f"{where}, field 'audio_file': duplicate, first in {seen[key]}")
             seen[key] = where
+
             labels = {
                 LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
                 for h, f in LABELS.items()
             }
             out.append({ID: key, SPLIT: split, "dump_split": name, **labels})
             unread.update(set(entry) - {"audio_file", "video_file", *LABELS.values()})
+
+    # Told, not refused: the rest can be used, but labels under a name that is not known here would
+    # be lost in silence.
     report.notes += [
         f"field '{field}' of {n} entries was not read: its name is not known here"
         for field, n in sorted(unread.items())
@@ -147,12 +125,42 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
         for path in sorted(source.glob("*.json"))
         if path.stem not in FILES
     ]
+
     if out and not any(row[column] for row in out for column in LABEL_COLUMNS.values()):
         report.notes.append(
             f"no label is there (fields looked for: {', '.join(LABELS.values())}), so no model can "
             "be trained on this store as it is"
         )
+
     return out
+
+
+def _listed(path: Path) -> list[Any]:
+    try:
+        listed = parse_json(decode(path.read_bytes(), str(path))[0])
+    # It is a ValueError, too, and says more than the message below.
+    except InputError:
+        raise
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(listed, list):
+        raise InputError(f"{path}: a list of entries is expected")
+    return listed
+
+
+def _key(entry: Any, where: str) -> str:
+    audio = entry.get("audio_file") if isinstance(entry, dict) else None
+    if not isinstance(audio, str) or not audio:
+        raise InputError(f"{where}, field 'audio_file': missing")
+    # The name becomes part of paths that are read.
+    if Path(audio).name != audio or "\\" in audio or "\0" in audio:
+        raise InputError(
+            f"{where}, field 'audio_file': {audio!r} leaves the dump; give a plain file name"
+        )
+
+    # Features of all three modalities are named after it, the frames' too; `video_file` names no
+    # feature file.
+    return audio.removesuffix(".wav")
 
 
 def _path(source: Path, modality: Modality, entry: dict[str, Any]) -> Path:
@@ -163,9 +171,11 @@ def _path(source: Path, modality: Modality, entry: dict[str, Any]) -> Path:
 def _width(source: Path, entries: list[dict[str, Any]], modality: Modality) -> int:
     for path in (p for e in entries if (p := _path(source, modality, e)).is_file()):
         try:
+            # Mapped, so that only the header is read.
             return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[1])
+        # A damaged file says nothing of the others' width; _rows quarantines its row.
         except (ValueError, OSError, EOFError, IndexError):
-            continue  # a damaged file: quarantined later
+            continue
     return 0
 
 
@@ -178,15 +188,20 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     for entry in entries:
         row = dict(entry)
+
         for m, dim in dims.items():
             path = _path(source, m, entry)
             try:
                 content = path.read_bytes()
+            # No file is how the dump says that the modality is absent.
             except FileNotFoundError:
-                continue  # absent
+                continue
             except OSError as error:
                 row[ERROR] = f"{m}: the file cannot be read ({error.strerror})"
                 break
+
+            # allow_pickle: an array of objects is a pickle, so reading it would run what it names.
+            # MemoryError: a damaged header may state any shape.
             try:
                 x = np.asarray(np.load(io.BytesIO(content), allow_pickle=False), dtype=np.float32)
             except (ValueError, TypeError, OSError, EOFError, MemoryError):
@@ -195,12 +210,37 @@ def _rows(
             if x.ndim != 2 or x.shape[1] != dim:
                 row[ERROR] = f"{m}: shape {list(x.shape)} where [T, {dim}] is expected"
                 break
+
+            # With the id: the same files under exchanged names are another corpus.
             hashes[m].update(entry[ID].encode() + b"\0" + content)
             cleaned = clean(x, m, report)
+            # CHERMA is padded at the end only: zeros before are data.
             kept = trim(cleaned, leading=False)
             report.padding[m] += len(x) - len(kept)
             row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
+
         yield row
+
+
+def _spec(dims: dict[Modality, int], hashes: dict[Modality, Any]) -> FeatureSpec:
+    # Which encoders made the dump is not in it; the hash of a modality's files in place of theirs
+    # makes a model of one dump refuse another.
+    encoders = {
+        m.value: EncoderSpec(
+            name=f"cherma:{FOLDERS[m][0]}",
+            revision="",
+            dim=dim,
+            max_length=0,
+            weights_sha256=hashes[m].hexdigest(),
+        )
+        for m, dim in dims.items()
+    }
+
+    return FeatureSpec(
+        encoders=encoders,
+        sampling={"imported": "cherma", **CLEANING},
+        library_versions={"numpy": np.__version__},
+    )
 
 
 @register_importer("cherma")

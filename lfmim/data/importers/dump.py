@@ -24,7 +24,15 @@ from rich.progress import (
 )
 
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec, InputError, Modality
+from lfmim.schema import (
+    ERRORS_FOLDER,
+    FEATURE_COLUMNS,
+    ID,
+    VIDEO,
+    FeatureSpec,
+    InputError,
+    Modality,
+)
 from lfmim.storage import new_folder, write_text
 
 ROWS_PER_PART = 256
@@ -41,7 +49,8 @@ CLEANING = {
 
 @dataclasses.dataclass
 class ImportReport:
-    """What an import found; kept beside the store. Counts are keyed by modality."""
+    """What an import found; kept beside the store. Counts are keyed by modality, those of
+    `quarantined` by reason."""
 
     source: str
     sha256: str = ""
@@ -63,6 +72,7 @@ class ImportReport:
             "quarantined"
         ]
         out += [f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items())]
+
         for m in Modality:
             if self.values[m]:
                 out.append(
@@ -71,6 +81,7 @@ class ImportReport:
                     f"0); {self.clipped[m]} beyond float16 (now ±{FLOAT16_MAX:g}); "
                     f"{self.padding[m]} padding vectors left out"
                 )
+
         return [*out, *(f"  {note}" for note in self.notes)]
 
 
@@ -78,16 +89,20 @@ def clean(x: np.ndarray, modality: Modality, report: ImportReport) -> np.ndarray
     """[T, D] floats -> float16: NaN and infinities become 0, what float16 cannot hold its largest
     value; counted."""
     x = np.asarray(x, dtype=np.float32)
+
     bad = ~np.isfinite(x)
     report.values[modality] += x.size
     if bad.any():
         report.non_finite[modality] += int(bad.sum())
         report.non_finite_rows[modality] += 1
         x = np.where(bad, np.float32(0), x)
+
+    # float16 would make them infinite, and one infinite input makes the whole loss NaN.
     beyond = int((np.abs(x) > FLOAT16_MAX).sum())
     if beyond:
         report.clipped[modality] += beyond
         x = np.clip(x, -FLOAT16_MAX, FLOAT16_MAX)
+
     return x.astype(np.float16)
 
 
@@ -96,6 +111,7 @@ def trim(x: np.ndarray, *, leading: bool = True) -> np.ndarray:
     used = np.flatnonzero((x != 0).any(axis=1))
     if not len(used):
         return x[:0]
+    # Zero vectors in between stay: without them what follows would move in time.
     return x[used[0] if leading else 0 : used[-1] + 1]
 
 
@@ -114,6 +130,19 @@ def check_new(store: Path) -> None:
         )
 
 
+def _progress() -> Progress:
+    # On stderr: stdout is the report's.
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 def write_store(
     store: Path,
     dims: Mapping[Modality, int],
@@ -127,37 +156,29 @@ def write_store(
     very end.
 
     A row with ERROR goes to `errors/`, and so does one without any modality. `make_spec` is called
-    after the last row, when all sources have been hashed. Memory is bounded by a part's rows.
+    after the last row. Memory is bounded by a part's rows. Raises InputError if something is at
+    `store` already or no row could be used, and WriteError.
     """
+    # Once more: importers ask before they read their source, which may have taken minutes.
     check_new(store)
     schema = store_schema(dims, passthrough)
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
+
     with new_folder(store) as temporary:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with _progress() as progress:
             for row in progress.track(rows, total=total, description="import"):
                 report.rows += 1
+                # A modality of nothing but padding is absent, so a whole row may turn out empty.
                 if not row.get(ERROR) and all(row.get(c) is None for c in FEATURE_COLUMNS.values()):
                     row[ERROR] = "no modality is left: all absent or only padding"
                 if row.get(ERROR):
                     report.quarantined[row[ERROR]] += 1
-                    bad.append(
-                        {
-                            ID: row[ID],
-                            "video": row.get("video", ""),
-                            "stage": "import",
-                            ERROR: row[ERROR],
-                        }
-                    )
+                    # Without the row's features, which would grow with the rows.
+                    video, why = row.get(VIDEO, ""), row[ERROR]
+                    bad.append({ID: row[ID], VIDEO: video, "stage": "import", ERROR: why})
                     continue
+
                 report.absent.update(m.value for m in dims if row.get(FEATURE_COLUMNS[m]) is None)
                 report.stored += 1
                 good.append(row)
@@ -166,6 +187,8 @@ def write_store(
                     good = []
         if good:
             write_part(temporary, rows_to_table(good, schema, dims))
+
+        # Raised inside the block, so that the folder goes with it and --store stays free.
         if not report.stored:
             raise InputError(
                 f"{report.source}: no row could be used; for example "
@@ -173,5 +196,6 @@ def write_store(
             )
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
+        # Only now: the sources are hashed while their rows are read.
         write_spec(temporary, make_spec())
         write_text(temporary / IMPORT_FILE, json.dumps(vars(report), indent=1, ensure_ascii=False))

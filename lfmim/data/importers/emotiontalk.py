@@ -27,7 +27,9 @@ def strip_marks(transcript: str) -> str:
 def import_emotiontalk(source: Path, output: Path) -> list[str]:
     """Read the label table `source`, write the manifest `output`; returns lines of a report."""
     frame = read_rows(str(source), (ID, TRANSCRIPT, SPLIT, SPEAKER, *LABEL_COLUMNS.values()))
+
     texts = [strip_marks(cell(t)) for t in frame[TRANSCRIPT]]
+    # The table comes without media, yet a manifest has to have the column.
     manifest = pd.DataFrame({ID: frame[ID].map(cell), VIDEO: "", TEXT: texts})
     for column in (SPLIT, SPEAKER, *(["dialogue"] if "dialogue" in frame else [])):
         manifest[column] = frame[column].map(cell)
@@ -37,9 +39,12 @@ def import_emotiontalk(source: Path, output: Path) -> list[str]:
             for r, v in enumerate(frame[column], start=1)
         ]
     write_manifest(manifest, output)
+
     unread = [str(c) for c in frame if c != TRANSCRIPT and c not in manifest]
+    # A speaker in two splits makes figures look better than they are on strangers, so it is said.
     speakers = manifest.groupby(SPLIT)[SPEAKER].agg(set)
     shared = {s for i, a in enumerate(speakers) for b in speakers[i + 1 :] for s in a & b}
+
     return [
         f"{len(manifest)} utterances: "
         + ", ".join(f"{s} {n}" for s, n in manifest[SPLIT].value_counts().items()),

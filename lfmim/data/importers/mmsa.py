@@ -76,23 +76,28 @@ def import_mmsa(source: Path, store: Path) -> ImportReport:
     all-zero vectors at both ends are padding. Raises InputError naming file, split and field.
     """
     check_new(store)
+
     data, report = read_pickle(source), ImportReport(str(source))
     splits = _known_names(data, SPLITS, report) if isinstance(data, dict) else {}
     if not splits:
         raise InputError(
             f"{source}: not an MMSA pickle: it has none of the keys {', '.join(SPLITS)}"
         )
+    # The pickle fills the memory as it is; this frees what no field of a split keeps.
     del data
     splits = {s: _check_split(splits[s], s, report) for s in SPLITS if s in splits}
     dims = {m: d for m in Modality if (d := _width(source, splits, m))}
     if not dims:
         raise InputError(f"{source}: none of the features {', '.join(Modality)} is there")
+
     report.sha256 = file_sha256(source)
     scale = _score_scale(source, splits, report)
     _check_ids(source, splits)
+
     scores = [
         SENTIMENT_COLUMNS[h] for h, key in SCORES.items() if any(key in d for d in splits.values())
     ]
+
     write_store(
         store,
         dims,
@@ -113,13 +118,17 @@ def _known_names(
     out: dict[str, Any] = {}
     for key, value in content.items():
         name = OTHER_NAMES.get(key, key) if isinstance(key, str) else ""
-        if name != key and name in content and names is FIELDS:  # the proper name is there, too
+        # Of a field, the proper name wins and the other is told as not read. Of a split it is an
+        # error below: `dev` beside `valid` is rows, and leaving some out is no choice of ours.
+        if name != key and name in content and names is FIELDS:
             name = ""
+
         if name in out:
             raise InputError(
                 f"{report.source}: {place}{key!r} is not the only key for '{name}'; keep one of "
                 "them"
             )
+
         if name in names:
             out[name] = value
             if name != key:
@@ -138,6 +147,7 @@ def _rows_in(value: Any) -> int:
         return max((_rows_in(v) for v in value.values()), default=0)
     if isinstance(value, np.ndarray):
         return int(value.shape[0]) if value.ndim else 0
+    # Not text, though it has a length: a remark in the pickle is no data that goes unread.
     return len(value) if isinstance(value, list | tuple | set | frozenset) else 0
 
 
@@ -145,9 +155,11 @@ def _check_split(split: Any, name: str, report: ImportReport) -> dict[str, Any]:
     where = f"{report.source}, split '{name}'"
     if not isinstance(split, dict) or ID not in split:
         raise InputError(f"{where}: a dictionary with the key 'id' is expected")
+
     fields = _known_names(split, FIELDS, report, f"split '{name}': ")
     fields[ID] = [_text(v) for v in np.asarray(fields[ID], dtype=object).reshape(-1)]
     n = len(fields[ID])
+
     for field, value in fields.items():
         if not (isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim)):
             raise InputError(f"{where}, field '{field}': an array or list is expected")
@@ -157,6 +169,7 @@ def _check_split(split: Any, name: str, report: ImportReport) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    # Ids may be bytes or arrays of one element, of which str() would make "b'x'" and "['x']".
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.item()
     return whole(
@@ -199,6 +212,8 @@ def _sequence(value: Any) -> np.ndarray | None:
 
 
 def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: ImportReport) -> float:
+    # One scale for the whole file: split by split, one whose scores happen to lie within [-1, 1]
+    # would be left as it is beside others divided by 3.
     largest, count = 0.0, 0
     for split, data in splits.items():
         for key in (k for k in SCORES.values() if k in data):
@@ -212,14 +227,17 @@ def _score_scale(source: Path, splits: Mapping[str, dict[str, Any]], report: Imp
                 raise InputError(
                     f"{source}, split '{split}', field '{key}': one score per entry is expected"
                 )
+
             data[key] = values
             largest = max(largest, float(np.nanmax(np.abs(values), initial=0.0)))
             count += int(np.isfinite(values).sum())
+
     if not count:
         report.notes.append(
             f"no sentiment score is there (keys looked for: {', '.join(SCORES.values())}), so no "
             "model can be trained on this store as it is"
         )
+
     if largest > MOSI_RANGE:
         raise InputError(
             f"{source}: a sentiment score of {largest:g}; known scales are [-1, 1] and [-3, 3]"
@@ -245,15 +263,20 @@ def _rows(
                 "video_id": video or None,
                 "clip_id": clip if video else None,
             }
+
             row[TEXT] = _text(data["raw_text"][i]) if "raw_text" in data else ""
             for head, column in SENTIMENT_COLUMNS.items():
                 score = float(data[SCORES[head]][i]) / scale if SCORES[head] in data else math.nan
                 row[column] = None if math.isnan(score) else score
+
             for m in (m for m in dims if m in data):
                 x = _sequence(data[m][i])
                 if x is None or x.shape[1] != dims[m]:
                     row[ERROR] = f"{m}: not an array [T, {dims[m]}] of numbers"
                     break
+
+                # Before the padding is looked for, which is told by zeros: SIMS has -inf and NaN in
+                # its audio.
                 x = clean(x, m, report)
                 try:
                     kept = _without_padding(x, m, data, i)
@@ -262,36 +285,46 @@ def _rows(
                     break
                 report.padding[m] += len(x) - len(kept)
                 row[FEATURE_COLUMNS[m]] = kept if len(kept) else None
+
             yield row
 
 
 def _without_padding(x: np.ndarray, modality: Modality, data: dict[str, Any], i: int) -> Any:
+    # text_bert is BERT's input: token ids, attention mask, segments. Where the text features were
+    # aligned to another length, the mask says nothing about them.
     if modality is Modality.TEXT and "text_bert" in data:
         mask = np.asarray(data["text_bert"][i], dtype=np.float32)
         if mask.ndim == 2 and len(mask) == 3 and mask.shape[1] == len(x):
             return x[mask[1] > 0]
+
     lengths = data.get(f"{modality}_lengths")
     if lengths is None:
         return trim(x)
+
     n = min(max(int(np.asarray(lengths[i]).reshape(-1)[0]), 0), len(x))
     front, back = x[:n], x[len(x) - n :]
-    # MMSA-FET pads at the end, older files at the beginning.
+    # MMSA-FET pads at the end, older files at the beginning. A length does not say which; where the
+    # zeros are does.
     kept = back if not front.any() or (not x[: len(x) - n].any() and x[n:].any()) else front
     return kept if kept.any() else x[:0]
 
 
 def _spec(source: Path, report: ImportReport, dims: Mapping[Modality, int]) -> FeatureSpec:
+    # Which encoders made a dump is not in it; its hash in place of theirs makes a model of one dump
+    # refuse another.
+    encoders = {
+        m.value: EncoderSpec(
+            name=f"mmsa:{source.name}",
+            revision="",
+            weights_sha256=report.sha256,
+            dim=dim,
+            max_length=0,
+        )
+        for m, dim in dims.items()
+    }
+
     return FeatureSpec(
-        encoders={
-            m.value: EncoderSpec(
-                name=f"mmsa:{source.name}",
-                revision="",
-                weights_sha256=report.sha256,
-                dim=d,
-                max_length=0,
-            )
-            for m, d in dims.items()
-        },
+        encoders=encoders,
         sampling={"imported": "mmsa", **CLEANING},
         library_versions={"numpy": np.__version__},
     )

@@ -26,10 +26,15 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
     outcome = vote(read_votes(str(source)))
     labels, discarded = outcome.labels, outcome.discarded
     unknown = 0
+
     if manifest:
+        # Labels that the manifest had give way to the vote's: pandas would keep both, as
+        # label_text_x and label_text_y.
         clips = read_manifest(manifest, need_media=False).drop(columns=list(LABEL_COLUMNS.values()))
         annotated = set(labels[ID]) | set(discarded[ID])
         unknown = len(annotated - set(clips[ID]))
+
+        # Clips that the annotations do not mention are discards, too: clips in = kept + discarded.
         silent = [
             {ID: i, MODALITY: "", "votes": "", "reason": "not annotated"}
             for i in clips[ID]
@@ -40,26 +45,25 @@ def import_annotations(source: Path, output: Path, manifest: str = "") -> list[s
         )
         labels = clips.merge(labels, on=ID, how="inner", validate="one_to_one")
     else:
+        # Empty columns, so that what is written can be read as a manifest.
         labels = labels.assign(**{VIDEO: "", TEXT: ""})
     if labels.empty:
+        reasons = Counter(discarded["reason"]).most_common()
         raise InputError(
-            f"{source}: no sample is left: "
-            + ", ".join(f"{n} x {r}" for r, n in Counter(discarded["reason"]).most_common())
+            f"{source}: no sample is left: " + ", ".join(f"{n} x {why}" for why, n in reasons)
         )
+
     beside = output.with_name(f"{output.name}.discarded.csv")
     with new_file(beside) as temporary:
         discarded.to_csv(temporary, index=False)
     write_manifest(labels, output)
+
     lines = [
         f"{outcome.samples} samples annotated: {len(labels)} kept, {discarded[ID].nunique()} "
         f"discarded ({beside})"
     ]
-    lines += [
-        f"  {n} x {head or 'all'}: {reason}"
-        for (head, reason), n in sorted(
-            Counter(zip(discarded[MODALITY], discarded["reason"], strict=True)).items()
-        )
-    ]
+    counts = Counter(zip(discarded[MODALITY], discarded["reason"], strict=True))
+    lines += [f"  {n} x {head or 'all'}: {reason}" for (head, reason), n in sorted(counts.items())]
     lines += [
         f"  Fleiss' kappa of the first three annotators, {head}: {kappa:.3f} "
         f"({outcome.rated[head]} samples)"
@@ -78,6 +82,7 @@ def votes_to_manifest(*, source: str, output: str, manifest: str = "") -> list[s
         output: manifest to write (.csv, .jsonl, .parquet).
         manifest: manifest of the clips, to be labelled; empty: ids and labels alone.
     """
+    # Both outputs are asked for before any work: a full vote must not end at the second file.
     output_file(f"{output}.discarded.csv", "--output")
     given, made = local_path(source, "--source"), output_file(output, "--output")
     return written(import_annotations(given, made, manifest), output)

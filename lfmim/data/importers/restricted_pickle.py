@@ -35,6 +35,7 @@ class _Dtype:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, order, subdtype, names, fields, *_ = state
+        # The state can turn an admitted dtype into another: a record with object pointers, say.
         if subdtype is not None or names is not None or fields is not None or order not in "<>=|":
             raise _Refused("a structured dtype")
         self.dtype = self.dtype.newbyteorder(order) if order != "|" else self.dtype
@@ -81,19 +82,25 @@ class _Array:
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> _Array:
     array = _Array(NDARRAY)
     array.shape, array.content = _fill(raw, dtype, shape, order)
-    if axes is not None:  # order "K" of numpy 2
+    # numpy 2 writes an array of neither C nor Fortran order (K) with the axes to put back.
+    if axes is not None:
         array.content = array.content.transpose(tuple(int(a) for a in axes))
     return array
 
 
 def _fill(raw: Any, dtype: Any, shape: Any, order: Any) -> tuple[tuple[int, ...], Any]:
+    # The file chooses what comes here: type(), since a subclass or a look-alike may lie.
     if type(dtype) is not _Dtype or order not in ("C", "F", "A", "K"):
         raise _Refused("an array without a plain dtype")
     shape = tuple(int(n) for n in (shape if isinstance(shape, tuple) else (shape,)))
+
+    # Objects are admitted as a list alone: bytes in their place would be taken for addresses.
     if dtype.dtype.hasobject:
         if not isinstance(raw, list):
             raise _Refused("an object array that is no list")
-        return shape, raw  # unwrapped at the end, like any list
+        # Its elements may be arrays under construction: _unwrap makes it one once all are whole.
+        return shape, raw
+
     if not isinstance(raw, bytes | bytearray):
         raise _Refused("an array whose content is no bytes")
     return shape, np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
@@ -115,7 +122,8 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 def _bytes(content: Any = b"", *encoding: Any) -> bytes:
     if isinstance(content, str):
         return _encode(content, *encoding)
-    if not isinstance(content, bytes | bytearray):  # bytes(10**12) would eat the memory
+    # bytes(10**12) would eat the memory.
+    if not isinstance(content, bytes | bytearray):
         raise _Refused("bytes made of something else")
     return bytes(content)
 
@@ -135,7 +143,9 @@ def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
     return make
 
 
-_CORES = ("numpy.core", "numpy._core")  # of numpy 1 and 2
+# numpy 2 renamed its core, and a pickle names it as it was called where it was written; Python 3
+# still writes `__builtin__` in protocols 0 to 2.
+_CORES = ("numpy.core", "numpy._core")
 _BUILTINS = ("builtins", "__builtin__")
 ADMITTED: dict[tuple[str, str], _Builder] = {
     ("numpy", "ndarray"): NDARRAY,
@@ -157,6 +167,7 @@ ADMITTED: dict[tuple[str, str], _Builder] = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        # Every name in a pickle is looked up here, and nothing is imported for it.
         try:
             return ADMITTED[module, name]
         except KeyError:
@@ -185,7 +196,7 @@ def read_pickle(path: Path) -> Any:
         ) from error
     except MemoryError as error:
         raise InputError(f"{path}: the pickle does not fit into memory") from error
-    # a damaged pickle can raise anything; only admitted builders have run
+    # A damaged pickle can raise anything, and it is safe to go on: only builders have run.
     except Exception as error:
         raise InputError(
             f"{path}: not a readable pickle ({type(error).__name__}: {str(error)[:200]})"
@@ -196,14 +207,18 @@ def _unwrap(value: Any, memo: dict[int, Any]) -> Any:
     """Arrays in place of their builders, everywhere below `value`; what is shared stays shared."""
     if id(value) in memo:
         return memo[id(value)]
+
     out: Any = value
     if isinstance(value, _Array):
         out = value.content
         if isinstance(value.content, list):
+            # Element by element: np.array() of arrays that are equally long gives one of more
+            # dimensions.
             out = np.empty(len(value.content), object)
             for i, item in enumerate(value.content):
                 out[i] = _unwrap(item, memo)
             out = out.reshape(value.shape)
+    # Dictionaries and lists are in the memo before their content: a pickle may hold itself.
     elif isinstance(value, dict):
         out = memo[id(value)] = {}
         out.update((_unwrap(k, memo), _unwrap(v, memo)) for k, v in value.items())
@@ -214,5 +229,6 @@ def _unwrap(value: Any, memo: dict[int, Any]) -> Any:
         out = type(value)(_unwrap(v, memo) for v in value)
     elif isinstance(value, _Dtype | _Builder):
         raise _Refused("something that is no data")
+
     memo[id(value)] = out
     return out

@@ -37,11 +37,14 @@ def import_sims(source: Path, output: Path) -> list[str]:
     path = source / "label.csv"
     frame = read_rows(str(path), ("video_id", "clip_id", TEXT, "label"))
     rows, missing = [], 0
+
     for number, record in enumerate(frame.to_dict("records"), start=1):
         where = f"{path}: row {number}"
+        # Cells of a CSV come as text: clip "0001" is 0001.mp4, and a number has lost its zeros.
         names = [_name(cell(record[c]), f"{where}, field '{c}'") for c in ("video_id", "clip_id")]
         video = source / "Raw" / names[0] / f"{names[1]}.mp4"
         missing += not video.is_file()
+
         mode = cell(record.get("mode"))
         if mode and mode not in SPLITS:
             raise InputError(f"{where}, field 'mode': {mode!r} is not one of {', '.join(SPLITS)}")
@@ -49,6 +52,7 @@ def import_sims(source: Path, output: Path) -> list[str]:
             SENTIMENT_COLUMNS[h]: parse_sentiment(record.get(c), where=f"{where}, field '{c}'")
             for h, c in SCORES.items()
         }
+
         rows.append(
             {
                 ID: "$_$".join(names),
@@ -61,7 +65,9 @@ def import_sims(source: Path, output: Path) -> list[str]:
                 "annotation": cell(record.get("annotation")),
             }
         )
+
     manifest = pd.DataFrame(rows)
+    # Some clips may be gone, but without any, --source is the wrong folder.
     if missing == len(manifest):
         raise InputError(
             f"{source}: no clip of label.csv is there; expected for example "
@@ -73,6 +79,7 @@ def import_sims(source: Path, output: Path) -> list[str]:
             f"{path}: row {int(repeated.to_numpy().argmax()) + 1}, field 'clip_id': video_id and "
             "clip_id repeat an earlier row"
         )
+
     write_manifest(manifest, output)
     unread = [
         str(c)
