@@ -357,8 +357,10 @@ def test_the_ray_job_names_the_cluster_and_files_of_the_image():
     )
     assert f"FROM rayproject/ray:{PINNED['ray']}-py311\n" in image
     home = re.search(r"^WORKDIR (\S+)", image, re.M)[1]
-    files = [a for a in shlex.split(job["entrypoint"]) if a.startswith(home)]
-    assert len(files) == 2
+    command = shlex.split(job["entrypoint"])
+    files = [a for a in command if a.startswith(home)]
+    assert len(files) == 1
+    assert (ROOT / "lfmim" / "configs" / f"{command[command.index('--config') + 1]}.yaml").is_file()
     copied = re.findall(r"^COPY --chown=\S+ (\S+) \1$", image, re.M)
     for file in files:
         inside = Path(file).relative_to(home)
