@@ -34,9 +34,12 @@ class LFT(EmotionNet):
         self.stacks = nn.ModuleDict(
             {m: TransformerStack(config, config.d_model) for m in MODALITIES}
         )
+        # The streams have no CLS token that `model.pooling: fex` could read: it is the mean here.
         self.pools = nn.ModuleDict(
             {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
         )
+
+        # Late fusion is this head alone: nothing before it sees two modalities.
         self.head = ClassifierHead(len(MODALITIES) * config.d_model, config.outputs)
         self.apply(init_weights)
 

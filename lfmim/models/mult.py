@@ -60,6 +60,7 @@ class MulT(EmotionNet):
     def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         self.config = config
+
         self.inputs = input_projections(config, dims)
         self.cross = nn.ModuleDict(
             {
@@ -71,11 +72,14 @@ class MulT(EmotionNet):
                 if source != target
             }
         )
+
+        # Two sources per target, so each target's stream is twice as wide from here on.
         d_model = 2 * config.d_model
         self.memory = nn.ModuleDict({m: TransformerStack(config, d_model) for m in MODALITIES})
         self.pools = nn.ModuleDict(
             {m: Pooling(config.sequence_pooling, d_model) for m in MODALITIES}
         )
+
         self.mlp = FeedForward(
             len(MODALITIES) * d_model, len(MODALITIES) * d_model, config.dropout_ffn
         )
@@ -86,6 +90,7 @@ class MulT(EmotionNet):
         """Shapes as LFMIM.forward."""
         low = {m: self.inputs[m](features[m]) for m in MODALITIES}
         attend = {m: attention_mask(masks[m]) for m in MODALITIES}
+
         pooled = []
         for target in MODALITIES:
             streams = []
@@ -93,11 +98,16 @@ class MulT(EmotionNet):
                 if source == target:
                     continue
                 x = low[target]
+                # Tsai et al. §3.2: every layer reads the source as it came in, which no layer has
+                # changed, so that its low-level features stay.
                 for layer in self.cross[f"{target}_from_{source}"]:  # type: ignore[attr-defined]
                     x = layer(x, low[source], attend[source])
                 streams.append(x)
+
+            # Tsai et al. pool by the last step, which with right padding is no step of the sample.
             x = self.memory[target](torch.cat(streams, dim=2), masks[target])
             pooled.append(self.pools[target](x, masks[target]))
+
         h = torch.cat(pooled, dim=1)
         h = h + self.mlp(h)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})
