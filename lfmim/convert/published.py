@@ -65,6 +65,7 @@ def published_name(name: str) -> str:
     kind, _, rest = name.partition(".")
     if kind == "mixing":
         return "plus_p"
+
     part, _, rest = rest.partition(".")
     short = SHORT[part]
     if kind == "inputs":
@@ -76,8 +77,11 @@ def published_name(name: str) -> str:
         return f"{'ln_prepe' if norm == 'norm_before' else 'ln_pre'}_{short}.{field}"
     if kind == "stacks":
         index, _, inner = rest.partition(".")
+        # nn.MultiheadAttention's in_proj_weight has no dot before `weight`, so LAYER_NAMES has its
+        # two tensors whole; of other modules it has the name, and the ending stays.
         ours = next(k for k in LAYER_NAMES if inner == k or inner.startswith(f"{k}."))
         return f"transformer_{short}.{index}.{LAYER_NAMES[ours]}{inner.removeprefix(ours)}"
+
     stem = {"norms": "ln_post", "pools": "mix", "heads": "mlp"}[kind]
     return f"{stem}_{short}" + (f".{rest}" if rest else "")
 
@@ -109,9 +113,14 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
             )
         return list(tensors[name].shape)
 
+    # The uni-modal tokens are vectors, the multimodal ones a matrix: their widths tell d_model, and
+    # how many FEX tokens there are.
     (d_model,), (fex, _) = shape("embedding_t", axes=1), shape("embedding_m", axes=2)
     if num_heads < 1 or d_model % num_heads:
         raise InputError(f"--heads: {num_heads} does not divide the checkpoint's width {d_model}")
+
+    # Dropout and the cut of audio leave no trace in the tensors: those are the published code's.
+    # Pooling has a weight per position, the learned first token's included: length + 1.
     config = ModelConfig(
         name="upstream",
         d_model=d_model,
@@ -126,9 +135,12 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
         dropout_embedding=0.25,
     )
     dims = {m: shape(f"fc_{SHORT[m]}dimtr.weight", axes=2)[1] for m in MODALITIES}
+
+    # Names and shapes without memory: the published model has 1024-wide stacks.
     with torch.device("meta"):
         wanted = build_model(config, dims).state_dict()
     names = {ours: published_name(ours) for ours in wanted if not ours.endswith(BUFFERS)}
+
     missing = sorted(set(names.values()) - set(tensors))
     rest = sorted(set(tensors) - set(names.values()))
     unused = [k for k in rest if any(fnmatch(k, pattern) for pattern in UNUSED)]
@@ -143,9 +155,11 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
                 if found
             )
         )
+
     weights = {}
     for ours, theirs in names.items():
         tensor, expected = tensors[theirs], wanted[ours].shape
+        # A uni-modal token is a vector there and a matrix of one row here.
         if ours.startswith("starts.") and ours.endswith(".tokens") and tensor.dim() == 1:
             tensor = tensor[None]
         if tensor.shape != expected:
@@ -154,14 +168,17 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
                 f"{path}: {theirs} has shape {list(tensors[theirs].shape)}, {list(expected)} is "
                 f"expected{classes} beside the other tensors"
             )
+        # A checkpoint of a run that diverged loads like any other and answers NaN.
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{path}: {theirs} holds values that are not finite")
         weights[ours] = tensor.float()
+
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if features is not None and features.dims != dims:
         raise InputError(
             f"--features: widths {_words(features.dims)}, the checkpoint takes {_words(dims)}"
         )
+
     # Its own digest where the encoders' ones are not known: never equal to those of a store.
     unknown = {
         m.value: EncoderSpec(
@@ -188,6 +205,7 @@ def _words(dims: Mapping[Modality, int]) -> str:
 
 def _load(path: Path) -> dict[str, Tensor]:
     """The file's tensors by name, without DDP's `module.`."""
+    # weights_only: a pickle from elsewhere could run any code.
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -195,6 +213,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), repr(error))
         raise InputError(f"{path}: not readable as plain PyTorch weights: {reason}") from error
+
     if (
         not isinstance(raw, dict)
         or not raw
@@ -207,9 +226,12 @@ def _load(path: Path) -> dict[str, Tensor]:
 def save_imported(imported: Imported, folder: Path, *, source: str) -> CheckpointMeta:
     """Write it as a checkpoint folder that training.checkpoint.load_model reads; a half-written one
     is never left."""
+    # A mean of 0 and a scale of 1, as the model begins: the published code standardises nothing.
     model = build_model(imported.config, imported.spec.dims)
     buffers = {k: v for k, v in model.state_dict().items() if k.endswith(BUFFERS)}
     model.load_state_dict({**buffers, **imported.weights})
+
+    # A score of NaN, not of a guess: no later version is measured against it (docs/model.md).
     meta = CheckpointMeta(
         config=ExperimentConfig(store=source, model=imported.config),
         spec=imported.spec,
