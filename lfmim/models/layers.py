@@ -29,9 +29,8 @@ def init_weights(module: nn.Module) -> None:
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     """Fixed sinusoidal table [length, d_model] float32 (Vaswani et al. 2017)."""
     position = torch.arange(length, dtype=torch.float32)[:, None]
-    frequency = torch.exp(
-        torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model)
-    )
+    channel = torch.arange(0, d_model, 2, dtype=torch.float32)
+    frequency = torch.exp(channel * (-math.log(10000.0) / d_model))
 
     # sin and cos of one frequency side by side; models/upstream.py has them in two halves.
     table = torch.zeros(length, d_model)
@@ -88,21 +87,17 @@ class InputProjection(nn.Module):
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
     """An InputProjection per modality of `dims`, the front end all models share."""
+    c = config
+    projections = nn.ModuleDict()
+
     # In the order of MODALITIES, whatever the order of `dims`: initial weights are drawn one after
     # the other, and one seed is to give one model.
-    return nn.ModuleDict(
-        {
-            m: InputProjection(
-                int(dims[m]),
-                config.d_model,
-                config.max_lengths[m],
-                config.dropout_embedding,
-                config.standardize,
+    for m in MODALITIES:
+        if m in dims:
+            projections[m] = InputProjection(
+                int(dims[m]), c.d_model, c.max_lengths[m], c.dropout_embedding, c.standardize
             )
-            for m in MODALITIES
-            if m in dims
-        }
-    )
+    return projections
 
 
 class SelfAttention(nn.Module):

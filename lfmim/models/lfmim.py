@@ -58,15 +58,11 @@ class LFMIM(EmotionNet):
         # Pooling and an MLP behind each stack (§4.2), the multimodal one included (end of §4.3).
         # The norms are ours: a pre-LN layer adds to its input without normalising the sum.
         self.norms = nn.ModuleDict({name: nn.LayerNorm(c.d_model) for name in names})
-        self.pools = nn.ModuleDict(
-            {
-                name: Pooling(
-                    "first" if (name, c.pooling) == (MULTIMODAL, "fex") else c.sequence_pooling,
-                    c.d_model,
-                )
-                for name in names
-            }
-        )
+        pooling = dict.fromkeys(names, c.sequence_pooling)
+        # Only the multimodal sequence begins with a FEX token.
+        if c.pooling == "fex":
+            pooling[MULTIMODAL] = "first"
+        self.pools = nn.ModuleDict({name: Pooling(pooling[name], c.d_model) for name in names})
         self.heads = nn.ModuleDict({name: ClassifierHead(c.d_model, c.outputs) for name in names})
 
         self.fex = nn.Parameter(torch.empty(c.fex_tokens, c.d_model))

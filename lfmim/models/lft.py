@@ -45,11 +45,6 @@ class LFT(EmotionNet):
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = torch.cat(
-            [
-                self.pools[m](self.stacks[m](self.inputs[m](features[m]), masks[m]), masks[m])
-                for m in MODALITIES
-            ],
-            dim=1,
-        )
+        z = {m: self.stacks[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = torch.cat([self.pools[m](z[m], masks[m]) for m in MODALITIES], dim=1)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

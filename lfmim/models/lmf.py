@@ -43,9 +43,8 @@ class LowRankFusion(nn.Module):
         product: Tensor | None = None
         for m in MODALITIES:
             # The 1 before z_u keeps terms of one and of two modalities in the product of three.
-            part = torch.einsum(
-                "bi,rij->rbj", nn.functional.pad(z[m], (1, 0), value=1.0), self.factors[m]
-            )
+            one_z = nn.functional.pad(z[m], (1, 0), value=1.0)
+            part = torch.einsum("bi,rij->rbj", one_z, self.factors[m])
             product = part if product is None else product * part
         return torch.einsum("r,rbj->bj", self.rank_weight[0], product) + self.bias
 
@@ -70,5 +69,6 @@ class LMF(LowRankFusion, EmotionNet):
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = self.fuse({m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES})
+        z = {m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = self.fuse(z)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

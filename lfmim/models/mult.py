@@ -28,11 +28,8 @@ class CrossModalLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.norm_target, self.norm_source, self.norm_ffn = (
-            nn.LayerNorm(d),
-            nn.LayerNorm(d),
-            nn.LayerNorm(d),
-        )
+        self.norm_target, self.norm_source = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.norm_ffn = nn.LayerNorm(d)
         self.attention = CrossAttention(d, config.num_heads, config.dropout_attention)
         self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
@@ -50,8 +47,8 @@ class MulT(EmotionNet):
     """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the
     multimodal head.
 
-    The two streams per target (2d wide) go through a self-attention stack; the masked means of the
-    three targets are concatenated, a residual MLP, classes.
+    The two streams per target (2d wide) go through a self-attention stack; the pooled vectors of
+    the three targets are concatenated, a residual MLP, classes.
     """
 
     answers = (MULTIMODAL,)
@@ -80,10 +77,9 @@ class MulT(EmotionNet):
             {m: Pooling(config.sequence_pooling, d_model) for m in MODALITIES}
         )
 
-        self.mlp = FeedForward(
-            len(MODALITIES) * d_model, len(MODALITIES) * d_model, config.dropout_ffn
-        )
-        self.head = nn.Linear(len(MODALITIES) * d_model, config.outputs)
+        joined = len(MODALITIES) * d_model
+        self.mlp = FeedForward(joined, joined, config.dropout_ffn)
+        self.head = nn.Linear(joined, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:

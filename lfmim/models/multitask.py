@@ -78,12 +78,8 @@ class Multitask(EmotionNet):
         self.config = config
         self.inputs = input_projections(config, dims)
 
-        self.encoders = nn.ModuleDict(
-            {
-                m: LSTMEncoder(config) if m is Modality.TEXT else DNNEncoder(config)
-                for m in MODALITIES
-            }
-        )
+        encoders = {m: LSTMEncoder if m is Modality.TEXT else DNNEncoder for m in MODALITIES}
+        self.encoders = nn.ModuleDict({m: encoders[m](config) for m in MODALITIES})
 
         # The three models differ in this alone, so a comparison of them is one of fusions.
         self.fusion = fusion

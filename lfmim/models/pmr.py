@@ -86,9 +86,8 @@ class PMRLayer(nn.Module):
 
         # Z_C^{l+1} = Σ_u w_u MRU(Z_C^l <- Z_u^{l+1}), then the feed-forward; w from the messages
         # themselves. Under autocast softmax gives float32, and einsum takes one type only.
-        weight_BU = torch.cat(
-            [self.score(self.pool(x, valid_hub)) for x in messages], dim=1
-        ).softmax(dim=1)
+        scores = [self.score(self.pool(x, valid_hub)) for x in messages]
+        weight_BU = torch.cat(scores, dim=1).softmax(dim=1)
         hub = torch.einsum("bu,ubtd->btd", weight_BU.to(hub.dtype), torch.stack(messages))
         return new, self.norm(self.dropout(self.ffn(hub), hub))
 
@@ -120,10 +119,8 @@ class PMR(EmotionNet):
         attend = {m.value: attention_mask(masks[m]) for m in MODALITIES}
 
         # Z_C^0: the streams one after the other in time
-        hub, valid_hub = (
-            torch.cat(list(z.values()), dim=1),
-            torch.cat([masks[m] for m in MODALITIES], dim=1),
-        )
+        hub = torch.cat(list(z.values()), dim=1)
+        valid_hub = torch.cat([masks[m] for m in MODALITIES], dim=1)
         attend_hub = attention_mask(valid_hub)
 
         for layer in self.layers:

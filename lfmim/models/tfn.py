@@ -61,5 +61,6 @@ class TFN(TensorFusion, EmotionNet):
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = self.fuse({m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES})
+        z = {m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = self.fuse(z)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

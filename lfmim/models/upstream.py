@@ -52,9 +52,8 @@ class FullLengthInput(nn.Module):
     def forward(self, x_BTF: Tensor, valid_BT: Tensor) -> Tensor:
         # where, not a product: what lies beyond a sample's length may be anything, infinite too,
         # and 0 · inf is NaN.
-        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)[
-            :, : self.length
-        ]
+        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)
+        x_BTF = x_BTF[:, : self.length]
         # Linear after padding, as in the published code: a padded position holds the bias, not 0.
         return self.linear(F.pad(x_BTF, (0, 0, 0, self.length - x_BTF.shape[1])))  # type: ignore[no-any-return]
 
@@ -136,26 +135,15 @@ class Upstream(EmotionNet):
         )
         # The multimodal start is one of FEX tokens alone (length 0): they are joined to streams
         # that have been through their own.
+        tokens = {**dict.fromkeys(HEADS, 1), MULTIMODAL: c.fex_tokens}
         self.starts = nn.ModuleDict(
-            {
-                h: StackInput(
-                    d,
-                    c.fex_tokens if h == MULTIMODAL else 1,
-                    lengths.get(h, 0),
-                    c.dropout_embedding,
-                )
-                for h in HEADS
-            }
+            {h: StackInput(d, tokens[h], lengths.get(h, 0), c.dropout_embedding) for h in HEADS}
         )
+
+        # In the published weights vision has two layers for each multimodal one.
+        depth = {**dict.fromkeys(HEADS, c.num_layers), Modality.VISION.value: 2 * c.num_layers}
         self.stacks = nn.ModuleDict(
-            {
-                # In the published weights vision has two layers for each multimodal one.
-                h: nn.ModuleList(
-                    SandwichLayer(c)
-                    for _ in range(2 * c.num_layers if h == Modality.VISION else c.num_layers)
-                )
-                for h in HEADS
-            }
+            {h: nn.ModuleList(SandwichLayer(c) for _ in range(depth[h])) for h in HEADS}
         )
 
         self.lengths = [c.fex_tokens, *(1 + lengths[m] for m in FUSION_ORDER)]

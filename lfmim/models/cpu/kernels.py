@@ -122,17 +122,9 @@ class _Dropout(torch.autograd.Function):
         # there are does not change the mask.
         ctx.sharing = {"rows": -(-x.numel() // _loops().CHUNK), "size": x.numel()}
 
-        if residual is None:
-            _share_out(_loops().dropout, _flat(x), *ctx.mask, _flat(out), **ctx.sharing)
-        else:
-            _share_out(
-                _loops().dropout_add,
-                _flat(x),
-                _flat(residual),
-                *ctx.mask,
-                _flat(out),
-                **ctx.sharing,
-            )
+        loop = _loops().dropout if residual is None else _loops().dropout_add
+        inputs = [_flat(x)] if residual is None else [_flat(x), _flat(residual)]
+        _share_out(loop, *inputs, *ctx.mask, _flat(out), **ctx.sharing)
         return out
 
     @staticmethod
@@ -159,22 +151,15 @@ class _FeedForward(torch.autograd.Function):
         x_ND = x.reshape(-1, x.shape[-1])
         n, hidden = len(x_ND), len(w1)
         hidden_NH, out_ND = x.new_empty(n, hidden), x.new_empty(n, len(w2))
-        (seed, limit, factor), block, bias = _mask(p), max(1, BLOCK // hidden), _flat(b1)
+        seed, limit, factor = _mask(p)
+        block, bias = max(1, BLOCK // hidden), _flat(b1)
 
         for i, (h, rows, out) in enumerate(_blocks(block, hidden_NH, x_ND, out_ND)):
             # Without the bias, which the loop adds on its way over the block.
             torch.mm(rows, w1.t(), out=h)
             # Rows are numbered over all blocks, so the mask does not depend on the blocks' size.
-            _share_out(
-                _loops().relu_dropout,
-                h.numpy(),
-                bias,
-                seed,
-                limit,
-                i * block,
-                rows=len(h),
-                size=h.numel(),
-            )
+            arguments = h.numpy(), bias, seed, limit, i * block
+            _share_out(_loops().relu_dropout, *arguments, rows=len(h), size=h.numel())
             # Dropout's 1/(1-p) goes to the product, which has fewer numbers than the hidden layer.
             torch.addmm(b2, h, w2.t(), alpha=float(factor), out=out)
 
@@ -254,9 +239,10 @@ class _Attention(torch.autograd.Function):
         dkv = None if kv is None else torch.zeros(kv.shape)
 
         # In self-attention queries, keys and values are heads of one tensor, their gradients too.
+        source = q if kv is None else kv
+        dsource = dq if dkv is None else dkv
         q_BTHd, kv_BSHd, out_BTHd, grad_BTHd, dq_BTHd, dkv_BSHd = (
-            _heads(x, ctx.channels)
-            for x in (q, q if kv is None else kv, out_BTD, grads[0], dq, dq if dkv is None else dkv)
+            _heads(x, ctx.channels) for x in (q, source, out_BTD, grads[0], dq, dsource)
         )
         _share_out(
             _loops().attention_backward,

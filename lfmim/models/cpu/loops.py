@@ -256,6 +256,12 @@ def _add_outer_products(builder: Any, w_4S: Any, a_TD: Any, i: Any, out_SD: Any,
 
 
 @compiled
+def _padded(n: int, multiple: int) -> Any:
+    """`n` rounded up."""
+    return -(-n // multiple) * multiple
+
+
+@compiled
 def _valid_keys(
     valid_BS: NDArray[np.bool_], b: int, out_S: NDArray[np.int64], base_1S: Floats
 ) -> tuple[int, int]:
@@ -268,7 +274,7 @@ def _valid_keys(
         n += valid_BS[b, j]
 
     # Columns from n on hold what an earlier sample left there; minus infinity outweighs it.
-    padded = -(-n // LANES) * LANES
+    padded = _padded(n, LANES)
     for j in range(padded):
         base_1S[0, j] = float32(0) if j < n else MINUS_INFINITY
     return n, padded
@@ -424,16 +430,11 @@ def attention(
     random number is below `limit`, else times `factor`. Queries are the first heads of `q_BTHd`,
     keys and values the last of `kv_BSHd`. `log_sum_BHT` keeps softmax's normaliser."""
     _, length, num_heads, channels = out_BTHd.shape
-    t, d, s = (
-        -(-length // ROWS) * ROWS,
-        -(-channels // LANES) * LANES,
-        -(-valid_BS.shape[1] // LANES) * LANES,
-    )
-    q_HTd, k_HSd, v_HSd = (
-        zeros((num_heads, t, d), float32),
-        zeros((num_heads, s, d), float32),
-        zeros((num_heads, s, d), float32),
-    )
+    t, d, s = _padded(length, ROWS), _padded(channels, LANES), _padded(valid_BS.shape[1], LANES)
+
+    # All of one sample at a time, in arrays that the samples share.
+    q_HTd = zeros((num_heads, t, d), float32)
+    k_HSd, v_HSd = zeros((num_heads, s, d), float32), zeros((num_heads, s, d), float32)
     k_dS, weight_4S = zeros((channels, s), float32), zeros((ROWS, s), float32)
     scale_14, base_1S = zeros((1, ROWS), float32), zeros((1, s), float32)
     all_T, keys_S = np.arange(length), zeros(s + 1, int64)
@@ -485,33 +486,19 @@ def attention_backward(
     """Gradients of `attention` into the heads that it read, except those of keys that are not
     valid. Weights are computed again, not stored (Dao et al. 2022, FlashAttention)."""
     _, length, num_heads, channels = out_BTHd.shape
-    t, d, s = (
-        -(-length // ROWS) * ROWS,
-        -(-channels // LANES) * LANES,
-        -(-valid_BS.shape[1] // LANES) * LANES,
-    )
-    q_HTd, grad_HTd, mean_HT = (
-        zeros((num_heads, t, d), float32),
-        zeros((num_heads, t, d), float32),
-        zeros((num_heads, t), float32),
-    )
-    k_HSd, v_HSd, dk_HSd, dv_HSd = (
-        zeros((num_heads, s, d), float32),
-        zeros((num_heads, s, d), float32),
-        zeros((num_heads, s, d), float32),
-        zeros((num_heads, s, d), float32),
-    )
+    t, d, s = _padded(length, ROWS), _padded(channels, LANES), _padded(valid_BS.shape[1], LANES)
+
+    q_HTd, grad_HTd = zeros((num_heads, t, d), float32), zeros((num_heads, t, d), float32)
+    k_HSd, v_HSd = zeros((num_heads, s, d), float32), zeros((num_heads, s, d), float32)
+    dk_HSd, dv_HSd = zeros((num_heads, s, d), float32), zeros((num_heads, s, d), float32)
+    mean_HT = zeros((num_heads, t), float32)
     k_dS, v_dS = zeros((channels, s), float32), zeros((channels, s), float32)
     weight_4S, slope_4S = zeros((ROWS, s), float32), zeros((ROWS, s), float32)
-    base_1S, zero_1S, scale_14 = (
-        zeros((1, s), float32),
-        zeros((1, s), float32),
-        zeros((1, ROWS), float32),
-    )
+    base_1S, zero_1S = zeros((1, s), float32), zeros((1, s), float32)
 
     # Queries are scaled where they are split, so the keys' gradients have the temperature in them
     # and the queries' still need it.
-    scale_14[:] = temperature
+    scale_14 = np.full((1, ROWS), temperature, float32)
     all_T, keys_S = np.arange(length), zeros(s + 1, int64)
     first = kv_BSHd.shape[2] - 2 * num_heads
 
@@ -524,13 +511,8 @@ def attention_backward(
         _row_products(grad_BTHd, out_BTHd, b, mean_HT)
 
         for h in range(num_heads):
-            q_Td, grad_Td, k_Sd, dk_Sd, dv_Sd = (
-                q_HTd[h],
-                grad_HTd[h],
-                k_HSd[h],
-                dk_HSd[h],
-                dv_HSd[h],
-            )
+            q_Td, grad_Td = q_HTd[h], grad_HTd[h]
+            k_Sd, dk_Sd, dv_Sd = k_HSd[h], dk_HSd[h], dv_HSd[h]
             _transpose(k_Sd, n, k_dS)
             _transpose(v_HSd[h], n, v_dS)
 
@@ -596,11 +578,8 @@ def dropout(
     for i in range(start, stop):
         # Views of the chunk: LLVM vectorises the random numbers of j, but not of an index i + j,
         # which then take eight times as long (1.2 instead of 0.15 ns).
-        key, x, out = (
-            _row_key(seed, i),
-            x_N[i * CHUNK : (i + 1) * CHUNK],
-            out_N[i * CHUNK : (i + 1) * CHUNK],
-        )
+        x, out = x_N[i * CHUNK : (i + 1) * CHUNK], out_N[i * CHUNK : (i + 1) * CHUNK]
+        key = _row_key(seed, i)
 
         for j in range(len(x)):
             out[j] = x[j] * factor if _random(key, j) >= limit else float32(0)
@@ -619,11 +598,8 @@ def dropout_add(
 ) -> None:
     """`dropout` plus `residual_N`."""
     for i in range(start, stop):
-        key, x, out = (
-            _row_key(seed, i),
-            x_N[i * CHUNK : (i + 1) * CHUNK],
-            out_N[i * CHUNK : (i + 1) * CHUNK],
-        )
+        x, out = x_N[i * CHUNK : (i + 1) * CHUNK], out_N[i * CHUNK : (i + 1) * CHUNK]
+        key = _row_key(seed, i)
         residual = residual_N[i * CHUNK : (i + 1) * CHUNK]
 
         for j in range(len(x)):
