@@ -93,11 +93,9 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
     """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises
     linearly over `train.warmup_epochs`, then 1."""
-    return (
-        min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
-        if config.warmup_epochs
-        else 1.0
-    )
+    if not config.warmup_epochs:
+        return 1.0
+    return min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
 
 
 @torch.no_grad()
@@ -208,8 +206,8 @@ def train(
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
-    config. Raises NonFiniteLossError (on every worker alike) when an epoch's loss is not finite,
-    before anything of it is saved.
+    model. Raises InputError if data or recipe do not fit the model, and NonFiniteLossError (on
+    every worker alike) when an epoch's loss is not finite, before anything of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     model = new_model(config, spec, train_data, valid_data).to(device)
@@ -217,12 +215,7 @@ def train(
         train_data = train_data.with_multimodal_labels()
     optimizer = build_optimizer(c, model)
 
-    # The wrapper deep-copies, so it comes after the standardisation; the first update takes the
-    # weights as they are.
-    averaged = None
-    if c.ema_decay:
-        average = get_ema_multi_avg_fn(c.ema_decay)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=average)
+    averaged = _moving_average(c, model)
     kept: nn.Module = model if averaged is None else averaged.module
 
     meta, state = CheckpointMeta.start(config, spec), None
@@ -251,34 +244,57 @@ def train(
         save_checkpoint(folder, kept, meta, state)
 
     while not meta.over:
-        epoch, started = meta.epoch, time.perf_counter()
-        train_metrics = _train_epoch(c, step, train_data, epoch, averaged)
-        seconds = time.perf_counter() - started
-
-        # What is named if nothing moves for run.stuck_minutes.
-        at_step(f"epoch {epoch + 1}, validation")
-        valid_metrics = evaluate(
-            step.model if averaged is None else kept,
-            valid_data,
-            batch_size=max(c.batch_size, 256),
-            autocast=step.autocast,
-        )
-        score = valid_metrics[c.selection].score
-
-        report = EpochReport(
-            epoch=epoch,
-            lr=learning_rate(c, epoch),
-            train=train_metrics,
-            valid=valid_metrics,
-            score=score,
-            best=is_better(score, meta.best_score),
-            seconds=seconds,
-            samples_per_second=len(train_data) / seconds,
-        )
+        report = _epoch(c, step, train_data, valid_data, meta, averaged)
         meta = meta.after(report.as_dict())
         # partial binds this epoch's meta; a closure would read the loop's variable once called.
         on_epoch(report, functools.partial(save, meta=meta))
     return meta
+
+
+def _moving_average(c: TrainConfig, model: nn.Module) -> AveragedModel | None:
+    """The moving average of train.ema_decay, with a copy of the model; None without it."""
+    if not c.ema_decay:
+        return None
+
+    # AveragedModel copies the model, hence after the standardisation. Its first update takes the
+    # weights as they are, later ones the share 1 - ema_decay of them.
+    average = get_ema_multi_avg_fn(c.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average)
+
+
+def _epoch(
+    c: TrainConfig,
+    step: TrainStep,
+    train_data: UtteranceTensors,
+    valid_data: UtteranceTensors,
+    meta: CheckpointMeta,
+    averaged: AveragedModel | None,
+) -> EpochReport:
+    """The epoch that comes after `meta`, trained and validated. Raises NonFiniteLossError."""
+    epoch, started = meta.epoch, time.perf_counter()
+    train_metrics = _train_epoch(c, step, train_data, epoch, averaged)
+    seconds = time.perf_counter() - started
+
+    # What is named if nothing moves for run.stuck_minutes.
+    at_step(f"epoch {epoch + 1}, validation")
+    valid_metrics = evaluate(
+        step.model if averaged is None else averaged.module,
+        valid_data,
+        batch_size=max(c.batch_size, 256),
+        autocast=step.autocast,
+    )
+    score = valid_metrics[c.selection].score
+
+    return EpochReport(
+        epoch=epoch,
+        lr=learning_rate(c, epoch),
+        train=train_metrics,
+        valid=valid_metrics,
+        score=score,
+        best=is_better(score, meta.best_score),
+        seconds=seconds,
+        samples_per_second=len(train_data) / seconds,
+    )
 
 
 def _train_epoch(

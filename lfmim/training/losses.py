@@ -23,15 +23,12 @@ def head_losses(
     """
     # In float32 whatever autocast gave, and with a column for a head that the model lacks: losses,
     # labels and β have the same columns for every model.
-    return torch.stack(
-        [
-            _losses(logits[h].float(), labels_BH[:, i], label_smoothing)
-            if h in logits
-            else torch.zeros(len(labels_BH), device=labels_BH.device)
-            for i, h in enumerate(HEADS)
-        ],
-        dim=1,
-    )
+    losses = [torch.zeros(len(labels_BH), device=labels_BH.device)] * len(HEADS)
+    for i, h in enumerate(HEADS):
+        if h in logits:
+            losses[i] = _losses(logits[h].float(), labels_BH[:, i], label_smoothing)
+
+    return torch.stack(losses, dim=1)
 
 
 def _losses(logits: Tensor, label_B: Tensor, label_smoothing: float) -> Tensor:
