@@ -95,10 +95,47 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
     misshapen tensors.
     """
     tensors = _load(path)
-    num_layers = 1 + max(
-        (int(m[1]) for k in tensors if (m := re.match(r"transformer_m\.(\d+)\.", k))), default=-1
+    config, dims = _sizes(path, tensors, num_heads)
+
+    # Names and shapes without memory: the published model has 1024-wide stacks.
+    with torch.device("meta"):
+        state = build_model(config, dims).state_dict()
+    wanted = {ours: x.shape for ours, x in state.items() if not ours.endswith(BUFFERS)}
+
+    unused = _check_names(path, tensors, {published_name(ours) for ours in wanted}, config)
+    weights = {ours: _weight(path, tensors, ours, shape) for ours, shape in wanted.items()}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if features is not None and features.dims != dims:
+        raise InputError(
+            f"--features: widths {_words(features.dims)}, the checkpoint takes {_words(dims)}"
+        )
+
+    # Its own digest where the encoders' ones are not known: never equal to those of a store.
+    unknown = {
+        m.value: EncoderSpec(
+            name=UNKNOWN_ENCODER,
+            revision="",
+            weights_sha256=f"unknown-{sha256}",
+            dim=d,
+            max_length=0,
+        )
+        for m, d in dims.items()
+    }
+    return Imported(
+        config=config,
+        spec=features or FeatureSpec(encoders=unknown),
+        weights=weights,
+        unused=unused,
+        sha256=sha256,
     )
-    if not num_layers:
+
+
+def _sizes(
+    path: Path, tensors: Mapping[str, Tensor], num_heads: int
+) -> tuple[ModelConfig, dict[Modality, int]]:
+    """The config and the features' widths that the tensors tell. Raises InputError."""
+    layers = [int(m[1]) for k in tensors if (m := re.match(r"transformer_m\.(\d+)\.", k))]
+    if not layers:
         raise InputError(
             f"{path}: no tensor of a multimodal layer (transformer_m.0.*); is it a checkpoint of "
             "the published LFMIM code?"
@@ -125,7 +162,7 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
         name="upstream",
         d_model=d_model,
         num_heads=num_heads,
-        num_layers=num_layers,
+        num_layers=1 + max(layers),
         fex_tokens=fex,
         dim_feedforward=shape("transformer_m.0.mlp.c_fc.weight", axes=2)[0],
         **{f"max_{m}": shape(f"mix_{SHORT[m]}", axes=1)[0] - 1 for m in MODALITIES},  # type: ignore[arg-type]
@@ -134,69 +171,48 @@ def read_published(path: Path, *, num_heads: int, features: FeatureSpec | None =
         dropout_ffn=0.1,
         dropout_embedding=0.25,
     )
-    dims = {m: shape(f"fc_{SHORT[m]}dimtr.weight", axes=2)[1] for m in MODALITIES}
+    return config, {m: shape(f"fc_{SHORT[m]}dimtr.weight", axes=2)[1] for m in MODALITIES}
 
-    # Names and shapes without memory: the published model has 1024-wide stacks.
-    with torch.device("meta"):
-        wanted = build_model(config, dims).state_dict()
-    names = {ours: published_name(ours) for ours in wanted if not ours.endswith(BUFFERS)}
 
-    missing = sorted(set(names.values()) - set(tensors))
-    rest = sorted(set(tensors) - set(names.values()))
+def _check_names(
+    path: Path, tensors: Mapping[str, Tensor], wanted: set[str], config: ModelConfig
+) -> list[str]:
+    """Names of tensors that the forward pass never reads. Raises InputError unless the others are
+    those that are `wanted`."""
+    missing = sorted(wanted - set(tensors))
+    rest = sorted(set(tensors) - wanted)
     unused = [k for k in rest if any(fnmatch(k, pattern) for pattern in UNUSED)]
     extra = [k for k in rest if k not in unused]
+
     if missing or extra:
+        differences = (("missing", missing), ("unexpected", extra))
+        told = [f"{what}: {', '.join(found)}" for what, found in differences if found]
         raise InputError(
-            f"{path}: not the tensors of a published LFMIM checkpoint with {num_layers} multimodal "
-            "layers; "
-            + "; ".join(
-                f"{what}: {', '.join(found)}"
-                for what, found in (("missing", missing), ("unexpected", extra))
-                if found
-            )
+            f"{path}: not the tensors of a published LFMIM checkpoint with {config.num_layers} "
+            f"multimodal layers; {'; '.join(told)}"
         )
+    return unused
 
-    weights = {}
-    for ours, theirs in names.items():
-        tensor, expected = tensors[theirs], wanted[ours].shape
-        # A uni-modal token is a vector there and a matrix of one row here.
-        if ours.startswith("starts.") and ours.endswith(".tokens") and tensor.dim() == 1:
-            tensor = tensor[None]
-        if tensor.shape != expected:
-            classes = f" ({len(EMOTIONS)} classes)" if theirs.startswith("mlp_") else ""
-            raise InputError(
-                f"{path}: {theirs} has shape {list(tensors[theirs].shape)}, {list(expected)} is "
-                f"expected{classes} beside the other tensors"
-            )
-        # A checkpoint of a run that diverged loads like any other and answers NaN.
-        if not bool(tensor.isfinite().all()):
-            raise InputError(f"{path}: {theirs} holds values that are not finite")
-        weights[ours] = tensor.float()
 
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    if features is not None and features.dims != dims:
+def _weight(path: Path, tensors: Mapping[str, Tensor], ours: str, shape: torch.Size) -> Tensor:
+    """The float32 tensor that we call `ours`. Raises InputError for another shape or a number that
+    is not finite."""
+    theirs = published_name(ours)
+    tensor = tensors[theirs]
+    # A uni-modal token is a vector there and a matrix of one row here.
+    if ours.startswith("starts.") and ours.endswith(".tokens") and tensor.dim() == 1:
+        tensor = tensor[None]
+
+    if tensor.shape != shape:
+        classes = f" ({len(EMOTIONS)} classes)" if theirs.startswith("mlp_") else ""
         raise InputError(
-            f"--features: widths {_words(features.dims)}, the checkpoint takes {_words(dims)}"
+            f"{path}: {theirs} has shape {list(tensors[theirs].shape)}, {list(shape)} is "
+            f"expected{classes} beside the other tensors"
         )
-
-    # Its own digest where the encoders' ones are not known: never equal to those of a store.
-    unknown = {
-        m.value: EncoderSpec(
-            name=UNKNOWN_ENCODER,
-            revision="",
-            weights_sha256=f"unknown-{sha256}",
-            dim=d,
-            max_length=0,
-        )
-        for m, d in dims.items()
-    }
-    return Imported(
-        config=config,
-        spec=features or FeatureSpec(encoders=unknown),
-        weights=weights,
-        unused=unused,
-        sha256=sha256,
-    )
+    # A checkpoint of a run that diverged loads like any other and answers NaN.
+    if not bool(tensor.isfinite().all()):
+        raise InputError(f"{path}: {theirs} holds values that are not finite")
+    return tensor.float()
 
 
 def _words(dims: Mapping[Modality, int]) -> str:
