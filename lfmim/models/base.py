@@ -59,6 +59,7 @@ def accepting_absent() -> str:
 
 def check_dims(config: ModelConfig, dims: Mapping[Modality, int]) -> None:
     """Raise InputError if the model `config.name` cannot do with the modalities of `dims`."""
+    # A store without any modality is refused even by the models that do with a subset.
     missing = [m.value for m in MODALITIES if m not in dims]
     if missing and not (dims and MODELS[config.name].accepts_absent):
         raise InputError(

@@ -21,12 +21,11 @@ def flops_per_sample(
     model: nn.Module, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> int:
     """Forward FLOPs per sample (a multiply-add is 2) of matrix products, at the padded lengths of
-    this batch.
-
-    Counted on a copy on the CPU: torch's counter does not see the fused attention and LSTM kernels,
-    so they are run as the matrix products they consist of.
-    """
+    this batch. `model` stays as and where it is."""
     model = copy.deepcopy(model).cpu().eval()
+
+    # torch's counter does not see the fused attention and LSTM kernels, so both run as the matrix
+    # products they consist of: attention by the MATH backend, the LSTM without oneDNN.
     with (
         FlopCounterMode(display=False) as counter,
         sdpa_kernel(SDPBackend.MATH),

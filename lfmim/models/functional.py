@@ -14,6 +14,7 @@ from lfmim.models import cpu
 
 def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
     """`x` with each number 0 with probability `p`, the others times 1/(1-p); plus `residual`."""
+    # `p` is 0 outside training (see layers.Dropout), so what only predicts never loads numba.
     if p and cpu.applies(x):
         return cpu.dropout(x, p, residual)
 
@@ -29,6 +30,7 @@ def attention(
     Queries [B, T, D] over keys and values [B, S, 2D], or `q_BTE` [B, T, 3D] holds all three.
     `mask_B11S`: True where a key may be attended to, for at least one key per row.
     """
+    # torch's own on a CPU: without dropout a fused kernel, with it a dozen passes over the scores.
     if p and cpu.applies(q_BTE):
         return cpu.attention(q_BTE, kv_BSE, mask_B11S, num_heads, p)
 

@@ -29,9 +29,10 @@ def init_weights(module: nn.Module) -> None:
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     """Fixed sinusoidal table [length, d_model] float32 (Vaswani et al. 2017)."""
     position = torch.arange(length, dtype=torch.float32)[:, None]
-    frequency = torch.exp(
-        torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model)
-    )
+    channel = torch.arange(0, d_model, 2, dtype=torch.float32)
+    frequency = torch.exp(channel * (-math.log(10000.0) / d_model))
+
+    # sin and cos of one frequency side by side; models/upstream.py has them in two halves.
     table = torch.zeros(length, d_model)
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
@@ -60,38 +61,43 @@ class InputProjection(nn.Module):
         self.standardize = standardize
         self.conv = nn.Conv1d(in_dim, d_model, kernel_size=1)
         self.dropout = Dropout(dropout)
+
+        # The training split's, set by training.loop.new_model and saved with the weights, so that a
+        # model standardises what it predicts from as it did in training.
         self.register_buffer("mean", torch.zeros(in_dim))
         self.register_buffer("scale", torch.ones(in_dim))
+        # Not saved: a function of the sizes, which the config holds.
         self.register_buffer(
             "positions", sinusoidal_positions(max_length, d_model), persistent=False
         )
 
     def forward(self, x_BTF: Tensor) -> Tensor:
-        # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
         if self.standardize:
             x_BTF = (x_BTF - self.mean) * self.scale
-        # which casts to its own type, without a copy in between
+
+        # Features come as float16, as stored. Under autocast F.linear casts them to its own type:
+        # to cast them here first would be one copy more.
         if not torch.is_autocast_enabled(x_BTF.device.type):
             x_BTF = x_BTF.to(self.conv.weight.dtype)
+
+        # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
         return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
 
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:
     """An InputProjection per modality of `dims`, the front end all models share."""
-    return nn.ModuleDict(
-        {
-            m: InputProjection(
-                int(dims[m]),
-                config.d_model,
-                config.max_lengths[m],
-                config.dropout_embedding,
-                config.standardize,
+    c = config
+    projections = nn.ModuleDict()
+
+    # In the order of MODALITIES, whatever the order of `dims`: initial weights are drawn one after
+    # the other, and one seed is to give one model.
+    for m in MODALITIES:
+        if m in dims:
+            projections[m] = InputProjection(
+                int(dims[m]), c.d_model, c.max_lengths[m], c.dropout_embedding, c.standardize
             )
-            for m in MODALITIES
-            if m in dims
-        }
-    )
+    return projections
 
 
 class SelfAttention(nn.Module):
@@ -100,6 +106,8 @@ class SelfAttention(nn.Module):
     def __init__(self, d_model: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
+        # Softmax ignores the keys' third of the bias. It stays, because published checkpoints have
+        # it (attn.in_proj_bias).
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
 
@@ -138,6 +146,8 @@ class FeedForward(nn.Sequential):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        # The children hold the weights under names that checkpoints have (ffn.0, ffn.3), but do not
+        # compute one by one, so that a CPU keeps a block of the hidden layer in its cache.
         p: float = self[2].p if self.training else 0.0  # type: ignore[assignment]
         w1, b1, w2, b2 = (*self[0].parameters(), *self[3].parameters())
         return functional.feed_forward(x_BTD, w1, b1, w2, b2, p)
@@ -162,6 +172,7 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout_ffn)
 
     def forward(self, x_BTD: Tensor, attend_B11T: Tensor) -> Tensor:
+        # Dropout adds the residual, as on a CPU it passes over the numbers anyway.
         x_BTD = self.dropout(self.attention(self.norm_attention(x_BTD), attend_B11T), x_BTD)
         return self.dropout(self.ffn(self.norm_ffn(x_BTD)), x_BTD)  # type: ignore[no-any-return]
 
@@ -180,6 +191,7 @@ class TransformerStack(nn.Module):
             )
             for _ in range(c.num_layers)
         )
+        # A pre-LN layer adds to its input without normalising the sum.
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
@@ -210,18 +222,25 @@ class Pooling(nn.Module):
         super().__init__()
         self.kind = kind
         if kind == "attention":
-            self.score = nn.Linear(d_model, 1, bias=False)  # softmax would ignore a bias
+            # Without a bias, which softmax would ignore.
+            self.score = nn.Linear(d_model, 1, bias=False)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         if self.kind == "first":
             return x_BTD[:, 0]
+
         if self.kind == "attention":
+            # The lowest finite number, not -inf: a row without any valid position gets even weights
+            # instead of NaN, and the product with the mask makes them 0.
             logit_BT = self.score(x_BTD)[..., 0].masked_fill(
                 ~valid_BT, torch.finfo(x_BTD.dtype).min
             )
             weight_BT = logit_BT.softmax(dim=1) * valid_BT
         else:
+            # 0 / 1 where there is no valid position
             weight_BT = valid_BT / valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
+
+        # Under autocast the weights are float32 and the states are not; einsum takes one type.
         return torch.einsum("bt,btd->bd", weight_BT.to(x_BTD.dtype), x_BTD)
 
 

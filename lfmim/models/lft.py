@@ -34,19 +34,17 @@ class LFT(EmotionNet):
         self.stacks = nn.ModuleDict(
             {m: TransformerStack(config, config.d_model) for m in MODALITIES}
         )
+        # The streams have no CLS token that `model.pooling: fex` could read: it is the mean here.
         self.pools = nn.ModuleDict(
             {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
         )
+
+        # Late fusion is this head alone: nothing before it sees two modalities.
         self.head = ClassifierHead(len(MODALITIES) * config.d_model, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = torch.cat(
-            [
-                self.pools[m](self.stacks[m](self.inputs[m](features[m]), masks[m]), masks[m])
-                for m in MODALITIES
-            ],
-            dim=1,
-        )
+        z = {m: self.stacks[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = torch.cat([self.pools[m](z[m], masks[m]) for m in MODALITIES], dim=1)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

@@ -13,6 +13,7 @@ from lfmim.models.layers import Pooling, init_weights, input_projections
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
 
 RANK = 4
+"""Terms r of the sum."""
 
 
 class LowRankFusion(nn.Module):
@@ -26,8 +27,12 @@ class LowRankFusion(nn.Module):
                 for m in MODALITIES
             }
         )
+        # Two axes, as xavier_normal_ refuses a vector.
         self.rank_weight = nn.Parameter(torch.empty(1, RANK))
         self.bias = nn.Parameter(torch.zeros(config.d_model))
+
+        # Matrix by matrix: of a tensor of three axes Xavier would take the last one for a
+        # convolution's kernel and the first two for its channels.
         for factor in self.factors.values():
             for matrix in factor:
                 nn.init.xavier_normal_(matrix)
@@ -37,9 +42,9 @@ class LowRankFusion(nn.Module):
         """Vectors [B, d_model] per modality -> [B, d_model]."""
         product: Tensor | None = None
         for m in MODALITIES:
-            part = torch.einsum(
-                "bi,rij->rbj", nn.functional.pad(z[m], (1, 0), value=1.0), self.factors[m]
-            )
+            # The 1 before z_u keeps terms of one and of two modalities in the product of three.
+            one_z = nn.functional.pad(z[m], (1, 0), value=1.0)
+            part = torch.einsum("bi,rij->rbj", one_z, self.factors[m])
             product = part if product is None else product * part
         return torch.einsum("r,rbj->bj", self.rank_weight[0], product) + self.bias
 
@@ -59,9 +64,11 @@ class LMF(LowRankFusion, EmotionNet):
             {m: Pooling(config.sequence_pooling, config.d_model) for m in MODALITIES}
         )
         self.head = nn.Linear(config.d_model, config.outputs)
-        self.apply(init_weights)  # Linear and Conv1d only: the factors keep theirs
+        # Linear and Conv1d only: the factors keep what LowRankFusion gave them.
+        self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = self.fuse({m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES})
+        z = {m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = self.fuse(z)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

@@ -28,11 +28,8 @@ class CrossModalLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.d_model
-        self.norm_target, self.norm_source, self.norm_ffn = (
-            nn.LayerNorm(d),
-            nn.LayerNorm(d),
-            nn.LayerNorm(d),
-        )
+        self.norm_target, self.norm_source = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.norm_ffn = nn.LayerNorm(d)
         self.attention = CrossAttention(d, config.num_heads, config.dropout_attention)
         self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
         self.dropout = Dropout(config.dropout_ffn)
@@ -50,8 +47,8 @@ class MulT(EmotionNet):
     """Six cross-modal stacks; each target reads the *low-level* source at every layer. Answers the
     multimodal head.
 
-    The two streams per target (2d wide) go through a self-attention stack; the masked means of the
-    three targets are concatenated, a residual MLP, classes.
+    The two streams per target (2d wide) go through a self-attention stack; the pooled vectors of
+    the three targets are concatenated, a residual MLP, classes.
     """
 
     answers = (MULTIMODAL,)
@@ -60,6 +57,7 @@ class MulT(EmotionNet):
     def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         self.config = config
+
         self.inputs = input_projections(config, dims)
         self.cross = nn.ModuleDict(
             {
@@ -71,21 +69,24 @@ class MulT(EmotionNet):
                 if source != target
             }
         )
+
+        # Two sources per target, so each target's stream is twice as wide from here on.
         d_model = 2 * config.d_model
         self.memory = nn.ModuleDict({m: TransformerStack(config, d_model) for m in MODALITIES})
         self.pools = nn.ModuleDict(
             {m: Pooling(config.sequence_pooling, d_model) for m in MODALITIES}
         )
-        self.mlp = FeedForward(
-            len(MODALITIES) * d_model, len(MODALITIES) * d_model, config.dropout_ffn
-        )
-        self.head = nn.Linear(len(MODALITIES) * d_model, config.outputs)
+
+        joined = len(MODALITIES) * d_model
+        self.mlp = FeedForward(joined, joined, config.dropout_ffn)
+        self.head = nn.Linear(joined, config.outputs)
         self.apply(init_weights)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
         low = {m: self.inputs[m](features[m]) for m in MODALITIES}
         attend = {m: attention_mask(masks[m]) for m in MODALITIES}
+
         pooled = []
         for target in MODALITIES:
             streams = []
@@ -93,11 +94,16 @@ class MulT(EmotionNet):
                 if source == target:
                     continue
                 x = low[target]
+                # Tsai et al. §3.2: every layer reads the source as it came in, which no layer has
+                # changed, so that its low-level features stay.
                 for layer in self.cross[f"{target}_from_{source}"]:  # type: ignore[attr-defined]
                     x = layer(x, low[source], attend[source])
                 streams.append(x)
+
+            # Tsai et al. pool by the last step, which with right padding is no step of the sample.
             x = self.memory[target](torch.cat(streams, dim=2), masks[target])
             pooled.append(self.pools[target](x, masks[target]))
+
         h = torch.cat(pooled, dim=1)
         h = h + self.mlp(h)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

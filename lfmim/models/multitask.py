@@ -2,7 +2,7 @@
 2020, CH-SIMS).
 
 Text: the last valid state of an LSTM; audio and vision: the pooled sequence through three
-    Linear-ReLU.
+Linear-ReLU.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class LSTMEncoder(nn.Module):
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
         states_BTD, _ = self.lstm(x_BTD)
+        # Not the h_n that the LSTM returns as well: that is its state after the padding. Packed
+        # sequences would give the right one, but their lengths must go to the CPU first.
         last = (valid_BT.sum(dim=1) - 1).clamp(min=0)
         h = states_BTD[torch.arange(len(last), device=last.device), last]
         return self.out(self.dropout(h))  # type: ignore[no-any-return]
@@ -75,12 +77,11 @@ class Multitask(EmotionNet):
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)
-        self.encoders = nn.ModuleDict(
-            {
-                m: LSTMEncoder(config) if m is Modality.TEXT else DNNEncoder(config)
-                for m in MODALITIES
-            }
-        )
+
+        encoders = {m: LSTMEncoder if m is Modality.TEXT else DNNEncoder for m in MODALITIES}
+        self.encoders = nn.ModuleDict({m: encoders[m](config) for m in MODALITIES})
+
+        # The three models differ in this alone, so a comparison of them is one of fusions.
         self.fusion = fusion
         self.heads = nn.ModuleDict(
             {h: ClassifierHead(config.d_model, config.outputs) for h in HEADS}

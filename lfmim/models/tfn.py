@@ -22,6 +22,7 @@ class TensorFusion(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        # At 128 instead of RANK the next layer would have 129³ = 2.1 million inputs.
         self.reduce = nn.ModuleDict({m: nn.Linear(config.d_model, RANK) for m in MODALITIES})
         self.fusion = nn.Sequential(
             Dropout(config.dropout_ffn),
@@ -33,9 +34,11 @@ class TensorFusion(nn.Module):
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
         """Vectors [B, d_model] per modality -> [B, d_model]."""
+        # With a 1 before each vector the outer product of three holds them alone and in pairs too.
         z_t, z_a, z_v = (
             nn.functional.pad(self.reduce[m](z[m]), (1, 0), value=1.0) for m in MODALITIES
         )
+
         return self.fusion(torch.einsum("bi,bj,bk->bijk", z_t, z_a, z_v).flatten(1))  # type: ignore[no-any-return]
 
 
@@ -58,5 +61,6 @@ class TFN(TensorFusion, EmotionNet):
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
-        h = self.fuse({m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES})
+        z = {m: self.pools[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
+        h = self.fuse(z)
         return ModelOutput({MULTIMODAL: self.head(h)}, {MULTIMODAL: h})

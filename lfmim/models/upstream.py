@@ -50,10 +50,11 @@ class FullLengthInput(nn.Module):
         self.register_buffer("scale", torch.ones(in_dim))
 
     def forward(self, x_BTF: Tensor, valid_BT: Tensor) -> Tensor:
-        # where, not a product: what lies beyond a sample's length may be anything, infinite too.
-        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)[
-            :, : self.length
-        ]
+        # where, not a product: what lies beyond a sample's length may be anything, infinite too,
+        # and 0 · inf is NaN.
+        x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)
+        x_BTF = x_BTF[:, : self.length]
+        # Linear after padding, as in the published code: a padded position holds the bias, not 0.
         return self.linear(F.pad(x_BTF, (0, 0, 0, self.length - x_BTF.shape[1])))  # type: ignore[no-any-return]
 
 
@@ -74,8 +75,9 @@ class StackInput(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTD = torch.cat([self.tokens.expand(len(x_BTD), -1, -1).to(x_BTD.dtype), x_BTD], dim=1)
         x_BTD = self.norm_before(math.sqrt(x_BTD.shape[2]) * x_BTD)
+
         index_T = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)
-        # an exact zero in channel 0 is taken for padding
+        # The published code takes an exact zero in channel 0 for padding, whose position is row 0.
         index_BT = torch.where(x_BTD[..., 0] == 0, 0, index_T)
         return self.norm(self.dropout(x_BTD + self.positions[index_BT]))  # type: ignore[no-any-return]
 
@@ -92,9 +94,11 @@ class SandwichLayer(nn.Module):
         self.ffn = FeedForward(d, config.feedforward, config.dropout_ffn)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        # Padding is attended to: weights trained so expect it.
         everywhere = torch.ones(
             x_BTD.shape[0], 1, 1, x_BTD.shape[1], dtype=torch.bool, device=x_BTD.device
         )
+
         x_BTD = x_BTD + self.norm_attended(self.attention(self.norm_attention(x_BTD), everywhere))
         return x_BTD + self.norm_fed(self.ffn(self.norm_ffn(x_BTD)))  # type: ignore[no-any-return]
 
@@ -104,6 +108,7 @@ def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
+    # but no ReLU behind the last: it gives logits
     return nn.Sequential(*layers[:-1])
 
 
@@ -123,30 +128,24 @@ class Upstream(EmotionNet):
         super().__init__()
         c, d = config, config.d_model
         self.config = config
+
         lengths = {m.value: c.max_lengths[m] for m in MODALITIES}
         self.inputs = nn.ModuleDict(
             {m: FullLengthInput(int(dims[m]), d, lengths[m]) for m in MODALITIES}
         )
+        # The multimodal start is one of FEX tokens alone (length 0): they are joined to streams
+        # that have been through their own.
+        tokens = {**dict.fromkeys(HEADS, 1), MULTIMODAL: c.fex_tokens}
         self.starts = nn.ModuleDict(
-            {
-                h: StackInput(
-                    d,
-                    c.fex_tokens if h == MULTIMODAL else 1,
-                    lengths.get(h, 0),
-                    c.dropout_embedding,
-                )
-                for h in HEADS
-            }
+            {h: StackInput(d, tokens[h], lengths.get(h, 0), c.dropout_embedding) for h in HEADS}
         )
+
+        # In the published weights vision has two layers for each multimodal one.
+        depth = {**dict.fromkeys(HEADS, c.num_layers), Modality.VISION.value: 2 * c.num_layers}
         self.stacks = nn.ModuleDict(
-            {
-                h: nn.ModuleList(
-                    SandwichLayer(c)
-                    for _ in range(2 * c.num_layers if h == Modality.VISION else c.num_layers)
-                )
-                for h in HEADS
-            }
+            {h: nn.ModuleList(SandwichLayer(c) for _ in range(depth[h])) for h in HEADS}
         )
+
         self.lengths = [c.fex_tokens, *(1 + lengths[m] for m in FUSION_ORDER)]
         """Parts of the multimodal sequence."""
         pooled = {**{m: 1 + n for m, n in lengths.items()}, MULTIMODAL: sum(self.lengths)}
@@ -154,12 +153,15 @@ class Upstream(EmotionNet):
         self.mixing = nn.Parameter(
             torch.empty(2 * len(FUSION_ORDER)), requires_grad=c.num_layers > 1
         )
+
         self.norms = nn.ModuleDict({h: nn.LayerNorm(d) for h in HEADS})
+        # A weight per position and no softmax, so any sign and sum; 1/length starts as the mean.
         self.pools = nn.ParameterDict(
             {h: nn.Parameter(torch.full((n,), 1 / n)) for h, n in pooled.items()}
         )
         self.heads = nn.ModuleDict({h: mlp(d, d // 2, 32, c.outputs) for h in MODALITIES})
         self.heads[MULTIMODAL] = mlp(4 * d, 2 * d, 128, 64, c.outputs)
+
         self.apply(init_weights)
         nn.init.normal_(self.mixing)
         for start in self.starts.values():
@@ -169,11 +171,15 @@ class Upstream(EmotionNet):
         """Shapes as LFMIM.forward; masked positions are read as zero vectors, as in the published
         code."""
         z = {m.value: self.starts[m](self.inputs[m](features[m], masks[m])) for m in MODALITIES}
+
+        # FEX tokens get their norms and positions by themselves, before the streams join them.
         nothing = next(iter(z.values()))[:, :0]
         x_m: Tensor = torch.cat(
             [self.starts[MULTIMODAL](nothing), *(z[m] for m in FUSION_ORDER)], dim=1
         )
+
         for i, layer in enumerate(self.stacks[MULTIMODAL]):  # type: ignore[arg-type, var-annotated]
+            # Ż_u = p_2k · Z̄_u + p_2k+1 · Z_u, the same six scalars p in every layer but the first
             if i:
                 fex, *z_bar = x_m.split(self.lengths, dim=1)  # type: ignore[no-untyped-call]
                 p = self.mixing
@@ -181,14 +187,18 @@ class Upstream(EmotionNet):
                     p[2 * k] * z_bar[k] + p[2 * k + 1] * z[m] for k, m in enumerate(FUSION_ORDER)
                 ]
                 x_m = torch.cat([fex, *mixed], dim=1)
+
             x_m = layer(x_m)
+            # After the multimodal layer, which reads the streams as they enter their layer i.
             for m in MODALITIES:
                 per_layer = 2 if m is Modality.VISION else 1
                 for uni_layer in self.stacks[m][per_layer * i : per_layer * (i + 1)]:  # type: ignore[index]
                     z[m] = uni_layer(z[m])
+
         states = {**z, MULTIMODAL: x_m}
         pooled = {
             h: torch.einsum("t,btd->bd", self.pools[h], self.norms[h](x)) for h, x in states.items()
         }
+        # The multimodal head reads the uni-modal vectors beside its own; in the paper it does not.
         pooled[MULTIMODAL] = torch.cat([pooled[h] for h in HEADS], dim=1)
         return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)

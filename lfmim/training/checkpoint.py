@@ -1,5 +1,8 @@
 """Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec, epoch,
-history) and `state.pt` (optimizer, scaler, RNG; read with `weights_only=True`)."""
+history) and `state.pt` (optimizer, scaler, with `train.ema_decay` the weights that are trained).
+
+No state of a random generator: an epoch's numbers depend on (seed, epoch, rank) alone.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,7 @@ class CheckpointMeta:
     def over(self) -> bool:
         """Whether the epochs or the patience have run out."""
         c = self.config.train
+        # best_epoch counts from 0 and `epoch` is how many are finished: the last one is epoch - 1.
         return self.epoch >= c.epochs or bool(
             c.patience and self.epoch - 1 - self.best_epoch >= c.patience
         )
@@ -61,6 +65,7 @@ class CheckpointMeta:
             if entry["best"]
             else (self.best_epoch, self.best_score)
         )
+
         return dataclasses.replace(
             self,
             epoch=entry["epoch"] + 1,
@@ -74,9 +79,13 @@ def save_checkpoint(
     folder: Path, model: nn.Module, meta: CheckpointMeta, state: dict[str, Any]
 ) -> None:
     """Write a checkpoint as `folder`, in place of one that is there. Raises WriteError."""
+    # safetensors refuses tensors that do not lie in one piece.
     weights = save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
-    memory = io.BytesIO()  # torch does not say why it could not write a file
+
+    # Serialised in memory: torch does not say why it could not write a file.
+    memory = io.BytesIO()
     torch.save(state, memory)
+
     raw = {
         "config": to_dict(meta.config),
         "spec": json.loads(meta.spec.to_json()),
@@ -85,6 +94,8 @@ def save_checkpoint(
         "best_epoch": meta.best_epoch,
         "best_score": meta.best_score,
     }
+
+    # The folder gets its name when all three are written, so a killed job leaves no half of one.
     with new_folder(folder) as temporary:
         write_bytes(temporary / WEIGHTS, weights)
         write_bytes(temporary / STATE, memory.getvalue())
@@ -93,6 +104,7 @@ def save_checkpoint(
 
 def epoch_folder(home: Path, epoch: int) -> Path:
     """Where a run keeps its checkpoint after `epoch` (from 0)."""
+    # Of one width, so that names sort as numbers (latest_checkpoint).
     return home / f"epoch_{epoch:04d}"
 
 
@@ -114,9 +126,11 @@ def load_meta(folder: Path) -> CheckpointMeta:
     path = folder / META
     if not path.is_file():
         raise InputError(f"{folder}: no {META} there, so it is not a checkpoint")
+
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         spec = FeatureSpec.from_json(json.dumps(raw["spec"]), source=str(path))
+        # `stored`: names of 0.1 are read without a warning, as nobody can edit them here.
         return CheckpointMeta(
             config=experiment_from_dict(raw["config"], stored=True),
             spec=spec,
@@ -125,6 +139,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
             best_epoch=raw["best_epoch"],
             best_score=raw["best_score"],
         )
+    # What a config or spec refuses says so in its own words; InputError is a ValueError.
     except InputError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -133,6 +148,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
 
 def model_name(folder: Path) -> str:
     """The name of a checkpoint's model, whether or not it is known here."""
+    # Not load_meta, which refuses a model that no plug-in file has registered yet.
     raw = json.loads((folder / META).read_text(encoding="utf-8"))
     return str(raw["config"]["model"]["name"])
 
@@ -151,7 +167,8 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Optimizer, scaler and RNG state."""
+    """Optimizer and scaler state, with a moving average also the weights that are trained."""
+    # weights_only: a pickle would run whatever code a stranger's file holds.
     return dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
 
 

@@ -75,6 +75,7 @@ into a folder."""
 def worker_device(run: RunConfig) -> torch.device:
     """The device that a run without Ray Train's workers gets in this process, its threads set."""
     device = torch.device("cuda" if run.gpus_per_worker and torch.cuda.is_available() else "cpu")
+    # cpus_per_worker may be half a CPU, as trials share them.
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(run.cpus_per_worker)))
     return device
@@ -92,11 +93,9 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
 def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> float:
     """Share of the learning rate that step `step` (from 0) of an epoch's `steps` gets: rises
     linearly over `train.warmup_epochs`, then 1."""
-    return (
-        min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
-        if config.warmup_epochs
-        else 1.0
-    )
+    if not config.warmup_epochs:
+        return 1.0
+    return min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
 
 
 @torch.no_grad()
@@ -110,9 +109,12 @@ def evaluate(
     """Exact global metrics per head: sums over this worker's share, added up over the workers."""
     rank, world = rank_and_world()
     device, sums = data.labels.device, sums_for(data.labels)
+
+    # Without a backward pass there is more room, but a CPU's cache is as small as in training.
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     config = getattr(inner, "config", None)
     size = micro_batch_size(0, device, config) if isinstance(config, ModelConfig) else sys.maxsize
+
     was_training = model.training
     model.eval()
     for batch in data.batches(batch_size, rank=rank, world=world):
@@ -121,6 +123,8 @@ def evaluate(
                 logits = model(part.features, part.masks).logits
             sums.update(logits, part.labels, head_losses(logits, part.labels))
     model.train(was_training)
+
+    # Sums are added up, not metrics averaged: F1 of a whole is no mean of its parts' F1.
     return sums.all_reduce().compute()
 
 
@@ -131,13 +135,16 @@ def check_data(config: ModelConfig, spec: FeatureSpec, *splits: UtteranceTensors
     For the jobs to call before anything is started; `train` calls it too.
     """
     check_dims(config, spec.dims)
+
     for data in splits:
+        # A ValueError: no file that a user gave is wrong, but the code that loaded it.
         if data.labels.is_floating_point() != (config.task == "sentiment"):
             raise ValueError(
                 "the labels are not those of model.task: load the split with the model's config"
             )
         if MODELS[config.name].accepts_absent:
             continue
+
         for m, length in data.lengths.items():
             absent = (length == 0).nonzero()
             if len(absent):
@@ -164,6 +171,7 @@ def new_model(
             "by"
         )
 
+    # Right before the weights are drawn: what was drawn while data was loaded does not matter.
     torch.manual_seed(c.seed)
     model = build_model(config.model, spec.dims)
     if c.selection not in model.answers:
@@ -176,6 +184,8 @@ def new_model(
     if c.modality_dropout and not model.accepts_absent:
         raise InputError(f"train.modality_dropout: {name} needs every modality; set it to 0")
 
+    # From the training split alone, as validation must not reach the model. Only the buffers are
+    # loaded, hence not strict.
     if config.model.standardize:
         for m, (mean, scale) in train_data.feature_statistics().items():
             model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
@@ -196,8 +206,8 @@ def train(
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
-    config. Raises NonFiniteLossError (on every worker alike) when an epoch's loss is not finite,
-    before anything of it is saved.
+    model. Raises InputError if data or recipe do not fit the model, and NonFiniteLossError (on
+    every worker alike) when an epoch's loss is not finite, before anything of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     model = new_model(config, spec, train_data, valid_data).to(device)
@@ -205,18 +215,17 @@ def train(
         train_data = train_data.with_multimodal_labels()
     optimizer = build_optimizer(c, model)
 
-    # The wrapper deep-copies, so it comes after the standardisation; the first update takes the
-    # weights as they are.
-    averaged = None
-    if c.ema_decay:
-        average = get_ema_multi_avg_fn(c.ema_decay)  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=average)
+    averaged = _moving_average(c, model)
     kept: nn.Module = model if averaged is None else averaged.module
 
     meta, state = CheckpointMeta.start(config, spec), None
     if resume is not None:
+        # The config of now: more epochs, another precision or patience may be asked for
+        # (docs/faults.md).
         meta, state = dataclasses.replace(load_meta(resume), config=config), load_state(resume)
         load_weights(resume, kept)
+        # At 0 the first update would copy the model over the average that was loaded. With an
+        # average a checkpoint's weights are it; those that are trained lie in state.pt.
         if averaged is not None:
             averaged.n_averaged.fill_(1)
             model.load_state_dict(state["weights"])
@@ -224,7 +233,8 @@ def train(
 
     train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
     step = TrainStep.of(config, model, optimizer, device, wrap)
-    if state and state["scaler"]:  # a run without a scaler may go on where it needs one
+    # Empty where the run so far had no scaler; it may go on where it needs one.
+    if state and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
 
     def save(folder: Path, meta: CheckpointMeta) -> None:
@@ -234,31 +244,57 @@ def train(
         save_checkpoint(folder, kept, meta, state)
 
     while not meta.over:
-        epoch, started = meta.epoch, time.perf_counter()
-        train_metrics = _train_epoch(c, step, train_data, epoch, averaged)
-        seconds = time.perf_counter() - started
-
-        at_step(f"epoch {epoch + 1}, validation")
-        valid_metrics = evaluate(
-            step.model if averaged is None else kept,
-            valid_data,
-            batch_size=max(c.batch_size, 256),
-            autocast=step.autocast,
-        )
-        score = valid_metrics[c.selection].score
-        report = EpochReport(
-            epoch=epoch,
-            lr=learning_rate(c, epoch),
-            train=train_metrics,
-            valid=valid_metrics,
-            score=score,
-            best=is_better(score, meta.best_score),
-            seconds=seconds,
-            samples_per_second=len(train_data) / seconds,
-        )
+        report = _epoch(c, step, train_data, valid_data, meta, averaged)
         meta = meta.after(report.as_dict())
+        # partial binds this epoch's meta; a closure would read the loop's variable once called.
         on_epoch(report, functools.partial(save, meta=meta))
     return meta
+
+
+def _moving_average(c: TrainConfig, model: nn.Module) -> AveragedModel | None:
+    """The moving average of train.ema_decay, with a copy of the model; None without it."""
+    if not c.ema_decay:
+        return None
+
+    # AveragedModel copies the model, hence after the standardisation. Its first update takes the
+    # weights as they are, later ones the share 1 - ema_decay of them.
+    average = get_ema_multi_avg_fn(c.ema_decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average)
+
+
+def _epoch(
+    c: TrainConfig,
+    step: TrainStep,
+    train_data: UtteranceTensors,
+    valid_data: UtteranceTensors,
+    meta: CheckpointMeta,
+    averaged: AveragedModel | None,
+) -> EpochReport:
+    """The epoch that comes after `meta`, trained and validated. Raises NonFiniteLossError."""
+    epoch, started = meta.epoch, time.perf_counter()
+    train_metrics = _train_epoch(c, step, train_data, epoch, averaged)
+    seconds = time.perf_counter() - started
+
+    # What is named if nothing moves for run.stuck_minutes.
+    at_step(f"epoch {epoch + 1}, validation")
+    valid_metrics = evaluate(
+        step.model if averaged is None else averaged.module,
+        valid_data,
+        batch_size=max(c.batch_size, 256),
+        autocast=step.autocast,
+    )
+    score = valid_metrics[c.selection].score
+
+    return EpochReport(
+        epoch=epoch,
+        lr=learning_rate(c, epoch),
+        train=train_metrics,
+        valid=valid_metrics,
+        score=score,
+        best=is_better(score, meta.best_score),
+        seconds=seconds,
+        samples_per_second=len(train_data) / seconds,
+    )
 
 
 def _train_epoch(
@@ -277,19 +313,24 @@ def _train_epoch(
     # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
     torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
     step.model.train()
+
     batches = data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
     for number, batch in enumerate(batches):
         at_step(f"epoch {epoch + 1}, step {number + 1} of {steps}")
         for group in step.optimizer.param_groups:
             group["lr"] = lr * warmup_factor(c, epoch, number, steps)
+
         if c.modality_dropout:
             batch = drop_modalities(batch, c.modality_dropout)
         if c.step_dropout:
             batch = drop_steps(batch, c.step_dropout)
+
+        # Counted on the device and read once an epoch: to look at each loss would make a GPU wait.
         bad += ~step(batch, sums).isfinite()
         if averaged is not None:
             averaged.update_parameters(step.model)
 
+    # Every worker raises, or none: one that went on would wait for the others in a collective.
     if world > 1:
         dist.all_reduce(bad)
     if bad.item():

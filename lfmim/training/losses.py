@@ -21,20 +21,20 @@ def head_losses(
     logits [B, 1], the loss of the field's CH-SIMS results (MMSA), which label smoothing does not
     touch.
     """
-    return torch.stack(
-        [
-            _losses(logits[h].float(), labels_BH[:, i], label_smoothing)
-            if h in logits
-            else torch.zeros(len(labels_BH), device=labels_BH.device)
-            for i, h in enumerate(HEADS)
-        ],
-        dim=1,
-    )
+    # In float32 whatever autocast gave, and with a column for a head that the model lacks: losses,
+    # labels and β have the same columns for every model.
+    losses = [torch.zeros(len(labels_BH), device=labels_BH.device)] * len(HEADS)
+    for i, h in enumerate(HEADS):
+        if h in logits:
+            losses[i] = _losses(logits[h].float(), labels_BH[:, i], label_smoothing)
+
+    return torch.stack(losses, dim=1)
 
 
 def _losses(logits: Tensor, label_B: Tensor, label_smoothing: float) -> Tensor:
     if label_B.is_floating_point():
         return torch.where(label_B == IGNORE_LABEL, 0.0, (logits[:, 0] - label_B).abs())
+    # Labels of IGNORE_LABEL give 0: it is cross_entropy's own ignore_index.
     return F.cross_entropy(logits, label_B, reduction="none", label_smoothing=label_smoothing)
 
 
@@ -43,4 +43,6 @@ def weighted_loss(losses_BH: Tensor, counts_H: Tensor, beta_H: Tensor) -> Tensor
 
     Summed over the workers this is the global batch's objective, whatever the shards' sizes.
     """
+    # Divided by the samples that have this head's label, not by all: a head of few labels weighs as
+    # much as another. A head without any in this batch has a sum of 0, over 1.
     return (beta_H * losses_BH.sum(dim=0) / counts_H.clamp(min=1)).sum()

@@ -19,15 +19,19 @@ def drop_modalities(batch: Batch, probability: float) -> Batch:
     A lost modality is masked throughout and its head's label ignored. Draws from torch's global
     RNG.
     """
-    # [B, modalities]
+    # [B, modalities]; -1 where absent, so that an absent modality has never the largest draw.
     present = torch.stack([mask.any(dim=1) for mask in batch.masks.values()], dim=1)
     draw = torch.rand(present.shape, device=present.device).masked_fill(~present, -1.0)
+    # Whatever the draws, the largest one stays, so one modality always does.
     keep = present & ((draw >= probability) | (draw == draw.max(dim=1, keepdim=True).values))
+
     labels = batch.labels.clone()
     masks: dict[str, Tensor] = {}
     for i, (m, mask) in enumerate(batch.masks.items()):
         masks[m] = mask & keep[:, i, None]
         labels[~keep[:, i], HEADS.index(m)] = IGNORE_LABEL
+
+    # `counts`, of the global batch, stays: what the other workers drop is not known here.
     return dataclasses.replace(batch, masks=masks, labels=labels)
 
 

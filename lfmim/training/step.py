@@ -78,6 +78,7 @@ def compile_layers(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, TransformerLayer):
+            # dynamic: lengths differ from batch to batch, and fixed shapes compile anew for each.
             module.compile(dynamic=True)
 
 
@@ -89,6 +90,9 @@ def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> 
     """
     if setting or device.type != "cpu":
         return setting or sys.maxsize
+
+    # Activations grow with width and positions. With a fixed number of samples a tiny model lost
+    # all it gained to calls into torch (docs/LOG.md).
     paper = ModelConfig()
     relative = (
         paper.d_model
@@ -137,13 +141,16 @@ class TrainStep:
     ) -> TrainStep:
         """The step that the config asks for; `wrap` may wrap the model for data parallelism."""
         c, world = config.train, rank_and_world()[1]
+
         precision = resolve_precision(c.precision, device)
         parallel, compiled = wrap(model), compiles(c.compile, device)
         if compiled:
             compile_layers(model)
+
         return cls(
             model=parallel,
             optimizer=optimizer,
+            # bf16 has float32's range of exponents; only fp16's gradients vanish without scaling.
             scaler=GradScaler(device.type, enabled=precision == "fp16"),
             autocast=torch.autocast(
                 device.type,
@@ -163,16 +170,23 @@ class TrainStep:
         of the global loss (0-d, detached)."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=batch.labels.device)
+
+        # A batch that is one micro-batch stays whole: with small models the threads would mostly
+        # wait for Python's lock (3.2 times slower, docs/LOG.md).
         if self.threads > 1 and len(batch.labels) > self.micro_batch:
+            # no larger than what leaves each thread a part
             size = min(self.micro_batch, -(-len(batch.labels) // self.threads))
             computed = self._side_by_side(list(batch.split(size)))
         else:
             computed = self._in_turn(list(batch.split(self.micro_batch)))
+
+        # Nothing is asked of the device in here: reading a number would wait for a GPU.
         for part, loss, logits, losses_BH in computed:
             sums.update(logits, part.labels, losses_BH)
             total += loss
 
         if self.grad_clip:
+            # The norm is to be that of the gradients, not of their scaled copies.
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.scaler.step(self.optimizer)
@@ -195,6 +209,7 @@ class TrainStep:
                 held = nullcontext()
             with held:
                 loss, logits, losses_BH = self._forward(part)
+                # A worker's loss is already its share of the global batch's (weighted_loss), and
                 # DDP averages gradients over the workers: undo the division.
                 self.scaler.scale(loss * self.world).backward()  # type: ignore[no-untyped-call]
             yield part, loss.detach(), logits, losses_BH
@@ -209,13 +224,18 @@ class TrainStep:
         ) -> tuple[Tensor, dict[str, Tensor], Tensor, tuple[Tensor | None, ...]]:
             cpu.seed_thread(seed)
             loss, logits, losses_BH = self._forward(part)
+            # Not backward(), which would add to the parameters in the order in which threads end.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             return loss.detach(), {h: x.detach() for h, x in logits.items()}, losses_BH, gradients
 
-        # the longest first, so that no thread begins with it when the others end
+        # The longest first (batches begin with their shortest samples), so that no thread begins
+        # with it when the others end.
         parts = parts[::-1]
+        # A seed per part, drawn here: which thread takes a part changes no mask.
         seeds = torch.randint(2**62, (len(parts),)).tolist()
         results = cpu.pool(self.threads).map(work, parts, seeds)
+
+        # map keeps the order of the parts.
         for part, (loss, logits, losses_BH, gradients) in zip(parts, results, strict=True):
             for p, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:

@@ -43,12 +43,15 @@ def draw_seed() -> np.uint64:
 
 def applies(x: Tensor) -> bool:
     """Whether this file's functions take `x`."""
+    # torch.compile cannot look into numba's loops, and those load float32 alone.
     return not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def _mask(p: float) -> tuple[np.uint64, np.uint32, np.float32]:
     """What a mask is made from: seed, the uint32 below which a random number drops, the factor of
     what is kept."""
+    # numpy's types, as numba compiles a loop anew for each type of argument. A p next to 1 would
+    # round to 2^32, which uint32 does not hold.
     return draw_seed(), np.uint32(min(round(p * 2**32), 2**32 - 1)), np.float32(1 / (1 - p))
 
 
@@ -73,9 +76,13 @@ def pool(threads: int) -> ThreadPoolExecutor:
 
     executor = ThreadPoolExecutor(threads, initializer=alone)
     before = torch.get_num_threads()
+
+    # An executor starts no thread while one is idle; held at a barrier they are all started, and
+    # have all changed torch's default, before it is put back.
     barrier = threading.Barrier(threads)
     for started in [executor.submit(barrier.wait) for _ in range(threads)]:
         started.result()
+
     torch.set_num_threads(before)
     return executor
 
@@ -83,11 +90,15 @@ def pool(threads: int) -> ThreadPoolExecutor:
 def _share_out(loop: Callable[..., None], *arguments: Any, rows: int, size: int) -> None:
     """`loop(*arguments, start, stop)` over `rows` rows, `size` numbers in all, by as many threads
     as torch has."""
+    # A thread of the pool has one thread by torch's count, so a micro-batch that is computed in the
+    # pool never waits for the pool.
     threads = min(torch.get_num_threads(), rows) if size >= WORTH_SHARING else 1
     if threads == 1:
         loop(*arguments, 0, rows)
         return
+
     bounds = [rows * i // threads for i in range(threads + 1)]
+    # The loops run without Python's lock; list waits for them and raises what they raised.
     list(pool(threads).map(lambda start, stop: loop(*arguments, start, stop), bounds, bounds[1:]))
 
 
@@ -97,6 +108,8 @@ def _blocks(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _flat(x: Tensor) -> Any:
+    # A view where `x` lies in one piece, as the tensors made here do: outputs are written through
+    # it. A copy elsewhere.
     return x.detach().numpy().ravel()
 
 
@@ -105,22 +118,18 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, p: float, residual: Tensor | None) -> Tensor:
         out = torch.empty(x.shape)
         ctx.mask, ctx.added = _mask(p), residual is not None
+        # Threads take whole chunks, as each chunk has random numbers of its own: how many threads
+        # there are does not change the mask.
         ctx.sharing = {"rows": -(-x.numel() // _loops().CHUNK), "size": x.numel()}
-        if residual is None:
-            _share_out(_loops().dropout, _flat(x), *ctx.mask, _flat(out), **ctx.sharing)
-        else:
-            _share_out(
-                _loops().dropout_add,
-                _flat(x),
-                _flat(residual),
-                *ctx.mask,
-                _flat(out),
-                **ctx.sharing,
-            )
+
+        loop = _loops().dropout if residual is None else _loops().dropout_add
+        inputs = [_flat(x)] if residual is None else [_flat(x), _flat(residual)]
+        _share_out(loop, *inputs, *ctx.mask, _flat(out), **ctx.sharing)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # The same loop from the same seed: the mask is computed again, not kept.
         dx = torch.empty(grads[0].shape)
         _share_out(_loops().dropout, _flat(grads[0]), *ctx.mask, _flat(dx), **ctx.sharing)
         return dx, None, grads[0] if ctx.added else None
@@ -133,9 +142,7 @@ def dropout(x: Tensor, p: float, residual: Tensor | None = None) -> Tensor:
 
 
 class _FeedForward(torch.autograd.Function):
-    """Blocks of rows go through all steps before the next begins. What dropout or ReLU made 0 is 0
-    in the hidden layer, so the backward pass needs no mask beside it. Dropout's factor is applied
-    to the products, which are smaller."""
+    """Blocks of rows go through all steps before the next begins."""
 
     @staticmethod
     def forward(
@@ -144,20 +151,19 @@ class _FeedForward(torch.autograd.Function):
         x_ND = x.reshape(-1, x.shape[-1])
         n, hidden = len(x_ND), len(w1)
         hidden_NH, out_ND = x.new_empty(n, hidden), x.new_empty(n, len(w2))
-        (seed, limit, factor), block, bias = _mask(p), max(1, BLOCK // hidden), _flat(b1)
+        seed, limit, factor = _mask(p)
+        block, bias = max(1, BLOCK // hidden), _flat(b1)
+
         for i, (h, rows, out) in enumerate(_blocks(block, hidden_NH, x_ND, out_ND)):
+            # Without the bias, which the loop adds on its way over the block.
             torch.mm(rows, w1.t(), out=h)
-            _share_out(
-                _loops().relu_dropout,
-                h.numpy(),
-                bias,
-                seed,
-                limit,
-                i * block,
-                rows=len(h),
-                size=h.numel(),
-            )
+            # Rows are numbered over all blocks, so the mask does not depend on the blocks' size.
+            arguments = h.numpy(), bias, seed, limit, i * block
+            _share_out(_loops().relu_dropout, *arguments, rows=len(h), size=h.numel())
+            # Dropout's 1/(1-p) goes to the product, which has fewer numbers than the hidden layer.
             torch.addmm(b2, h, w2.t(), alpha=float(factor), out=out)
+
+        # What dropout or ReLU made 0 is 0 in the hidden layer: no mask is kept beside it.
         ctx.save_for_backward(x_ND, w1, w2, hidden_NH)
         ctx.scale, ctx.block, ctx.shape = float(factor), block, x.shape
         return out_ND.view(*x.shape[:-1], -1)
@@ -169,12 +175,15 @@ class _FeedForward(torch.autograd.Function):
         g_ND = grads[0].reshape(n, -1)
         dx_ND, scratch = torch.empty_like(x_ND), w1.new_empty(min(block, n), len(w1))
         dw1, db1, dw2 = torch.zeros_like(w1), w1.new_zeros(len(w1)), torch.zeros_like(w2)
+
         for h, g, x, dx in _blocks(block, hidden_NH, g_ND, x_ND, dx_ND):
             dw2.addmm_(g.t(), h, alpha=scale)
             d_hidden = torch.mm(g, w2, out=scratch[: len(h)])
+            # In place: 0 where the hidden layer is 0, be it by ReLU or by dropout.
             torch.ops.aten.threshold_backward.grad_input(d_hidden, h, 0, grad_input=d_hidden)
             dw1.addmm_(d_hidden.t(), x, alpha=scale)
             db1 += d_hidden.sum(dim=0)
+            # With beta=0 addmm does not read dx, which is memory as it was found.
             torch.addmm(dx, d_hidden, w1, beta=0, alpha=scale, out=dx)
         return dx_ND.view(ctx.shape), dw1, db1.mul_(scale), dw2, g_ND.sum(dim=0), None
 
@@ -187,6 +196,8 @@ def feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, p: f
 
 def _heads(x_BTE: Tensor, channels: int) -> Any:
     x = x_BTE.detach().numpy()
+    # The vector code takes the channels of a row to lie side by side. Outputs do already, so they
+    # are views; a gradient that autograd expanded from one number does not.
     return np.ascontiguousarray(x).reshape(*x.shape[:2], -1, channels)
 
 
@@ -198,10 +209,15 @@ class _Attention(torch.autograd.Function):
         source = q if kv is None else kv
         d_model = source.shape[2] // (3 if kv is None else 2)
         b, t, s, ctx.channels = *q.shape[:2], source.shape[1], d_model // num_heads
+
+        # Softmax's normaliser, one number a query, is all that is kept of the scores.
         out_BTD, log_sum_BHT = torch.empty(b, t, d_model), torch.empty(b, num_heads, t)
         valid_BS = mask_B11S.reshape(-1, s).contiguous().numpy()
+        # Vaswani et al. 2017, eq. 1: scores are divided by the root of a head's width.
         ctx.settings = (valid_BS, *_mask(p), np.float32(1 / math.sqrt(ctx.channels)))
+        # Threads take whole samples: every query adds to the gradients of its sample's keys.
         ctx.sharing = {"rows": b, "size": b * num_heads * t * s}
+
         q_BTHd, kv_BSHd, out_BTHd = (_heads(x, ctx.channels) for x in (q, source, out_BTD))
         _share_out(
             _loops().attention,
@@ -218,11 +234,15 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, out_BTD, log_sum_BHT = ctx.saved_tensors
-        dq = torch.zeros(q.shape)  # masked keys get no gradient
+        # Zeros, as the loop writes no gradient for a masked key.
+        dq = torch.zeros(q.shape)
         dkv = None if kv is None else torch.zeros(kv.shape)
+
+        # In self-attention queries, keys and values are heads of one tensor, their gradients too.
+        source = q if kv is None else kv
+        dsource = dq if dkv is None else dkv
         q_BTHd, kv_BSHd, out_BTHd, grad_BTHd, dq_BTHd, dkv_BSHd = (
-            _heads(x, ctx.channels)
-            for x in (q, q if kv is None else kv, out_BTD, grads[0], dq, dq if dkv is None else dkv)
+            _heads(x, ctx.channels) for x in (q, source, out_BTD, grads[0], dq, dsource)
         )
         _share_out(
             _loops().attention_backward,
