@@ -29,6 +29,7 @@ from lfmim.predictor import Predictor
 from lfmim.registry import plugin_file
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError, listed
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
+from lfmim.tracking.metrics import log_metrics
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
 from lfmim.tracking.server import check_server, other_places, shown, told, unanswered
 from lfmim.training.checkpoint import (
@@ -53,6 +54,7 @@ MEASURED = {
 }
 """Tags that say what a version's `score` measures -> what is said where the champion's is
 another."""
+PACKAGE = Path(__file__).resolve().parents[1]
 LAST_VERSION = 2**31 - 1  # more than a registry's database can hold
 MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
@@ -96,60 +98,11 @@ def register(
         # one that is better is another checkpoint
         if v.tags.get("score") == repr(meta.best_score)
     ]
-    if found:
-        entry = found[0]
-    else:
-        tags = {
-            "score": repr(meta.best_score),
-            "data": data_fingerprint,
-            "feature_spec": meta.spec.fingerprint,
-            **_measured(meta.config),
-            **git_tag(),
-        }
-        card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
-        with tempfile.TemporaryDirectory() as scratch:
-            package = Path(scratch) / "checkpoint"
-            package.mkdir()
-            for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
-                shutil.copy(checkpoint / name, package / name)
-            if plugin := plugin_file(MODELS[meta.config.model.name]):
-                shutil.copy(plugin, package / PLUGIN_FILE)
-            (Path(scratch) / CARD).write_text(card, encoding="utf-8")
-            code = Path(scratch) / "code" / "lfmim"
-            source = Path(__file__).resolve().parents[1]
-            shutil.copytree(
-                source,
-                code,
-                ignore=shutil.ignore_patterns(
-                    "__pycache__", "distributed", "inference", "tracking"
-                ),
-            )
-            model_id = _log_model(
-                client,
-                run_id,
-                Path(scratch) / "model",
-                meta,
-                python_model=str(source / "predictor.py"),
-                artifacts={"checkpoint": str(package), "model_card": str(Path(scratch) / CARD)},
-                code_paths=[str(code)],
-                signature=_signature(meta.config.model.task),
-                input_example=example,
-                pip_requirements=[
-                    f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS
-                ],
-                metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
-            )
-            client.log_text(run_id, card, CARD)
-        with contextlib.suppress(MlflowException):  # there already
-            client.create_registered_model(model_name)
-        entry = client.create_model_version(
-            model_name,
-            f"models:/{model_id}",
-            run_id=run_id,
-            tags=tags,
-            description=card,
-            model_id=model_id,
-        )
+    entry = (
+        found[0]
+        if found
+        else _new_version(client, run_id, checkpoint, meta, model_name, example, data_fingerprint)
+    )
     number = str(entry.version)
     champion = _find(client, model_name, CHAMPION)
     promoted, reason = True, "there was no champion"
@@ -163,6 +116,75 @@ def register(
         client.set_registered_model_alias(model_name, CHALLENGER, number)
     ref = f"models:/{model_name}@{CHAMPION}" if promoted else f"models:/{model_name}/{number}"
     return RegisteredVersion(ref, number, promoted, reason)
+
+
+def _new_version(
+    client: MlflowClient,
+    run_id: str,
+    checkpoint: Path,
+    meta: CheckpointMeta,
+    model_name: str,
+    example: pd.DataFrame,
+    data_fingerprint: str,
+) -> ModelVersion:
+    """The checkpoint, packaged as a logged model of the run and registered from there."""
+    tags = {
+        "score": repr(meta.best_score),
+        "data": data_fingerprint,
+        "feature_spec": meta.spec.fingerprint,
+        **_measured(meta.config),
+        **git_tag(),
+    }
+    card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        model_id = _log_model(
+            client,
+            run_id,
+            folder / "model",
+            meta,
+            python_model=str(PACKAGE / "predictor.py"),
+            artifacts={
+                "checkpoint": str(_slim_checkpoint(checkpoint, meta, folder)),
+                "model_card": str(folder / CARD),
+            },
+            code_paths=[str(_code(folder))],
+            signature=_signature(meta.config.model.task),
+            input_example=example,
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+            metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
+        )
+        client.log_text(run_id, card, CARD)
+
+    with contextlib.suppress(MlflowException):  # there already
+        client.create_registered_model(model_name)
+    return client.create_model_version(
+        model_name,
+        f"models:/{model_id}",
+        run_id=run_id,
+        tags=tags,
+        description=card,
+        model_id=model_id,
+    )
+
+
+def _slim_checkpoint(checkpoint: Path, meta: CheckpointMeta, scratch: Path) -> Path:
+    """A copy in `scratch` of what prediction needs of the checkpoint, a plug-in model's file
+    included."""
+    package = scratch / "checkpoint"
+    package.mkdir()
+    for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
+        shutil.copy(checkpoint / name, package / name)
+    if plugin := plugin_file(MODELS[meta.config.model.name]):
+        shutil.copy(plugin, package / PLUGIN_FILE)
+    return package
+
+
+def _code(scratch: Path) -> Path:
+    """A copy in `scratch` of the package, without the rooms that prediction does not enter."""
+    left_out = shutil.ignore_patterns("__pycache__", "distributed", "inference", "tracking")
+    return Path(shutil.copytree(PACKAGE, scratch / "code" / "lfmim", ignore=left_out))
 
 
 def _lineage(client: MlflowClient, run_id: str) -> Iterator[str]:
@@ -212,8 +234,7 @@ def _log_model(
             for m in client.get_metric_history(run_id, key)
             if m.step <= meta.best_epoch
         ]
-        for start in range(0, len(metrics), 1000):  # the most that one request may hold
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        log_metrics(client, run_id, metrics)
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
@@ -245,9 +266,8 @@ def _beats(
     known = {k: champion.tags[k] for k in MEASURED if k in champion.tags}
     if len(known) < len(MEASURED):  # registered before there were such tags: its run knows
         try:
-            known = (
-                _measured(experiment_from_dict(logged_config(uri, str(champion.run_id)))) | known
-            )
+            trained = experiment_from_dict(logged_config(uri, str(champion.run_id)))
+            known = _measured(trained) | known
         except (*TRACKING_ERRORS, InputError):
             return False, (
                 f"it is not known what the score of the champion (version {champion.version}) "
@@ -263,9 +283,8 @@ def _beats(
     if differs:
         return False, "; ".join(differs) + ", so the scores cannot be compared"
     score, before = (float(v.tags.get("score", "nan")) for v in (entry, champion))
-    return is_better(
-        score, before
-    ), f"validation score {score:.4f} against the champion's {before:.4f}"
+    reason = f"validation score {score:.4f} against the champion's {before:.4f}"
+    return is_better(score, before), reason
 
 
 def _client(uri: str) -> MlflowClient:
@@ -412,16 +431,13 @@ def _signature(task: str) -> ModelSignature:
         [ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()]
     )
     if task == "emotion":
-        outputs = Schema(
-            [
-                spec
-                for h in HEADS
-                for spec in (
-                    ColSpec(DataType.string, name=f"label_{h}", required=False),
-                    ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-                )
-            ]
-        )
-    return ModelSignature(
-        inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")])
-    )
+        of_heads = [
+            (
+                ColSpec(DataType.string, name=f"label_{h}", required=False),
+                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
+            )
+            for h in HEADS
+        ]
+        outputs = Schema([spec for pair in of_heads for spec in pair])
+    params = ParamSchema([ParamSpec("feature_spec", DataType.string, "")])
+    return ModelSignature(inputs, outputs, params)
