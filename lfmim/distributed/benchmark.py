@@ -103,10 +103,8 @@ def _runs(
     out = []
     for seed in range(config.seeds):
         for system in system_names(config):
-            experiment, with_curves = (
-                benchmark_experiment(config, system, seed, presets),
-                seed < config.curves,
-            )
+            experiment = benchmark_experiment(config, system, seed, presets)
+            with_curves = seed < config.curves
             key = config_hash(*hash_parts(experiment).values(), fingerprint, with_curves)
             name = Path(system).stem
             folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
@@ -203,27 +201,24 @@ def _predictions(
                 into.setdefault(h, []).append(x.float().cpu())
     z = {h: torch.cat(x).numpy() for h, x in pooled.items()}
     whole = {h: torch.cat(x) for h, x in logits.items()}
+    pairs = [(a, b) for a, b in combinations(MODALITIES, 2) if a in z and b in z]
+    cka = {f"{a}-{b}": linear_cka(z[a], z[b]) for a, b in pairs}
+
     classes = not data.labels.is_floating_point()
-    return (
-        {h: (x.argmax(dim=1) if classes else x[:, 0]).tolist() for h, x in whole.items()},
-        {
-            f"{a}-{b}": linear_cka(z[a], z[b])
-            for a, b in combinations(MODALITIES, 2)
-            if a in z and b in z
-        },
-    )
+    predicted = {h: x.argmax(dim=1) if classes else x[:, 0] for h, x in whole.items()}
+    return {h: x.tolist() for h, x in predicted.items()}, cka
 
 
 def _subsets(model: EmotionNet, data: UtteranceTensors) -> dict[str, float]:
     """The multimodal head's accuracy (sentiment: minus its absolute error) from every subset of the
     modalities, for a model that accepts absent ones."""
+    if not model.accepts_absent:
+        return {}
+
     out = {}
-    if model.accepts_absent:
-        for size in range(1, len(MODALITIES) + 1):
-            for kept in combinations(MODALITIES, size):
-                lengths = {
-                    m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()
-                }
-                part = dataclasses.replace(data, lengths=lengths)
-                out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
+    for size in range(1, len(MODALITIES) + 1):
+        for kept in combinations(MODALITIES, size):
+            lengths = {m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()}
+            part = dataclasses.replace(data, lengths=lengths)
+            out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
     return out

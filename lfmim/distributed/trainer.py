@@ -198,20 +198,13 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     if last is None:
         return  # nothing is trained that could be mixed up
     meta, known = load_meta(last), _known_run(folder)
-    was, now = (
-        {
-            k: v
-            for part in ("model", "train")
-            for k, v in flatten(to_dict(c)[part], f"{part}.").items()
-        }
-        for c in (meta.config, config)
-    )
+    was, now = _settings(meta.config), _settings(config)
     differs = [
         f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE
     ]
-    data = known.get("data") or (
-        tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None
-    )
+    data = known.get("data")
+    if known and not data:
+        data = tracking.logged_tag(known["uri"], known["run_id"], "data")
     if data not in (None, fingerprint):
         differs.append(
             f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
@@ -233,6 +226,12 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
             f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; "
             f"delete {folder} to train it again, or use another --run.name"
         )
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What a run trains and how, by dotted names: `model.d_model`, `train.lr`, ..."""
+    raw = to_dict(config)
+    return flatten(raw["model"], "model.") | flatten(raw["train"], "train.")
 
 
 def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
@@ -260,10 +259,8 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
             save(now)
             tracking.log_epoch(uri, run_id, report)
             improved.extend([report.epoch] * report.best)
-            kept = {
-                now,
-                *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :]),
-            }
+            newest = improved[-config.run.keep_checkpoints :]
+            kept = {now, *(epoch_folder(folder, e) for e in newest)}
             remove_checkpoints(folder, keep=kept)
             use = gpu_percent()
             show(
@@ -318,17 +315,13 @@ def _run_id(
             tags = {tracking.CONTINUES: known["run_id"], **tags}
         run_id = tracking.start_run(config, spec, uri=uri, run_name=folder.name, tags=tags)
         tracking.log_history(uri, run_id, history)
-    write_text(
-        folder / RUN_FILE,
-        json.dumps(
-            {
-                "uri": uri,
-                "run_id": run_id,
-                "data": tags["data"],
-                "store": str(Path(config.store).resolve()),
-            }
-        ),
-    )
+    record = {
+        "uri": uri,
+        "run_id": run_id,
+        "data": tags["data"],
+        "store": str(Path(config.store).resolve()),
+    }
+    write_text(folder / RUN_FILE, json.dumps(record))
     return run_id
 
 

@@ -101,10 +101,9 @@ class Trials:
         if not todo:
             return
         run = self.config.run
-        resources = {
-            "CPU": run.cpus_per_worker,
-            **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {}),
-        }
+        resources = {"CPU": run.cpus_per_worker}
+        if run.gpus_per_worker:
+            resources["GPU"] = run.gpus_per_worker
         ray_folder = self.folder.parent / "ray"
         tuner = tune.Tuner(
             tune.with_resources(_trial, resources),

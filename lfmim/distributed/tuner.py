@@ -157,25 +157,11 @@ def _sweep(
     records = sweep.ended
     winner = best_trial(records)
 
-    # From the config as logged, by the path of lfmim train.
     chosen = experiment_from_dict(tracking.logged_config(uri, logged[winner.number]))
-    run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
-    retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
-    again = retrained.meta
-    loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
-    reproduced = (again.best_score, loss, again.best_epoch) == (
-        winner.score,
-        winner.loss,
-        winner.best_epoch,
-    )
-
-    parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
-    to_end = dataclasses.replace(config, scheduler="none", **parts)
-    each = RepeatableOrder(
-        to_end, config.seeds, lambda number, _: {"train.seed": chosen.train.seed + number + 1}
-    )
-    seeds = Trials(to_end, folder / f"seeds-{winner.number:04d}", config.seeds - 1, each, on_trial)
+    retrained, reproduced = _retrain(config, chosen, name, parent, winner)
+    seeds = _other_seeds(config, chosen, folder, winner, on_trial)
     seeds.run(store)
+
     result = SweepResult(
         name,
         folder,
@@ -192,11 +178,44 @@ def _sweep(
     return result
 
 
+def _retrain(
+    config: TuneConfig, chosen: ExperimentConfig, name: str, parent: str, winner: TrialRecord
+) -> tuple[TrainResult, bool]:
+    """The winner's config trained and registered by the path of lfmim train, and whether score,
+    loss and epoch are the trial's in every digit."""
+    run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
+    retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
+    again = retrained.meta
+    loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
+    now = (again.best_score, loss, again.best_epoch)
+    return retrained, now == (winner.score, winner.loss, winner.best_epoch)
+
+
+def _other_seeds(
+    config: TuneConfig,
+    chosen: ExperimentConfig,
+    folder: Path,
+    winner: TrialRecord,
+    on_trial: OnTrial,
+) -> Trials:
+    """The winner's config with the `seeds` - 1 seeds after its own, none stopped early."""
+    parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
+    to_end = dataclasses.replace(config, scheduler="none", **parts)
+
+    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
+        return {"train.seed": chosen.train.seed + number + 1}
+
+    home = folder / f"seeds-{winner.number:04d}"
+    order = RepeatableOrder(to_end, config.seeds, plan)
+    return Trials(to_end, home, config.seeds - 1, order, on_trial)
+
+
 _PARTS = [f for f in dataclasses.fields(ExperimentConfig) if f.name in ("model", "train")]
 
 
 def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     """What a sweep's trials depend on, save its window and length."""
+    halving = [config.scheduler, config.grace, config.reduction]
     # Sweeps older than this field are repeatable ones.
     order = {} if config.repeatable else {"repeatable": False}
     return {
@@ -204,9 +223,7 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
         **hash_parts(config),
         "data": data_fingerprint(Path(config.store).resolve()),
         "search": config.search,
-        "scheduler": [config.scheduler, config.grace, config.reduction]
-        if config.scheduler == "asha"
-        else ["none"],
+        "scheduler": halving if config.scheduler == "asha" else ["none"],
         "space": {FORMER.get(f, f): [repr(d.distribution), list(d.grid)] for f, d in space.items()},
         "packed": 0,  # in the names of sweeps since 0.1
         "cpus": config.run.cpus_per_worker,
@@ -263,7 +280,8 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) ->
         run_name=folder.name,
         tags={"kind": "sweep", "data": identity["data"]},
     )
-    window = window or (config.window or _window(config) if config.repeatable else 0)
+    if config.repeatable and not window:
+        window = config.window or _window(config)
     state = {"run_id": run_id, "uri": uri, "window": window, "identity": identity}
     write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
