@@ -40,15 +40,19 @@ def epoch_metrics(entry: Mapping[str, Any]) -> list[Metric]:
         "lr": entry["lr"],
         "samples_per_second": entry["samples_per_second"],
         "epoch_seconds": entry["seconds"],
+        # Read back by the driver, for its progress line, and by a rerun that goes on.
         "epochs_done": entry["epoch"] + 1,
         "score": entry["score"],
     }
+
     for part in ("train", "valid"):
         for head, metrics in entry[part].items():
+            # A head without a label in this split has nothing but NaN to say.
             if metrics["count"]:
                 values |= {
                     f"{part}/{head}/{n}": v for n, v in metrics_from_dict(metrics).scalars().items()
                 }
+
     return [Metric(k, v, now(), entry["epoch"]) for k, v in values.items()]
 
 
@@ -59,6 +63,7 @@ def log_metrics(client: MlflowClient, run_id: str, metrics: Sequence[Metric]) ->
 
 
 def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
     return int(pd.Timestamp.now("UTC").timestamp() * 1000)
 
 
@@ -66,11 +71,14 @@ def latest_metrics(uri: str, run_id: str) -> dict[str, float]:
     """The run's metrics as last logged; `gpu_percent` is the mean over its GPUs, where there are
     any."""
     metrics = dict(connect(uri).get_run(run_id).data.metrics)
+    # system/gpu_0_utilization_percentage, or system/node_1/gpu_0_... of several nodes. The
+    # CPU's figure ends in the same way; a GPU's memory is another one, ..._usage_percentage.
     use = [
         v
         for k, v in metrics.items()
         if k.startswith("system/") and k.endswith("_utilization_percentage") and "gpu_" in k
     ]
+
     return {**metrics, "gpu_percent": sum(use) / len(use)} if use else metrics
 
 
@@ -79,10 +87,14 @@ def system_metrics(uri: str, run_id: str, node: str | None = None) -> Iterator[N
     """CPU, memory, disk and GPU figures of this process's machine into the run while the block
     runs, as `system/<figure>` or, with `node`, `system/<node>/<figure>`. The run's state is not
     theirs: each node does this."""
+    # Not `mlflow.start_run(log_system_metrics=True)`: that ends the run when its block ends,
+    # while other nodes are still at work. Every two seconds, for MLflow's ten would leave out a
+    # short training; `resume_logging` counts on after the figures of an earlier attempt.
     monitor = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
         run_id, sampling_interval=2, resume_logging=True, node_id=node, tracking_uri=uri
     )
     monitor.start()  # type: ignore[no-untyped-call]
+
     try:
         yield
     finally:

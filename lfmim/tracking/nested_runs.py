@@ -29,7 +29,8 @@ from lfmim.tracking.server import told
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARENT_RUN = "mlflow.parentRunId"  # how MLflow marks a nested run
+# How MLflow marks a nested run.
+PARENT_RUN = "mlflow.parentRunId"
 REPORT_SUFFIXES = (".csv", ".html", ".json", ".md", ".png", ".tex")
 
 
@@ -40,6 +41,7 @@ def logged_trials(uri: str, parent: str) -> dict[int, str]:
     client = connect(uri)
     known = {}
     token: str | None = None
+
     while True:
         page = client.search_runs(
             [client.get_run(parent).info.experiment_id],
@@ -48,12 +50,15 @@ def logged_trials(uri: str, parent: str) -> dict[int, str]:
             page_token=token,
         )
         for run in page:
+            # The winner, trained again, is a child of the sweep as well.
             if "trial" not in run.data.tags:
                 continue
-            if run.info.status == "RUNNING":  # the sweep was killed while logging it
+            # The sweep was killed while it logged this one; it is logged again, whole.
+            if run.info.status == "RUNNING":
                 client.delete_run(run.info.run_id)
             else:
                 known[int(run.data.tags["trial"])] = str(run.info.run_id)
+
         token = page.token
         if not token:
             return known
@@ -68,15 +73,19 @@ def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
         client.get_run(parent).info.experiment_id, run_name=f"trial-{record.number:04d}", tags=tags
     )
     run_id = str(run.info.run_id)
+
     log_params(client, run_id, {k: record.config[k] for k in ("model", "train")})
     client.log_text(run_id, yaml.safe_dump(record.config, sort_keys=False), CONFIG_FILE)
     for entry in record.history:
         client.log_batch(run_id, metrics=epoch_metrics(entry))
+
     if record.score is not None:
         client.log_metric(run_id, "best_score", record.score)
         client.log_metric(run_id, "best_epoch", record.best_epoch)
     if record.message:
         client.set_tag(run_id, MESSAGE, record.message)
+
+    # A trial that the scheduler stopped has done what was wanted of it.
     client.set_terminated(
         run_id, "FINISHED" if record.state in ("finished", "stopped") else "FAILED"
     )
@@ -101,6 +110,7 @@ def log_sweep(
 ) -> None:
     """Close a sweep's parent run with its figures (figures/<name>.png), files, metrics and tags."""
     client = connect(uri)
+
     for name, figure in figures.items():
         client.log_figure(run_id, figure, f"figures/{name}.png")
     for name, text in texts.items():
@@ -121,6 +131,7 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
     client = connect(uri, writing=True)
     if found := finished_run(client, config.tracking.experiment, f"tags.benchmark = '{key}'"):
         return found
+
     run_id = create_run(
         uri, config, config.tracking, f"benchmark-{folder.name}", {"kind": "benchmark"}
     )
@@ -129,9 +140,12 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
             _log_result(uri, config.tracking, run_id, result)
         for name, mean in _means(results):
             client.log_metric(run_id, name, mean)
+        # What people read. The runs' own results and checkpoints lie in folders beside it.
         files = [p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES]
         for path in sorted(files):
             client.log_artifact(run_id, str(path), "report")
+        # Last, with the state: a record that was interrupted is not found by the next attempt,
+        # which makes another.
         client.set_tag(run_id, "benchmark", key)
         client.set_terminated(run_id)
     return run_id
@@ -147,6 +161,7 @@ def _log_result(uri: str, tracking: TrackingConfig, parent: str, result: Mapping
         f"{result['system']}-{result['seed']}",
         {PARENT_RUN: parent, "system": result["system"]},
     )
+
     metrics = [m for entry in result["history"] for m in epoch_metrics(entry)]
     metrics += [
         Metric(f"test/{head}/{name}", value, now(), 0)
@@ -158,6 +173,7 @@ def _log_result(uri: str, tracking: TrackingConfig, parent: str, result: Mapping
         Metric(name, result[name], now(), 0)
         for name in ("parameters", "flops", "seconds", "best_epoch")
     ]
+
     log_metrics(client, run_id, metrics)
     client.set_terminated(run_id)
 
@@ -168,6 +184,7 @@ def _means(results: Results) -> Iterator[tuple[str, float]]:
         runs = [r["test"] for r in results if r["system"] == system]
         for head in runs[0]:
             for name, value in runs[0][head].items():
+                # Not the counts and confusion matrices, which are among the scores as well.
                 if isinstance(value, float):
                     mean = sum(t[head][name] for t in runs) / len(runs)
                     yield f"{system}/{head}/{name}", mean

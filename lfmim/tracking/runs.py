@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+# MLflow's bar for every artifact would tear up our own progress line, and GitPython, which
+# MLflow imports, complains at length of a machine without git.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 import mlflow
@@ -43,11 +45,15 @@ CONTINUES = "continues"
 """Tag: the run whose epochs this one has taken over, since that one could not go on itself."""
 MESSAGE = "message"
 """Tag: why a run failed."""
+# What all of MLflow's stores take; some take more.
 LONGEST_TAG = 5000
+# After the import, which sets a level of its own. Alembic tells of every migration of a new
+# database.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+# A tracker that fails: the same is raised where we call it, and then said in one line.
 for _name in ("mlflow.store.db.utils", "mlflow.system_metrics.system_metrics_monitor"):
-    logging.getLogger(_name).setLevel(logging.CRITICAL)  # what they log is raised, too
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def tracking_uri(config: TrackingConfig, storage: str) -> str:
@@ -59,12 +65,15 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
+
     folder = local_path(storage, "--storage").resolve()
+    # In a URI `?` begins options and %41 is an A: SQLite would open another file.
     if wrong := re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
         raise InputError(
             f"{folder}: the {wrong[0]!r} in its name means something else in the URI of its MLflow "
             "database; use a folder without it, or name a server by MLFLOW_TRACKING_URI"
         )
+
     return f"sqlite:///{folder}/mlflow.db"
 
 
@@ -91,6 +100,7 @@ def _alive(client: MlflowClient, run_id: str) -> Run | None:
         run = client.get_run(run_id)
         experiment = client.get_experiment(run.info.experiment_id)
     except MlflowException as error:
+        # A server that fails or refuses has not said that the run is gone.
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return None
@@ -104,6 +114,7 @@ def reopen_run(uri: str, run_id: str) -> bool:
     run = _alive(client, run_id)
     if run is None:
         return False
+
     client.update_run(run_id, "RUNNING")
     if MESSAGE in run.data.tags:
         client.delete_tag(run_id, MESSAGE)
@@ -127,25 +138,35 @@ def resume_run(
         or client.get_experiment(run.info.experiment_id).name != config.tracking.experiment
     ):
         return False
+
     done = int(run.data.metrics.get("epochs_done", 0))
     params = {k: str(v) for k, v in flatten(to_dict(config)).items()}
     changed = {k: v for k, v in params.items() if run.data.params.get(k, v) != v}
+    # One epoch more than there are checkpoints is a kill on Ray between the two, for there an
+    # epoch is logged before its checkpoint is reported. More belong to a training whose
+    # checkpoints were deleted.
     if done > len(history) + 1 or (changed and not _change_params(uri, run_id, changed)):
-        if run.info.status == "RUNNING":  # it was killed, and is not gone on with
+        # It was killed, and is not gone on with: nobody else would end it.
+        if run.info.status == "RUNNING":
             client.set_terminated(run_id, "KILLED")
         return False
+
     reopen_run(uri, run_id)
     _log_config(client, run_id, to_dict(config))
+    # Epochs that were saved but not yet logged when the run was killed.
     log_history(uri, run_id, history[done:])
     return True
 
 
 def _change_params(uri: str, run_id: str, params: Mapping[str, str]) -> bool:
-    """MLflow lets no param change, and more epochs are the same run: in a database of ours they do
-    change. False for a server's."""
+    """Change params of a run behind MLflow's back; False where they are a server's, so that they
+    cannot be changed."""
     path = database_file(uri)
     if path is None:
         return False
+    # MLflow lets no param change, but a run that is given more epochs is still the same run,
+    # and its params should be true. Two context managers: the connection's own commits and does
+    # not close.
     with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database, database:
         database.executemany(
             "UPDATE params SET value = ? WHERE run_uuid = ? AND key = ?",
@@ -174,6 +195,7 @@ def log_datasets(
         )
         for split, count in rows.items()
     ]
+
     connect(uri).log_inputs(run_id, datasets=inputs)
 
 
@@ -182,8 +204,10 @@ def find_run(uri: str, tracking: TrackingConfig, name: str) -> str | None:
     """Id of the experiment's finished run of that name, if there is one."""
     check_server(uri, create=True)
     path = database_file(uri)
+    # No database yet means no run yet: the caller is about to make both.
     if path is not None and not path.exists():
         return None
+
     return finished_run(connect(uri), tracking.experiment, f"attributes.run_name = '{name}'")
 
 
@@ -193,6 +217,7 @@ def finished_run(client: MlflowClient, experiment: str, condition: str) -> str |
     known = client.get_experiment_by_name(experiment)
     if known is None:
         return None
+
     found = client.search_runs(
         [known.experiment_id], f"{condition} and attributes.status = 'FINISHED'", max_results=1
     )
@@ -210,6 +235,7 @@ def create_run(
     """
     check_server(uri, create=True)
     client = connect(uri, writing=True)
+
     experiment_id = _experiment(client, uri, tracking.experiment)
     run_id = str(
         client.create_run(experiment_id, run_name=run_name, tags={**tags, **git_tag()}).info.run_id
@@ -222,15 +248,18 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     """Id of the experiment, made if it is missing. Raises InputError if it was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        # its artifacts go beside it rather than into whatever the cwd is
         database = database_file(uri)
+        # Artifacts go beside our database: MLflow would put them below whatever folder the job
+        # was started in.
         location = None if database is None else (database.parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except MlflowException as error:
             found = client.get_experiment_by_name(name)
+            # Another job made it at the same time: then it is there now, and may be used.
             if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise  # not another job that made it at the same time
+                raise
+
     if found.lifecycle_stage == "deleted":
         raise InputError(
             f"tracking.experiment: {name!r} was deleted from {uri}; restore it there (mlflow "
@@ -241,6 +270,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 def _log_config(client: MlflowClient, run_id: str, raw: dict[str, Any]) -> None:
     log_params(client, run_id, raw)
+    # The params are for MLflow's tables, and strings; the file is what is read back.
     client.log_text(run_id, yaml.safe_dump(raw, sort_keys=False), CONFIG_FILE)
 
 
@@ -296,6 +326,7 @@ def logged_config(uri: str, run_id: str) -> dict[str, Any]:
 
 
 def _artifact_uri(uri: str, run_id: str, name: str) -> str:
+    # `runs:/` URIs name no tracker: MLflow resolves them by the process's default one.
     use(uri)
     return f"runs:/{run_id}/{name}"
 
@@ -304,6 +335,7 @@ def _artifact_uri(uri: str, run_id: str, name: str) -> str:
 def finish_run(uri: str, run_id: str, meta: CheckpointMeta) -> None:
     """Log the figures and close the run: the last thing that is done for it."""
     client = connect(uri)
+    # -1 for imported weights, which come without a history, and where no score was a number.
     if meta.best_epoch >= 0:
         client.log_figure(run_id, learning_curves(meta.history), "figures/learning_curves.png")
         best = meta.history[meta.best_epoch]["valid"]
@@ -323,23 +355,28 @@ def failing(uri: str, run_id: str) -> Iterator[None]:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             client.set_terminated(run_id, "KILLED")
         else:
+            # The end of a long message: a traceback says last what happened.
             client.set_tag(run_id, MESSAGE, f"{type(error).__name__}: {error}"[-LONGEST_TAG:])
             client.set_terminated(run_id, "FAILED")
 
     try:
         yield
     except BaseException as error:
+        # What ended the block is to be told, not that the tracker could not take note of it.
         _attempt(uri, functools.partial(close, error))
         raise
 
 
 def log_params(client: MlflowClient, run_id: str, tree: dict[str, Any]) -> None:
     params = [Param(key, str(value)) for key, value in flatten(tree).items()]
-    for start in range(0, len(params), 100):  # the most that one request may hold
+    # The most that MLflow takes in one request.
+    for start in range(0, len(params), 100):
         client.log_batch(run_id, params=params[start : start + 100])
 
 
 def git_tag() -> dict[str, str]:
+    """The commit of the code, as a tag; {} where there is no repository."""
+    # mlflow.start_run sets such a tag; runs that a client creates, as ours, have none.
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
@@ -349,5 +386,6 @@ def git_tag() -> dict[str, str]:
             timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
-        return {}  # a job submitted without its .git folder
+        # A submitted job runs in a copy without the .git folder.
+        return {}
     return {"git_commit": done.stdout.strip()}
