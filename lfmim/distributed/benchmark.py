@@ -63,7 +63,7 @@ def run_benchmark(
     config are reused, begun ones go on from their last epoch.
 
     `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
-    others.
+    others; a full disk does, as WriteError.
     """
     store = Path(config.store).resolve()
     # A run whose process or node dies is called again by Ray, and goes on from its last epoch.

@@ -284,22 +284,30 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     catch_sigterm()
 
     try:
-        ray_untyped: Any = ray
-        have = ray_untyped.cluster_resources()
-        count = len([n for n in ray_untyped.nodes() if n["Alive"]])
-        missing = _missing(have, cpus=cpus, gpus=gpus)
-        nodes = f"{count} node{'s' * (count > 1)}"
-        where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
-        # A cluster may still grow, and Ray waits for that.
-        if missing and address == "local":
-            _refuse(missing, where)
-        waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
-
-        print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
+        _say_where(what, local=address == "local", cpus=cpus, gpus=gpus)
         yield
     finally:
         errors.close()
         ray.shutdown()
+
+
+def _say_where(what: str, *, local: bool, cpus: float, gpus: float) -> None:
+    """`ray_session`'s line, once Ray is there. Raises InputError if this machine lacks what the job
+    needs."""
+    import ray
+
+    ray_untyped: Any = ray
+    have = ray_untyped.cluster_resources()
+    count = len([n for n in ray_untyped.nodes() if n["Alive"]])
+    missing = _missing(have, cpus=cpus, gpus=gpus)
+    nodes = f"{count} node{'s' * (count > 1)}"
+    where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
+    # A cluster may still grow, and Ray waits for that.
+    if missing and local:
+        _refuse(missing, where)
+    waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
+
+    print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -63,8 +63,10 @@ class SweepResult:
 
 
 def check_tune(config: TuneConfig) -> Space:
-    """The search space of the sweep. Raises InputError for what can be told before a cluster is
-    started."""
+    """The search space of the sweep; the tracker's experiment is made if it is missing.
+
+    Raises InputError for what can be told before a cluster is started.
+    """
     base = with_params(config, {})
     space = read_space(config.space, base)
     # One more than the grid: trial 0 is the config as given.
@@ -133,17 +135,7 @@ def _sweep(
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
-    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
-        return suggest(
-            space, config.search, config.train.seed, number, with_params(config, {}), earlier
-        )
-
-    order: Order = (
-        RepeatableOrder(config, window, plan)
-        if config.repeatable
-        else TuneOrder(config, space, seed=None if resumed else config.train.seed)
-    )
-
+    order = _order(config, space, window, resumed)
     sweep = Trials(config, folder / "trials", total, order, on_trial)
     logged = tracking.logged_trials(uri, parent)
     on_start(name, len(sweep.records), window)
@@ -183,6 +175,19 @@ def _sweep(
     )
     _log_result(config, result, space)
     return result
+
+
+def _order(config: TuneConfig, space: Space, window: int, resumed: bool) -> Order:
+    if not config.repeatable:
+        # Drawn anew after a restart, or it would try its first values again.
+        return TuneOrder(config, space, seed=None if resumed else config.train.seed)
+
+    base = with_params(config, {})
+
+    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
+        return suggest(space, config.search, config.train.seed, number, base, earlier)
+
+    return RepeatableOrder(config, window, plan)
 
 
 def _retrain(

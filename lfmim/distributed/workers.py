@@ -4,6 +4,7 @@ workers."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import threading
@@ -41,7 +42,11 @@ POLL_SECONDS = 2.0
 
 
 def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
-    """Train on Ray's workers, checkpoints into `folder`; returns the last one."""
+    """Train on Ray's workers, checkpoints into `folder`; returns the last one.
+
+    Raises InputError as a worker did (a loss that is not finite, too), WriteError for a full disk,
+    WorkerError for any other failure, KeyboardInterrupt.
+    """
     c = config.run
     resources = {"CPU": c.cpus_per_worker}
     if c.gpus_per_worker:
@@ -135,7 +140,8 @@ def _watched(uri: str, run_id: str, config: ExperimentConfig) -> Iterator[None]:
 
 
 def _train_worker(args: dict[str, Any]) -> None:
-    """One DDP worker. Only the lead worker talks to MLflow and writes checkpoints."""
+    """One DDP worker. The lead worker alone logs epochs and writes checkpoints; of each node one
+    worker logs its machine's figures."""
     config = experiment_from_dict(args["config"])
     context = ray.train.get_context()
     store, lead = Path(args["store"]), context.get_world_rank() == 0
@@ -147,27 +153,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         # In all of Ray's processes OMP_NUM_THREADS is 1 (session.py), if the user has not set it.
         torch.set_num_threads(max(1, int(config.run.cpus_per_worker)))
 
-    def on_epoch(report: EpochReport, save: Any) -> None:
-        improved = report.score if report.best else NOT_BETTER
-        metrics = {SCORE: report.score, IMPROVED: improved, "epoch": report.epoch}
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if lead:
-                save(Path(folder))
-                tracking.log_epoch(args["uri"], args["run_id"], report)
-                checkpoint = Checkpoint.from_directory(folder)
-
-            there = epoch_folder(Path(args["folder"]), report.epoch)
-            name = there.name if lead else None
-
-            try:
-                # By every rank, though only the lead has a checkpoint: Ray waits for all.
-                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
-            # Ray copies file by file: half a checkpoint is none, and would be the newest.
-            except OSError:
-                if lead:
-                    shutil.rmtree(there, ignore_errors=True)
-                raise
+    on_epoch = functools.partial(_report_epoch, args, lead)
 
     def run(resume: Path | None) -> None:
         data = [
@@ -202,6 +188,30 @@ def _train_worker(args: dict[str, Any]) -> None:
         with latest.as_directory() as folder:
             run_tracked(Path(folder))
     at("")
+
+
+def _report_epoch(args: dict[str, Any], lead: bool, report: EpochReport, save: Any) -> None:
+    """Hand an epoch to Ray, from the lead worker with its checkpoint, and to MLflow."""
+    improved = report.score if report.best else NOT_BETTER
+    metrics = {SCORE: report.score, IMPROVED: improved, "epoch": report.epoch}
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = None
+        if lead:
+            save(Path(folder))
+            tracking.log_epoch(args["uri"], args["run_id"], report)
+            checkpoint = Checkpoint.from_directory(folder)
+
+        there = epoch_folder(Path(args["folder"]), report.epoch)
+        name = there.name if lead else None
+
+        try:
+            # By every rank, though only the lead has a checkpoint: Ray waits for all.
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        # Ray copies file by file: half a checkpoint is none, and would be the newest.
+        except OSError:
+            if lead:
+                shutil.rmtree(there, ignore_errors=True)
+            raise
 
 
 def _wrap(model: torch.nn.Module) -> torch.nn.Module:

@@ -66,7 +66,7 @@ def logged_trials(uri: str, parent: str) -> dict[int, str]:
 
 @told
 def log_trial(uri: str, parent: str, record: TrialRecord) -> str:
-    """A finished trial as a child run of the sweep: config, curves, outcome; returns its id."""
+    """An ended trial as a child run of the sweep: config, curves, outcome; returns its id."""
     client = connect(uri)
     tags = {PARENT_RUN: parent, "trial": str(record.number), "state": record.state, **git_tag()}
     run = client.create_run(

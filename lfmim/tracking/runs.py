@@ -1,4 +1,5 @@
-"""MLflow runs: params, metrics, figures, benchmarks and sweeps."""
+"""The life of an MLflow run: made with params, config and data sets, gone on with, finished or
+failed."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def _alive(client: MlflowClient, run_id: str) -> Run | None:
 
 @told
 def reopen_run(uri: str, run_id: str) -> bool:
-    """Make a run RUNNING again; False if it was deleted."""
+    """Make a run RUNNING again, without the reason of an earlier failure; False if it was
+    deleted."""
     client = connect(uri, writing=True)
     run = _alive(client, run_id)
     if run is None:
