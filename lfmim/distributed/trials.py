@@ -98,8 +98,8 @@ class Trials:
         return self.folder / f"{number:04d}"
 
     def run(self, store: Path) -> None:
-        """Run what is left on Ray Tune. Raises WriteError for a full disk; RuntimeError if Tune ends
-        without some of the trials."""
+        """Run what is left on Ray Tune. Raises WriteError for a full disk, RuntimeError if Tune
+        ends without some of the trials."""
         todo = [n for n in range(self.total) if n not in self.records]
         if not todo:
             return
