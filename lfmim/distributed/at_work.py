@@ -36,6 +36,7 @@ SECONDS_BETWEEN_STEPS = 1.0
 
 
 def _keys(kind: str, name: str = "") -> str:
+    # By job: the store is the cluster's, and other jobs of this project write there as well.
     return f"{ray.get_runtime_context().get_job_id()}:{kind}:{name}"
 
 
@@ -43,19 +44,25 @@ def begin(name: str, stage: str) -> None:
     """This process is the worker `name` (unique within the job, kept by a restarted one) of
     `stage`. From here on it tells what it is at; if its predecessor died at something, the driver
     hears of that."""
-    progress.at("")  # a process that is used again ends what it was at before
-    # or a record's level cannot be told
+    # A process that is used again ends what it was at before.
+    progress.at("")
+
+    # With the level in front: WorkerErrors goes by it, and Python's default has none.
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     key, where = _keys("at", name), f"pid {os.getpid()} on {node}"
+
+    # Whoever ends in order leaves nothing here. The time makes each death an entry of its own.
     left = _internal_kv_get(key, namespace=NAMESPACE)
     if left:
         _internal_kv_put(_keys("lost", f"{name}:{time.time_ns()}"), left, namespace=NAMESPACE)
+
     last = 0.0
 
     def tell(what: str, step: bool) -> None:
         nonlocal last
         now = time.time()
+        # A step may take milliseconds, and all workers of a cluster write to one head.
         if step and now - last < SECONDS_BETWEEN_STEPS:
             return
         last = now
@@ -102,12 +109,15 @@ def _read(kind: str) -> list[Work]:
     return [Work(*json.loads(value)) for value in values if value]
 
 
+# Ray quotes a worker's exception within its own: the message goes on to an empty line, Ray Train's
+# next `[Rank`, the next `ray::` frame or the end.
 _INPUT_ERROR = re.compile(
     r"^lfmim\.(?:schema\.InputError|training\.loop\.NonFiniteLossError): "
     r"(.+?)(?=\n\s*\n|\n\[Rank|\n\S*ray::|\Z)",
     re.DOTALL | re.MULTILINE,
 )
 _COLOUR = re.compile(r"\x1b\[\d+m")
+# A frame inside Ray with the source lines quoted below it.
 _FRAME = re.compile(
     r'^ *File "(?:[^"]*-packages/ray|python/ray)/[^"]*", line .*\n(?: {4,}.*\n)*', re.MULTILINE
 )
@@ -120,13 +130,16 @@ def worker_failure(error: BaseException, what: str) -> Exception:
     found = _INPUT_ERROR.search(text)
     if found:
         return InputError(found[1].strip())
+
     own = re.sub(r"\n\s*\n+", "\n", _FRAME.sub("", text)).strip()
     return WorkerError(f"{what}: a worker failed:\n{own}")
 
 
 _BLOCK = re.compile(r"Traceback \(most recent call last\):|Fatal Python error: ")
+# Lines of a block after its first: empty, indented, or faulthandler's titles of threads.
 _INSIDE = re.compile(r"$| |Current thread|Thread 0x|Stack ")
 _RECORD = re.compile(r"^[^a-z]{0,40}\b(ERROR|CRITICAL|FATAL)\b")
+# A worker that is told to stop dies of these, which is no error.
 _STOPPED = ("KeyboardInterrupt", "SystemExit")
 
 
@@ -144,9 +157,11 @@ class WorkerErrors:
 
     def __call__(self, data: Mapping[str, Any]) -> None:
         """Take a batch of lines as Ray hands them to a driver."""
+        # Ray's own processes speak through the same channel.
         if data["pid"] in ("autoscaler", "raylet"):
             return
         worker = str(data["ip"]), str(data["pid"])
+        # Ray calls from the thread that receives logs, `close` comes from the driver's.
         with self.lock:
             for line in data["lines"]:
                 self._line(worker, _COLOUR.sub("", line).rstrip())
@@ -159,9 +174,12 @@ class WorkerErrors:
         elif block is not None and _INSIDE.match(line):
             block += [line] if line else []
         elif block is not None:
+            # The line after a traceback's frames is the exception; after a fatal signal's it is
+            # somebody else's.
             if block[0].startswith("Traceback"):
                 block.append(line)
             self._end(worker)
+
         if worker not in self.open and _RECORD.match(line):
             self._show(worker, line)
 

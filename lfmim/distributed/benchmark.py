@@ -63,13 +63,15 @@ def run_benchmark(
     config are reused, begun ones go on from their last epoch.
 
     `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
-    others.
+    others; a full disk does, as WriteError.
     """
     store = Path(config.store).resolve()
+    # A run whose process or node dies is called again by Ray, and goes on from its last epoch.
     remote = ray.remote(_train_run).options(
         num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2
     )
     runs = _runs(config, presets, data_fingerprint(store))
+
     results: list[dict[str, Any]] = []
     failed: list[str] = []
     todo = []
@@ -79,6 +81,7 @@ def run_benchmark(
             on_done(len(results), len(runs), results[-1], True)
         else:
             todo.append(run)
+
     waiting = {remote.remote(run, str(store), config.cpus_per_run): run for run in todo}
     with at_work.say_when_stuck("benchmark", "step", config.stuck_minutes):
         while waiting:
@@ -87,12 +90,15 @@ def run_benchmark(
             try:
                 result = ray.get(ready)
             except ray.exceptions.RayError as error:
-                if isinstance(error, WriteError):  # it would fail every run
+                # Ray raises a task's error as one of its own class and the task's at once. A full
+                # disk would fail every run.
+                if isinstance(error, WriteError):
                     raise WriteError(error.path, error.reason) from error
                 failed.append(f"{run.system} {run.seed}: {str(error).strip().splitlines()[-1]}")
                 continue
             results.append(result)
             on_done(len(results) + len(failed), len(runs), result, False)
+
     return results, failed
 
 
@@ -103,11 +109,11 @@ def _runs(
     out = []
     for seed in range(config.seeds):
         for system in system_names(config):
-            experiment, with_curves = (
-                benchmark_experiment(config, system, seed, presets),
-                seed < config.curves,
-            )
+            experiment = benchmark_experiment(config, system, seed, presets)
+            with_curves = seed < config.curves
+            # With curves or without are two runs: the latter kept no weights of its epochs.
             key = config_hash(*hash_parts(experiment).values(), fingerprint, with_curves)
+
             name = Path(system).stem
             folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
             out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves))
@@ -127,6 +133,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
         if run.with_curves:
             save(home / EPOCHS / str(report.epoch))
+            # Only the weights are read again; AdamW's state is twice their size.
             (home / EPOCHS / str(report.epoch) / STATE).unlink()
         if report.best:
             save(home / BEST)
@@ -156,8 +163,11 @@ def _result(
     home, device = Path(run.folder), test.labels.device
     model = load_model(home / BEST)[0].to(device)
     outputs, cka = _predictions(model, test)
+
+    # After the choice of the epoch: the curves show the test split and choose nothing.
     every = range(meta.epoch) if run.with_curves else ()
     curves = [_scores(load_model(home / EPOCHS / str(e))[0].to(device), test) for e in every]
+
     sample = next(test.batches(8))
     result = {
         "system": run.system,
@@ -177,7 +187,9 @@ def _result(
         "cka": cka,
         "subsets": _subsets(model, test),
     }
+
     write_text(home / RESULT, json.dumps(result))
+    # After the result is written: until then a rerun goes on from them.
     for spent in (LAST, EPOCHS):
         shutil.rmtree(home / spent, ignore_errors=True)
     return result
@@ -185,6 +197,7 @@ def _result(
 
 def _scores(model: EmotionNet, data: UtteranceTensors) -> dict[str, dict[str, Any]]:
     metrics = evaluate(model, data, batch_size=TEST_BATCH)
+    # A head that the model lacks would score as if it were always wrong.
     return {h: vars(m) for h, m in metrics.items() if m.count and h in model.answers}
 
 
@@ -201,29 +214,28 @@ def _predictions(
         for into, values in ((logits, out.logits), (pooled, out.pooled)):
             for h, x in values.items():
                 into.setdefault(h, []).append(x.float().cpu())
+
     z = {h: torch.cat(x).numpy() for h, x in pooled.items()}
     whole = {h: torch.cat(x) for h, x in logits.items()}
+    pairs = [(a, b) for a, b in combinations(MODALITIES, 2) if a in z and b in z]
+    cka = {f"{a}-{b}": linear_cka(z[a], z[b]) for a, b in pairs}
+
     classes = not data.labels.is_floating_point()
-    return (
-        {h: (x.argmax(dim=1) if classes else x[:, 0]).tolist() for h, x in whole.items()},
-        {
-            f"{a}-{b}": linear_cka(z[a], z[b])
-            for a, b in combinations(MODALITIES, 2)
-            if a in z and b in z
-        },
-    )
+    predicted = {h: x.argmax(dim=1) if classes else x[:, 0] for h, x in whole.items()}
+    return {h: x.tolist() for h, x in predicted.items()}, cka
 
 
 def _subsets(model: EmotionNet, data: UtteranceTensors) -> dict[str, float]:
     """The multimodal head's accuracy (sentiment: minus its absolute error) from every subset of the
     modalities, for a model that accepts absent ones."""
+    if not model.accepts_absent:
+        return {}
+
     out = {}
-    if model.accepts_absent:
-        for size in range(1, len(MODALITIES) + 1):
-            for kept in combinations(MODALITIES, size):
-                lengths = {
-                    m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()
-                }
-                part = dataclasses.replace(data, lengths=lengths)
-                out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
+    for size in range(1, len(MODALITIES) + 1):
+        for kept in combinations(MODALITIES, size):
+            # Absent is length 0: nothing of the modality is valid, so it is masked, not zeroed.
+            lengths = {m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()}
+            part = dataclasses.replace(data, lengths=lengths)
+            out["+".join(kept)] = evaluate(model, part, batch_size=TEST_BATCH)[MULTIMODAL].score
     return out

@@ -65,8 +65,10 @@ class TuneOrder:
 
     def values(self, number: int, kept: Params | None) -> Params:
         if kept is not None:
+            # What its checkpoint was trained with. Tune's searcher hears of it in `ended`.
             return {field: kept[field] for field in self.space}
-        if number == 0 or self.config.search != "optuna":  # these need no earlier trial
+        # These need no earlier trial, so Tune's searcher is not asked.
+        if number == 0 or self.config.search != "optuna":
             seed, base = self.config.train.seed, with_params(self.config, {})
             return suggest(self.space, self.config.search, seed, number, base, [])
         self.asked.add(number)
@@ -76,8 +78,11 @@ class TuneOrder:
         return self.asha is not None and self.asha(number, epoch, score)
 
     def ended(self, record: TrialRecord) -> None:
+        # A trial of before a restart is new to this ASHA; epochs that it has heard of change
+        # nothing.
         for epoch, score in enumerate(record.scores, start=1):
             self.behind(record.number, epoch, score)
+
         # As in search.study_of: stopped trials are pruned ones, those without a result the worst of
         # them.
         value = record.score if record.state == "finished" else None
@@ -85,8 +90,11 @@ class TuneOrder:
         if record.number in self.asked:
             trial = str(record.number)
             for step, score in enumerate(steps):
+                # Tune's searcher takes its step from `training_iteration`, whatever the time
+                # attribute is.
                 self.optuna.on_trial_result(trial, {"score": score, "training_iteration": step})
             self.optuna.on_trial_complete(trial, {"score": value})
+        # Optuna refuses a point outside of the space; the config as given, trial 0, may be one.
         elif in_space(self.space, record.params):
             self.optuna.add_evaluated_point(
                 record.params, cast(float, value), pruned=value is None, intermediate_values=steps
@@ -136,15 +144,20 @@ def asha(config: TuneConfig) -> Callable[[int, int, float], bool]:
         mode="max",
         grace_period=config.grace,
         reduction_factor=config.reduction,
+        # Only bounds the rungs, and ASHA wants it no lower than the grace period: how long a trial
+        # runs is the business of train.epochs.
         max_t=max(config.grace, 1_000_000),
+        # Else ASHA stops whatever reaches max_t.
         stop_last_trials=False,
     )
+
     trials: dict[int, _AshaTrial] = {}
 
     def feed(number: int, epoch: int, score: float) -> bool:
         if number not in trials:
             trials[number] = _AshaTrial(str(number))
             scheduler.on_trial_add(None, trials[number])
+
         result = {"epoch": epoch, "score": score}
         return bool(scheduler.on_trial_result(None, trials[number], result) == TrialScheduler.STOP)
 
@@ -160,6 +173,7 @@ def successive_halving(
     for record in earlier:
         for epoch, score in enumerate(record.scores, start=1):
             feed(record.number, epoch, score)
+    # A number that no record has: ASHA looks at a trial once a rung.
     return functools.partial(feed, -1)
 
 

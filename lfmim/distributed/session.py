@@ -17,11 +17,11 @@ from typing import Any
 
 # Set before ray is imported anywhere.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# also how late the end of a run is noticed
+# How late the end of a run is noticed, too: with Ray's 2 s a run took three seconds longer.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# what matters comes as an exception, the rest is noise
+# What matters comes as an exception, the rest is noise.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 from lfmim.config import TrackingConfig
@@ -61,9 +61,12 @@ def catch_sigterm() -> None:
     """SIGTERM (`ray job stop`, a batch system, a pod's end) tidies up as Ctrl-C does."""
 
     def stop(number: int, frame: Any) -> None:
-        global terminated  # Ray replaces an exception's type while it waits, so it cannot tell
+        # A flag, for no exception could say which signal it was: Ray replaces its type while it
+        # waits.
+        global terminated
         terminated = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the tidying up
+        # Once: what follows is the tidying up, and a batch system may signal again.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
@@ -73,6 +76,7 @@ def check_shared(**folders: str) -> None:
     """Refuse relative folders in a submitted job: they would land in the temporary copy of the
     working directory."""
     for name, folder in folders.items():
+        # LFMIM_HOME is where relative paths of a submitted job start, so with it they are fine.
         if SUBMITTED and not HOME and folder and "://" not in folder and not os.path.isabs(folder):
             raise InputError(
                 f"--{name.replace('__', '.')} {folder}: relative, and a submitted job runs in a "
@@ -86,8 +90,10 @@ def check_shared(**folders: str) -> None:
 def _no_stderr() -> Iterator[None]:
     """File descriptor 2 goes nowhere; exceptions are not affected."""
     sys.stderr.flush()
+    # The descriptor, not sys.stderr: Ray's C++ side writes to it directly.
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
+
     try:
         yield
     finally:
@@ -127,15 +133,16 @@ def stay_here(what: str, *, cpus: float, gpus: float) -> None:
 
 
 def _env_vars() -> dict[str, str]:
-    """The environment that workers get from this driver. What the job was submitted with wins: Ray
-    hands it to driver and workers itself, and takes a second value, even an equal one, for an
-    error."""
+    """The environment that workers get from this driver; what the job was submitted with wins."""
     env_vars = {"OMP_NUM_THREADS": "1" if SUBMITTED else os.environ["OMP_NUM_THREADS"]}
     if not SUBMITTED:
         env_vars["PYTHONPATH"] = os.pathsep.join(
             p for p in (str(TOP), os.environ.get("PYTHONPATH", "")) if p
         )
         return env_vars
+
+    # Ray hands what the job was submitted with to driver and workers itself, and takes a second
+    # value, even an equal one, for an error.
     job = json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"]).get("runtime_env") or {}
     return {
         name: value for name, value in env_vars.items() if name not in (job.get("env_vars") or {})
@@ -170,8 +177,7 @@ def has_token() -> bool:
 
 
 def _join(address: str) -> None:
-    """Refuse, in seconds, a cluster that does not answer or does not know this user: Ray would try
-    for minutes.
+    """Refuse, in seconds, a cluster that does not answer or does not know this user.
 
     With RAY_AUTH_MODE unset this user's token is used if the cluster asks for one, as Ray's own
     tools do.
@@ -184,11 +190,13 @@ def _join(address: str) -> None:
     from ray._raylet import Config  # type: ignore[attr-defined]
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
-    services: Any = gcs_service_pb2_grpc  # generated, without types
+    # Generated, without types.
+    services: Any = gcs_service_pb2_grpc
     messages: Any = gcs_service_pb2
 
     def answer() -> grpc.StatusCode:
-        # past the proxies of the environment, as Ray itself goes
+        # Past the proxies of the environment, as Ray itself goes: with HTTP_PROXY set another way
+        # says that nobody answers.
         with init_grpc_channel(where, ray_constants.GLOBAL_GRPC_OPTIONS) as channel:
             head = services.NodeInfoGcsServiceStub(channel)
             try:
@@ -202,6 +210,8 @@ def _join(address: str) -> None:
             f"RAY_ADDRESS {address}: a job joins a cluster at HEAD:6379; to send it there, "
             "`lfmim submit --address http://HEAD:8265 COMMAND ...`"
         )
+
+    # First asked by hand: to be refused took Ray 21 s, and where nobody answers over 100 s.
     token = has_token()
     sends = is_token_auth_enabled()
     if sends and not token:
@@ -211,10 +221,13 @@ def _join(address: str) -> None:
         code = answer()
         if code == grpc.StatusCode.UNAUTHENTICATED and token and "RAY_AUTH_MODE" not in os.environ:
             os.environ["RAY_AUTH_MODE"], sends = "token", True
-            Config.initialize("")  # what Ray has read of the environment already
+            # Ray has read the environment when it was imported; this makes it read it again.
+            Config.initialize("")
             code = answer()
-    except (ConnectionError, ValueError):  # `auto` where none runs; no address
+    # `auto` where none runs, or what is no address at all.
+    except (ConnectionError, ValueError):
         code = grpc.StatusCode.UNAVAILABLE
+
     if code == grpc.StatusCode.UNAUTHENTICATED:
         raise no_token(f"the cluster at {address}", sent=sends)
     if code != grpc.StatusCode.OK:
@@ -247,38 +260,54 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": env_vars, "worker_process_setup_hook": arrive}
     }
-    # its processes inherit: a runtime environment costs seconds, and so does the dashboard
+    # A local Ray's processes inherit this process's environment: a runtime environment and the
+    # dashboard would cost ten seconds.
     if address == "local":
         os.environ.update(env_vars)
-        # Ray protects a local Ray by a token. One of its own: the user's is for clusters, and no
-        # file is written.
+        # Ray listens on all interfaces and protects a local Ray by a token. One of its own: the
+        # user's is for clusters, and no file is written.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options = {"include_dashboard": False}
-        # an actor that watches for lost spot nodes
+        # One process less, of several CPU seconds: an actor that watches for lost spot nodes.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     elif not SUBMITTED:
         _join(address)
-    with _no_stderr():  # Ray's C++ side announces its log level there
+
+    # Ray's C++ side announces its log level there.
+    with _no_stderr():
         ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
+    # Not at the top: a job that stays in its own process imports this file and is spared Ray.
     from lfmim.distributed.at_work import show_worker_errors
 
-    errors = show_worker_errors()  # of what the workers print
-    catch_sigterm()  # ray.init has set its own handler
+    errors = show_worker_errors()
+    # ray.init has set a handler of its own.
+    catch_sigterm()
+
     try:
-        ray_untyped: Any = ray
-        have = ray_untyped.cluster_resources()
-        count = len([n for n in ray_untyped.nodes() if n["Alive"]])
-        missing = _missing(have, cpus=cpus, gpus=gpus)
-        nodes = f"{count} node{'s' * (count > 1)}"
-        where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
-        if missing and address == "local":
-            _refuse(missing, where)
-        waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
-        print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
+        _say_where(what, local=address == "local", cpus=cpus, gpus=gpus)
         yield
     finally:
         errors.close()
         ray.shutdown()
+
+
+def _say_where(what: str, *, local: bool, cpus: float, gpus: float) -> None:
+    """`ray_session`'s line, once Ray is there. Raises InputError if this machine lacks what the job
+    needs."""
+    import ray
+
+    ray_untyped: Any = ray
+    have = ray_untyped.cluster_resources()
+    count = len([n for n in ray_untyped.nodes() if n["Alive"]])
+    missing = _missing(have, cpus=cpus, gpus=gpus)
+    nodes = f"{count} node{'s' * (count > 1)}"
+    where = f"{nodes}, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU"
+    # A cluster may still grow, and Ray waits for that.
+    if missing and local:
+        _refuse(missing, where)
+    waiting = f" (waiting for nodes: {', '.join(missing)})" if missing else ""
+
+    print(f"{what}{' | ' * bool(what)}ray: {where}{waiting}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -299,7 +328,9 @@ def job_session(
         check_shared(storage=storage)
     if not (tracking_config.uri or os.environ.get("MLFLOW_TRACKING_URI")):
         output_folder(storage, "--storage")
-    tracking.check_server(uri, create=True)  # before a cluster is started
+    # Before Ray is started: that would be six seconds for nothing.
+    tracking.check_server(uri, create=True)
+
     with (
         ray_session(f"{what} | mlflow {uri}", gpus=gpus),
         tracking.job_run(uri, tracking_config, run, params) as log,

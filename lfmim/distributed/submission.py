@@ -38,6 +38,8 @@ def submit(
 
     headers = _headers()
     _check_server(address, headers)
+
+    # The package is uploaded by the time that submit_job returns.
     with tempfile.TemporaryDirectory() as folder:
         command, working_dir = _pack(command, named, Path(folder))
         client = JobSubmissionClient(address, headers=headers)
@@ -45,6 +47,7 @@ def submit(
             entrypoint=shlex.join(["python", *command]),
             runtime_env={"working_dir": str(working_dir), "env_vars": env_vars},
         )
+
     print(
         f"submitted {job} to {address}; stop it with: ray job stop --address {address} {job}",
         file=sys.stderr,
@@ -57,15 +60,19 @@ def submit(
     try:
         asyncio.run(tail())
     except KeyboardInterrupt:
+        # `ray job submit` would leave it running.
         client.stop_job(job)
         raise
+
     info = client.get_job_info(job)
     print(f"{job}: {info.status.value}", file=sys.stderr)
     if info.status == JobStatus.SUCCEEDED:
         return 0
+    # For this one `ray job submit` returns 0: it looks at FAILED only.
     if info.status == JobStatus.STOPPED:
         return 143
-    if info.driver_exit_code is None:  # it never ran
+    # It never ran: the reason is not in its log but here.
+    if info.driver_exit_code is None:
         print(info.message, file=sys.stderr)
     return info.driver_exit_code or 1
 
@@ -76,6 +83,7 @@ def _headers() -> dict[str, str]:
 
     if os.environ.get("RAY_AUTH_MODE") == "disabled" or not has_token():
         return {}
+    # With or without RAY_AUTH_MODE=token here: the server knows whether it wants one.
     token = AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)
     return {"Authorization": f"Bearer {token}"}
 
@@ -88,8 +96,10 @@ def _check_server(address: str, headers: dict[str, str]) -> None:
         answer = requests.get(f"{address}/api/version", headers=headers, timeout=30)
     except requests.RequestException as error:
         raise InputError(f"no cluster answers at {address}: {START}") from error
+
     if answer.status_code in (401, 403):
         raise no_token(f"the cluster at {address}", sent=bool(headers))
+    # Web servers of all kinds answer with 200 to any path.
     if not answer.ok or "ray_version" not in answer.text:
         raise InputError(f"what answers at {address} is not Ray's job server: {START}")
 
@@ -111,14 +121,18 @@ def _pack(
     files = [(i, option, Path(value)) for i, option, value in named if Path(value).is_file()]
     if is_checkout() and not files:
         return command, TOP
+
     package = folder / "project.zip"
     if is_checkout():
+        # What Ray leaves out when it packs a folder by itself: .git, .venv and what .gitignore
+        # names.
         create_package(
             str(TOP),
             package,
             include_gitignore=True,
             excludes=ray_constants.get_runtime_env_default_excludes(),
         )
+
     with zipfile.ZipFile(package, "a") as archive:
         if not is_checkout():
             for path in sorted(p for name in OWN for p in (TOP / name).rglob("*") if p.is_file()):
@@ -126,7 +140,8 @@ def _pack(
                     archive.write(path, path.relative_to(TOP))
         for i, option, path in files:
             name = in_project(path)
-            if name not in archive.namelist():  # from elsewhere, or what .gitignore keeps at home
+            # From elsewhere, or what .gitignore keeps at home. By number: two may have one name.
+            if name not in archive.namelist():
                 name = f"submitted/{i}/{path.name}"
                 archive.write(path, name)
             command[i] = f"{option}={name}" if command[i].startswith(f"{option}=") else name

@@ -85,6 +85,8 @@ def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
     )
 
 
+# A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `parts`
+# are the key: a store that has grown is read again.
 @functools.lru_cache(maxsize=1)
 def _read_labels(
     store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]
@@ -133,6 +135,8 @@ def describe(config: ExperimentConfig) -> str:
     """
     c, storage = config.run, Path(config.run.storage).resolve()
     gpu = c.gpus_per_worker > 0
+
+    # A driver without a GPU cannot tell what `auto` will be on a worker that has one.
     precision: str = config.train.precision
     if not gpu or torch.cuda.is_available():
         precision = resolve_precision(precision, torch.device("cuda" if gpu else "cpu"))
@@ -140,6 +144,7 @@ def describe(config: ExperimentConfig) -> str:
     name = run_name(config, fingerprint)
     output_folder(str(storage / name), "--storage")
     check_run(config, storage / name, fingerprint)
+
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
     return (
@@ -164,20 +169,26 @@ def train_run(
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
     folder = output_folder(str(storage / name), "--storage")
     tracking.check_server(uri, create=True)
+
     with exclusive(folder, "run's folder"):
+        # `describe` has asked already, but only now can no other job train in here.
         check_run(config, folder, fingerprint)
         run_id = _run_id(folder, config, spec, uri, {**(tags or {}), "data": fingerprint})
         with tracking.failing(uri, run_id):
             rows = Counter(_labels(store)[0][SPLIT].to_pylist())
             used = {split: rows[split] for split in ("train", "valid")}
             tracking.log_datasets(uri, run_id, store, fingerprint, used)
+
             if alone:
                 last = _train_here(config, store, folder, uri, run_id)
             else:
-                from lfmim.distributed.workers import fit  # Ray Train takes seconds to import
+                # Ray Train takes seconds to import.
+                from lfmim.distributed.workers import fit
 
                 last = fit(config, store, folder, uri, run_id)
+
             meta = load_meta(last)
+            # Where no score was a number no epoch is the best; the last is registered.
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
             registered = tracking.register(
                 uri,
@@ -187,6 +198,7 @@ def train_run(
                 example=_example(store),
                 data_fingerprint=fingerprint,
             )
+            # Only here is the run FINISHED: without a registered model it is of no use to anybody.
             tracking.finish_run(uri, run_id, meta)
     return TrainResult(name, uri, run_id, best, meta, registered)
 
@@ -195,23 +207,21 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     """Raise InputError if the folder holds epochs of another model, recipe or data, or more than
     are asked for."""
     last = latest_checkpoint(folder)
+    # Nothing is trained that could be mixed up.
     if last is None:
-        return  # nothing is trained that could be mixed up
+        return
+
     meta, known = load_meta(last), _known_run(folder)
-    was, now = (
-        {
-            k: v
-            for part in ("model", "train")
-            for k, v in flatten(to_dict(c)[part], f"{part}.").items()
-        }
-        for c in (meta.config, config)
-    )
+    was, now = _settings(meta.config), _settings(config)
     differs = [
         f"{k}: was {was[k]}, now {v}" for k, v in now.items() if was[k] != v and k not in MAY_CHANGE
     ]
-    data = known.get("data") or (
-        tracking.logged_tag(known["uri"], known["run_id"], "data") if known else None
-    )
+
+    # Older records lack it; the MLflow run has it as a tag. Where both are gone only the encoders
+    # can be compared.
+    data = known.get("data")
+    if known and not data:
+        data = tracking.logged_tag(known["uri"], known["run_id"], "data")
     if data not in (None, fingerprint):
         differs.append(
             f"data: was {known.get('store', meta.config.store)} ({data}), now {config.store} "
@@ -221,18 +231,28 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
         differs += [
             f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))
         ]
+
     if config.train.epochs < meta.epoch:
         differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")
+
     if differs:
         raise InputError(
             f"run {folder.name} in {folder.parent} was trained otherwise. {'; '.join(differs)}. "
             "Use what it was trained with and only more epochs, or another --run.name"
         )
+
+    # Asked now, not when the run is registered, after hours of training.
     if meta.best_epoch >= 0 and not (epoch_folder(folder, meta.best_epoch) / META).is_file():
         raise InputError(
             f"{epoch_folder(folder, meta.best_epoch)}: the best checkpoint of the run is gone; "
             f"delete {folder} to train it again, or use another --run.name"
         )
+
+
+def _settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What a run trains and how, by dotted names: `model.d_model`, `train.lr`, ..."""
+    raw = to_dict(config)
+    return flatten(raw["model"], "model.") | flatten(raw["train"], "train.")
 
 
 def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
@@ -241,14 +261,18 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
 
     Raises InputError if the loss does not stay finite.
     """
-    # from here on Ray, too, would begin with the folder's newest
+    # Ray's list names checkpoints that this process may delete, and Ray refuses a run where one is
+    # gone. Without the list it, too, begins with the newest.
     (folder / RAY_SNAPSHOT).unlink(missing_ok=True)
     resume = latest_checkpoint(folder)
     past = load_meta(resume).history if resume else []
+    # Ray keeps by strict improvement (workers.IMPROVED), so that either can go on with what the
+    # other has left.
     improved = [entry["epoch"] for entry in past if entry["best"]]
     data = [
         load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")
     ]
+
     with (
         say_when_stuck("train", "step", config.run.stuck_minutes),
         watch("train", config.train.epochs, "epochs") as show,
@@ -257,14 +281,15 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
 
         def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
             now = epoch_folder(folder, report.epoch)
+            # Before MLflow hears of it: a rerun logs what was saved and not logged.
             save(now)
             tracking.log_epoch(uri, run_id, report)
             improved.extend([report.epoch] * report.best)
-            kept = {
-                now,
-                *(epoch_folder(folder, e) for e in improved[-config.run.keep_checkpoints :]),
-            }
+
+            newest = improved[-config.run.keep_checkpoints :]
+            kept = {now, *(epoch_folder(folder, e) for e in newest)}
             remove_checkpoints(folder, keep=kept)
+
             use = gpu_percent()
             show(
                 report.epoch + 1,
@@ -273,6 +298,7 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
             )
 
         show(len(past))
+
         try:
             meta = train(
                 config,
@@ -294,6 +320,7 @@ def _known_run(folder: Path) -> dict[str, Any]:
         return {}
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
+        # Named one by one: a record without them is damaged.
         return {"uri": known["uri"], "run_id": known["run_id"], **known}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -311,24 +338,24 @@ def _run_id(
     """
     known, last = _known_run(folder), latest_checkpoint(folder)
     history = load_meta(last).history if last else []
+
     if known.get("uri") == uri and tracking.resume_run(uri, known["run_id"], config, history):
         run_id = str(known["run_id"])
     else:
         if known.get("uri") == uri:
+            # Not where the tracker is another one: there nobody knows that run.
             tags = {tracking.CONTINUES: known["run_id"], **tags}
         run_id = tracking.start_run(config, spec, uri=uri, run_name=folder.name, tags=tags)
         tracking.log_history(uri, run_id, history)
-    write_text(
-        folder / RUN_FILE,
-        json.dumps(
-            {
-                "uri": uri,
-                "run_id": run_id,
-                "data": tags["data"],
-                "store": str(Path(config.store).resolve()),
-            }
-        ),
-    )
+
+    # Written anew by every rerun: the store may have moved.
+    record = {
+        "uri": uri,
+        "run_id": run_id,
+        "data": tags["data"],
+        "store": str(Path(config.store).resolve()),
+    }
+    write_text(folder / RUN_FILE, json.dumps(record))
     return run_id
 
 

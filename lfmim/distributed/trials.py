@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# the sweep's own table says what became of a trial
+# The sweep's own table says what became of a trial.
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 
 from ray import tune
@@ -50,6 +50,7 @@ from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta
 from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
 
 TRIAL = "trial.json"
+# Tune lists failed trials as errors; they are in the sweep's own table.
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)
 OnTrial = Callable[[TrialRecord, Sequence[TrialRecord]], None]
 """Called as trials end with the record and all records so far, this one included."""
@@ -77,6 +78,7 @@ class Trials:
         self.errors: dict[int, str] = {}
         self.unwritten: WriteError | None = None
         """Of a full disk, which would fail every trial: the sweep stops until there is room."""
+
         self.records: dict[int, TrialRecord] = {}
         for n in range(total):
             path = self.home(n) / TRIAL
@@ -85,7 +87,7 @@ class Trials:
                 order.ended(self.records[n])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Tune pickles its searcher and scheduler now and then; nothing here is ever read from that
+        # Tune pickles its searcher and scheduler now and then; nothing is ever read from that.
         return {}
 
     @property
@@ -96,15 +98,17 @@ class Trials:
         return self.folder / f"{number:04d}"
 
     def run(self, store: Path) -> None:
-        """Run what is left on Ray Tune."""
+        """Run what is left on Ray Tune. Raises WriteError for a full disk, RuntimeError if Tune
+        ends without some of the trials."""
         todo = [n for n in range(self.total) if n not in self.records]
         if not todo:
             return
+
         run = self.config.run
-        resources = {
-            "CPU": run.cpus_per_worker,
-            **({"GPU": run.gpus_per_worker} if run.gpus_per_worker else {}),
-        }
+        resources = {"CPU": run.cpus_per_worker}
+        if run.gpus_per_worker:
+            resources["GPU"] = run.gpus_per_worker
+
         ray_folder = self.folder.parent / "ray"
         tuner = tune.Tuner(
             tune.with_resources(_trial, resources),
@@ -112,19 +116,26 @@ class Trials:
             tune_config=tune.TuneConfig(
                 search_alg=_Search(self, todo),
                 scheduler=_Scheduler(self),
+                # No number: the searcher says when there is nothing left, after what had to be
+                # repeated.
                 num_samples=-1,
+                # A process that has imported everything and holds the data goes on with the next
+                # trial.
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
+                # New every time: Tune's own state, if it found any, would be behind the records.
                 name=f"{self.folder.name}-{time.time_ns()}",
                 storage_path=str(ray_folder),
                 verbose=0,
             ),
         )
+
         with at_work.say_when_stuck("tune", "step", run.stuck_minutes):
             tuner.fit()
         if self.unwritten:
             raise self.unwritten
+
         left = [n for n in todo if n not in self.records]
         if left:
             raise RuntimeError(
@@ -139,6 +150,7 @@ class Trials:
         is trained again."""
         params, config = self.started[number]
         last = latest_checkpoint(self.home(number))
+
         history, best_epoch, score, loss = [], -1, None, None
         if last is not None:
             meta = load_meta(last)
@@ -146,6 +158,7 @@ class Trials:
             if best_epoch >= 0:
                 score = meta.best_score
                 loss = history[best_epoch]["valid"][meta.config.train.selection]["loss"]
+
         record = TrialRecord(
             number=number,
             params=params,
@@ -158,8 +171,11 @@ class Trials:
             message=message,
             config=config,
         )
+
         self.records[number] = record
         self.order.ended(record)
+        # The record before the checkpoint goes: a trial that is killed in between has ended, and
+        # is not trained again.
         write_text(self.home(number) / TRIAL, json.dumps(dataclasses.asdict(record), indent=1))
         remove_checkpoints(self.home(number))
         self.log(record)
@@ -171,7 +187,8 @@ class Trials:
         last = latest_checkpoint(self.home(number))
         try:
             return searchable(load_meta(last).config) if last else None
-        except InputError:  # killed while it was written
+        # Killed while it was written.
+        except InputError:
             remove_checkpoints(self.home(number))
             return None
 
@@ -184,9 +201,13 @@ class Trials:
         try:
             config = to_dict(with_params(self.config, params))
         except InputError as error:
+            # Values that are allowed one by one and not together (num_heads must divide d_model):
+            # they cost this trial, not the sweep. Its record holds the config that it would have
+            # changed.
             self.started[number] = params, to_dict(with_params(self.config, {}))
             self.end(number, "failed", str(error))
             return False
+
         self.started[number] = params, config
         return True
 
@@ -211,18 +232,23 @@ class _Search(Searcher):
             number = self.waiting[0]
             if number not in self.trials.started:
                 begun = self.trials.start(number)
+                # Tune asks again later. Those behind it wait as well, for their order is part of
+                # the search.
                 if begun is None:
                     return None
                 if not begun:
                     self.waiting.pop(0)
                     continue
             self.waiting.pop(0)
+
             self.numbers[trial_id] = number
             return {
                 "number": number,
                 "home": str(self.trials.home(number)),
                 "config": self.trials.started[number][1],
             }
+
+        # Not as soon as all are handed out: one that dies is handed out again.
         done = all(number in self.trials.records for number in self.todo)
         return cast(None, Searcher.FINISHED) if done else None
 
@@ -231,15 +257,18 @@ class _Search(Searcher):
     ) -> None:
         try:
             self._complete(trial_id, result, error)
+        # Raised here it would be for Tune to handle; `run` raises it once Tune has ended.
         except WriteError as failure:
             self.trials.unwritten = failure
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         number = self.numbers.pop(trial_id)
         result = result or {}
+
         if error:
             self.deaths[number] += 1
             if self.deaths[number] <= self.trials.config.run.max_failures:
+                # Before all others: the repeatable order has trials that wait for this one.
                 self.waiting.insert(0, number)
             else:
                 self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
@@ -277,6 +306,7 @@ class _Scheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # The last line of a traceback is the exception.
         self.trials.errors[int(trial.config["number"])] = lines[-1] if lines else "it died"
 
 
@@ -294,6 +324,7 @@ def _splits(
 
 def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -> None:
     """The trial's newest checkpoint in place of the one before."""
+    # The new one first: killed in between, the trial still has one to go on from.
     now = epoch_folder(home, report.epoch)
     save(now)
     remove_checkpoints(home, keep={now})
@@ -312,12 +343,16 @@ def _trial(args: Mapping[str, Any]) -> None:
 
     resume = latest_checkpoint(home)
     if resume is not None:
+        # ASHA, in a driver that was started again, has not heard of these epochs; in one that has,
+        # they change nothing.
         for entry in load_meta(resume).history:
             tune.report({"epoch": entry["epoch"] + 1, "score": entry["score"]})
     try:
         spec, train_data, valid_data = _splits(args["store"], config.model, config.train.cache)
         train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
         at("")
+
+    # What follows is reported, not raised: Tune would take it for a death, and try again.
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})
     except WriteError as error:

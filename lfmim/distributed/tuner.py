@@ -63,15 +63,19 @@ class SweepResult:
 
 
 def check_tune(config: TuneConfig) -> Space:
-    """The search space of the sweep. Raises InputError for what can be told before a cluster is
-    started."""
+    """The search space of the sweep; the tracker's experiment is made if it is missing.
+
+    Raises InputError for what can be told before a cluster is started.
+    """
     base = with_params(config, {})
     space = read_space(config.space, base)
+    # One more than the grid: trial 0 is the config as given.
     if config.search == "grid" and len(grid_points(space)) + 1 > config.trials:
         raise InputError(
             f"trials: the grid has {len(grid_points(space))} points besides the config as given; "
             f"set --trials {len(grid_points(space)) + 1} or thin it by a search space"
         )
+
     check_experiment(base)
     identity = _identity(config, space)
     _known_sweep(config, identity)
@@ -107,6 +111,7 @@ def tune_distributed(
     folder = _folder(config, identity)
     known = _known_sweep(config, identity)
     state = known or _new_sweep(config, identity)
+
     # Deleted there: the records of the trials have it all.
     if not tracking.reopen_run(uri, state["run_id"]):
         state = _new_sweep(config, identity, window=int(state["window"]))
@@ -130,16 +135,7 @@ def _sweep(
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
 
-    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
-        return suggest(
-            space, config.search, config.train.seed, number, with_params(config, {}), earlier
-        )
-
-    order: Order = (
-        RepeatableOrder(config, window, plan)
-        if config.repeatable
-        else TuneOrder(config, space, seed=None if resumed else config.train.seed)
-    )
+    order = _order(config, space, window, resumed)
     sweep = Trials(config, folder / "trials", total, order, on_trial)
     logged = tracking.logged_trials(uri, parent)
     on_start(name, len(sweep.records), window)
@@ -150,6 +146,7 @@ def _sweep(
             if record.state == "finished":
                 tracking.log_best(uri, parent, record.number, best_trial(sweep.ended).score or 0.0)
 
+    # Ended but not in MLflow: the job was killed between the two, or the sweep's run was deleted.
     for record in sweep.ended:
         log(record)
     sweep.log = log
@@ -157,25 +154,13 @@ def _sweep(
     records = sweep.ended
     winner = best_trial(records)
 
-    # From the config as logged, by the path of lfmim train.
+    # From what MLflow holds and by the path of lfmim train: the sweep checks in passing that its
+    # record is enough to repeat its winner.
     chosen = experiment_from_dict(tracking.logged_config(uri, logged[winner.number]))
-    run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
-    retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
-    again = retrained.meta
-    loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
-    reproduced = (again.best_score, loss, again.best_epoch) == (
-        winner.score,
-        winner.loss,
-        winner.best_epoch,
-    )
-
-    parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
-    to_end = dataclasses.replace(config, scheduler="none", **parts)
-    each = RepeatableOrder(
-        to_end, config.seeds, lambda number, _: {"train.seed": chosen.train.seed + number + 1}
-    )
-    seeds = Trials(to_end, folder / f"seeds-{winner.number:04d}", config.seeds - 1, each, on_trial)
+    retrained, reproduced = _retrain(config, chosen, name, parent, winner)
+    seeds = _other_seeds(config, chosen, folder, winner, on_trial)
     seeds.run(store)
+
     result = SweepResult(
         name,
         folder,
@@ -192,11 +177,59 @@ def _sweep(
     return result
 
 
+def _order(config: TuneConfig, space: Space, window: int, resumed: bool) -> Order:
+    if not config.repeatable:
+        # Drawn anew after a restart, or it would try its first values again.
+        return TuneOrder(config, space, seed=None if resumed else config.train.seed)
+
+    base = with_params(config, {})
+
+    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
+        return suggest(space, config.search, config.train.seed, number, base, earlier)
+
+    return RepeatableOrder(config, window, plan)
+
+
+def _retrain(
+    config: TuneConfig, chosen: ExperimentConfig, name: str, parent: str, winner: TrialRecord
+) -> tuple[TrainResult, bool]:
+    """The winner's config trained and registered by the path of lfmim train, and whether score,
+    loss and epoch are the trial's in every digit."""
+    run = dataclasses.replace(config.run, name=f"{name}-trial-{winner.number:04d}")
+    retrained = train_run(dataclasses.replace(chosen, run=run), tags={tracking.PARENT_RUN: parent})
+    again = retrained.meta
+    loss = again.history[again.best_epoch]["valid"][chosen.train.selection]["loss"]
+    now = (again.best_score, loss, again.best_epoch)
+    return retrained, now == (winner.score, winner.loss, winner.best_epoch)
+
+
+def _other_seeds(
+    config: TuneConfig,
+    chosen: ExperimentConfig,
+    folder: Path,
+    winner: TrialRecord,
+    on_trial: OnTrial,
+) -> Trials:
+    """The winner's config with the `seeds` - 1 seeds after its own, none stopped early."""
+    parts = {f.name: getattr(chosen, f.name) for f in _PARTS}
+    # Without a scheduler: the spread over seeds is that of whole trainings.
+    to_end = dataclasses.replace(config, scheduler="none", **parts)
+
+    def plan(number: int, earlier: Sequence[TrialRecord]) -> Params:
+        return {"train.seed": chosen.train.seed + number + 1}
+
+    home = folder / f"seeds-{winner.number:04d}"
+    # A window wider than there are trials: none waits for another.
+    order = RepeatableOrder(to_end, config.seeds, plan)
+    return Trials(to_end, home, config.seeds - 1, order, on_trial)
+
+
 _PARTS = [f for f in dataclasses.fields(ExperimentConfig) if f.name in ("model", "train")]
 
 
 def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     """What a sweep's trials depend on, save its window and length."""
+    halving = [config.scheduler, config.grace, config.reduction]
     # Sweeps older than this field are repeatable ones.
     order = {} if config.repeatable else {"repeatable": False}
     return {
@@ -204,11 +237,12 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
         **hash_parts(config),
         "data": data_fingerprint(Path(config.store).resolve()),
         "search": config.search,
-        "scheduler": [config.scheduler, config.grace, config.reduction]
-        if config.scheduler == "asha"
-        else ["none"],
+        "scheduler": halving if config.scheduler == "asha" else ["none"],
+        # Under the names of 0.1, so that a sweep begun then is known again.
         "space": {FORMER.get(f, f): [repr(d.distribution), list(d.grid)] for f, d in space.items()},
-        "packed": 0,  # in the names of sweeps since 0.1
+        # Stacked trials are gone, but the hash of every sweep since 0.1 holds this.
+        "packed": 0,
+        # Threads and devices turn a score's last digits, and so, at times, who wins.
         "cpus": config.run.cpus_per_worker,
         "gpus": config.run.gpus_per_worker,
     }
@@ -229,6 +263,7 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
     folder = _folder(config, identity)
     if not (folder / SWEEP).is_file():
         return None
+
     try:
         state: dict[str, Any] = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         state = {name: state[name] for name in ("run_id", "uri", "window", "identity")}
@@ -237,15 +272,19 @@ def _known_sweep(config: TuneConfig, identity: dict[str, Any]) -> dict[str, Any]
             f"{folder / SWEEP}: not the record of a sweep ({error!r}); move {folder} away, or use "
             "another --run.name"
         ) from error
+
     if not config.resume:
         raise InputError(
             f"{folder}: there is a sweep already; add --resume to continue it, or start another "
             "with --run.name"
         )
+
+    # By way of JSON, like the recorded one: tuples are lists there.
     now, then = json.loads(json.dumps(identity)), state["identity"]
     differs = [k for k in {**now, **then} if now.get(k) != then.get(k)]
     differs += ["tracking.uri"] if state["uri"] != _uri(config) else []
     differs += ["window"] if config.window not in (0, state["window"]) else []
+
     if differs:
         raise InputError(
             f"{folder}: the sweep there was made with other {', '.join(differs)}; use the same, or "
@@ -263,7 +302,12 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) ->
         run_name=folder.name,
         tags={"kind": "sweep", "data": identity["data"]},
     )
-    window = window or (config.window or _window(config) if config.repeatable else 0)
+
+    # Once: it belongs to the sweep and stays when it is resumed on more slots or fewer, or the
+    # trials would be others.
+    if config.repeatable and not window:
+        window = config.window or _window(config)
+
     state = {"run_id": run_id, "uri": uri, "window": window, "identity": identity}
     write_text(folder / SWEEP, json.dumps(state, indent=1))
     return state
@@ -285,10 +329,13 @@ def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:
         "winner_score": winner.score or 0.0,
         "winner_mean_over_seeds": sum(scores) / len(scores),
     }
+
+    # Trial 0, the config as it stands: what the search gained over it.
     given = result.records[0].score
     if given is not None:
         metrics["given_score"] = given
     metrics |= {f"importance/{field}": share for field, share in result.importances.items()}
+
     tracking.log_sweep(
         result.tracking_uri,
         result.run_id,

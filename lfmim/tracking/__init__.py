@@ -1,5 +1,14 @@
 """MLflow. Besides predictor.py the only room that imports mlflow."""
 
+from lfmim.tracking.metrics import latest_metrics, log_epoch, log_history, system_metrics
+from lfmim.tracking.nested_runs import (
+    PARENT_RUN,
+    log_best,
+    log_comparison,
+    log_sweep,
+    log_trial,
+    logged_trials,
+)
 from lfmim.tracking.registry import (
     CHALLENGER,
     CHAMPION,
@@ -13,27 +22,17 @@ from lfmim.tracking.registry import (
 )
 from lfmim.tracking.runs import (
     CONTINUES,
-    PARENT_RUN,
     failing,
     find_run,
     finish_run,
     job_run,
-    latest_metrics,
-    log_best,
-    log_comparison,
     log_datasets,
-    log_epoch,
-    log_history,
-    log_sweep,
-    log_trial,
     logged_config,
     logged_tag,
-    logged_trials,
     prepare,
     reopen_run,
     resume_run,
     start_run,
-    system_metrics,
     tracking_uri,
 )
 from lfmim.tracking.server import check_server

@@ -30,6 +30,7 @@ from lfmim.predictor import Predictor
 from lfmim.registry import plugin_file
 from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError, listed
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
+from lfmim.tracking.metrics import log_metrics
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
 from lfmim.tracking.server import check_server, other_places, shown, told, unanswered
 from lfmim.training.checkpoint import (
@@ -54,7 +55,9 @@ MEASURED = {
 }
 """Tags that say what a version's `score` measures -> what is said where the champion's is
 another."""
-LAST_VERSION = 2**31 - 1  # more than a registry's database can hold
+PACKAGE = Path(__file__).resolve().parents[1]
+# A database's integer. A greater number is an overflow there, not "no such version".
+LAST_VERSION = 2**31 - 1
 MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 
@@ -90,67 +93,21 @@ def register(
     """
     client = _client(uri)
     meta = load_meta(checkpoint)
+
     found = [
         v
         for run in _lineage(client, run_id)
         for v in client.search_model_versions(f"name='{model_name}' and run_id='{run}'")
-        # one that is better is another checkpoint
+        # A rerun with more epochs may have found a better one: that is another checkpoint, and
+        # another version.
         if v.tags.get("score") == repr(meta.best_score)
     ]
-    if found:
-        entry = found[0]
-    else:
-        tags = {
-            "score": repr(meta.best_score),
-            "data": data_fingerprint,
-            "feature_spec": meta.spec.fingerprint,
-            **_measured(meta.config),
-            **git_tag(),
-        }
-        card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
-        with tempfile.TemporaryDirectory() as scratch:
-            package = Path(scratch) / "checkpoint"
-            package.mkdir()
-            for name in (WEIGHTS, META):  # no optimizer state: nobody resumes from the registry
-                shutil.copy(checkpoint / name, package / name)
-            if plugin := plugin_file(MODELS[meta.config.model.name]):
-                shutil.copy(plugin, package / PLUGIN_FILE)
-            (Path(scratch) / CARD).write_text(card, encoding="utf-8")
-            code = Path(scratch) / "code" / "lfmim"
-            source = Path(__file__).resolve().parents[1]
-            shutil.copytree(
-                source,
-                code,
-                ignore=shutil.ignore_patterns(
-                    "__pycache__", "distributed", "inference", "tracking"
-                ),
-            )
-            model_id = _log_model(
-                client,
-                run_id,
-                Path(scratch) / "model",
-                meta,
-                python_model=str(source / "predictor.py"),
-                artifacts={"checkpoint": str(package), "model_card": str(Path(scratch) / CARD)},
-                code_paths=[str(code)],
-                signature=_signature(meta.config.model.task),
-                input_example=example,
-                pip_requirements=[
-                    f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS
-                ],
-                metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
-            )
-            client.log_text(run_id, card, CARD)
-        with contextlib.suppress(MlflowException):  # there already
-            client.create_registered_model(model_name)
-        entry = client.create_model_version(
-            model_name,
-            f"models:/{model_id}",
-            run_id=run_id,
-            tags=tags,
-            description=card,
-            model_id=model_id,
-        )
+    entry = (
+        found[0]
+        if found
+        else _new_version(client, run_id, checkpoint, meta, model_name, example, data_fingerprint)
+    )
+
     number = str(entry.version)
     champion = _find(client, model_name, CHAMPION)
     promoted, reason = True, "there was no champion"
@@ -158,12 +115,90 @@ def register(
         reason = "it is the champion already"
     elif champion is not None:
         promoted, reason = _beats(uri, entry, _measured(meta.config), champion, data_fingerprint)
+
     if promoted:
         set_champion(uri, model_name, number)
+    # Not in a rerun: a later version may be the challenger by now.
     elif not found:
         client.set_registered_model_alias(model_name, CHALLENGER, number)
     ref = f"models:/{model_name}@{CHAMPION}" if promoted else f"models:/{model_name}/{number}"
     return RegisteredVersion(ref, number, promoted, reason)
+
+
+def _new_version(
+    client: MlflowClient,
+    run_id: str,
+    checkpoint: Path,
+    meta: CheckpointMeta,
+    model_name: str,
+    example: pd.DataFrame,
+    data_fingerprint: str,
+) -> ModelVersion:
+    """The checkpoint, packaged as a logged model of the run and registered from there."""
+    tags = {
+        "score": repr(meta.best_score),
+        "data": data_fingerprint,
+        "feature_spec": meta.spec.fingerprint,
+        **_measured(meta.config),
+        **git_tag(),
+    }
+
+    card = model_card(meta, name=model_name, run_id=run_id, tags=tags)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        model_id = _log_model(
+            client,
+            run_id,
+            folder / "model",
+            meta,
+            python_model=str(PACKAGE / "predictor.py"),
+            artifacts={
+                "checkpoint": str(_slim_checkpoint(checkpoint, meta, folder)),
+                "model_card": str(folder / CARD),
+            },
+            code_paths=[str(_code(folder))],
+            signature=_signature(meta.config.model.task),
+            input_example=example,
+            # Without the local part: `2.11.0+cpu` names a build that no index has.
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+            metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
+        )
+        client.log_text(run_id, card, CARD)
+
+    # It may be there already, and two jobs may make it at once.
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(model_name)
+    # `model_id`: a server refuses a version without it, the embedded registry does not.
+    return client.create_model_version(
+        model_name,
+        f"models:/{model_id}",
+        run_id=run_id,
+        tags=tags,
+        description=card,
+        model_id=model_id,
+    )
+
+
+def _slim_checkpoint(checkpoint: Path, meta: CheckpointMeta, scratch: Path) -> Path:
+    """A copy in `scratch` of what prediction needs of the checkpoint, a plug-in model's file
+    included."""
+    package = scratch / "checkpoint"
+    package.mkdir()
+    # No optimizer state: nobody resumes from the registry.
+    for name in (WEIGHTS, META):
+        shutil.copy(checkpoint / name, package / name)
+
+    if plugin := plugin_file(MODELS[meta.config.model.name]):
+        shutil.copy(plugin, package / PLUGIN_FILE)
+    return package
+
+
+def _code(scratch: Path) -> Path:
+    """A copy in `scratch` of the package, without the rooms that prediction does not enter."""
+    # They need more than REQUIREMENTS (Ray, for one), and no prediction calls them.
+    left_out = shutil.ignore_patterns("__pycache__", "distributed", "inference", "tracking")
+    return Path(shutil.copytree(PACKAGE, scratch / "code" / "lfmim", ignore=left_out))
 
 
 def _lineage(client: MlflowClient, run_id: str) -> Iterator[str]:
@@ -181,11 +216,9 @@ def _log_model(
 ) -> str:
     """Save a pyfunc model (`package`: as `mlflow.pyfunc.save_model` takes it) by way of `folder` as
     a logged model of the run, with the params and the metrics of the epochs that led to it; returns
-    its id.
-
-    Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and ended,
-    for it.
-    """
+    its id."""
+    # Not by `mlflow.pyfunc.log_model`: that wants an active run, which would be reopened, and
+    # ended, for it.
     run = client.get_run(run_id)
     model = client.create_logged_model(
         run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
@@ -202,10 +235,14 @@ def _log_model(
             ),
             **package,
         )
+
         client.log_model_artifacts(model.model_id, str(folder))
         client.log_outputs(
             run_id, [LoggedModelOutput(model.model_id, step=max(meta.best_epoch, 0))]
         )
+
+        # System figures stay out: their steps count looks at the machine, not epochs. So do
+        # epochs after the best, of which the weights know nothing.
         metrics = [
             Metric(m.key, m.value, m.timestamp, m.step, model_id=model.model_id, run_id=run_id)
             for key in run.data.metrics
@@ -213,8 +250,8 @@ def _log_model(
             for m in client.get_metric_history(run_id, key)
             if m.step <= meta.best_epoch
         ]
-        for start in range(0, len(metrics), 1000):  # the most that one request may hold
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        log_metrics(client, run_id, metrics)
+    # Ctrl-C as well: a model that stays PENDING looks as if somebody were still at it.
     except BaseException:
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
@@ -244,16 +281,17 @@ def _beats(
 ) -> tuple[bool, str]:
     """Whether the version's validation score is better than the champion's, and why (not)."""
     known = {k: champion.tags[k] for k in MEASURED if k in champion.tags}
-    if len(known) < len(MEASURED):  # registered before there were such tags: its run knows
+    # Registered before there were such tags: what it was trained with is known to its run.
+    if len(known) < len(MEASURED):
         try:
-            known = (
-                _measured(experiment_from_dict(logged_config(uri, str(champion.run_id)))) | known
-            )
+            trained = experiment_from_dict(logged_config(uri, str(champion.run_id)))
+            known = _measured(trained) | known
         except (*TRACKING_ERRORS, InputError):
             return False, (
                 f"it is not known what the score of the champion (version {champion.version}) "
                 "measures, so the scores cannot be compared"
             )
+
     differs = [
         text.format(measured[k], champion.version, known[k])
         for k, text in MEASURED.items()
@@ -263,19 +301,19 @@ def _beats(
         differs.append(f"the champion (version {champion.version}) was validated on other data")
     if differs:
         return False, "; ".join(differs) + ", so the scores cannot be compared"
+
     score, before = (float(v.tags.get("score", "nan")) for v in (entry, champion))
-    return is_better(
-        score, before
-    ), f"validation score {score:.4f} against the champion's {before:.4f}"
+    reason = f"validation score {score:.4f} against the champion's {before:.4f}"
+    return is_better(score, before), reason
 
 
 def _client(uri: str) -> MlflowClient:
-    """A client whose registry is that of `uri` too: MlflowClient(uri) alone takes the process's
-    default registry.
+    """A client whose registry is that of `uri`, too.
 
     Raises InputError for a server that does not answer or a database that is not there.
     """
     check_server(uri)
+    # MlflowClient(uri) alone asks the tracker at `uri`, but the process's default registry.
     use(uri)
     return connect(uri)
 
@@ -300,6 +338,7 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
     first."""
     client = _client(uri)
     name = f"{model_name} version {which}" if which.isdecimal() else f"models:/{model_name}@{which}"
+
     models = {m.name: m for m in client.search_registered_models(max_results=1000)}
     if not models:
         there = "no model is registered there; train and register one with lfmim train"
@@ -313,6 +352,7 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
             f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
             f"{listed(aliases, like=which) or 'none'}"
         )
+
     return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
 
 
@@ -325,9 +365,12 @@ def set_champion(uri: str, model_name: str, number: str) -> None:
     before, challenger = (_find(client, model_name, alias) for alias in (CHAMPION, CHALLENGER))
     if before is not None and str(before.version) == number:
         return
+
     past = _champions(client, model_name)
     if before is not None and past[-1:] != [str(before.version)]:
-        past.append(str(before.version))  # somebody moved the alias by hand
+        # Somebody moved the alias by hand.
+        past.append(str(before.version))
+
     client.set_registered_model_tag(model_name, CHAMPIONS, ",".join([*past, number]))
     client.set_registered_model_alias(model_name, CHAMPION, number)
     if challenger is not None and str(challenger.version) == number:
@@ -346,13 +389,17 @@ def rollback(uri: str, model_name: str) -> tuple[str, str]:
     champion = _find(client, model_name, CHAMPION)
     if champion is None:
         raise not_registered(uri, model_name, CHAMPION)
+
     present = str(champion.version)
+    # A version that was deleted since cannot be gone back to.
     alive = {str(v.version) for v in client.search_model_versions(f"name='{model_name}'")}
     past = [v for v in _champions(client, model_name) if v in alive]
     while past and past[-1] == present:
         past.pop()
+
     if not past:
         raise InputError(f"{model_name}: version {present} has no predecessor to go back to")
+
     client.set_registered_model_alias(model_name, CHAMPION, past[-1])
     client.set_registered_model_alias(model_name, CHALLENGER, present)
     client.set_registered_model_tag(model_name, CHAMPIONS, ",".join(past))
@@ -387,13 +434,15 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     if os.path.isdir(model_ref):
         return Predictor.from_checkpoint(_checkpoint_in(Path(model_ref)))
     client = _client(uri)
+
     if found := MODEL_REF.fullmatch(model_ref):
         name, which = found[1], found[2] or found[3]
         if (entry := _find(client, name, which)) is None:
             raise not_registered(uri, name, which)
         source = f"models:/{name}/{entry.version}"
     elif ":/" in model_ref:
-        source = model_ref  # another form that MLflow knows
+        # Another form that MLflow knows: a run's artifact, say.
+        source = model_ref
     else:
         raise InputError(
             f"model {model_ref}: no such folder; write models:/<name>@{CHAMPION} or "
@@ -407,6 +456,7 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
         raise InputError(
             f"{model_ref}: cannot be read from the registry at {shown(uri)}: {gist(error)}"
         ) from error
+
     return Predictor.from_checkpoint(Path(folder) / "artifacts" / "checkpoint")
 
 
@@ -421,22 +471,22 @@ def _checkpoint_in(folder: Path) -> Path:
 
 
 def _signature(task: str) -> ModelSignature:
+    # Lists of lists, not a tensor, whose signature has one length for all rows.
     sequence = Array(Array(DataType.double))
+    # None is required, since a model may answer from any subset of the modalities.
     inputs = Schema([ColSpec(sequence, name=c, required=False) for c in FEATURE_COLUMNS.values()])
     outputs = Schema(
         [ColSpec(DataType.double, name=c, required=False) for c in SENTIMENT_COLUMNS.values()]
     )
     if task == "emotion":
-        outputs = Schema(
-            [
-                spec
-                for h in HEADS
-                for spec in (
-                    ColSpec(DataType.string, name=f"label_{h}", required=False),
-                    ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
-                )
-            ]
-        )
-    return ModelSignature(
-        inputs, outputs, ParamSchema([ParamSpec("feature_spec", DataType.string, "")])
-    )
+        of_heads = [
+            (
+                ColSpec(DataType.string, name=f"label_{h}", required=False),
+                ColSpec(Array(DataType.double), name=f"probabilities_{h}", required=False),
+            )
+            for h in HEADS
+        ]
+        outputs = Schema([spec for pair in of_heads for spec in pair])
+
+    params = ParamSchema([ParamSpec("feature_spec", DataType.string, "")])
+    return ModelSignature(inputs, outputs, params)

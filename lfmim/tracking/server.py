@@ -41,14 +41,18 @@ def check_server(uri: str, *, create: bool = False) -> None:
     scheme = uri.split(":")[0].split("+")[0]
     if not create and (scheme == "file" or uri.startswith((".", "/"))):
         folder = Path(re.sub("^file:(//)?", "", uri))
-        if not folder.is_dir():  # MLflow would make it
+        # MLflow would make it, and then say that nothing is in there.
+        if not folder.is_dir():
             raise InputError(f"{folder}: there is no such folder{other_places(uri)}")
     if scheme not in DATABASE_ENGINES:
         _ask(uri)
+    # An SQLite file that is to be created is checked by `connect(uri, writing=True)`.
     elif not (create and uri.startswith(SQLITE)):
         _check_database(uri, create=create)
 
 
+# Once per process: MLflow's own retries bridge what comes later. Exceptions are not cached, so
+# a server that was away is asked again.
 @functools.cache
 def _ask(uri: str) -> None:
     try:
@@ -61,8 +65,10 @@ def _ask(uri: str) -> None:
 @contextmanager
 def _defaults(variables: dict[str, str]) -> Iterator[None]:
     """Environment variables for a block, where the user has not set them."""
+    # A user who has set MLFLOW_HTTP_REQUEST_* wants to wait as long as that says.
     mine = {k: v for k, v in variables.items() if k not in os.environ}
     os.environ.update(mine)
+
     try:
         yield
     finally:
@@ -73,7 +79,8 @@ def _defaults(variables: dict[str, str]) -> Iterator[None]:
 def _check_database(uri: str, *, create: bool) -> None:
     """As `check_server`, for a database: MLflow would make its file and tables, or try for minutes
     to connect."""
-    import mlflow.store.db.utils  # noqa: F401 (makes Base know all tables; takes a while)
+    # Makes Base know all tables. Not at the top: it takes a while, and a server needs none of it.
+    import mlflow.store.db.utils  # noqa: F401
     from mlflow.store.db.base_sql_model import Base
 
     try:
@@ -84,8 +91,11 @@ def _check_database(uri: str, *, create: bool) -> None:
         missing = set(Base.metadata.tables) - set(sqlalchemy.inspect(engine).get_table_names())
     except (*TRACKING_ERRORS, ImportError) as error:
         raise server_error(uri, error) from error
+
+    # The tables of a new PostgreSQL or MySQL database are made by MLflow when it is first used.
     if create or not missing:
         return
+
     what = file or shown(uri)
     if len(missing) == len(Base.metadata.tables):
         raise InputError(
@@ -109,6 +119,7 @@ def other_places(uri: str) -> str:
     file = database_file(uri)
     if file is None:
         return "; --mlflow names another server"
+
     found = [
         p.parent
         for base in (Path.cwd(), file.parent.parent)
@@ -116,11 +127,13 @@ def other_places(uri: str) -> str:
         for p in sorted(base.glob(pattern))
         if p.stat().st_size
     ]
+
     near = [
         os.path.relpath(p) if p.is_relative_to(Path.cwd()) else str(p)
         for p in dict.fromkeys(found)
         if p != file.parent
     ]
+
     beside = f"; {file.name} lies in {listed(near)}: --storage {near[0]}" if near else ""
     return (
         f"; --storage names another folder (run.storage of the training), --mlflow a server{beside}"
@@ -145,6 +158,8 @@ def server_error(uri: str, error: BaseException) -> InputError:
     """What is told of a server that does not answer, or of its refusal."""
     if unanswered(error):
         text = str(error)
+        # The reason is somewhere inside: requests quotes urllib3, which quotes the system's
+        # error, each with its own classes and addresses around it.
         why = re.search(
             r"\[Errno -?\d+\] ([^'\")]+)|(Read timed out|timed out|too many \d+ error responses|"
             r"certificate verify failed)|(?i:(connection refused))",
@@ -155,6 +170,7 @@ def server_error(uri: str, error: BaseException) -> InputError:
             f"the server at {shown(uri)} does not answer ({short}); start it, or name another by "
             "MLFLOW_TRACKING_URI"
         )
+
     if path := database_file(uri):
         return unusable(path, error)
     return InputError(
@@ -165,6 +181,9 @@ def server_error(uri: str, error: BaseException) -> InputError:
 
 def unanswered(error: BaseException) -> bool:
     """Whether nobody answered, as opposed to somebody who refused."""
+    # MLflow wraps what requests raised: at times as the cause, at times only as the context.
+    # OperationalError is also SQLite's word for a full disk or a locked file, where somebody
+    # did answer.
     causes = (error, error.__cause__, error.__context__)
     return any(
         isinstance(e, NO_ANSWER) or (isinstance(e, OperationalError) and "sqlite3." not in str(e))
