@@ -90,9 +90,11 @@ def predict_clip(
     model's."""
     spec = build_feature_spec(config)
     predictor.check_spec(spec, have="the configured encoders")
+    # or a branch of the hub that moves now would give other features than were just checked
     config = pinned(config, spec)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
+
     row: Row = {
         ID: Path(video).name or "text",
         VIDEO: video,
@@ -103,6 +105,7 @@ def predict_clip(
     }
     for stage in STAGES:
         (row,) = build_stage(stage, config, spec=spec)([row])
+
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
     if tokens := row.get(UNCUT_TOKENS):
@@ -150,8 +153,10 @@ def predict_manifest(
 ) -> tuple[ExtractSummary, PredictSummary]:
     """Extract the manifest into `config.store`, then predict its rows from there
     (`predict_store`)."""
+    # before hours of extraction that this model could not read
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     extracted = extract_features(config, log=log)
+    # the store may hold rows of other manifests, of runs that named the same --features
     ids = set(read_manifest(config.manifest, need_media=False)[ID])
     return extracted, predict_store(
         predictor,
@@ -251,6 +256,7 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
     digest = hashlib.sha256()
     for name, value in sorted(predictor.model.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
+
     mine, path = config_hash(digest.hexdigest(), spec.fingerprint), parts / MODEL_FILE
     if path.is_file():
         if path.read_text(encoding="utf-8") != mine:
@@ -265,17 +271,17 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
 def _run(
     predictor: Predictor, todo: dict[str, list[str]], workers: int, gpus_per_worker: float
 ) -> Iterator[pa.Table]:
-    """Predictions of the ids in `todo` (part -> ids), as they come.
-
-    The actors read the parts themselves, row group by row group: features never travel through the
-    object store.
-    """
+    """Predictions of the ids in `todo` (part -> ids), as they come."""
+    # The actors read the parts themselves, row group by row group. A `read_parquet` stage asks for
+    # a CPU per task, so actors that fill the cluster starve it, and its rows would travel through
+    # the object store.
     units = [
         pa.table({"path": [path], "group": [group]})
         for path in todo
         for group in range(pq.ParquetFile(path).num_row_groups)
     ]
     wanted = frozenset(i for ids in todo.values() for i in ids)
+
     ds = ray.data.from_arrow(units).map_batches(
         _Predict,
         fn_constructor_args=(predictor, wanted, gpus_per_worker > 0),
@@ -285,8 +291,10 @@ def _run(
         num_gpus=gpus_per_worker,
         compute=ActorPoolStrategy(size=workers),
     )
+
     table: pa.Table
     try:
+        # None: block by block, as they come; by default Ray gathers 256 rows first
         for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
             if len(table):
                 yield table
@@ -299,6 +307,7 @@ class _Predict:
     time."""
 
     def __init__(self, predictor: Predictor, wanted: frozenset[str], gpu: bool) -> None:
+        # workers share the cores (CPUS_PER_WORKER); more threads each would only fight
         torch.set_num_threads(1)
         self.predictor, self.wanted = predictor, wanted
         self.cuda = gpu and torch.cuda.is_available()
@@ -311,7 +320,9 @@ class _Predict:
     def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
         (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
         file = pq.ParquetFile(path)
+        # a store of imported features may lack a modality
         columns = [c for c in (ID, *FEATURE_COLUMNS.values()) if c in file.schema_arrow.names]
+
         for batch in file.iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
             ids = batch.column(ID).to_pylist()
             at(f"rows {ids[0]} to {ids[-1]} of {path}" if ids else "")
@@ -332,15 +343,19 @@ def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
     columns = {
         m: sequences(table, m) for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
     }
+    # Sorted out first: one row that the model refuses would fail the call for its neighbours.
     problems = [predictor.problem({m: x[i] for m, x in columns.items()}) for i in range(len(table))]
     good = [i for i, problem in enumerate(problems) if not problem]
     frame = to_frame(predictor.predict({m: [x[i] for i in good] for m, x in columns.items()}))
+
     rows: list[Row] = [
         {ID: name, STAGE: "predict" if problem else "", ERROR: problem}
         for name, problem in zip(table[ID].to_pylist(), problems, strict=True)
     ]
     for i, prediction in zip(good, frame.to_dict("records"), strict=True):
         rows[i].update({str(name): value for name, value in prediction.items()})
+    # The schema is given: where no row has an answer, pyarrow would infer columns of nulls, which
+    # do not go together with the other parts.
     return pa.Table.from_pylist(rows, schema=prediction_schema(predictor))
 
 
