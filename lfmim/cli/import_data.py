@@ -20,6 +20,7 @@ from lfmim.data.importers.base import IMPORTERS
 def main(args: list[str]) -> int:
     commands = {name: IMPORTERS[name] for name in IMPORTERS} | {"checkpoint": import_checkpoint}
     done = parse_one(commands, args, prog="lfmim import", about=__doc__, was=WAS)
+    # importers return the lines of their report; a checkpoint's prints while MLflow works
     if not isinstance(done, int):
         print("\n".join(done))
     return 0
