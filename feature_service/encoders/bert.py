@@ -52,11 +52,10 @@ class BertEncoder(Encoder):
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         """float16 [L, D] per text, L its token count after the cut to `max_tokens`; the same bytes
         in any company and order."""
-        tokens = (
-            self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
-            if texts
-            else []
-        )
+        if not texts:
+            return []
+        cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        tokens = cut["input_ids"]
 
         # Passes have fixed shapes: `batch_size` texts, padded to a length that follows from each
         # text's own. No library promises the same bytes for a text in a batch of another shape. On
@@ -79,13 +78,9 @@ class BertEncoder(Encoder):
                     mask_BL[row, : len(tokens[i])] = 1
 
                 with torch.inference_mode():
-                    hidden = (
-                        self.model(
-                            input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
-                        )
-                        .last_hidden_state.to(torch.float16)
-                        .cpu()
-                        .numpy()
-                    )
-                out.update({i: hidden[row, : len(tokens[i])] for row, i in enumerate(part)})
+                    x_BLD = self.model(
+                        input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
+                    ).last_hidden_state
+                features = x_BLD.to(torch.float16).cpu().numpy()
+                out.update({i: features[row, : len(tokens[i])] for row, i in enumerate(part)})
         return [out[i] for i in range(len(tokens))]

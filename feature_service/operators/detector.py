@@ -69,14 +69,7 @@ class FaceDetector:
         factor = np.array([width / size[0], height / size[1]], np.float32)
         out: list[Faces] = []
         for start in range(0, len(index), self.batch_size):
-            small = [
-                np.asarray(
-                    Image.fromarray(frames[i]).resize(
-                        size, Image.Resampling.BILINEAR, reducing_gap=2.0
-                    )
-                )
-                for i in index[start : start + self.batch_size]
-            ]
+            small = [_reduced(frames[i], size) for i in index[start : start + self.batch_size]]
             # A list of arrays of one size is what `detect` takes; `forward` and `extract` raise on
             # batches that mix frames with and without a face, and on arrays where cv2 is absent.
             with torch.inference_mode():
@@ -86,14 +79,10 @@ class FaceDetector:
                 # None where a frame has no face, not an empty array
                 if boxes is None:
                     out.append(NO_FACES)
-                else:
-                    out.append(
-                        Faces(
-                            boxes.astype(np.float32) * np.tile(factor, 2),
-                            probabilities.astype(np.float32),
-                            points.astype(np.float32) * factor,
-                        )
-                    )
+                    continue
+                native_boxes = boxes.astype(np.float32) * np.tile(factor, 2)
+                landmarks = points.astype(np.float32) * factor
+                out.append(Faces(native_boxes, probabilities.astype(np.float32), landmarks))
         return out
 
     def refine(self, frames: np.ndarray, owner: np.ndarray, boxes: np.ndarray) -> Faces:
@@ -181,9 +170,14 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(shared / np.maximum(area_a[:, None] + area_b[None] - shared, 1e-9))
 
 
+def _reduced(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    # reducing_gap: Pillow first shrinks by a whole factor, to twice the size wanted or more, which
+    # is cheaper than filtering all native pixels
+    image = Image.fromarray(frame)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
 def _squares(boxes: np.ndarray) -> np.ndarray:
-    centre, side = (
-        (boxes[:, :2] + boxes[:, 2:]) / 2,
-        (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True),
-    )
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    side = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True)
     return np.concatenate([centre - side / 2, centre + side / 2], axis=1)

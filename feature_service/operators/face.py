@@ -110,11 +110,10 @@ class FaceCropper:
         for a, b in itertools.pairwise(keys):
             pairs = _same_faces(found[a], found[b])
             if len(pairs):
+                before, after = found[a].boxes[pairs[:, 0]], found[b].boxes[pairs[:, 1]]
                 for i in range(a + 1, b):
                     share = np.float32((index[i] - index[a]) / (index[b] - index[a]))
-                    expected[i] = (1 - share) * found[a].boxes[pairs[:, 0]] + share * found[
-                        b
-                    ].boxes[pairs[:, 1]]
+                    expected[i] = (1 - share) * before + share * after
         self._follow(frames, index, expected, found)
         # 'No face' is only ever the whole cascade's word, never that of a box followed in vain.
         self._search(frames, index, [i for i in range(len(index)) if i not in found], found)
@@ -146,12 +145,11 @@ class FaceCropper:
             # where the native pixels do not confirm a face, the reduced frame's word stands
             if i in placed:
                 sure = placed[i].probabilities >= self.min_probability
-                faces = Faces(
-                    *(
-                        np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-                        for new, old in zip(placed[i], faces, strict=True)
-                    )
-                )
+                fields = [
+                    np.where(sure.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+                    for new, old in zip(placed[i], faces, strict=True)
+                ]
+                faces = Faces(*fields)
             faces = faces.take(faces.probabilities >= self.min_probability)
             if len(faces.boxes):
                 value = prominence(faces)

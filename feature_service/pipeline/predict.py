@@ -69,15 +69,11 @@ MODEL_FILE = "model"
 def prediction_schema(predictor: Predictor) -> pa.Schema:
     """Columns of the predictions: those of `to_frame` (probabilities in EMOTIONS order), and
     `stage` and `error`, the reason of a row without prediction."""
+    heads: list[tuple[str, pa.DataType]]
     if predictor.meta.config.model.task == "emotion":
-        heads = [
-            (name, kind)
-            for h in HEADS
-            for name, kind in (
-                (f"label_{h}", pa.string()),
-                (f"probabilities_{h}", pa.list_(pa.float32())),
-            )
-        ]
+        heads = []
+        for h in HEADS:
+            heads += [(f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32()))]
     else:
         heads = [(SENTIMENT_COLUMNS[h], pa.float32()) for h in HEADS]
     return pa.schema([(ID, pa.string()), *heads, (STAGE, pa.string()), (ERROR, pa.string())])
@@ -114,9 +110,8 @@ def predict_clip(
             tokens,
             len(row[FEATURE_COLUMNS[Modality.TEXT]]),
         )
-    return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[
-        0
-    ]
+    features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
+    return to_frame(predictor.predict(features)).iloc[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +133,8 @@ class PredictSummary:
             f"rows in {self.rows_in}: {self.predicted} predicted, {sum(self.quarantined.values())} "
             f"quarantined ({self.already_done} done before); {self.seconds:.1f} s"
         ]
-        return "\n".join(
-            [*lines, *(f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items()))]
-        )
+        lines += [f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items())]
+        return "\n".join(lines)
 
 
 def predict_manifest(
@@ -186,19 +180,21 @@ def predict_store(
 
     Rows out = rows in: quarantined rows, and rows the model cannot take, carry their reason in
     `error`. Finished rows are kept in `<output>.parts` until the output is whole, so a killed run
-    continues; the driver is the only writer, so a row that runs again on another node is written
-    once. Raises InputError, before anything is written, for features of another FeatureSpec than
-    the model's and for parts begun with another model or other features.
+    continues. Raises InputError, before anything is written, for features of another FeatureSpec
+    than the model's, for parts begun with another model or other features, and for a store without
+    rows; RuntimeError if some row never came back.
     """
     started = time.perf_counter()
     spec, schema = FeatureSpec.load(store), prediction_schema(predictor)
     predictor.check_spec(spec, have=f"the store {store}")
+
     bad = quarantined(store).to_pandas()
     bad = bad[bad[ID].isin(only)] if only is not None else bad
     ids = {path: pq.read_table(path, columns=[ID])[ID].to_pylist() for path in part_files(store)}
     want = {i for part in ids.values() for i in part} if only is None else only - set(bad[ID])
     if not want and bad.empty:
         raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
+
     parts = output.with_name(f"{output.name}.parts")
     _claim(parts, predictor, spec)
     done = stored_ids(parts)
@@ -207,40 +203,26 @@ def predict_store(
         for path, part in ids.items()
         if (here := [i for i in part if i in want and i not in done])
     }
-    pending = {i for here in todo.values() for i in here}
-    count, total, nodes = 0, len(pending), Counter[str]()
-    if total:
-        own_reports(stuck_minutes)
-        with (
-            at_work.say_when_stuck("predict", "row", stuck_minutes) as moved,
-            watch("predict", total, "rows", log=log, moves=moved) as show,
-            _part_writer(parts) as write,
-        ):
-            for table in _run(predictor, todo, workers, gpus_per_worker):
-                fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
-                # what Ray hands over again after a failure is not written again
-                table = table.filter(fresh)
-                pending.difference_update(table[ID].to_pylist())
-                write(table.select(schema.names))
-                nodes.update(table["node"].to_pylist())
-                count += table.num_rows
-                gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
-                show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
-    if pending:
-        raise RuntimeError(
-            f"{len(pending)} rows were not predicted, {min(pending)!r} among them; run the same "
-            "command again"
-        )
-    predictions = read_table(parts) if part_files(parts) else schema.empty_table()
-    lost = pa.Table.from_pylist(
-        [{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")], schema=schema
+    nodes = _predict_parts(
+        predictor,
+        todo,
+        parts,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        stuck_minutes=stuck_minutes,
+        log=log,
     )
+
+    predictions = read_table(parts) if part_files(parts) else schema.empty_table()
+    reasons_of_bad = [{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")]
+    lost = pa.Table.from_pylist(reasons_of_bad, schema=schema)
     result = pa.concat_tables([predictions, lost]).sort_by(ID)
     _write_output(result, output)
+    # only now that the output is whole: until then a killed run continues from them
     shutil.rmtree(parts)
-    reasons = Counter(
-        f"{r[STAGE]}: {r[ERROR]}" for r in result.select([STAGE, ERROR]).to_pylist() if r[ERROR]
-    )
+
+    why = result.select([STAGE, ERROR]).to_pylist()
+    reasons = Counter(f"{r[STAGE]}: {r[ERROR]}" for r in why if r[ERROR])
     return PredictSummary(
         rows_in=result.num_rows,
         already_done=len(done),
@@ -249,6 +231,53 @@ def predict_store(
         nodes=dict(nodes),
         seconds=time.perf_counter() - started,
     )
+
+
+def _predict_parts(
+    predictor: Predictor,
+    todo: dict[str, list[str]],
+    parts: Path,
+    *,
+    workers: int,
+    gpus_per_worker: float,
+    stuck_minutes: float,
+    log: Log,
+) -> Counter[str]:
+    """Predict the ids in `todo` (part -> ids) into `parts`, with progress; returns rows per node.
+
+    Raises RuntimeError if some row never came back.
+    """
+    schema, nodes = prediction_schema(predictor), Counter[str]()
+    pending = {i for here in todo.values() for i in here}
+    count, total = 0, len(pending)
+    if not total:
+        return nodes
+
+    own_reports(stuck_minutes)
+    with (
+        at_work.say_when_stuck("predict", "row", stuck_minutes) as moved,
+        watch("predict", total, "rows", log=log, moves=moved) as show,
+        _part_writer(parts) as write,
+    ):
+        for table in _run(predictor, todo, workers, gpus_per_worker):
+            # What Ray hands over again, from another node after a failure, is not written again:
+            # this process is the only writer.
+            fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
+            table = table.filter(fresh)
+            pending.difference_update(table[ID].to_pylist())
+            write(table.select(schema.names))
+
+            nodes.update(table["node"].to_pylist())
+            count += table.num_rows
+            gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
+            show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
+
+    if pending:
+        raise RuntimeError(
+            f"{len(pending)} rows were not predicted, {min(pending)!r} among them; run the same "
+            "command again"
+        )
+    return nodes
 
 
 def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
@@ -329,11 +358,9 @@ class _Predict:
             wanted = pa.array([i in self.wanted for i in ids], pa.bool_())
             out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
             gpu = gpu_percent() if self.cuda else None
-            yield (
-                out.append_column(
-                    "node", pa.array([self.node] * len(out), pa.string())
-                ).append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64()))
-            )
+            node = pa.array([self.node] * len(out), pa.string())
+            percent = pa.array([gpu] * len(out), pa.float64())
+            yield out.append_column("node", node).append_column("gpu_percent", percent)
         at("")
 
 
