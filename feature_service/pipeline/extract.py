@@ -103,7 +103,8 @@ def extract_features(
 
     Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other
     encoders or in use by another run (nothing is written then), and when the store cannot be
-    written to (rows written so far are kept). Clips that cannot be used are quarantined, never
+    written to (rows written so far are kept); WorkerError for a worker that failed otherwise;
+    RuntimeError if some row never came back. Clips that cannot be used are quarantined, never
     dropped.
     """
     started = time.perf_counter()
