@@ -72,6 +72,8 @@ class Encoder:
         """Hashes the weights on first use. A chosen family stands in the name and in the hash: with
         the same weights it gives other features."""
         digest = self.digest()
+        # Without a chosen family the hash is that of the weights alone, as stores have had it since
+        # before families could be chosen.
         if self.family:
             digest = hashlib.sha256(f"{self.family}\0{digest}".encode()).hexdigest()
         return EncoderSpec(
@@ -114,6 +116,7 @@ def load_encoder(
     Raises InputError for a family that is not known or encodes another modality, and if the source
     cannot be loaded.
     """
+    # The commit first: of a branch that moves meanwhile, family and weights would be of two.
     revision = resolved_revision(source, revision) or None
     own = model_type(source, revision)
     name = family or own or OTHERWISE[modality]
@@ -125,7 +128,10 @@ def load_encoder(
             f"{field}the family {name!r} {other}; known for {modality}: {known}. One of your own "
             "comes from its file: --plugin FILE"
         )
+
     encoder = ENCODERS[name](source, revision=revision, device=device)
+    # Naming the family that the source has anyway makes no other encoder of it: stores extracted
+    # either way fit together.
     if name != (own or OTHERWISE[modality]):
         encoder.family = name
     return encoder

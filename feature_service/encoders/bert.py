@@ -32,6 +32,9 @@ class BertEncoder(Encoder):
     ) -> None:
         # resolves the revision once, or a moving branch gives tokenizer and model apart
         super().__init__(source, revision=revision, device=device)
+
+        # The pooler reaches no feature; of a checkpoint without one, its random numbers would
+        # change the weights' hash.
         self.model = (
             from_pretrained(BertModel, source, self.revision, add_pooling_layer=False)
             .eval()
@@ -42,42 +45,42 @@ class BertEncoder(Encoder):
         self.dim, self.max_length = self.model.config.hidden_size, max_tokens
 
     def count_tokens(self, text: str) -> int:
+        # verbose: transformers would warn that the text is longer than the model reads, which is
+        # why it is asked
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """float16 [L, D] per text, L its true token count.
+        """float16 [L, D] per text, L its token count after the cut to `max_tokens`; the same bytes
+        in any company and order."""
+        if not texts:
+            return []
+        cut = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        tokens = cut["input_ids"]
 
-        Passes have fixed shapes: `batch_size` texts (the last pass is filled up) padded to a length
-        that follows from the text's own, so its features do not depend on the texts beside it. On a
-        CPU one text a pass, unpadded: filling small blocks up would cost more than batching gains.
-        """
-        tokens = (
-            self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]
-            if texts
-            else []
-        )
+        # Passes have fixed shapes: `batch_size` texts, padded to a length that follows from each
+        # text's own. No library promises the same bytes for a text in a batch of another shape. On
+        # a CPU one text a pass, unpadded: filling blocks up would cost more than batching gains.
         groups: dict[int, list[int]] = {}
         for i, ids in enumerate(tokens):
             step = 1 if self.batch_size == 1 else LENGTH_STEP
             groups.setdefault(-(-len(ids) // step) * step, []).append(i)
+
         out: dict[int, np.ndarray] = {}
         for length, members in groups.items():
             for start in range(0, len(members), self.batch_size):
                 part = members[start : start + self.batch_size]
                 ids_BL = torch.full((self.batch_size, length), self.tokenizer.pad_token_id)
                 mask_BL = torch.zeros_like(ids_BL)
-                mask_BL[:, 0] = 1  # rows that only fill up must attend to something
+                # rows that only fill up must attend to something: softmax over nothing may be NaN
+                mask_BL[:, 0] = 1
                 for row, i in enumerate(part):
                     ids_BL[row, : len(tokens[i])] = torch.tensor(tokens[i])
                     mask_BL[row, : len(tokens[i])] = 1
+
                 with torch.inference_mode():
-                    hidden = (
-                        self.model(
-                            input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
-                        )
-                        .last_hidden_state.to(torch.float16)
-                        .cpu()
-                        .numpy()
-                    )
-                out.update({i: hidden[row, : len(tokens[i])] for row, i in enumerate(part)})
+                    x_BLD = self.model(
+                        input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
+                    ).last_hidden_state
+                features = x_BLD.to(torch.float16).cpu().numpy()
+                out.update({i: features[row, : len(tokens[i])] for row, i in enumerate(part)})
         return [out[i] for i in range(len(tokens))]

@@ -32,17 +32,15 @@ class ResNetEncoder(Encoder):
         self.model = (
             load_resnet(source, self.revision).eval().to(device, memory_format=torch.channels_last)
         )
+
         self.batch_size = batch_size or (8 if device == "cpu" else 64)
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
         self.dim = self.model.config.hidden_sizes[-1]
 
     def __call__(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """uint8 [F, S, S, 3] per utterance -> float16 [F, D]; frames are batched across utterances.
-
-        Every pass has `batch_size` frames, the last one filled up: with one shape a frame's
-        features do not depend on the frames beside it.
-        """
+        """uint8 [F, S, S, 3] per utterance -> float16 [F, D], the same bytes in any company and
+        order; frames are batched across utterances."""
         if not crops:
             return []
         frames = np.concatenate(crops)
@@ -51,10 +49,13 @@ class ResNetEncoder(Encoder):
             [i == 0 or not np.array_equal(frames[i], frames[i - 1]) for i in range(len(frames))]
         )
         owner, frames = np.cumsum(new) - 1, frames[new]
+
         parts = []
         for start in range(0, len(frames), self.batch_size):
             batch = frames[start : start + self.batch_size]
             count = len(batch)
+            # The last pass is filled up: with one shape a frame's features do not depend on the
+            # frames beside it.
             if count < self.batch_size:
                 batch = np.concatenate(
                     [batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)]
@@ -74,16 +75,20 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
     dict."""
     if not source.endswith((".pth", ".pt")):
         return from_pretrained(ResNetModel, source, revision)
+
     try:
         raw = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds here, UnpicklingError for code among them
+    # torch raises many kinds here, UnpicklingError for a file that would run code among them
+    except Exception as error:
         raise InputError(
             f"{source}: cannot be read as a weights-only checkpoint: {error!r:.300}"
         ) from error
     raw = _state_dict(raw)
     if raw is None:
         raise InputError(f"{source}: holds no state dict of tensors")
+
     plain = _torchvision_names(raw)
+    # the classifier, of 1000 or 7 classes, is not part of the features
     state = {
         _hf_name(k): v for k, v in plain.items() if k.split(".")[0] not in ("fc", "classifier")
     }
@@ -95,6 +100,9 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
             layer_type="basic",
         )
     )
+
+    # num_batches_tracked is read by training only, and absent in old checkpoints: hence, below,
+    # `strict=False` after a check of all else.
     expected = model.state_dict()
     wrong = [k for k, v in state.items() if k not in expected or expected[k].shape != v.shape]
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
@@ -110,6 +118,8 @@ def load_resnet(source: str, revision: str | None) -> ResNetModel:
 
 def _state_dict(raw: Any) -> dict[str, torch.Tensor] | None:
     """The state dict in a checkpoint, at the top or under one of the usual keys."""
+    # Training scripts save {"epoch": 3, "state_dict": {...}} or deeper. An accuracy beside the
+    # weights may be a tensor as well, but only parameters have a dot in their names.
     for _ in range(3):
         if not isinstance(raw, dict):
             return None
@@ -138,12 +148,15 @@ def _torchvision_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
     if first is not None:
         prefix = first.removesuffix("layer1.0.conv1.weight")
         return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+    # The first convolution, and first in the dict: `5.0.downsample.0.weight`, later, looks alike.
     stem = next(
         (k for k, v in state.items() if k.endswith(".0.weight") or k == "0.weight" if v.ndim == 4),
         None,
     )
     if stem is None:
         return state
+
     prefix = stem.removesuffix("0.weight")
     out = {}
     for key, value in state.items():
@@ -158,6 +171,7 @@ def _looks_like(state: dict[str, torch.Tensor]) -> str:
     blocks = tuple(
         len({k.split(".")[1] for k in state if k.startswith(f"layer{n}.")}) for n in range(1, 5)
     )
+    # ResNet-34 and -50 have the same numbers of blocks, but the latter's have a third convolution.
     bottleneck = any(".conv3." in k for k in state)
     known: dict[tuple[int, ...], str] = {
         (2, 2, 2, 2, False): "ResNet-18 of other widths",
@@ -188,8 +202,10 @@ def _hf_name(key: str) -> str:
                 *part[1:],
             ]
         )
+    # left as it is, it is told as unknown by the name that the user's file has
     if not part[0].startswith("layer") or len(part) < 4:
         return key
+
     prefix = f"encoder.stages.{int(part[0][5:]) - 1}.layers.{part[1]}"
     if part[2] == "downsample":
         return f"{prefix}.shortcut.{'convolution' if part[3] == '0' else 'normalization'}.{part[4]}"

@@ -31,20 +31,22 @@ class Wav2Vec2Encoder(Encoder):
         self.dim = self.model.config.hidden_size
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """float32 [S] at 16 kHz -> float16 [T, D] with T = (S - 400) // 320 + 1.
-
-        One waveform a pass: the base model's group norm runs over time, so padding would leak into
-        the features, and utterances of one exact length are rare (on a CPU a pass of four such took
-        longer than four passes). Waveforms longer than 30 s go in chunks that overlap by one
-        receptive field, which bounds memory.
-        """
+        """float32 [S] at 16 kHz -> float16 [T, D] with T = (max(S, 400) - 400) // 320 + 1."""
+        # One waveform a pass: the base model's group norm runs over time, so padding would leak
+        # into the features, and utterances of one exact length are rare (on a CPU a pass of four
+        # such took longer than four passes).
         return [self._encode(np.asarray(w, np.float32)) for w in waveforms]
 
     def _encode(self, wave: np.ndarray) -> np.ndarray:
+        # the convolutions make one frame of so many samples, and none of fewer
         if len(wave) < RECEPTIVE_FIELD:
             wave = np.pad(wave, (0, RECEPTIVE_FIELD - len(wave)))
-        if self.normalize:  # as Wav2Vec2FeatureExtractor does: over the whole utterance
+        # as Wav2Vec2FeatureExtractor does: over the whole utterance
+        if self.normalize:
             wave = (wave - wave.mean()) / np.sqrt(wave.var() + 1e-7)
+
+        # Chunks of 30 s bound the memory. Each reads on into the next, so that it gives CHUNK / HOP
+        # frames, a whole number: put together they are one 20 ms grid.
         starts = range(0, max(len(wave) - RECEPTIVE_FIELD + 1, 1), CHUNK)
         parts = []
         for start in starts:

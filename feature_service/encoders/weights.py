@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from lfmim.schema import InputError, Modality, listed
 from lfmim.storage import new_folder
 
+# What a checkpoint lacks is told by `_check_complete`; a bar per model and worker is only noise.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -36,11 +37,8 @@ PUNCTUATION = "，。！？、；：“”‘’（）《》…—"
 
 def build_tiny_encoders(folder: Path, seed: int = 0) -> dict[Modality, Path]:
     """Write small encoders of the paper's architectures with seeded random weights; reuse them if
-    they are there.
-
-    A folder is complete or absent: it is written beside and renamed, so several processes may build
-    it at once.
-    """
+    they are there. Several processes may build one folder at once."""
+    # A folder is complete or absent: it is written beside and renamed.
     if not folder.is_dir():
         with new_folder(folder, first=True) as scratch, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -62,6 +60,7 @@ def _save_tiny_text(folder: Path) -> None:
         *map(chr, CJK),
     ]
     vocabulary += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
+
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(
@@ -69,6 +68,7 @@ def _save_tiny_text(folder: Path) -> None:
             {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
         )
     )
+
     # initializer_range: at BERT's 0.02 a random model barely mixes its tokens.
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -80,6 +80,7 @@ def _save_tiny_text(folder: Path) -> None:
         initializer_range=0.1,
     )
     BertModel(config).save_pretrained(folder)
+    # From the folder: BertTokenizer(vocab_file=...) of transformers 5 makes [UNK] of everything.
     BertTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
@@ -111,6 +112,7 @@ def weights_sha256(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        # viewed as bytes, for numpy has no bfloat16
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -132,16 +134,21 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
             f"encoders: {loader.__name__} has weights to load; name its folder or hub id beside "
             "the family (--encoders.text, --encoders.audio or --encoders.vision)"
         )
+
     local = Path(source).is_dir()
     network = issubclass(loader, nn.Module)
+    # Asked before loading: transformers loads a checkpoint of another kind with no more than a
+    # warning, and fills what it does not find there with random numbers.
     if network:
         found, expected = model_type(source, revision), loader.config_class.model_type
         if found not in ("", expected):
             raise InputError(
                 f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here"
             )
+
     info: dict[str, Any] = {}
     try:
+        # tensors of another shape come back in `info`, to be named with those that are missing
         if network:
             kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded = loader.from_pretrained(
@@ -149,7 +156,8 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
         )
         if network:
             loaded, info = loaded
-    except Exception as error:  # damaged files raise many kinds: safetensors', pickle's, torch's
+    # damaged files raise many kinds: safetensors', pickle's, torch's
+    except Exception as error:
         lines = str(error).splitlines()
         hint = "Give a folder made by save_pretrained, or a hub id that this machine can reach."
         if not local and huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -162,22 +170,26 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
             f"encoder {source!r}: cannot be loaded as {loader.__name__}: "
             f"{lines[0] if lines else error!r}. {hint}"
         ) from error
+
     if network:
         _check_complete(loaded, source, info)
     return loaded
 
 
 def _check_complete(model: nn.Module, source: str, info: dict[str, Any]) -> None:
-    """Raise InputError for tensors missing or misshapen in what transformers has loaded. Unused
-    ones become 0: random, they would change the weights' hash."""
+    """Raise InputError for tensors missing or misshapen in what transformers has loaded; unused
+    ones become 0."""
     missing = sorted(set(info["missing_keys"]))
     misshapen = sorted(
         (name, tuple(there), tuple(here)) for name, there, here in info["mismatched_keys"]
     )
+
+    # Random, as transformers leaves them, they would change the weights' hash at each load.
     state = model.state_dict()
     for name in (*missing, *(name for name, *_ in misshapen)):
         if UNUSED.search(name) and name in state:
             state[name].zero_()
+
     missing = [name for name in missing if not UNUSED.search(name)]
     wrong = [
         f"{name}: {_shape(there)}, not {_shape(here)}"
@@ -218,6 +230,8 @@ def resolved_revision(source: str, revision: str | None) -> str:
         found = huggingface_hub.hf_hub_download(source, "config.json", revision=revision or "main")
     except Exception:  # loading the model says why
         return revision or ""
+    # The cache's folder has the commit's name. (transformers 5 sets no _commit_hash on a model that
+    # comes from the cache, and a branch's name was recorded in its place.)
     return Path(found).parent.name
 
 
@@ -233,8 +247,10 @@ def model_type(source: str, revision: str | None) -> str:
             )
         except ValueError:  # no hub id
             return ""
+
     try:
         found = json.loads(Path(config).read_text(encoding="utf-8"))
         return str(found.get("model_type", ""))
-    except (OSError, ValueError, TypeError, AttributeError):  # loading the model says why
+    # no path, no file, no JSON, no object in it: loading the model says which
+    except (OSError, ValueError, TypeError, AttributeError):
         return ""

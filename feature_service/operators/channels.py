@@ -36,6 +36,7 @@ class ChannelPower:
         self._weights = np.concatenate([f.to_ndarray()[0] for f in resampler.resample(unit)])
         # PyAV's arrays of 8 planes and more end in a crash
         self._packed = av.AudioResampler(format="flt")
+
         self._power = np.zeros(count)
         self._whole = self._lost = 0.0
         self._clear()
@@ -45,6 +46,7 @@ class ChannelPower:
         self._samples += channels.shape[1]
         self._sums += channels.sum(axis=1)
         self._products += channels @ channels.T
+        # Window by window: a recording may have opposite channels in one half only.
         if self._samples >= WINDOW * frame.sample_rate:
             self._close()
 
@@ -81,9 +83,12 @@ class ChannelPower:
     def _close(self) -> None:
         if not self._samples:
             return
+        # Covariances, not products: a constant offset is power that a mix never cancels, and would
+        # hide sound that it does.
         covariance = self._products - np.outer(self._sums, self._sums) / self._samples
         unrelated = self._weights**2 * covariance.diagonal()
         mixed = self._weights @ covariance @ self._weights
+
         self._power += unrelated
         self._whole += float(unrelated.sum())
         self._lost += float(unrelated.sum()) * bool(mixed < CANCELLED * unrelated.sum())

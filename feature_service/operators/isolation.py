@@ -47,7 +47,10 @@ class IsolatedDecoder:
         if self._child is not None and self._child[0].poll() is None:
             return
         self.close()
+
         ours, theirs = socket.socketpair()
+        # A file, not a pipe: nobody reads along, and a full pipe would hold the child up. Append
+        # mode, so that after `truncate` it writes at the new end.
         self._said = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115 (as long as the child)
         with theirs:
             process = subprocess.Popen(
@@ -55,14 +58,19 @@ class IsolatedDecoder:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=self._said,
+                # Ctrl-C at a terminal reaches all processes of a job, and would cost this clip.
                 start_new_session=True,
+                # This package must be found there however it was found here; "" stands for the
+                # working directory.
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
                 },
             )
         self._child = process, Connection(ours.detach())
+        # not __del__: Python does not promise to call that when it ends
         self._finalizer = weakref.finalize(self, _end, *self._child)
+
         setup = {"options": dataclasses.asdict(self.options), "timeout_s": self.timeout_s}
         try:
             self._child[1].send_bytes(json.dumps(setup).encode())
@@ -104,6 +112,7 @@ class IsolatedDecoder:
         process, connection = self._child
         try:
             connection.send_bytes(json.dumps({"video": video, "key": key}).encode())
+            # what an earlier clip made it say is no reason for this one's end
             self._said.truncate(0)
             if not connection.poll(self.timeout_s):
                 self.close()
@@ -120,8 +129,10 @@ class IsolatedDecoder:
             raise ClipError(
                 "decode", f"the decoder crashed ({how}){self._last_words(lines=1)}"
             ) from error
+
         frames = arrays.get("frames")
-        if frames is not None:  # each frame travels once, however often it was sampled
+        # each frame travels once, however often it was sampled
+        if frames is not None:
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
         return DecodedClip(frames, arrays["frame_indices"], arrays.get("waveform"), **head)
@@ -129,6 +140,7 @@ class IsolatedDecoder:
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
     """How the child ended: the signal or the exit code."""
+    # the socket closes a little before there is an exit code
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE_SECONDS)
     code = process.poll()
@@ -152,13 +164,20 @@ def _receive(connection: Connection, dtype: str, shape: list[int]) -> np.ndarray
 
 def _serve(connection: Connection) -> None:
     """The child: decode what is asked for until the parent is gone."""
+    # DATA counts private memory; AS would count libraries and address space only reserved.
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    # no core file of that size for every clip that crashes the decoder
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
     setup = json.loads(connection.recv_bytes())
     options = DecodeOptions(**setup["options"])
+    # Only now: imports and memory limit are done, so that a clip's time is all its own.
     connection.send_bytes(b"ready")
+
     while True:
         request = json.loads(connection.recv_bytes())
+        # The parent ends a decoder that hangs. Should it be killed itself meanwhile, the kernel
+        # does: SIGALRM needs no Python, which does not run while FFmpeg does.
         signal.alarm(int(setup["timeout_s"]) + GRACE_SECONDS)
         head, arrays = _answer(request, options)
         signal.alarm(0)
@@ -174,8 +193,10 @@ def _answer(
         clip = decode_clip(request["video"], key=request["key"], options=options)
     except ClipError as error:
         return {"stage": error.stage, "error": str(error)}, []
-    except Exception as error:  # a client of some object store may raise anything
+    # a client of some object store may raise anything
+    except Exception as error:
         return {"stage": "decode", "error": f"{type(error).__name__}: {error}"[:500]}, []
+
     head = {f.name: getattr(clip, f.name) for f in dataclasses.fields(clip)}
     frames = head.pop("frames")
     if frames is not None:
@@ -187,6 +208,7 @@ def _answer(
     }
     sent = {name: np.ascontiguousarray(a) for name, a in found.items() if a is not None}
     head["arrays"] = {name: (a.dtype.str, a.shape) for name, a in sent.items()}
+    # a memoryview with a zero in its shape cannot be cast to bytes; `_receive` waits for none
     return head, [a for a in sent.values() if a.nbytes]
 
 

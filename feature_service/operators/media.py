@@ -19,27 +19,31 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
     """Open a local file as it is; copy anything else, at most `max_bytes`, to a temporary file
     without a name.
 
-    A file without a name cannot be left behind, however this process ends. Raises OSError (also by
-    the object store's client) if it cannot be read, ValueError if it is larger than `max_bytes` or
-    its shard ends early.
+    Raises OSError (also by the object store's client) if it cannot be read, ValueError if it is
+    larger than `max_bytes` or its shard ends early.
     """
     member = parse_member(video)
     location, offset, size = (member[0], member[2], member[3]) if member else (video, 0, -1)
     fs, path = file_system(location)
     if member is None and isinstance(fs, LocalFileSystem):
         return open(path, "rb")
+
     if size < 0:
         size = int(fs.info(path)["size"] or 0)
     if size > max_bytes:
         raise ValueError(f"has {size >> 20} MiB, more than max_media_mb {max_bytes >> 20}")
-    # The caller closes it.
+
+    # A file without a name cannot be left behind, however this process ends. The caller closes it.
     copy = cast(BinaryIO, tempfile.TemporaryFile(prefix="lfmim-"))  # noqa: SIM115
     try:
+        # Not fsspec.open(url, block_size=...): that hands the option to the file system's
+        # constructor, and s3fs refuses it.
         with fs.open(path, "rb", block_size=COPY_BYTES) as source:
             source.seek(offset)
             left = size
             while left > 0:
                 block = source.read(min(left, COPY_BYTES))
+                # a shard that was cut short since its members were listed
                 if not block:
                     raise ValueError(f"ends {left} bytes early")
                 copy.write(block)
@@ -73,6 +77,7 @@ def stated_size(file: BinaryIO) -> int | None:
     if head[:3] == b"FLV" and (at := head.find(b"\0\x08filesize\0")) >= 0:
         # Tools that copy the header leave an old figure in it: it can say that a file is whole, not
         # that it is not.
+        # In AMF: the name's length and letters, type 0 (a number), and eight bytes of a double.
         (size,) = struct.unpack_from(">d", head.ljust(len(head) + 8, b"\0"), at + 11)
         return int(size) if 0 < size <= file_size(file) else None
     return None
@@ -82,8 +87,12 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
     end, at, size = None, 0, file_size(file)
     while at + 8 <= size:
         file.seek(at)
+        # a length of 1 says that the true one, of 64 bits, follows the name
         length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
         length = long if length == 1 else length
+
+        # Phones write data of their own behind the last box: what has another name and does not
+        # fit into the file is that, and no box cut short.
         known = kind in (
             b"ftyp",
             b"styp",
@@ -96,7 +105,8 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
             b"uuid",
             b"sidx",
         )
-        if length < 8 or (not known and at + length > size):  # to the end of the file, or no box
+        # 0 is a box that ends with the file, or padding
+        if length < 8 or (not known and at + length > size):
             break
         at += length
         end = at
@@ -105,12 +115,14 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
 
 def _end_of_riff(file: BinaryIO) -> int | None:
     end, size = 0, file_size(file)
-    while end + 8 <= size:  # a long AVI is a chain of them
+    # a chunk's length has 32 bits: a long AVI is a chain of them
+    while end + 8 <= size:
         file.seek(end)
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind != b"RIFF":
             break
-        if not 0 < length < 0x7F000000:  # not filled in
+        # Writers that do not come back to fill it in leave 0, 0x7FFFF000 or 0xFFFFFFFF.
+        if not 0 < length < 0x7F000000:
             return None
         end += 8 + length
     return end
@@ -118,9 +130,13 @@ def _end_of_riff(file: BinaryIO) -> int | None:
 
 def _end_of_segment(head: bytes) -> int | None:
     at = 4
-    for following in (b"\x18S\x80g", None):  # the EBML header's length, then the segment's
+    # the EBML header's length, then, behind its own name, the segment's
+    for following in (b"\x18S\x80g", None):
         if at >= len(head) or not head[at]:
             return None
+
+        # EBML: as many zero bits as a number has further bytes, a one, then 7 bits for each byte.
+        # All ones mean that the length was not known, as in a recording that goes on.
         width = 9 - head[at].bit_length()
         length = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
         if following is None:

@@ -25,8 +25,10 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
     sampling = FeatureSpec.load(store).sampling
     table = read_table(store, [VIDEO, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
     rows = [r for r in table.to_pylist() if r[VIDEO]]
+    # a store of imported features was made from no clips, and its spec has no sampling
     if not rows or not count or "segments" not in sampling:
         return []
+
     chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
     config = ExtractConfig(
         manifest="-",
@@ -41,6 +43,7 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
     found = stored[FACE_FOUND] or []
     label = stored[LABEL_COLUMNS[Modality.VISION]] or "no label"
     caption = f"{stored[ID]} · {label} · face in {sum(found)}/{len(found)} frames"
+    # of a URL only the decoder can tell, and does so in its error
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")
     (row,) = decode(
@@ -49,6 +52,7 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
     frames = row.get(FRAMES)
     if row[ERROR] or frames is None:
         return Crop(caption, None, row[ERROR] or "no video stream")
+
     with_face = np.flatnonzero(found)
     if not len(with_face):
         return Crop(caption, None, "no face was found")

@@ -32,6 +32,7 @@ from lfmim.progress import Log, at, gpu_percent, no_log, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
 
 ROWS_PER_BATCH = 2
+# 16 rests on no measurement on a GPU yet.
 GPU_ROWS_PER_BATCH = 16
 """Rows an encoder on a GPU is given at once, to fill its passes across utterances. (Faces keep the
 small batch: their frames are native ones.)"""
@@ -64,6 +65,7 @@ class ExtractSummary:
     """Tokens of the longest of them."""
 
     def __str__(self) -> str:
+
         lines = [
             f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} "
             f"quarantined, {self.already_done} done before; {self.seconds:.1f} s"
@@ -76,10 +78,12 @@ class ExtractSummary:
                 f"  {self.texts_cut} texts cut: they have more tokens than the text encoder reads; "
                 f"the longest has {self.longest_text}"
             )
+
         rates = ", ".join(
             f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items()
         )
         lines += [f"  utterances/s per worker: {rates}"] if rates else []
+        # on one machine the ids of its only node would be noise
         if len({node for where in self.nodes.values() for node in where}) > 1:
             lines += [
                 f"  {stage} ran on "
@@ -99,22 +103,28 @@ def extract_features(
 
     Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other
     encoders or in use by another run (nothing is written then), and when the store cannot be
-    written to (rows written so far are kept). Clips that cannot be used are quarantined, never
+    written to (rows written so far are kept); WorkerError for a worker that failed otherwise;
+    RuntimeError if some row never came back. Clips that cannot be used are quarantined, never
     dropped.
     """
     started = time.perf_counter()
     store = Path(config.store)
     manifest = read_manifest(config.manifest, need_media=need_media)
     spec = build_feature_spec(config)
+
     with exclusive(store):
         write_spec(store, spec)
         if config.retry_quarantined:
             discard_quarantined(store)
         bad = set(quarantined(store)[ID].to_pylist())
+        # What is done is left out of the source. Ray Data's own checkpoints duplicated rows, saved
+        # nothing before the end without a repartition, and hung on two cores.
         todo = manifest[~manifest[ID].isin(stored_ids(store) | bad)]
         extra = passthrough_columns(manifest)
         writer = StoreWriter(store, spec, extra, config.rows_per_part, todo[ID])
         rates, nodes = _extract(config, spec, todo, extra, writer, log) if len(todo) else ({}, {})
+
+    # not all of `bad`: the store may hold rows of other manifests
     earlier = int(manifest[ID].isin(bad).sum())
     return ExtractSummary(
         rows_in=len(manifest),
@@ -143,6 +153,7 @@ def _extract(
     busy: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     nodes: dict[str, Counter[str]] = {stage: Counter() for stage in STAGES}
+
     with (
         at_work.say_when_stuck("extract", "row", config.stuck_minutes) as moved,
         watch("extract", len(todo), "utterances", log=log, moves=moved) as show,
@@ -150,13 +161,16 @@ def _extract(
         show(0)
         try:
             for row in _run_stages(config, spec, todo, extra):
+                # A row that Ray hands over again after a failure counts once in the figures, too.
                 if not writer.add(row):
                     continue
+
                 for stage in STAGES:
                     if row[f"seconds_{stage}"]:
                         busy[stage] += row[f"seconds_{stage}"]
                         seen[stage] += 1
                         nodes[stage][row[f"node_{stage}"]] += 1
+
                 gpu = row["gpu_percent"]
                 figures = {} if gpu is None else {"gpu_percent": gpu}
                 notes = [f"{writer.reasons.total()} quarantined"] if writer.reasons else []
@@ -167,8 +181,10 @@ def _extract(
                     }
                     notes.append(f"{writer.texts_cut} texts cut")
                 show(len(todo) - len(writer.pending), ", ".join(notes), **figures)
+        # BaseException: what is finished is kept when the run is stopped by Ctrl-C, too
         except BaseException as error:
-            writer.flush()  # what is finished is kept when the run is stopped, too
+            writer.flush()
+            # from None: Ray's traceback is of Ray; what the worker raised is in the message
             if isinstance(error, RAY_FAILURES):
                 raise at_work.worker_failure(error, "extract") from None
             raise
@@ -184,14 +200,13 @@ GIVE_UP = 6
 
 def own_reports(stuck_minutes: float) -> None:
     """Our own progress and messages instead of Ray Data's bars, hints, execution plans and
-    tracebacks.
-
-    Its detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks the
-    dashboard: `say_when_stuck` takes its place. Its guard against a run without any movement stays.
-    """
+    tracebacks."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray's detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks
+    # the dashboard: `say_when_stuck` takes its place.
     context.issue_detectors_config.detectors = []
+    # Its guard against a run without any movement stays, in seconds.
     context.execution_no_progress_timeout_s = GIVE_UP * stuck_minutes * 60
     # what fails is raised, and `worker_failure` shows it
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
@@ -203,14 +218,16 @@ def _run_stages(
     config = pinned(config, spec)
     own_reports(config.stuck_minutes)
     ray.data.DataContext.get_current().target_max_block_size = BLOCK_BYTES
+
     # Nodes with the decode resource are there to decode: one unit and one CPU a worker.
     place: dict[str, Any] = {"num_cpus": 0.3}
     if config.decode_resource:
         place = {"num_cpus": 1, "resources": {config.decode_resource: 1}}
     schema = wire_schema(spec, extra)
     cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
-    text_alone = (todo[VIDEO] == "") & (todo[TEXT] != "")
+
     # Two streams side by side: rows of text alone never queue behind a video.
+    text_alone = (todo[VIDEO] == "") & (todo[TEXT] != "")
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
@@ -227,12 +244,16 @@ def _run_stages(
     if text_alone.any():
         texts = _source(todo[text_alone], schema, cpus)
         streams.append(_model_stage(texts, Modality.TEXT.value, config, spec, schema))
+
     ds = streams[0].union(*streams[1:]) if len(streams) > 1 else streams[0]
+    # None: block by block, as they come; by default Ray gathers 256 rows first
     for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
         yield from wire_to_rows(table)
 
 
 def _source(rows: pd.DataFrame, schema: pa.Schema, cpus: int) -> Dataset:
+    # A table is a block, and blocks are what the workers share out: `read_parquet` would make one
+    # of a whole manifest, whatever `override_num_blocks` says.
     size = min(MAX_SOURCE_ROWS, max(ROWS_PER_BATCH, len(rows) // (8 * cpus)))
     starts = range(0, len(rows), size)
     return ray.data.from_arrow(
@@ -246,12 +267,11 @@ def _source(rows: pd.DataFrame, schema: pa.Schema, cpus: int) -> Dataset:
 def _model_stage(
     ds: Dataset, stage: str, config: ExtractConfig, spec: FeatureSpec, schema: pa.Schema
 ) -> Dataset:
-    """A stage with a model: a pool of its own, on its own share of a GPU.
-
-    Different CPU requests keep Ray from fusing decoding into a model's actor. Fractions: on a small
-    machine all stages must fit side by side; each stage runs one thread.
-    """
+    """A stage with a model: a pool of its own, on its own share of a GPU."""
     many = config.gpus_per_worker > 0 and stage != "face"
+    # Actors, for a model to be loaded once; and Ray Data fuses tasks with the stage behind them,
+    # but not actors, so decoding never runs inside a model's process.
+    # Fractions: on a small machine all stages must fit side by side; each runs one thread.
     return ds.map_batches(
         _Stage,
         fn_constructor_args=(stage, config, spec, schema),
@@ -274,16 +294,20 @@ class _Stage:
         self.name, self.schema = name, schema
         self.node = ray.get_runtime_context().get_node_id()
         at_work.begin(f"{name}:{ray.get_runtime_context().get_actor_id()}", name)
+
         self.device = "cpu"
         if config.gpus_per_worker > 0 and name != "decode":
-            import torch  # decoding does without
+            # here, for a decoding worker starts in 1.8 s without it
+            import torch
 
+            # Ray counts GPUs without torch, which may find no driver for one: slow beats lost.
             if torch.cuda.is_available():
                 self.device = "cuda"
             else:
                 logging.getLogger(__name__).warning(
                     "%s: CUDA cannot use the GPU assigned; running on the CPU", name
                 )
+
         self.run = build_stage(name, config, self.device, spec=spec)
         at("")
 

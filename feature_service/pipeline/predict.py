@@ -69,15 +69,11 @@ MODEL_FILE = "model"
 def prediction_schema(predictor: Predictor) -> pa.Schema:
     """Columns of the predictions: those of `to_frame` (probabilities in EMOTIONS order), and
     `stage` and `error`, the reason of a row without prediction."""
+    heads: list[tuple[str, pa.DataType]]
     if predictor.meta.config.model.task == "emotion":
-        heads = [
-            (name, kind)
-            for h in HEADS
-            for name, kind in (
-                (f"label_{h}", pa.string()),
-                (f"probabilities_{h}", pa.list_(pa.float32())),
-            )
-        ]
+        heads = []
+        for h in HEADS:
+            heads += [(f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32()))]
     else:
         heads = [(SENTIMENT_COLUMNS[h], pa.float32()) for h in HEADS]
     return pa.schema([(ID, pa.string()), *heads, (STAGE, pa.string()), (ERROR, pa.string())])
@@ -90,9 +86,11 @@ def predict_clip(
     model's."""
     spec = build_feature_spec(config)
     predictor.check_spec(spec, have="the configured encoders")
+    # or a branch of the hub that moves now would give other features than were just checked
     config = pinned(config, spec)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
+
     row: Row = {
         ID: Path(video).name or "text",
         VIDEO: video,
@@ -103,6 +101,7 @@ def predict_clip(
     }
     for stage in STAGES:
         (row,) = build_stage(stage, config, spec=spec)([row])
+
     if row[ERROR]:
         raise InputError(f"{video or 'text'}: {row[STAGE]}: {row[ERROR]}")
     if tokens := row.get(UNCUT_TOKENS):
@@ -111,9 +110,8 @@ def predict_clip(
             tokens,
             len(row[FEATURE_COLUMNS[Modality.TEXT]]),
         )
-    return to_frame(predictor.predict({m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES})).iloc[
-        0
-    ]
+    features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
+    return to_frame(predictor.predict(features)).iloc[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +133,8 @@ class PredictSummary:
             f"rows in {self.rows_in}: {self.predicted} predicted, {sum(self.quarantined.values())} "
             f"quarantined ({self.already_done} done before); {self.seconds:.1f} s"
         ]
-        return "\n".join(
-            [*lines, *(f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items()))]
-        )
+        lines += [f"  quarantined {n} x {why}" for why, n in sorted(self.quarantined.items())]
+        return "\n".join(lines)
 
 
 def predict_manifest(
@@ -150,8 +147,10 @@ def predict_manifest(
 ) -> tuple[ExtractSummary, PredictSummary]:
     """Extract the manifest into `config.store`, then predict its rows from there
     (`predict_store`)."""
+    # before hours of extraction that this model could not read
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     extracted = extract_features(config, log=log)
+    # the store may hold rows of other manifests, of runs that named the same --features
     ids = set(read_manifest(config.manifest, need_media=False)[ID])
     return extracted, predict_store(
         predictor,
@@ -181,19 +180,21 @@ def predict_store(
 
     Rows out = rows in: quarantined rows, and rows the model cannot take, carry their reason in
     `error`. Finished rows are kept in `<output>.parts` until the output is whole, so a killed run
-    continues; the driver is the only writer, so a row that runs again on another node is written
-    once. Raises InputError, before anything is written, for features of another FeatureSpec than
-    the model's and for parts begun with another model or other features.
+    continues. Raises InputError, before anything is written, for features of another FeatureSpec
+    than the model's, for parts begun with another model or other features, and for a store without
+    rows; RuntimeError if some row never came back.
     """
     started = time.perf_counter()
     spec, schema = FeatureSpec.load(store), prediction_schema(predictor)
     predictor.check_spec(spec, have=f"the store {store}")
+
     bad = quarantined(store).to_pandas()
     bad = bad[bad[ID].isin(only)] if only is not None else bad
     ids = {path: pq.read_table(path, columns=[ID])[ID].to_pylist() for path in part_files(store)}
     want = {i for part in ids.values() for i in part} if only is None else only - set(bad[ID])
     if not want and bad.empty:
         raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
+
     parts = output.with_name(f"{output.name}.parts")
     _claim(parts, predictor, spec)
     done = stored_ids(parts)
@@ -202,40 +203,26 @@ def predict_store(
         for path, part in ids.items()
         if (here := [i for i in part if i in want and i not in done])
     }
-    pending = {i for here in todo.values() for i in here}
-    count, total, nodes = 0, len(pending), Counter[str]()
-    if total:
-        own_reports(stuck_minutes)
-        with (
-            at_work.say_when_stuck("predict", "row", stuck_minutes) as moved,
-            watch("predict", total, "rows", log=log, moves=moved) as show,
-            _part_writer(parts) as write,
-        ):
-            for table in _run(predictor, todo, workers, gpus_per_worker):
-                fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
-                # what Ray hands over again after a failure is not written again
-                table = table.filter(fresh)
-                pending.difference_update(table[ID].to_pylist())
-                write(table.select(schema.names))
-                nodes.update(table["node"].to_pylist())
-                count += table.num_rows
-                gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
-                show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
-    if pending:
-        raise RuntimeError(
-            f"{len(pending)} rows were not predicted, {min(pending)!r} among them; run the same "
-            "command again"
-        )
-    predictions = read_table(parts) if part_files(parts) else schema.empty_table()
-    lost = pa.Table.from_pylist(
-        [{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")], schema=schema
+    nodes = _predict_parts(
+        predictor,
+        todo,
+        parts,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        stuck_minutes=stuck_minutes,
+        log=log,
     )
+
+    predictions = read_table(parts) if part_files(parts) else schema.empty_table()
+    reasons_of_bad = [{k: r[k] for k in (ID, STAGE, ERROR)} for r in bad.to_dict("records")]
+    lost = pa.Table.from_pylist(reasons_of_bad, schema=schema)
     result = pa.concat_tables([predictions, lost]).sort_by(ID)
     _write_output(result, output)
+    # only now that the output is whole: until then a killed run continues from them
     shutil.rmtree(parts)
-    reasons = Counter(
-        f"{r[STAGE]}: {r[ERROR]}" for r in result.select([STAGE, ERROR]).to_pylist() if r[ERROR]
-    )
+
+    why = result.select([STAGE, ERROR]).to_pylist()
+    reasons = Counter(f"{r[STAGE]}: {r[ERROR]}" for r in why if r[ERROR])
     return PredictSummary(
         rows_in=result.num_rows,
         already_done=len(done),
@@ -246,11 +233,59 @@ def predict_store(
     )
 
 
+def _predict_parts(
+    predictor: Predictor,
+    todo: dict[str, list[str]],
+    parts: Path,
+    *,
+    workers: int,
+    gpus_per_worker: float,
+    stuck_minutes: float,
+    log: Log,
+) -> Counter[str]:
+    """Predict the ids in `todo` (part -> ids) into `parts`, with progress; returns rows per node.
+
+    Raises RuntimeError if some row never came back.
+    """
+    schema, nodes = prediction_schema(predictor), Counter[str]()
+    pending = {i for here in todo.values() for i in here}
+    count, total = 0, len(pending)
+    if not total:
+        return nodes
+
+    own_reports(stuck_minutes)
+    with (
+        at_work.say_when_stuck("predict", "row", stuck_minutes) as moved,
+        watch("predict", total, "rows", log=log, moves=moved) as show,
+        _part_writer(parts) as write,
+    ):
+        for table in _run(predictor, todo, workers, gpus_per_worker):
+            # What Ray hands over again, from another node after a failure, is not written again:
+            # this process is the only writer.
+            fresh = pa.array([i in pending for i in table[ID].to_pylist()], pa.bool_())
+            table = table.filter(fresh)
+            pending.difference_update(table[ID].to_pylist())
+            write(table.select(schema.names))
+
+            nodes.update(table["node"].to_pylist())
+            count += table.num_rows
+            gpu = [g for g in table["gpu_percent"].to_pylist() if g is not None]
+            show(count, **({"gpu_percent": gpu[-1]} if gpu else {}))
+
+    if pending:
+        raise RuntimeError(
+            f"{len(pending)} rows were not predicted, {min(pending)!r} among them; run the same "
+            "command again"
+        )
+    return nodes
+
+
 def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
     """Begin or continue `parts`, which belongs to one model and one kind of features."""
     digest = hashlib.sha256()
     for name, value in sorted(predictor.model.state_dict().items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
+
     mine, path = config_hash(digest.hexdigest(), spec.fingerprint), parts / MODEL_FILE
     if path.is_file():
         if path.read_text(encoding="utf-8") != mine:
@@ -265,17 +300,17 @@ def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
 def _run(
     predictor: Predictor, todo: dict[str, list[str]], workers: int, gpus_per_worker: float
 ) -> Iterator[pa.Table]:
-    """Predictions of the ids in `todo` (part -> ids), as they come.
-
-    The actors read the parts themselves, row group by row group: features never travel through the
-    object store.
-    """
+    """Predictions of the ids in `todo` (part -> ids), as they come."""
+    # The actors read the parts themselves, row group by row group. A `read_parquet` stage asks for
+    # a CPU per task, so actors that fill the cluster starve it, and its rows would travel through
+    # the object store.
     units = [
         pa.table({"path": [path], "group": [group]})
         for path in todo
         for group in range(pq.ParquetFile(path).num_row_groups)
     ]
     wanted = frozenset(i for ids in todo.values() for i in ids)
+
     ds = ray.data.from_arrow(units).map_batches(
         _Predict,
         fn_constructor_args=(predictor, wanted, gpus_per_worker > 0),
@@ -285,8 +320,10 @@ def _run(
         num_gpus=gpus_per_worker,
         compute=ActorPoolStrategy(size=workers),
     )
+
     table: pa.Table
     try:
+        # None: block by block, as they come; by default Ray gathers 256 rows first
         for table in ds.iter_batches(batch_format="pyarrow", batch_size=None):
             if len(table):
                 yield table
@@ -299,6 +336,7 @@ class _Predict:
     time."""
 
     def __init__(self, predictor: Predictor, wanted: frozenset[str], gpu: bool) -> None:
+        # workers share the cores (CPUS_PER_WORKER); more threads each would only fight
         torch.set_num_threads(1)
         self.predictor, self.wanted = predictor, wanted
         self.cuda = gpu and torch.cuda.is_available()
@@ -311,18 +349,18 @@ class _Predict:
     def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
         (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
         file = pq.ParquetFile(path)
+        # a store of imported features may lack a modality
         columns = [c for c in (ID, *FEATURE_COLUMNS.values()) if c in file.schema_arrow.names]
+
         for batch in file.iter_batches(ROWS_PER_CALL, row_groups=[group], columns=columns):
             ids = batch.column(ID).to_pylist()
             at(f"rows {ids[0]} to {ids[-1]} of {path}" if ids else "")
             wanted = pa.array([i in self.wanted for i in ids], pa.bool_())
             out = predict_table(self.predictor, pa.Table.from_batches([batch]).filter(wanted))
             gpu = gpu_percent() if self.cuda else None
-            yield (
-                out.append_column(
-                    "node", pa.array([self.node] * len(out), pa.string())
-                ).append_column("gpu_percent", pa.array([gpu] * len(out), pa.float64()))
-            )
+            node = pa.array([self.node] * len(out), pa.string())
+            percent = pa.array([gpu] * len(out), pa.float64())
+            yield out.append_column("node", node).append_column("gpu_percent", percent)
         at("")
 
 
@@ -332,15 +370,19 @@ def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
     columns = {
         m: sequences(table, m) for m in MODALITIES if FEATURE_COLUMNS[m] in table.column_names
     }
+    # Sorted out first: one row that the model refuses would fail the call for its neighbours.
     problems = [predictor.problem({m: x[i] for m, x in columns.items()}) for i in range(len(table))]
     good = [i for i, problem in enumerate(problems) if not problem]
     frame = to_frame(predictor.predict({m: [x[i] for i in good] for m, x in columns.items()}))
+
     rows: list[Row] = [
         {ID: name, STAGE: "predict" if problem else "", ERROR: problem}
         for name, problem in zip(table[ID].to_pylist(), problems, strict=True)
     ]
     for i, prediction in zip(good, frame.to_dict("records"), strict=True):
         rows[i].update({str(name): value for name, value in prediction.items()})
+    # The schema is given: where no row has an answer, pyarrow would infer columns of nulls, which
+    # do not go together with the other parts.
     return pa.Table.from_pylist(rows, schema=prediction_schema(predictor))
 
 

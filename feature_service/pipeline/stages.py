@@ -75,7 +75,9 @@ def build_stage(
     if name != "decode" and device == "cpu":
         import torch
 
-        torch.set_num_threads(1)  # stages run side by side; more threads each would only fight
+        # stages run side by side; more threads each would only fight
+        torch.set_num_threads(1)
+
     if name == "decode":
         options = DecodeOptions(
             segments=config.segments,
@@ -121,6 +123,7 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
 
 
 def _check_weights(modality: Modality, here: EncoderSpec, expected: EncoderSpec) -> None:
+    # One path or hub id may hold other bytes on another node: an old copy, a cache of its own.
     if here.weights_sha256 != expected.weights_sha256:
         raise InputError(
             f"{modality} encoder {here.name!r}: a worker on host {socket.gethostname()} loaded "
@@ -168,7 +171,9 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
         work(row)
     except ClipError as error:
         row.update({STAGE: error.stage, ERROR: str(error)})
-    except Exception as error:  # one clip must not end the job; the reason is kept with the row
+    # An exception that leaves a stage ends the whole Ray Data job: one clip's becomes its row's
+    # reason.
+    except Exception as error:
         row.update({STAGE: name, ERROR: f"{type(error).__name__}: {error}"[:500]})
     row[f"seconds_{name}"] = time.perf_counter() - started
     return row
@@ -193,6 +198,7 @@ def _decode(row: Row, decoder: IsolatedDecoder) -> None:
 
 
 def _face(row: Row, cropper: FaceCropper) -> None:
+    # Frames are by far the most of a row (64 of 1080p: 400 MB); later stages need crops only.
     frames = row.pop(FRAMES, None)
     if frames is not None:
         found = cropper(frames)
@@ -207,6 +213,7 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
     """
     started = time.perf_counter()
     todo = [row for row in rows if not row[ERROR] and row.get(raw) is not None and len(row[raw])]
+
     try:
         encoded = encoder([row[raw] for row in todo])
     except Exception:
@@ -215,6 +222,8 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
     else:
         for row, features in zip(todo, encoded, strict=True):
             _guarded(modality.value, lambda r, f=features: _store(r, encoder, f), row)  # type: ignore[misc]
+
+    # the text is a column of the store; crops and waveforms have done their work
     for row in rows:
         if modality is not Modality.TEXT:
             row.pop(raw, None)
@@ -226,6 +235,8 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
 def _count_cut(rows: list[Row], encoder: Encoder) -> list[Row]:
     for row in rows:
         features = row.get(FEATURE_COLUMNS[Modality.TEXT])
+        # Only what fills the encoder can have been cut, and few texts do: no other is tokenised a
+        # second time.
         if features is not None and len(features) == encoder.max_length:
             tokens = encoder.count_tokens(row[TEXT])
             row[UNCUT_TOKENS] = tokens if tokens > encoder.max_length else None
@@ -239,6 +250,7 @@ def _store(row: Row, encoder: Encoder, features: np.ndarray) -> None:
             f"the encoder returned {features.dtype} {list(features.shape)}, not float16 "
             f"[T, {encoder.dim}]",
         )
+    # float16 ends at 65504: an encoder's large numbers arrive here as infinities
     if not np.isfinite(features).all():
         raise ClipError(encoder.modality.value, "the encoder returned non-finite features")
     row[FEATURE_COLUMNS[encoder.modality]] = features

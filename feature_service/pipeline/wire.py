@@ -38,6 +38,8 @@ def wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
     """The store's columns, the raw arrays', and the bookkeeping; `extra` are the manifest's own
     columns."""
     schema = store_schema(spec.dims, extra)
+    # Bytes and a shape: of arrays that differ in shape Ray's tensor columns make a private struct.
+    # Large: 64 frames of 1080p are 400 MB, and offsets of 32 bits end at 2 GiB a block.
     for name in _RAW:
         schema = schema.append(pa.field(name, pa.large_binary())).append(
             pa.field(f"{name}_shape", pa.list_(pa.int64()))
@@ -58,12 +60,14 @@ def new_row(record: Mapping[Any, Any]) -> Row:
         str(k): v if v is None or isinstance(v, str) or k in SENTIMENT_COLUMNS.values() else str(v)
         for k, v in record.items()
     }
+    # "" and never None: a column of nulls alone comes back from Ray Data as NaN
     return {**row, ERROR: "", STAGE: "", DURATION: 0.0, **{f"seconds_{s}": 0.0 for s in STAGES}}
 
 
 def rows_to_wire(rows: list[Row], schema: pa.Schema) -> pa.Table:
     """Row dicts -> the table that travels between stages."""
     dims = {FEATURE_COLUMNS[m]: m for m in Modality if FEATURE_COLUMNS[m] in schema.names}
+
     columns = []
     for field in schema:
         name = field.name
@@ -84,13 +88,15 @@ def rows_to_wire(rows: list[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _bytes_array(values: list[np.ndarray | None]) -> pa.LargeBinaryArray:
-    """The arrays' bytes. By hand: `pa.array` never lets go of what is behind a memoryview (pyarrow
-    25.0.1)."""
+    """The arrays' bytes."""
+    # By hand: `pa.array` never lets go of what is behind a memoryview (pyarrow 25.0.1), which kept
+    # every clip's frames and crops, 1.2 MiB a row.
     flat = [
         np.empty(0, np.uint8) if v is None else np.ascontiguousarray(v).reshape(-1).view(np.uint8)
         for v in values
     ]
     offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
+    # only for its validity bitmap, that of the bytes: pyarrow makes it in its own layout
     there = pa.array([v is not None or None for v in values], pa.bool_())
     return pa.LargeBinaryArray.from_buffers(
         pa.large_binary(),
@@ -110,6 +116,7 @@ def wire_to_rows(table: pa.Table) -> list[Row]:
         FEATURE_COLUMNS[m]: table.schema.field(FEATURE_COLUMNS[m]).type.value_type.list_size
         for m in Modality
     }
+
     rows: list[Row] = []
     for i in range(table.num_rows):
         row: Row = {}

@@ -32,6 +32,7 @@ class StoreWriter:
     ) -> None:
         self.store, self.dims, self.schema = store, spec.dims, store_schema(spec.dims, extra)
         self.rows_per_part = rows_per_part
+
         self.pending = set(ids)
         self.rows: list[Row] = []
         self.stored = self.texts_cut = self.longest_text = 0
@@ -43,9 +44,11 @@ class StoreWriter:
         if row[ID] not in self.pending:
             return False
         self.pending.discard(row[ID])
+
         if row.get(UNCUT_TOKENS):
             self.texts_cut += 1
             self.longest_text = max(self.longest_text, row[UNCUT_TOKENS])
+
         self.rows.append(row)
         if len(self.rows) >= self.rows_per_part or time.monotonic() - self.last > FLUSH_SECONDS:
             self.flush()
@@ -61,13 +64,16 @@ class StoreWriter:
             )
 
     def flush(self) -> None:
-        for row in self.rows:  # audio or frames may be there and yet give nothing to store
+        # A clip may decode without fault and give nothing to store: no face, no sound, no text. In
+        # the store such a row would be one without any modality.
+        for row in self.rows:
             if not row[ERROR] and all(
                 row.get(column) is None for column in FEATURE_COLUMNS.values()
             ):
                 row.update(
                     {STAGE: "pipeline", ERROR: "no modality is left: no text, no audio, no face"}
                 )
+
         good = [r for r in self.rows if not r[ERROR]]
         bad = [r for r in self.rows if r[ERROR]]
         if good:
@@ -80,6 +86,7 @@ class StoreWriter:
                     schema=ERROR_SCHEMA,
                 ),
             )
+
         self.stored += len(good)
         self.reasons.update(f"{r[STAGE]}: {r[ERROR]}" for r in bad)
         self.rows, self.last = [], time.monotonic()

@@ -40,6 +40,7 @@ WORDS = {
 }
 """What a setting is called on every command line, beside its name in a config file."""
 
+# An option's help is the string below its field in the settings class: it is described once.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 logging.getLogger("jsonargparse").setLevel(logging.ERROR)
 
@@ -48,17 +49,20 @@ class Parser(ArgumentParser):  # type: ignore[misc]
     """jsonargparse's, with one message where it prints a page of usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        # jsonargparse says on several lines, and in Python's words, what option was not understood.
         text = re.sub(r'Parser key "([^"]*)":', r"\1:", " ".join(message.split()))
         text = re.sub(r"<class '(\w+)'>", r"\1", text)
         text = re.sub(r"typing\.Literal\[([^]]*)\]", r"one of \1", text)
         needed = re.match(r"the following arguments are required: (.*)", text)
         if needed:
             text = f"{' and '.join(f'--{name}' for name in needed[1].split(', '))}: needed"
+
         raise InputError(f"{text}{self._nearest(text)}; `{self.prog} --help` lists the options")
 
     def _nearest(self, text: str) -> str:
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", text)
         given = unknown[1] if unknown else ""
+        # below 0.7 the guesses are far-fetched, and worse than none
         near = difflib.get_close_matches(given, self._option_string_actions, n=1, cutoff=0.7)
         return f" (did you mean {near[0]}?)" if near else ""
 
@@ -125,6 +129,7 @@ def build_parser(
     """The options of `target`, grouped."""
     text, _, examples = about.strip().partition("\n\n")
     usage = "\n       ".join(line.strip() for line in examples.splitlines() if line.strip())
+    # no abbreviations: an option that is added later could make one mean something else
     parser = Parser(prog=prog, usage=usage, description=" ".join(text.split()), allow_abbrev=False)
 
     first = parser.add_argument_group("common options")
@@ -144,7 +149,9 @@ def build_parser(
             action.option_strings.insert(0, word)
             action.metavar = word[2:].upper()
             parser._option_string_actions[word] = action
-        if type(action).__name__ == "_ActionConfigLoad":  # --model FILE, beside --model.name
+        # Of a nested class jsonargparse makes `--model FILE`, beside --model.name: `--model lfmim`,
+        # meant as a name, would be a file that cannot be read.
+        if type(action).__name__ == "_ActionConfigLoad":
             action.help = argparse.SUPPRESS
             parser._option_string_actions.pop(action.option_strings[0])
     _regroup(parser, first, ("config", *common))
@@ -154,6 +161,7 @@ def build_parser(
 def _regroup(parser: Parser, first: Any, common: Sequence[str]) -> None:
     """`common` to the group `first`, which comes first; headings of the others name their keys."""
     place = {dest: i for i, dest in enumerate(common)}
+    # a field that was renamed without its command's COMMON: for us, in the first test of the help
     missing = set(common) - {action.dest for action in parser._actions}
     assert not missing, missing
 
@@ -174,6 +182,7 @@ def _regroup(parser: Parser, first: Any, common: Sequence[str]) -> None:
 def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[str]:
     """The arguments as the parser takes them: `-` in a name as `_`, a bare boolean option with its
     value, older names as today's (said once each), a preset as its file."""
+    # jsonargparse wants a value, `--resume true`; people, and older versions, write `--resume`.
     flags = {
         option
         for option, action in parser._option_string_actions.items()
@@ -201,6 +210,7 @@ def preset(config: str) -> str:
     jobs/configs)."""
     name = config.removeprefix("jobs/configs/").removesuffix(".yaml")
     file = PRESETS / f"{name}.yaml"
+    # a file of the user's own goes before the package's of that name
     if os.path.isfile(config) or not file.is_file():
         return config
     if config != name:
@@ -214,6 +224,7 @@ def named_files(command: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         option, equals, value = given.partition("=")
         if option in FILES:
             at, value = (i, value) if equals else (i + 1, after)
+            # without a suffix it is the name of a preset, which the package has everywhere
             if value.endswith(FILES[option]):
                 yield at, option, value
 
@@ -231,6 +242,8 @@ def check_yaml(given: Sequence[str]) -> None:
 
 def take_plugins(args: Sequence[str]) -> list[str]:
     """Load what `--plugin FILE` names, on every command; the other arguments stay."""
+    # Before anything else is parsed: the file may register what the rest names, even a command of
+    # `lfmim import`.
     rest: list[str] = []
     files: list[str] = []
     given = iter(args)

@@ -24,6 +24,9 @@ def main(args: list[str]) -> int:
     local_path(config.store, "--store")
     output_folder(config.report, "--report", files=("results.json", "index.html"))
     session.check_shared(store=config.store, report=config.report)
+
+    # Here, not at the top: MLflow and what the report needs take seconds to import, for which
+    # neither a mistyped option nor --help should wait.
     from pathlib import Path
 
     from lfmim import tracking
@@ -34,7 +37,9 @@ def main(args: list[str]) -> int:
     from lfmim.schema import HEADS, IGNORE_LABEL, MULTIMODAL, FeatureSpec, InputError
     from lfmim.training.loop import check_data
 
-    store = Path(config.store)  # bad input is told before a cluster is started
+    # Bad input is told before a cluster is started, and before hours of runs: a system that needs
+    # all modalities, or a split without labels, would otherwise fail at its turn.
+    store = Path(config.store)
     names = system_names(config)
     presets = load_presets(names, PRESETS)
     splits = [
@@ -54,7 +59,9 @@ def main(args: list[str]) -> int:
                 f"{store}: split '{split}' has no {config.model.task} label of head '{head}', by "
                 f"which the {why}"
             )
+    # Each run loads its own. `data`, too: the loop's variable still holds the last split.
     del splits, data
+
     uri = tracking.tracking_uri(config.tracking, config.report)
     tracking.prepare(uri, config.tracking)
     started, before = time.perf_counter(), 0
@@ -62,6 +69,7 @@ def main(args: list[str]) -> int:
     def say(done: int, total: int, result: dict[str, Any], reused: bool) -> None:
         nonlocal before
         before += reused
+        # runs of an earlier, interrupted benchmark took no time now, and are not in the rate
         passed = time.perf_counter() - started
         left = (
             "done before"
@@ -87,6 +95,8 @@ def main(args: list[str]) -> int:
         print(f"failed: {line}", file=sys.stderr)
     if not results:
         return 1
+
+    # they come as they end: the order of the command line makes two reports comparable
     order = {Path(system).stem: i for i, system in enumerate(names)}
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
     page = write_comparison(

@@ -47,6 +47,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
     extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
+
     with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
         from feature_service.pipeline.extract import extract_features
         from feature_service.pipeline.predict import predict_clip
@@ -58,10 +59,13 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)
+
     say("evaluating on the held-out test clips")
     predictor = tracking.load_predictor(result.tracking_uri, result.registered.uri)
     report = evaluate_store(predictor, Path(config.store), "test")
     page = write_report(root / "report", report, predictor, title="LFMIM on the demo corpus")
+
+    # another seed than the corpus's: a clip that is in no split
     drawn = draw_labels(1, np.random.default_rng(seed + 1))
     labels = {str(head): str(emotion) for head, emotion in drawn.iloc[0].items()}
     clip = root / "new_clip.mp4"
@@ -84,6 +88,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     print(f"new clip {clip}, '{text}':")
     for head in HEADS:
         p = row[f"probabilities_{head}"]
+        # a clip whose face is not found has no vision, and that head no answer
         if p is None:
             print(f"  {head:<12}absent")
             continue

@@ -63,6 +63,8 @@ def evaluate(
     )
     figures = evaluate_store(predictor, Path(store), split)
     page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
+
+    # seven emotions' F1s more would not fit a terminal's width: they are on the page
     task = figures["task"]
     columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
     table = Table(
@@ -72,6 +74,7 @@ def evaluate(
         f"{HEADLINE[task]} against multimodal label",
         title=f"{model}, split {split}",
     )
+
     for head, m in figures["heads"].items():
         table.add_row(
             head,

@@ -35,9 +35,11 @@ def main(args: list[str]) -> int:
     session.check_shared(store=config.store)
     from lfmim.data.manifest import read_manifest
 
-    read_manifest(config.manifest)  # bad input is told before a cluster is started
+    # Bad input is told before a cluster is started, and before the next line imports Ray.
+    read_manifest(config.manifest)
     from feature_service.pipeline.extract import extract_features
 
+    # All stages run at once: faces, and an encoder per modality.
     gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
     models = "GPU" if gpus else "CPU"
     what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
@@ -51,6 +53,8 @@ def main(args: list[str]) -> int:
         summary = extract_features(config, log=log)
     print(summary)
     print(f"feature store: {config.store}")
+
+    # Of the whole manifest, not of this run: a rerun that quarantines nothing new says it again.
     if summary.error_fraction > config.max_error_fraction:
         print(
             f"error: {summary.error_fraction:.1%} of the rows are quarantined, more than "

@@ -51,14 +51,18 @@ def import_checkpoint(
     output_folder(storage, "--storage")
     spec = FeatureSpec.load(local_path(store, "--store")) if store else None
     imported = read_published(path, num_heads=num_heads, features=spec)
+
     settings = TrackingConfig(uri=mlflow, model_name=registered_model)
     server = tracking.tracking_uri(settings, storage)
     tracking.check_server(server, create=True)
+    # The name follows from all that makes the model, so that the same command finds its own run
+    # again, and other heads or features are another model.
     folder = (
         Path(storage)
         / f"{registered_model}-{imported.sha256[:10]}-{num_heads}-{imported.spec.fingerprint[:6]}"
     )
     meta = save_imported(imported, folder, source=path.name)
+
     c = imported.config
     print(
         f"{path.name}: width {c.d_model}, {c.num_heads} heads, {c.num_layers} multimodal layers, "
@@ -66,12 +70,14 @@ def import_checkpoint(
         + ", ".join(f"{m} {c.max_lengths[m]} x {d}" for m, d in imported.spec.dims.items())
     )
     print(f"never read by the forward pass, left out: {', '.join(imported.unused) or 'nothing'}")
+
     run_id = tracking.find_run(server, settings, folder.name)
     if run_id is None:
         tags = {"kind": "import", "checkpoint": path.name, "checkpoint_sha256": imported.sha256}
         run_id = tracking.start_run(
             meta.config, meta.spec, uri=server, run_name=folder.name, tags=tags
         )
+    # the registry's example of an input: there is no utterance to take one from
     zeros = pd.DataFrame({FEATURE_COLUMNS[m]: [[[0.0] * d]] for m, d in meta.spec.dims.items()})
     with tracking.failing(server, run_id):
         registered = tracking.register(

@@ -27,6 +27,7 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 def main(args: list[str]) -> int:
     done = parse_one(commands(), args, prog="lfmim import", about=__doc__, was=WAS)
+    # importers return the lines of their report; a checkpoint's prints while MLflow works
     if not isinstance(done, int):
         print("\n".join(done))
     return 0

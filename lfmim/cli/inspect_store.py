@@ -30,11 +30,15 @@ def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int =
 
     if crops < 0:
         raise InputError(f"--crops {crops}: must not be negative")
+
     folder = local_path(store, "--store")
+    # absolute: for `--store .` the page would be `..html`
     target = output_file(page or f"{folder.absolute()}.html", "--page")
     summary = describe_store(folder)
     for title, table in summary_tables(summary).items():
         print(f"{title}\n{table.to_string(header=any(table.columns != ''))}\n")
+
+    # only now: the tables can be read while torch and the face detector load
     from feature_service.pipeline.contact_sheet import sample_crops
 
     sheet = sample_crops(folder, crops, seed=seed) if summary.rows else []

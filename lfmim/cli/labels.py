@@ -36,9 +36,11 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
     from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
 
-    if not source.endswith(tuple(READERS)):  # tables are read from anywhere
+    # tables are read from anywhere; a feature store, which is a folder, from a disk only
+    if not source.endswith(tuple(READERS)):
         local_path(source, "--source")
     folder = output_folder(report, "--report", files=("index.html",))
+
     labels = read_labels(source)
     if split:
         labels = labels[labels[SPLIT] == split]
@@ -50,6 +52,7 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
             f"{source}: {where}no emotion label of any head; fill "
             f"{', '.join(LABEL_COLUMNS.values())}"
         )
+
     for name, table in label_tables(labels).items():
         text = table.to_string(float_format="{:.3f}".format, header=name != "table_1")
         print(f"{TITLES[name]}\n{text}\n")

@@ -56,10 +56,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
         print(f"lfmim {version('lfmim-on-ray')}")
         sys.exit(0)
+
     name, *rest = given
     if name not in COMMANDS:
         print(f"error: unknown command {name!r}; known: {', '.join(COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    # this one only: what the others import would make each command seconds slower
     module = importlib.import_module(f"lfmim.cli.{COMMANDS[name][0]}")
     run(module.main, rest, again=getattr(module, "AGAIN", CONTINUE))
 
@@ -76,6 +78,7 @@ def run(
     `again` tells the user of a stopped job how to go on.
     """
     session.catch_sigterm()
+
     try:
         rest = take_plugins(start_at_home(args))
         check_yaml(rest)
@@ -88,8 +91,10 @@ def run(
     except WorkerError as error:
         print(f"error: {error}\n{again}", file=sys.stderr)
         code = 1
+    # A disk that fills in a library that writes by itself (torch, MLflow, SQLite) is an error of
+    # that library's, with the system's own among its causes.
     except Exception as error:
-        failed = disk_failure(error)  # in a library that writes by itself
+        failed = disk_failure(error)
         if failed is None:
             raise
         print(f"error: {failed}", file=sys.stderr)
@@ -97,7 +102,9 @@ def run(
     except KeyboardInterrupt:
         print(f"{'stopped' if session.terminated else 'interrupted'}; {again}", file=sys.stderr)
         code = 143 if session.terminated else 130
-    gc.freeze()  # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
+
+    # or the interpreter's end walks through all that torch, Ray and MLflow hold: 3 s
+    gc.freeze()
     sys.exit(code)
 
 
@@ -113,10 +120,12 @@ def start_at_home(args: Sequence[str]) -> list[str]:
     if not session.SUBMITTED:
         return out
 
+    # First, while the copy is still the working directory: these paths are meant in it.
     for i, given in enumerate(out):
         option, equals, value = given.rpartition("=")
         if value and os.path.isfile(value):
             out[i] = option + equals + os.path.abspath(value)
+
     if session.HOME:
         try:
             os.chdir(session.HOME)
@@ -125,6 +134,7 @@ def start_at_home(args: Sequence[str]) -> list[str]:
                 f"LFMIM_HOME {session.HOME}: {error.strerror}; set it to a folder that this node "
                 "sees"
             ) from error
+
     for _, option, value in named_files(out):
         if not os.path.isfile(preset(value)):
             raise InputError(

@@ -83,6 +83,7 @@ def predict(
 
     if [bool(video or text), bool(manifest), bool(store)].count(True) != 1:
         raise InputError("give one of --manifest, --store, or --video and/or --text")
+    # asked now, for the file is written after hours of extraction
     if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
         raise InputError(f"--output {output}: must end in .parquet or .jsonl")
     config = ExtractConfig(
@@ -98,6 +99,7 @@ def predict(
     )
     if workers < 1:
         raise InputError(f"--workers: {workers} must be at least 1")
+
     track = TrackingConfig(uri=mlflow)
     local_path(store, "--store")
     if manifest or store:
@@ -105,6 +107,7 @@ def predict(
         output_folder(f"{output}.parts", "--output")
     if manifest:
         output_folder(config.store, "--features")
+    # One clip writes nothing, and this process alone reads it.
     if manifest or store:
         session.check_shared(
             store=store, features=features, output=output, storage="" if mlflow else storage
@@ -115,8 +118,10 @@ def predict(
     if not manifest and not store:
         _show(dict(predict_clip(predictor, config, video=video, text=text)), video or text)
         return 0
+
     count = f"{workers} worker{'s' * (workers > 1)}"
     what = f"predict {manifest or store} with {model} into {output}: {count} on "
+    # extraction has ended when prediction begins: the GPUs of the larger of the two are enough
     gpus = gpus_per_worker * (
         workers if store else max(workers, face_workers + 3 * encoder_workers)
     )
@@ -164,6 +169,7 @@ def _show(row: Mapping[str, Any], title: str) -> None:
             table.add_row(head, "absent" if row[column] is None else f"{row[column]:+.2f}")
         Console().print(table)
         return
+
     table = Table("head", "emotion", *REPORT_ORDER, title=title)
     for head in HEADS:
         p = row[f"probabilities_{head}"]
@@ -173,4 +179,5 @@ def _show(row: Mapping[str, Any], title: str) -> None:
             else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
         )
         table.add_row(head, row[f"label_{head}"] or "absent", *cells)
+    # Wide on purpose: in a pipe or a log rich takes 80 columns, and breaks the emotions' names.
     Console(width=140).print(table)

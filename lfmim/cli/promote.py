@@ -64,11 +64,13 @@ def promote(
         before, now = tracking.rollback(uri, name)
         print(f"champion of {name}: version {now} again, no longer {before} (which is challenger)")
         return 0
+
     if not store:
         raise InputError("store: name the feature store to compare on: --store PATH")
     if not 0 < alpha < 1:
         raise InputError(f"alpha: {alpha} is not between 0 and 1")
     local_path(store, "--store")
+
     new = tracking.resolve_version(uri, name, challenger)
     if new is None:
         raise tracking.not_registered(uri, name, challenger)
@@ -80,6 +82,8 @@ def promote(
     if old == new:
         print(f"nothing to do: version {new} is the champion of {name} already")
         return 0
+
+    # by version, not by alias: someone else may move `champion` while this compares
     first, second = (tracking.load_predictor(uri, f"models:/{name}/{v}") for v in (old, new))
     better, why = compare(first, second, Path(store), split="valid", head=head).verdict(alpha)
     if better:

@@ -65,6 +65,7 @@ def simulate(
             f"dims: {len(widths)} numbers where one, or three for text, audio and vision, are "
             "expected"
         )
+
     config = SimulatedConfig(
         utterances=utterances,
         dims=dict(zip(MODALITIES, widths, strict=True)),
@@ -75,6 +76,7 @@ def simulate(
         seed=seed,
     )
     table = read_rows(labels, tuple(LABEL_COLUMNS.values())) if labels else None
+
     started = time.perf_counter()
 
     def say(done: int, total: int) -> None:
@@ -87,7 +89,9 @@ def simulate(
 
     simulate_corpus(folder, config, table, on_part=say)
     print(file=sys.stderr)
+
     joint = label_joint(table)
+    # the corpus's truth is known, so no model can do better: what systems are measured against
     print("best possible accuracy of each label from the cues of")
     best = pd.DataFrame(ceilings(joint, calibrate(joint, config))).T
     print(best.rename(columns={"all": "all three"}).round(3).to_string())

@@ -21,6 +21,7 @@ from lfmim.schema import InputError
 
 def main(args: list[str]) -> int:
     text, _, examples = (__doc__ or "").partition("\n\n")
+    # argparse's own parser, for its REMAINDER: from the command's name on, options are the job's.
     parser = argparse.ArgumentParser(
         prog="lfmim submit",
         usage="\n       ".join(line.strip() for line in examples.strip().splitlines()),
@@ -43,10 +44,12 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="a command of lfmim, or a script; its options"
     )
+
     given = parser.parse_args(args)
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if not command:
         raise InputError("say what is to run, such as train, and its options")
+
     address = given.address.rstrip("/")
     address = address if "://" in address else f"http://{address}"
     command = [*_entry(command[0]), *command[1:]]
@@ -58,9 +61,11 @@ def _entry(given: str) -> list[str]:
     checkout or, as given, by its path on the cluster's own disks."""
     if given in COMMANDS:
         return ["-m", "lfmim", given]
+
     path = Path(given)
     if is_checkout() and path.is_file() and (inside := in_project(path)):
         return [inside]
+    # an absolute one may lie on the cluster's disks alone: only the job can tell
     if path.is_absolute() or (is_checkout() and (TOP / path).is_file()):
         return [given]
     raise InputError(
@@ -79,6 +84,7 @@ def variables(given: list[str]) -> dict[str, str]:
     found = {}
     for i, item in enumerate(given, start=1):
         name, equals, value = item.partition("=")
+        # by number: what is no name may be a secret whose NAME= was forgotten
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise InputError(
                 f"--env, number {i}: give NAME=VALUE, or NAME for a variable that is set here"

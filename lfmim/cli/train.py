@@ -33,14 +33,18 @@ def main(args: list[str]) -> int:
     session.check_shared(store=config.store, storage=config.run.storage)
     from lfmim.distributed.trainer import describe, train_run
 
-    c, what = config.run, describe(config)  # bad input is told before a cluster is started
+    # `describe` reads the store and asks the tracker: bad input is told before a cluster is started
+    c, what = config.run, describe(config)
     needed = {"cpus": c.workers * c.cpus_per_worker, "gpus": c.workers * c.gpus_per_worker}
+    # A single worker without a cluster needs no Ray, whose start costs half a minute. Checkpoints
+    # and tracking are the same: either way continues what the other began.
     if c.workers == 1 and not session.on_cluster():
         session.stay_here(what, **needed)
         result = train_run(config, alone=True)
     else:
         with session.ray_session(what, **needed):
             result = train_run(config)
+
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"
     print(

@@ -39,7 +39,8 @@ def main(args: list[str]) -> int:
     session.check_shared(store=config.store, storage=config.run.storage)
     from lfmim.distributed.tuner import describe_sweep, tune_distributed
 
-    what = describe_sweep(config)  # bad input is told before a cluster is started
+    # bad input is told here, before a cluster is started
+    what = describe_sweep(config)
     started, before = time.perf_counter(), 0
 
     def on_start(name: str, done: int, window: int) -> None:
@@ -59,13 +60,18 @@ def main(args: list[str]) -> int:
 
     def on_trial(record: TrialRecord, records: Sequence[TrialRecord]) -> None:
         passed = time.perf_counter() - started
+        # No trial searches its seed: this is the winner again, for the spread over seeds, of which
+        # its own trial's is the first.
         seed = "train.seed" in record.params
         total = config.seeds - 1 if seed else config.trials
+        # trials that a resumed sweep found done are not in the rate
         left = passed / max(len(records) - before, 1) * (total - len(records))
+        # as in the choice of the winner, a trial that was stopped early does not count
         best = max(
             (r.score for r in records if r.state == "finished" and r.score is not None),
             default=None,
         )
+
         values = _values(record) + (f": {record.message}" if record.message else "")
         done = f"{len(records)}/{total} #{record.number}"
         print(
@@ -75,9 +81,12 @@ def main(args: list[str]) -> int:
             flush=True,
         )
 
+    # room for one trial is enough to begin: the others start as there is more
     c = config.run
     with session.ray_session(what, cpus=c.cpus_per_worker, gpus=c.gpus_per_worker):
         result = tune_distributed(config, on_start=on_start, on_trial=on_trial)
+
+    # trial 0 is the config as it was given: by it the sweep says what the search has gained
     winner, given, scores = result.winner, result.records[0], result.seed_scores
     print(
         f"\nwinner: trial {winner.number}, validation accuracy {_digits(winner.score)} (as given: "
@@ -87,6 +96,7 @@ def main(args: list[str]) -> int:
         "importance: "
         + (", ".join(f"{k} {v:.2f}" for k, v in result.importances.items()) or "nothing varies")
     )
+    # !r: every digit, for it is every digit that is compared
     print(
         f"retrained from the logged config: {result.retrained.meta.best_score!r}, "
         + (

@@ -1,0 +1,45 @@
+"""What decoding a clip gives, what it may cost, and how it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+class ClipError(RuntimeError):
+    """This clip cannot be used; the row is quarantined with `stage` and the message."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """`frames` uint8 [F, H, W, 3] RGB, upright, or None; `frame_indices` int32 [F], the frames'
+    positions in the stream, ascending, or empty; `waveform` float32 [S] at 16 kHz or None.
+
+    H, W: the displayed size, reduced to `max_frame_side` at most. `sha256`: of the media's bytes.
+    """
+
+    frames: np.ndarray | None
+    frame_indices: np.ndarray
+    waveform: np.ndarray | None
+    duration_s: float
+    video_streams: int
+    audio_streams: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """What changes the result, and the bounds a clip must keep."""
+
+    segments: int = 8
+    frames_per_segment: int = 8
+    seed: int = 0
+    max_duration_s: float = 600.0
+    max_frame_side: int = 1920
+    max_bytes: int = 2 << 30
+    """Of media that is fetched from elsewhere."""

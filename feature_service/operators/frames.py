@@ -1,0 +1,246 @@
+"""The sampled frames of a video stream: which ones, found by seeking, upright in RGB."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+
+from feature_service.operators.clip import ClipError, DecodeOptions
+from feature_service.operators.container import NOTHING, TAIL, Packet, Span, opened_again
+
+UPRIGHT = (1.0, 0.0, 0.0, 1.0)
+"""A display matrix that changes nothing."""
+
+
+def sample_frame_indices(
+    num_frames: int, *, segments: int = 8, frames_per_segment: int = 8, seed: int = 0, key: str = ""
+) -> np.ndarray:
+    """Ascending int32 [segments * frames_per_segment]: random frames of each of the even segments
+    (paper §3.3).
+
+    Without repetition where a segment has enough frames, with it otherwise. Depends on (seed, key)
+    alone, so neither order nor process nor restart changes the draw. Raises ValueError for
+    `num_frames` below 1.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be positive, not {num_frames}")
+
+    # Not hash(): a string's differs from process to process. The zero byte keeps seed 1 of "2x"
+    # and seed 12 of "x" apart.
+    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+    rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
+
+    edges = np.linspace(0, num_frames, segments + 1)
+    picks = []
+    for low, high in itertools.pairwise(edges):
+        # A clip of fewer frames than segments has segments narrower than a frame: such a one takes
+        # the frame it begins in, so no pool is empty.
+        first = min(int(low), num_frames - 1)
+        last = max(int(np.ceil(high)) if high - int(low) < 1 else int(high), first + 1)
+        pool = np.arange(first, last)
+        picks.append(rng.choice(pool, frames_per_segment, replace=len(pool) < frames_per_segment))
+    return np.sort(np.concatenate(picks)).astype(np.int32)
+
+
+def decode_video(
+    file: BinaryIO,
+    container: Any,
+    stream: Any,
+    packets: Sequence[Packet],
+    key: str,
+    stated: float,
+    options: DecodeOptions,
+) -> tuple[np.ndarray | None, np.ndarray, Span]:
+    """The sampled frames uint8 [F, H, W, 3] RGB, upright, their indices int32 [F], and when the
+    stream is shown; None, no indices and NOTHING for a stream without frames.
+
+    `packets`: the stream's, all of them. `stated`: seconds that the container says it lasts, or 0.
+    Raises ClipError where frames that the packets promise cannot be decoded.
+    """
+    index = _index_frames(packets)
+    if not index.times:
+        return None, np.empty(0, np.int32), NOTHING
+
+    indices = sample_frame_indices(
+        len(index.times),
+        segments=options.segments,
+        seed=options.seed,
+        key=key,
+        frames_per_segment=options.frames_per_segment,
+    )
+    # a clip of few frames repeats them: each is decoded and converted once
+    unique, inverse = np.unique(indices, return_inverse=True)
+    pick = _frames_at if index.timed else _frames_in_order
+
+    images: np.ndarray | None = None
+    matrix: tuple[float, ...] = UPRIGHT
+    for n, frame in enumerate(pick(file, container, stream, index, unique.tolist())):
+        if images is None:
+            matrix = _display_matrix(frame)
+        # The first frame sets the size for all: a stream may change its own midway, and they go
+        # into one array.
+        size = options.max_frame_side if images is None else images.shape[1:3]
+        image = _upright(frame, stream, matrix, size)
+        if images is None:
+            images = np.empty((len(unique), *image.shape), np.uint8)
+        images[n] = image
+
+    assert images is not None
+    span = _video_span(index, packets, stream, stated)
+    return images if len(unique) == len(indices) else images[inverse], indices, span
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _FrameIndex:
+    """Where a stream's frames lie, from its packets alone: nothing is decoded for it."""
+
+    times: list[int]
+    """Presentation times in display order; positions where the container does not tell them."""
+    keys: list[int]
+    """Times at which decoding can start."""
+    timed: bool
+
+
+def _index_frames(packets: Sequence[Packet]) -> _FrameIndex:
+    times = [p.pts for p in packets if p.is_shown]
+    # hidden keyframes, too: what is shown first may build on one that the edit list hides
+    keys = sorted(p.pts for p in packets if p.is_key and p.pts is not None)
+    known = [t for t in times if t is not None]
+
+    # A frame without a time, or two with the same one, cannot be sought by it: then frames are
+    # counted.
+    timed = bool(keys) and len(set(known)) == len(times)
+    return _FrameIndex(sorted(known) if timed else list(range(len(times))), keys, timed)
+
+
+def _video_span(index: _FrameIndex, packets: Sequence[Packet], stream: Any, stated: float) -> Span:
+    frame_s = 1 / float(stream.average_rate) if stream.average_rate else 0.0
+    if not index.timed:
+        return Span(None, len(index.times) * frame_s)
+
+    base, first, last = float(stream.time_base), index.times[0], index.times[-1]
+    # a slide's may be long, or not be told
+    lasts = max(p.duration for p in packets if p.pts == last)
+    length = (last - first) * base
+    seconds = length + (lasts * base or frame_s)
+    return Span(first * base, min(seconds, max(stated, length)) if stated else seconds)
+
+
+def _frames_at(
+    file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
+) -> Iterator[Any]:
+    """The frames shown at the picked times: seek to the keyframe before each, decode no further
+    than it.
+
+    Where a seek is refused or leads behind the frame wanted, all frames are decoded from the start
+    instead.
+    """
+    frames: Iterator[Any] = iter(())
+    current: Any = None
+    with contextlib.ExitStack() as opened:
+        seeks = True
+        for pick in picks:
+            wanted = index.times[pick]
+            # frames may be shown before the first keyframe: without max, -1 would be the last one
+            start = index.keys[max(bisect.bisect_right(index.keys, wanted) - 1, 0)]
+
+            if seeks and (current is None or current.pts < start):
+                with contextlib.suppress(av.FFmpegError):
+                    current = None
+                    container.seek(start, stream=stream)
+                    frames = iter(container.decode(stream))
+                    current = _first_at(frames, wanted)
+                # FLV refuses to seek without an index, or to a time before its first keyframe;
+                # MPEG transport streams land behind the frame.
+                if current is None or current.pts > wanted:
+                    seeks, again = False, opened.enter_context(opened_again(file))
+                    frames = iter(again.decode(again.streams[stream.index]))
+                    current = _first_at(frames, wanted)
+            elif current is not None and current.pts < wanted:
+                current = _first_at(frames, wanted)
+
+            if current is None:
+                raise ClipError(
+                    "decode", f"the video stream is damaged: no frame {pick} of {len(index.times)}"
+                )
+            yield current
+
+
+def _first_at(frames: Iterator[Any], wanted: int) -> Any:
+    return next((f for f in frames if f.pts is not None and f.pts >= wanted), None)
+
+
+def _frames_in_order(
+    file: BinaryIO, container: Any, stream: Any, index: _FrameIndex, picks: Sequence[int]
+) -> Iterator[Any]:
+    """For streams without times: decode from the start and count. The last frame stands in for a
+    missing tail."""
+    left, last, count = list(picks), None, 0
+    with opened_again(file) as again:
+        for last in again.decode(again.streams[stream.index]):
+            while left and left[0] == count:
+                yield last
+                left.pop(0)
+            count += 1
+            if not left:
+                return
+
+    # two: B-frames of packed AVI streams
+    if last is None or count < (1 - TAIL) * len(index.times) - 2:
+        raise ClipError(
+            "decode", f"the video stream is damaged: {count} of {len(index.times)} frames"
+        )
+    for _ in left:
+        yield last
+
+
+def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> np.ndarray:
+    """RGB as a player shows it: square pixels, turned and mirrored by the display matrix (a, b, c,
+    d).
+
+    `size`: (H, W) or the longest side.
+    """
+    a, b, c, d = matrix
+    # A matrix may also lean or stretch: it is taken for the nearest of the eight orientations.
+    swaps = abs(b) + abs(c) > abs(a) + abs(d)
+
+    if isinstance(size, tuple):
+        height, width = size[::-1] if swaps else size
+    else:
+        aspect = float(stream.sample_aspect_ratio or 1)
+        if swaps and b and c and abs(abs(b / c) - 1) > 0.01:
+            # FFmpeg takes it from the matrix, but does not see that the sides change places
+            aspect = abs(b / c)
+        # Where pixels are not square, the coarser side is stretched: reducing the other would lose
+        # detail.
+        width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)
+        scale = min(1.0, size / max(width, height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+
+    image = frame.to_ndarray(format="rgb24", width=width, height=height)
+    if swaps:
+        image, a, d = image.swapaxes(0, 1), c, b
+    return np.asarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _display_matrix(frame: Any) -> tuple[float, ...]:
+    """a, b, c, d: the pixel (x, y) is shown at (ax + cy, bx + dy), but for an offset."""
+    # A frame asked for its side data is kept until the next garbage collection: ask a small copy.
+    side = frame.reformat(width=2, height=2, format="rgb24").side_data.get(SideData.DISPLAYMATRIX)
+
+    # FFmpeg's `rotation` knows no mirrors and flips. The matrix is 3x3 (a b u, c d v, x y w) in
+    # fixed point: signs and ratios are all that is read of it.
+    return (
+        UPRIGHT
+        if side is None
+        else tuple(np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].tolist())
+    )
