@@ -154,7 +154,9 @@ def _sizes(
     # how many FEX tokens there are.
     (d_model,), (fex, _) = shape("embedding_t", axes=1), shape("embedding_m", axes=2)
     if num_heads < 1 or d_model % num_heads:
-        raise InputError(f"--num_heads: {num_heads} does not divide the checkpoint's width {d_model}")
+        raise InputError(
+            f"--num_heads: {num_heads} does not divide the checkpoint's width {d_model}"
+        )
 
     # Dropout and the cut of audio leave no trace in the tensors: those are the published code's.
     # Pooling has a weight per position, the learned first token's included: length + 1.
