@@ -6,36 +6,18 @@ The command line is generated from them (jsonargparse), so a field's docstring i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
+from lfmim.former_names import RENAMED, in_former_names, say_renamed, translate
 from lfmim.registry import MODELS
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 from lfmim.storage import local_path
-from lfmim.text_files import read_yaml
-
-RENAMED = {
-    "model.width": "model.d_model",
-    "model.heads": "model.num_heads",
-    "model.layers": "model.num_layers",
-    "model.ffn_multiple": "model.dim_feedforward",
-    "train.schedule": "train.lr_scheduler",
-    "train.warmup": "train.warmup_epochs",
-    "train.ema": "train.ema_decay",
-}
-"""Names of 0.1 -> those of today. This release reads both. The multiple of d_model has become the
-width itself: 4, the default of both, is 0."""
-FORMER = {new: old for old, new in RENAMED.items()}
-"""For `hash_parts`, which keeps the names of 0.1."""
 
 
 def _check(ok: bool, field: str, message: str) -> None:
@@ -515,148 +497,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def translate(
-    raw: Mapping[str, Any], *, prefix: str = "", d_model: Any = None
-) -> tuple[dict[str, Any], list[str]]:
-    """`raw` under the names of today, and a line to say per name of 0.1 in it.
-
-    `raw` is nested as a config is, or flat with dotted names (a search space, a trial's values);
-    with `prefix` "model." or "train." it is that section alone. `d_model` is what a multiple is
-    taken of; default: as `raw` has it. Raises InputError for a setting under both of its names.
-    """
-    raw = dict(raw)
-    if d_model is None:
-        d_model = _d_model(raw, prefix, ModelConfig.d_model)
-    out: dict[str, Any] = {}
-    lines: list[str] = []
-    for key, value in raw.items():
-        old = f"{prefix}{key}"
-        if old in ("model", "train") and isinstance(value, Mapping):
-            out[key], more = translate(value, prefix=f"{old}.", d_model=d_model)
-            lines += more
-        elif old in RENAMED:
-            new = RENAMED[old]
-            name, line = new.removeprefix(prefix), f"{old} is now {new}"
-            _refuse_both(old, new, raw, prefix)
-            if old == "model.ffn_multiple":
-                value = _feedforward(value, d_model)
-                line += f", the width itself: {value or f'0, for 4 x {d_model}'}"
-            out[name] = value
-            lines.append(line)
-        else:
-            out[key] = value
-    return out, lines
-
-
-def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`translate` for a command line: --model.width 64, --model.width=64, and the files and
-    mappings given to --config, --model and --train, which take the place of their file's name.
-
-    A later option overrides a config under whichever name. Raises InputError for an option given
-    under both names, and for a file as `read_yaml`.
-    """
-    prefixes = {"config": "", "model": "model.", "train": "train."}
-    found: list[tuple[int, str, dict[str, Any]]] = []
-    d_model: Any = ModelConfig.d_model
-    for i, (arg, after) in enumerate(zip(args, [*args[1:], ""], strict=True)):
-        option, equals, value = arg.partition("=")
-        value, name = value if equals else after, option.removeprefix("--")
-        if name == option:
-            continue
-        if name in RENAMED or name in FORMER:
-            fields = {name: value}
-        elif name in prefixes:
-            fields = _content(name, value)
-        else:
-            continue
-        found.append((i, name, fields))
-        d_model = _d_model(fields, prefixes.get(name, ""), d_model)
-    names = {name: None for _, name, _ in found}
-    for old, new in RENAMED.items():
-        if old in names:
-            _refuse_both(f"--{old}", f"--{new}", {f"--{name}": None for name in names})
-
-    out, said = list(args), []
-    for i, name, fields in found:
-        fields, lines = translate(fields, prefix=prefixes.get(name, ""), d_model=d_model)
-        if not lines:
-            continue
-        _, equals, value = args[i].partition("=")
-        if name in prefixes:
-            said.append(f"{value or args[i + 1]}: {', '.join(lines)}")
-            text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
-        else:
-            ((name, text),) = fields.items()
-            said += lines
-        changed = [f"--{name}={text}"] if equals else [f"--{name}", str(text)]
-        out[i : i + len(changed)] = changed
-    return out, said
-
-
-def say_renamed(lines: Sequence[str], where: str = "") -> None:
-    """One warning for what `translate` found; once a process for the same."""
-    if lines:
-        _say(f"{where}: " * bool(where) + "; ".join(lines))
-
-
-@functools.cache
-def _say(what: str) -> None:
-    logging.getLogger(__name__).warning("%s. The next release reads the new names alone.", what)
-
-
-def _refuse_both(old: str, new: str, given: Mapping[str, Any], prefix: str = "") -> None:
-    if new.removeprefix(prefix) in given:
-        raise InputError(f"{old} and {new} are two names of one setting; keep {new}")
-
-
-def _d_model(raw: Mapping[str, Any], prefix: str, default: Any) -> Any:
-    flat = flatten(raw, prefix)
-    return flat.get("model.d_model", flat.get("model.width", default))
-
-
-def _feedforward(multiple: Any, d_model: Any) -> Any:
-    """`multiple` times `d_model`, of each of a list."""
-    if isinstance(multiple, list):
-        return [_feedforward(k, d_model) for k in multiple]
-    try:
-        k, width = int(str(multiple)), int(str(d_model))
-    except ValueError as error:
-        raise InputError(
-            f"model.ffn_multiple: {multiple!r} of {d_model!r} is no whole number; it is "
-            "model.dim_feedforward now, the width itself"
-        ) from error
-    _check(k >= 1, "model.ffn_multiple", f"{k} must be at least 1")
-    return 0 if k == 4 else k * width
-
-
-def _content(option: str, value: str) -> dict[str, Any]:
-    """The mapping that a config option names or holds; {} if it is something else."""
-    if os.path.isfile(value) and (option == "config" or value.endswith((".yaml", ".yml", ".json"))):
-        raw = read_yaml(value)
-    else:
-        try:
-            raw = yaml.safe_load(value) if value.lstrip().startswith("{") else None
-        except yaml.YAMLError:  # the parser's to tell
-            raw = None
-    return raw if isinstance(raw, dict) else {}
-
-
 def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
     the names of 0.1, so that what was begun then goes on."""
-    out = {
-        part: {
-            FORMER.get(f"{part}.{k}", k).removeprefix(f"{part}."): v
-            for k, v in to_dict(getattr(config, part)).items()
-        }
-        for part in ("model", "train")
-    }
-    width, d_model = out["model"].pop("ffn_multiple"), config.model.d_model
-    exact = width % d_model == 0 and width != 4 * d_model
     return {
-        **out,
-        "model": out["model"]
-        | ({"ffn_multiple": width // d_model or 4} if exact else {"dim_feedforward": width}),
+        part: in_former_names(part, to_dict(getattr(config, part))) for part in ("model", "train")
     }
 
 
@@ -708,8 +553,5 @@ __all__ = [
     "config_hash",
     "experiment_from_dict",
     "hash_parts",
-    "say_renamed",
     "to_dict",
-    "translate",
-    "translate_options",
 ]

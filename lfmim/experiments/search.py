@@ -21,7 +21,8 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from lfmim.config import ExperimentConfig, experiment_from_dict, say_renamed, to_dict, translate
+from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.former_names import say_renamed, translate
 from lfmim.schema import HEADS, InputError
 from lfmim.text_files import read_yaml
 

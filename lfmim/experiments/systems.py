@@ -16,10 +16,9 @@ from lfmim.config import (
     TrackingConfig,
     TrainConfig,
     experiment_from_dict,
-    say_renamed,
     to_dict,
-    translate,
 )
+from lfmim.former_names import say_renamed, translate
 from lfmim.models import MODELS
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml

@@ -32,12 +32,12 @@ from lfmim.config import (
     experiment_from_dict,
     flatten,
     to_dict,
-    translate,
 )
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.experiments.comparison import Results, systems_of
 from lfmim.experiments.search import TrialRecord
 from lfmim.experiments.systems import BenchmarkConfig
+from lfmim.former_names import translate
 from lfmim.metrics import metrics_from_dict
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
