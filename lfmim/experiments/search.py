@@ -21,7 +21,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
+from lfmim.config import ExperimentConfig, check_choices, experiment_from_dict, flatten, to_dict
 from lfmim.former_names import say_renamed, translate
 from lfmim.schema import HEADS, InputError
 from lfmim.text_files import read_yaml
@@ -84,14 +84,7 @@ class TuneConfig(ExperimentConfig):
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
-        for field, choices in (
-            ("search", ("optuna", "random", "grid")),
-            ("scheduler", ("asha", "none")),
-        ):
-            if getattr(self, field) not in choices:
-                raise InputError(
-                    f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}"
-                )
+        check_choices(self)
         if self.window and not self.repeatable:
             raise InputError(
                 f"window: {self.window} means something in a repeatable sweep alone; add "
@@ -187,18 +180,7 @@ def with_params(base: ExperimentConfig, params: Mapping[str, Value]) -> Experime
 
 def searchable(base: ExperimentConfig) -> Params:
     """Every field that may be searched, with its value in `base`."""
-
-    def leaves(tree: Mapping[str, Any], prefix: str) -> Params:
-        out: Params = {}
-        for key, value in tree.items():
-            out |= (
-                leaves(value, f"{prefix}{key}.")
-                if isinstance(value, dict)
-                else {f"{prefix}{key}": value}
-            )
-        return out
-
-    return leaves({"model": to_dict(base.model), "train": to_dict(base.train)}, "")
+    return flatten({"model": to_dict(base.model), "train": to_dict(base.train)})
 
 
 def default_space(base: ExperimentConfig) -> dict[str, Any]:

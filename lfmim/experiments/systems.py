@@ -50,6 +50,7 @@ class BenchmarkConfig:
     all."""
 
     store: str
+    """Feature store made by lfmim extract."""
     report: str = "benchmark"
     """Folder of the runs and of the tables, figures and page."""
     systems: list[str] = dataclasses.field(default_factory=list)
@@ -66,6 +67,7 @@ class BenchmarkConfig:
     """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure
     3."""
     cpus_per_run: float = 1.0
+    """CPUs, that is threads, of a run."""
     gpus_per_run: float = 0.0
     """GPU share of a run; fractions put several runs on one GPU."""
     stuck_minutes: float = STUCK_MINUTES
