@@ -170,65 +170,71 @@ class _Sums:
 def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     """Title -> table."""
     out = {
-        "Rows": pd.DataFrame(
-            {
-                "": {
-                    "stored": f"{summary.rows:,}",
-                    **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
-                    "quarantined": f"{sum(summary.quarantine.values()):,}",
-                    "parts": str(summary.parts),
-                    "size": f"{summary.megabytes:.1f} MB",
-                    **_spread("duration (s)", summary.durations),
-                    **_spread("frames with a face", summary.face_rate),
-                    **(
-                        {"clips without any face": str(int((summary.face_rate == 0).sum()))}
-                        if len(summary.face_rate)
-                        else {}
-                    ),
-                }
-            }
-        )
+        "Rows": pd.DataFrame({"": _rows(summary)}),
+        "Modalities": _modalities(summary),
+        "Encoders": _encoders(summary.spec),
+        "Sampling and versions": pd.DataFrame({"": _sampling(summary.spec)}),
     }
-    out["Modalities"] = pd.DataFrame(
-        {
-            m.value: {
-                "stored": str(len(s.lengths)),
-                "absent": str(s.absent),
-                "width": str(summary.spec.dims[m]),
-                **_spread("length", s.lengths),
-                "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
-                "all-zero vectors": str(s.zero_vectors),
-                "values not finite": str(s.non_finite),
-            }
-            for m, s in summary.modalities.items()
-        }
-    ).fillna("–")
-    out["Encoders"] = pd.DataFrame(
-        {
-            m: {
-                "name": e.name,
-                "revision": e.revision or "–",
-                "weights SHA-256": e.weights_sha256,
-                "width": str(e.dim),
-                "longest": str(e.max_length or "as it is"),
-            }
-            for m, e in summary.spec.encoders.items()
-        }
-    ).T
-    spec = dataclasses.asdict(summary.spec)
-    traced = {
-        **spec["sampling"],
-        **{f"version of {k}": v for k, v in spec["library_versions"].items()},
-    }
-    out["Sampling and versions"] = pd.DataFrame(
-        {"": {"fingerprint": summary.spec.fingerprint, **{k: str(v) for k, v in traced.items()}}}
-    )
     if summary.quarantine:
         reasons, counts = zip(*summary.quarantine.most_common(), strict=True)
         out["Quarantined"] = pd.DataFrame({"stage and reason": reasons}, index=list(counts))
     if summary.imported:
         out["Import"] = pd.DataFrame({"": {k: str(v) for k, v in summary.imported.items() if v}})
     return out
+
+
+def _rows(summary: StoreSummary) -> dict[str, str]:
+    faces = summary.face_rate
+    without = {"clips without any face": str(int((faces == 0).sum()))} if len(faces) else {}
+    return {
+        "stored": f"{summary.rows:,}",
+        **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
+        "quarantined": f"{sum(summary.quarantine.values()):,}",
+        "parts": str(summary.parts),
+        "size": f"{summary.megabytes:.1f} MB",
+        **_spread("duration (s)", summary.durations),
+        **_spread("frames with a face", faces),
+        **without,
+    }
+
+
+def _modalities(summary: StoreSummary) -> pd.DataFrame:
+    """A column per modality."""
+    columns = {
+        m.value: {
+            "stored": str(len(s.lengths)),
+            "absent": str(s.absent),
+            "width": str(summary.spec.dims[m]),
+            **_spread("length", s.lengths),
+            "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
+            "all-zero vectors": str(s.zero_vectors),
+            "values not finite": str(s.non_finite),
+        }
+        for m, s in summary.modalities.items()
+    }
+    # A modality that is absent everywhere has no lengths, so its column lacks those rows.
+    return pd.DataFrame(columns).fillna("–")
+
+
+def _encoders(spec: FeatureSpec) -> pd.DataFrame:
+    """A row per modality."""
+    rows = {
+        m: {
+            "name": e.name,
+            "revision": e.revision or "–",
+            "weights SHA-256": e.weights_sha256,
+            "width": str(e.dim),
+            "longest": str(e.max_length or "as it is"),
+        }
+        for m, e in spec.encoders.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def _sampling(spec: FeatureSpec) -> dict[str, str]:
+    versions = {f"version of {k}": v for k, v in spec.library_versions.items()}
+    settings = {k: str(v) for k, v in (spec.sampling | versions).items()}
+    return {"fingerprint": spec.fingerprint, **settings}
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, str]:
