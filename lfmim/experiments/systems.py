@@ -88,6 +88,7 @@ class BenchmarkConfig:
             ),
             "gpus_per_run": (self.gpus_per_run >= 0, f"{self.gpus_per_run} must not be negative"),
         }
+
         for field, (ok, message) in checks.items():
             if not ok:
                 raise InputError(f"{field}: {message}")
@@ -108,8 +109,10 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
     """
     presets = {}
     for name in names:
+        # A model's name means the model, whatever files there are.
         if name in SYSTEMS or name in MODELS:
             continue
+
         path = next(
             (
                 p
@@ -126,7 +129,10 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
                 f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
                 "sections model and train"
             )
+
         raw = read_yaml(path)
+        # Of `lfmim/configs` some are for other commands: cluster_extract would give a run with
+        # nothing but defaults, under a name that promises something.
         if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
             raise InputError(f"{path}: no section 'train', so it is not a preset")
         presets[name], renamed = translate({"model": raw.get("model") or {}, "train": raw["train"]})
@@ -142,7 +148,9 @@ def benchmark_experiment(
     or invalid field."""
     name: Any = system.removesuffix("-ml")
     labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
+
     if system in presets:
+        # The benchmark's settings last, over the preset's: its sizes and budget are all systems'.
         raw = {
             section: dict(presets[system][section])
             | {f: to_dict(getattr(config, section))[f] for f in COMMON[section]}
@@ -152,9 +160,11 @@ def benchmark_experiment(
             experiment = experiment_from_dict({"store": config.store, **raw})
         except InputError as error:
             raise InputError(f"preset {system}: {error}") from error
+
         return dataclasses.replace(
             experiment, train=dataclasses.replace(experiment.train, seed=seed)
         )
+
     return ExperimentConfig(
         store=config.store,
         model=dataclasses.replace(config.model, name=name),
