@@ -141,9 +141,8 @@ def _against_reference(results: Results) -> dict[str, dict[str, str]]:
     # Without LFMIM among the systems there is nothing to compare with, and the columns stay empty.
     if others and len(others) < len(systems):
         tests = [difference(results, s, REFERENCE) for s in others]
-        for system, test, p in zip(
-            others, tests, multipletests([t.p for t in tests], method="holm")[1], strict=True
-        ):
+        corrected = multipletests([t.p for t in tests], method="holm")[1]
+        for system, test, p in zip(others, tests, corrected, strict=True):
             out[system] = {"vs LFMIM": _interval(test), "p (Holm)": p_text(float(p))}
     return out
 
@@ -244,9 +243,8 @@ def table_claims(results: Results) -> pd.DataFrame:
         if {a, b} <= set(systems_of(results)):
             d = difference(results, a, b)
             # Not "refuted": a claim that these runs are too few to resolve may hold all the same.
-            verdict = (
-                "not resolved" if d.p >= 0.05 else "holds" if d.mean > 0 else "the opposite holds"
-            )
+            direction = "holds" if d.mean > 0 else "the opposite holds"
+            verdict = "not resolved" if d.p >= 0.05 else direction
             rows[f"{a} > {b}"] = {
                 "difference [95 %]": _interval(d),
                 "p": p_text(d.p),

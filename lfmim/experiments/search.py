@@ -172,12 +172,8 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
 def with_params(base: ExperimentConfig, params: Mapping[str, Value]) -> ExperimentConfig:
     """`base` with the dotted fields replaced. Raises InputError for values that do not fit."""
     # The fields of an experiment: of a TuneConfig those of the search itself are left behind.
-    raw = {
-        f.name: to_dict(getattr(base, f.name))
-        if dataclasses.is_dataclass(getattr(base, f.name))
-        else getattr(base, f.name)
-        for f in dataclasses.fields(ExperimentConfig)
-    }
+    fields = {f.name for f in dataclasses.fields(ExperimentConfig)}
+    raw = {name: value for name, value in to_dict(base).items() if name in fields}
 
     for field, value in params.items():
         *path, name = field.split(".")
@@ -343,15 +339,14 @@ def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> opt
         done = r.state == "finished"
         # Pruned before its first epoch is what TPE takes for the worst. Telling it the good scores
         # that a trial had before it diverged would draw the search there.
+        curve = {} if r.state in ("diverged", "failed") else dict(enumerate(r.scores))
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE if done else TrialState.PRUNED,
                 params=r.params,
                 distributions=distributions,
                 value=r.score if done else None,
-                intermediate_values={}
-                if r.state in ("diverged", "failed")
-                else dict(enumerate(r.scores)),
+                intermediate_values=curve,
                 user_attrs={"trial": r.number},
             )
         )
@@ -396,6 +391,5 @@ def suggest(
     study = study_of(space, earlier if search == "optuna" else [], own_seed)
     if search == "random":
         study.sampler = optuna.samplers.RandomSampler(seed=own_seed)
-    return dict(
-        study.ask({field: dimension.distribution for field, dimension in space.items()}).params
-    )
+    distributions = {field: dimension.distribution for field, dimension in space.items()}
+    return dict(study.ask(distributions).params)

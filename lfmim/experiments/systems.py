@@ -113,18 +113,11 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
         if name in SYSTEMS or name in MODELS:
             continue
 
-        path = next(
-            (
-                p
-                for p in (folder / f"{name}.yaml", Path(name))
-                if p.is_file() and p.suffix == ".yaml"
-            ),
-            None,
-        )
+        files = (folder / f"{name}.yaml", Path(name))
+        path = next((p for p in files if p.is_file() and p.suffix == ".yaml"), None)
         if path is None:
-            known = dict.fromkeys(
-                [*SYSTEMS, *MODELS, *(p.stem for p in sorted(folder.glob("*.yaml")))]
-            )
+            shipped = (p.stem for p in sorted(folder.glob("*.yaml")))
+            known = dict.fromkeys([*SYSTEMS, *MODELS, *shipped])
             raise InputError(
                 f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
                 "sections model and train"
