@@ -107,11 +107,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "model.")
-        if self.name != ModelConfig.name:  # to look one up imports torch
+
+        # To look one up imports every model, and torch with them: seconds that a config of the
+        # default model need not wait.
+        if self.name != ModelConfig.name:
             try:
                 MODELS[self.name]
             except InputError as error:
                 raise InputError(f"model.name: {error}") from error
+
         sizes = ("d_model", "num_heads", "num_layers", "fex_tokens", *MAX_LENGTHS.values())
         _check_least(self, "model.", 1, *sizes)
         _check_least(self, "model.", 0, "dim_feedforward")
@@ -120,9 +124,11 @@ class ModelConfig:
             "model.num_heads",
             f"{self.num_heads} does not divide model.d_model {self.d_model}",
         )
+        # Sinusoidal positions come in pairs, a sine and a cosine.
         _check(self.d_model % 2 == 0, "model.d_model", f"{self.d_model} must be even")
         _check_share(self, "model.", "dropout_attention", "dropout_ffn", "dropout_embedding")
 
+    # Hidden from mypy, which takes a __getattr__ for leave to read any name of a config.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -152,6 +158,7 @@ class ModelConfig:
 
     def cuts(self, modality: Modality) -> bool:
         """Whether a longer sequence of the modality is cut rather than sampled."""
+        # Text always: so does the tokenizer, and so does the published code.
         return modality is Modality.TEXT or (
             modality is Modality.AUDIO and self.audio_excess == "cut"
         )
@@ -177,6 +184,7 @@ class BetaConfig:
 
     def __post_init__(self) -> None:
         _check_least(self, "train.beta.", 0, *HEADS)
+        # With all at 0 the loss is 0, and a run would end well without having learned.
         _check(
             any(getattr(self, h) > 0 for h in HEADS),
             "train.beta",
@@ -252,6 +260,7 @@ class TrainConfig:
         _check_share(self, "train.", *shares)
         amounts = ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch")
         _check_least(self, "train.", 0, "seed", "warmup_epochs", *amounts)
+        # At 1 no step is ever forgotten, and their sum grows without end.
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 
 
@@ -283,6 +292,7 @@ class RunConfig:
         cpus = self.cpus_per_worker
         _check(cpus > 0, "run.cpus_per_worker", f"{cpus} must be positive")
         _check_stuck(self.stuck_minutes, "run.stuck_minutes")
+        # It is a folder's name in `storage`, and must not lead out of it.
         _check(
             "/" not in self.name and ".." not in self.name,
             "run.name",
@@ -304,6 +314,7 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         for field in ("experiment", "model_name"):
             _check(bool(getattr(self, field)), f"tracking.{field}", "must not be empty")
+        # MLflow's names of versions are models:/NAME/3 and models:/NAME@champion.
         _check(
             not set("/:") & set(self.model_name),
             "tracking.model_name",
@@ -356,6 +367,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_choices(self, "encoders.")
+        # No hub id is known for weights trained on RAF-DB, as the other two encoders have one.
         if self.preset == "paper":
             _check(
                 bool(self.vision or self.vision_family),
@@ -384,6 +396,7 @@ class EncoderConfig:
 
     @property
     def revisions(self) -> dict[Modality, str | None]:
+        # None is the hub's default branch; "" would be looked for as a branch of that name.
         return {m: getattr(self, f"{m}_revision") or None for m in Modality}
 
 
@@ -441,6 +454,7 @@ class ExtractConfig:
         _check_least(self, "", 1, "segments", "frames_per_segment", "face_workers")
         _check_least(self, "", 1, "encoder_workers", "rows_per_part")
         _check_least(self, "", 1, "max_frame_side", "max_media_mb")
+
         for field in ("decode_timeout_s", "max_duration_s"):
             _check(getattr(self, field) > 0, field, f"{getattr(self, field)} must be positive")
         _check_stuck(self.stuck_minutes, "stuck_minutes")
@@ -496,6 +510,7 @@ def experiment_from_dict(raw: dict[str, Any], *, stored: bool = False) -> Experi
             tracking=TrackingConfig(**raw.pop("tracking", {})),
             **raw,
         )
+    # A ValueError, and names its field already.
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -510,6 +525,7 @@ def cache_folder() -> Path:
 
 def config_hash(*parts: Any) -> str:
     """Ten hex digits over JSON-able parts."""
+    # Sorted, so that runs keep their names when a class's fields change their order.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -42,6 +42,7 @@ def translate(
     taken of; default: as `raw` has it. Raises InputError for a setting under both of its names.
     """
     raw = dict(raw)
+    # Found before any name is translated: a multiple may stand before the width it is of.
     if d_model is None:
         d_model = _d_model(raw, prefix, D_MODEL)
     out: dict[str, Any] = {}
@@ -86,9 +87,10 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             continue
         found.append((i, name, fields))
-        # The last one counts, as with the parser, also for multiples that stand before it.
+        # The last one counts, as with the parser, also for a multiple that stands before it.
         d_model = _d_model(fields, SECTIONS.get(name, ""), d_model)
 
+    # Of options alone: an option may override a file that says the same under the other name.
     names = [f"--{name}" for _, name, _ in found]
     for old, new in RENAMED.items():
         if f"--{old}" in names:
@@ -102,8 +104,6 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
         _, equals, value = args[i].partition("=")
         if name in SECTIONS:
             said.append(f"{value or args[i + 1]}: {', '.join(lines)}")
-            # One line whatever its length: it is an argument, and a --model=... of two lines is
-            # none.
             text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
         else:
             ((name, text),) = fields.items()
@@ -176,6 +176,7 @@ def _content(option: str, value: str) -> dict[str, Any]:
     else:
         try:
             raw = yaml.safe_load(value) if value.lstrip().startswith("{") else None
-        except yaml.YAMLError:  # the parser's to tell
+        except yaml.YAMLError:
+            # The parser's to tell, in its words and with the option's name.
             raw = None
     return raw if isinstance(raw, dict) else {}

@@ -190,6 +190,7 @@ def table_3(results: Results) -> pd.DataFrame:
         "Acc-2 without 0": "accuracy_2_nonzero",
         "F1 without 0": "weighted_f1_nonzero",
     }
+
     rows, against = {}, _against_reference(results)
     for system in systems_of(results):
         tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
