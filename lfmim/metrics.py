@@ -86,10 +86,9 @@ class HeadSums:
         # small models spend their time on.
         label = torch.stack([labels_BH[:, i] for i in answered])
         prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
-        for i, counts in zip(
-            answered, _count(label, prediction, label != IGNORE_LABEL, C), strict=True
-        ):
-            self.confusion[i] += counts
+        counts = _count(label, prediction, label != IGNORE_LABEL, C)
+        for i, of_head in zip(answered, counts, strict=True):
+            self.confusion[i] += of_head
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
@@ -206,17 +205,12 @@ class SentimentSums:
             for k, edges in EDGES.items():
                 bounds = torch.tensor(edges, device=y.device)
                 # bucketize's default puts a score equal to an edge below it: closed on the right.
-                (cells,) = _count(
-                    torch.bucketize(y, bounds)[None],
-                    torch.bucketize(p, bounds)[None],
-                    known[None],
-                    k,
-                )
+                bins = torch.bucketize(y, bounds)[None], torch.bucketize(p, bounds)[None]
+                (cells,) = _count(*bins, known[None], k)
                 self.confusion[k][i] += cells
 
-            (cells,) = _count(
-                (y > 0).long()[None], (p > 0).long()[None], (known & (y != 0))[None], 2
-            )
+            negative_or_positive = (y > 0).long()[None], (p > 0).long()[None]
+            (cells,) = _count(*negative_or_positive, (known & (y != 0))[None], 2)
             self.nonzero[i] += cells
 
             # Pearson's r is made of differences of these sums, which cancel: float32 would not do.

@@ -122,36 +122,22 @@ def watch(
             rate = (done - first) / max(now - started, 1e-9)
             eta = (total - done) / rate if rate else None
 
-            text = ", ".join(
-                filter(
-                    None,
-                    (
-                        f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
-                        "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
-                        f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "",
-                        note,
-                    ),
-                )
+            parts = (
+                f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
+                "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
+                f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "",
+                note,
             )
+            text = ", ".join(filter(None, parts))
             bar.update(task, completed=done, text=text)
 
             # The last result is told whatever the time, but once: callers may go on asking.
             if done > first and (now - last >= seconds or done == total > latest):
                 last, latest = now, done
                 if not console.is_terminal:
-                    print(
-                        f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                log(
-                    {
-                        f"{unit}_per_second": rate,
-                        **({} if eta is None else {"eta_seconds": eta}),
-                        **figures,
-                    },
-                    done,
-                )
+                    _say(f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}")
+                left = {} if eta is None else {"eta_seconds": eta}
+                log({f"{unit}_per_second": rate, **left, **figures}, done)
 
         yield show
 
@@ -197,11 +183,8 @@ def say_when_stuck(
                     else f"{len(dead)} workers were started again after one of them died; they "
                     "were at"
                 )
-                _say(
-                    "\n".join(
-                        [f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]
-                    )
-                )
+                lines = [f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]
+                _say("\n".join(lines))
 
             # Compiling or loading data takes minutes before the first step, and is headway.
             if unit == "step" and works != before:
