@@ -36,15 +36,14 @@ from lfmim.config import (
     config_hash,
     experiment_from_dict,
     hash_parts,
-    say_renamed,
     to_dict,
-    translate,
 )
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.report import markdown_table
 from lfmim.experiments.search import searchable, with_params
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
+from lfmim.former_names import say_renamed, translate
 from lfmim.schema import FeatureSpec
 from lfmim.storage import write_text
 from lfmim.training.loop import train

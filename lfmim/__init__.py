@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# For editors and type checkers, which do not run `__getattr__` below.
 if TYPE_CHECKING:
     from lfmim.config import (
         EncoderConfig,
@@ -63,6 +64,8 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    # No KeyError: hasattr asks this way, and so does `from lfmim import storage`, before it looks
+    # for a submodule.
     if name not in _HOME:
         raise AttributeError(f"module 'lfmim' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -6,61 +6,59 @@ The command line is generated from them (jsonargparse), so a field's docstring i
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
+from lfmim.former_names import RENAMED, in_former_names, say_renamed, translate
 from lfmim.registry import MODELS
 from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
 from lfmim.storage import local_path
-from lfmim.text_files import read_yaml
 
-RENAMED = {
-    "model.width": "model.d_model",
-    "model.heads": "model.num_heads",
-    "model.layers": "model.num_layers",
-    "model.ffn_multiple": "model.dim_feedforward",
-    "train.schedule": "train.lr_scheduler",
-    "train.warmup": "train.warmup_epochs",
-    "train.ema": "train.ema_decay",
-}
-"""Names of 0.1 -> those of today. This release reads both. The multiple of d_model has become the
-width itself: 4, the default of both, is 0."""
-FORMER = {new: old for old, new in RENAMED.items()}
-"""For `hash_parts`, which keeps the names of 0.1."""
+STUCK_MINUTES = 5.0
 
 
 def _check(ok: bool, field: str, message: str) -> None:
+    # Conditions are written as what must hold, so that NaN, which compares false, is refused.
     if not ok:
         raise InputError(f"{field}: {message}")
-
-
-STUCK_MINUTES = 5.0
 
 
 def _check_stuck(minutes: float, field: str) -> None:
     _check(0 < minutes < math.inf, field, f"{minutes} must be positive and finite")
 
 
-def _check_choices(config: Any, prefix: str) -> None:
-    """Fields of a Literal type hold one of its values: configs also come from checkpoints, not only
-    from the CLI."""
+def _check_least(config: Any, prefix: str, least: int, *fields: str) -> None:
+    words = f"must be at least {least}" if least else "must not be negative"
+    for field in fields:
+        value = getattr(config, field)
+        _check(value >= least, f"{prefix}{field}", f"{value} {words}")
+
+
+def _check_share(config: Any, prefix: str, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        _check(0 <= value < 1, f"{prefix}{field}", f"{value} is not in [0, 1)")
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Raise InputError unless every field of a Literal type holds one of its values.
+
+    The command line sees to that itself, but configs also come from code and from checkpoints.
+    """
     for field, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal:
             value, choices = getattr(config, field), get_args(hint)
-            _check(
-                value in choices,
-                f"{prefix}.{field}",
-                f"{value!r} is not one of {', '.join(choices)}",
-            )
+            problem = f"{value!r} is not one of {', '.join(choices)}"
+            _check(value in choices, f"{prefix}{field}", problem)
+
+
+MAX_LENGTHS = {m: f"max_{m}" for m in Modality}
+"""Modality -> field of ModelConfig."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +76,7 @@ class ModelConfig:
     num_heads: int = 8
     """Attention heads of a layer."""
     num_layers: int = 4
+    """Layers of a transformer stack (`upstream` has twice as many for vision)."""
     dim_feedforward: int = 0
     """Width of the layers' feed-forward; 0: four times `d_model`."""
     fex_tokens: int = 1
@@ -89,8 +88,13 @@ class ModelConfig:
     """Standardise each feature by the training split's mean and deviation (stored with the
     weights)."""
     dropout_attention: float = 0.1
+    """Probability that an attention weight is dropped in training."""
     dropout_ffn: float = 0.1
+    """Probability that a value of a feed-forward's hidden layer, or of a sub-layer's output, is
+    dropped in training."""
     dropout_embedding: float = 0.1
+    """Probability that a value of the projected input, its position added, is dropped in
+    training."""
     max_text: int = 80
     """Longest text sequence, tokens with CLS and SEP."""
     max_audio: int = 100
@@ -98,46 +102,33 @@ class ModelConfig:
     audio_excess: Literal["sample", "cut"] = "sample"
     """Longer audio is sampled uniformly over time, or cut after its first `max_audio` vectors."""
     max_vision: int = 64
+    """Most vision vectors, one per sampled frame, that reach the model; of more a uniform sample is
+    taken."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "model")
-        if self.name != ModelConfig.name:  # to look one up imports torch
+        check_choices(self, "model.")
+
+        # To look one up imports every model, and torch with them: seconds that a config of the
+        # default model need not wait.
+        if self.name != ModelConfig.name:
             try:
                 MODELS[self.name]
             except InputError as error:
                 raise InputError(f"model.name: {error}") from error
-        for field in (
-            "d_model",
-            "num_heads",
-            "num_layers",
-            "fex_tokens",
-            "max_text",
-            "max_audio",
-            "max_vision",
-        ):
-            _check(
-                getattr(self, field) >= 1,
-                f"model.{field}",
-                f"{getattr(self, field)} must be at least 1",
-            )
-        _check(
-            self.dim_feedforward >= 0,
-            "model.dim_feedforward",
-            f"{self.dim_feedforward} must not be negative",
-        )
+
+        sizes = ("d_model", "num_heads", "num_layers", "fex_tokens", *MAX_LENGTHS.values())
+        _check_least(self, "model.", 1, *sizes)
+        _check_least(self, "model.", 0, "dim_feedforward")
         _check(
             self.d_model % self.num_heads == 0,
             "model.num_heads",
             f"{self.num_heads} does not divide model.d_model {self.d_model}",
         )
+        # Sinusoidal positions come in pairs, a sine and a cosine.
         _check(self.d_model % 2 == 0, "model.d_model", f"{self.d_model} must be even")
-        for field in ("dropout_attention", "dropout_ffn", "dropout_embedding"):
-            _check(
-                0.0 <= getattr(self, field) < 1.0,
-                f"model.{field}",
-                f"{getattr(self, field)} is not in [0, 1)",
-            )
+        _check_share(self, "model.", "dropout_attention", "dropout_ffn", "dropout_embedding")
 
+    # Hidden from mypy, which takes a __getattr__ for leave to read any name of a config.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -167,6 +158,7 @@ class ModelConfig:
 
     def cuts(self, modality: Modality) -> bool:
         """Whether a longer sequence of the modality is cut rather than sampled."""
+        # Text always: so does the tokenizer, and so does the published code.
         return modality is Modality.TEXT or (
             modality is Modality.AUDIO and self.audio_excess == "cut"
         )
@@ -174,11 +166,7 @@ class ModelConfig:
     @property
     def max_lengths(self) -> dict[Modality, int]:
         """Longest sequence per modality that reaches the model."""
-        return {
-            Modality.TEXT: self.max_text,
-            Modality.AUDIO: self.max_audio,
-            Modality.VISION: self.max_vision,
-        }
+        return {m: getattr(self, field) for m, field in MAX_LENGTHS.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,17 +174,17 @@ class BetaConfig:
     """Loss weights β per head (paper eq. 3)."""
 
     text: float = 1.0
+    """Weight of the text head's loss; 0: the head is not trained."""
     audio: float = 1.0
+    """As text, of the audio head."""
     vision: float = 1.0
+    """As text, of the vision head."""
     multimodal: float = 1.0
+    """As text, of the multimodal head."""
 
     def __post_init__(self) -> None:
-        for head in HEADS:
-            _check(
-                getattr(self, head) >= 0.0,
-                f"train.beta.{head}",
-                f"{getattr(self, head)} must not be negative",
-            )
+        _check_least(self, "train.beta.", 0, *HEADS)
+        # With all at 0 the loss is 0, and a run would end well without having learned.
         _check(
             any(getattr(self, h) > 0 for h in HEADS),
             "train.beta",
@@ -212,10 +200,13 @@ class TrainConfig:
     """Optimisation; the defaults follow the paper (§5.1.2)."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
+    """torch's SGD, or AdamW with its default betas."""
     lr: float = 0.005
+    """Learning rate that the scheduler starts from."""
     momentum: float = 0.0
-    """SGD only."""
+    """Share of the last step that the next one keeps; SGD only."""
     weight_decay: float = 0.0
+    """Pull of the weights towards 0: an L2 penalty with SGD, decoupled with AdamW."""
     lr_scheduler: Literal["inverse_epoch", "cosine", "constant"] = "inverse_epoch"
     """Learning rate per epoch e (from 0): lr/(e+1), a half cosine down to 0 over `epochs`, or
     lr."""
@@ -223,12 +214,14 @@ class TrainConfig:
     """Epochs, or a part of one, over which the rate rises linearly to the scheduler's, step by
     step."""
     epochs: int = 20
+    """Passes over the training split, at most (`patience`)."""
     batch_size: int = 96
     """Global batch size: over all workers together."""
     beta: BetaConfig = dataclasses.field(default_factory=BetaConfig)
     grad_clip: float = 0.0
-    """Largest gradient norm; 0 leaves gradients alone."""
+    """Largest L2 norm of all gradients together; 0 leaves them alone."""
     label_smoothing: float = 0.0
+    """Share of an emotion label that is spread evenly over the classes."""
     modality_dropout: float = 0.0
     """Probability that a training sample lacks a modality, drawn for each modality; one always
     stays. Only for models that accept absent modalities."""
@@ -257,32 +250,17 @@ class TrainConfig:
     memory-mapped files of $LFMIM_CACHE, for stores larger than memory. auto: on the device if that
     takes at most half of its free memory, else in host memory."""
     seed: int = 0
+    """Seeds the initial weights, the order of the samples and dropout."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "train")
+        check_choices(self, "train.")
         _check(0 < self.lr < math.inf, "train.lr", f"{self.lr} must be positive and finite")
-        _check(self.seed >= 0, "train.seed", f"{self.seed} must not be negative")
-        _check(self.epochs >= 1, "train.epochs", f"{self.epochs} must be at least 1")
-        _check(self.batch_size >= 1, "train.batch_size", f"{self.batch_size} must be at least 1")
-        for field in ("label_smoothing", "modality_dropout", "step_dropout", "ema_decay"):
-            _check(
-                0 <= getattr(self, field) < 1,
-                f"train.{field}",
-                f"{getattr(self, field)} is not in [0, 1)",
-            )
-        for field in (
-            "momentum",
-            "weight_decay",
-            "grad_clip",
-            "patience",
-            "micro_batch",
-            "warmup_epochs",
-        ):
-            _check(
-                getattr(self, field) >= 0,
-                f"train.{field}",
-                f"{getattr(self, field)} must not be negative",
-            )
+        _check_least(self, "train.", 1, "epochs", "batch_size")
+        shares = ("label_smoothing", "modality_dropout", "step_dropout", "ema_decay")
+        _check_share(self, "train.", *shares)
+        amounts = ("momentum", "weight_decay", "grad_clip", "patience", "micro_batch")
+        _check_least(self, "train.", 0, "seed", "warmup_epochs", *amounts)
+        # At 1 no step is ever forgotten, and their sum grows without end.
         _check(self.momentum < 1, "train.momentum", f"{self.momentum} must be below 1")
 
 
@@ -296,10 +274,11 @@ class RunConfig:
     storage: str = "runs"
     """Folder of checkpoints and run state; shared storage on a cluster of several nodes."""
     workers: int = 1
-    """DDP workers."""
+    """Processes that share every batch (DDP)."""
     gpus_per_worker: float = 0.0
     """GPUs per worker; 0 trains on CPU."""
     cpus_per_worker: float = 1.0
+    """CPUs, that is threads, per worker; a fraction puts several trials of a sweep on one CPU."""
     max_failures: int = 3
     """Worker failures survived before the run is given up."""
     keep_checkpoints: int = 2
@@ -308,26 +287,12 @@ class RunConfig:
     """After so many minutes without a step the job says which worker is at what, and since when."""
 
     def __post_init__(self) -> None:
-        _check(self.workers >= 1, "run.workers", f"{self.workers} must be at least 1")
-        _check(
-            self.gpus_per_worker >= 0,
-            "run.gpus_per_worker",
-            f"{self.gpus_per_worker} must not be negative",
-        )
-        _check(
-            self.cpus_per_worker > 0,
-            "run.cpus_per_worker",
-            f"{self.cpus_per_worker} must be positive",
-        )
-        _check(
-            self.max_failures >= 0, "run.max_failures", f"{self.max_failures} must not be negative"
-        )
-        _check(
-            self.keep_checkpoints >= 1,
-            "run.keep_checkpoints",
-            f"{self.keep_checkpoints} must be at least 1",
-        )
+        _check_least(self, "run.", 1, "workers", "keep_checkpoints")
+        _check_least(self, "run.", 0, "gpus_per_worker", "max_failures")
+        cpus = self.cpus_per_worker
+        _check(cpus > 0, "run.cpus_per_worker", f"{cpus} must be positive")
         _check_stuck(self.stuck_minutes, "run.stuck_minutes")
+        # It is a folder's name in `storage`, and must not lead out of it.
         _check(
             "/" not in self.name and ".." not in self.name,
             "run.name",
@@ -342,12 +307,14 @@ class TrackingConfig:
     uri: str = ""
     """Tracking server; empty: $MLFLOW_TRACKING_URI, else sqlite:///<run.storage>/mlflow.db."""
     experiment: str = "lfmim"
+    """MLflow experiment that the runs are listed under."""
     model_name: str = "lfmim"
     """Registered model; `champion` is its alias."""
 
     def __post_init__(self) -> None:
         for field in ("experiment", "model_name"):
             _check(bool(getattr(self, field)), f"tracking.{field}", "must not be empty")
+        # MLflow's names of versions are models:/NAME/3 and models:/NAME@champion.
         _check(
             not set("/:") & set(self.model_name),
             "tracking.model_name",
@@ -392,11 +359,15 @@ class EncoderConfig:
     vision_family: str = ""
     """As text_family."""
     text_revision: str = ""
+    """Branch, tag or commit of a hub model; empty: its main branch."""
     audio_revision: str = ""
+    """As text_revision."""
     vision_revision: str = ""
+    """As text_revision."""
 
     def __post_init__(self) -> None:
-        _check_choices(self, "encoders")
+        check_choices(self, "encoders.")
+        # No hub id is known for weights trained on RAF-DB, as the other two encoders have one.
         if self.preset == "paper":
             _check(
                 bool(self.vision or self.vision_family),
@@ -425,6 +396,7 @@ class EncoderConfig:
 
     @property
     def revisions(self) -> dict[Modality, str | None]:
+        # None is the hub's default branch; "" would be looked for as a branch of that name.
         return {m: getattr(self, f"{m}_revision") or None for m in Modality}
 
 
@@ -439,12 +411,15 @@ class ExtractConfig:
     """Folder of the feature store to make or to complete."""
     encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     segments: int = 8
+    """Equal stretches that a clip's frames are divided into (paper §3.3)."""
     frames_per_segment: int = 8
+    """Frames drawn at random from each stretch."""
     seed: int = 0
     """Seeds the frame sampling, together with the utterance id."""
     decode_workers: int = 0
     """CPU tasks decoding at once; 0: one per CPU, less one for each model stage."""
     face_workers: int = 1
+    """Actors that find and crop faces."""
     encoder_workers: int = 1
     """Actors per encoder stage."""
     gpus_per_worker: float = 0.0
@@ -476,16 +451,10 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):
             _check(bool(getattr(self, field)), field, "must not be empty")
-        for field in (
-            "segments",
-            "frames_per_segment",
-            "face_workers",
-            "encoder_workers",
-            "rows_per_part",
-            "max_frame_side",
-            "max_media_mb",
-        ):
-            _check(getattr(self, field) >= 1, field, f"{getattr(self, field)} must be at least 1")
+        _check_least(self, "", 1, "segments", "frames_per_segment", "face_workers")
+        _check_least(self, "", 1, "encoder_workers", "rows_per_part")
+        _check_least(self, "", 1, "max_frame_side", "max_media_mb")
+
         for field in ("decode_timeout_s", "max_duration_s"):
             _check(getattr(self, field) > 0, field, f"{getattr(self, field)} must be positive")
         _check_stuck(self.stuck_minutes, "stuck_minutes")
@@ -515,148 +484,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def translate(
-    raw: Mapping[str, Any], *, prefix: str = "", d_model: Any = None
-) -> tuple[dict[str, Any], list[str]]:
-    """`raw` under the names of today, and a line to say per name of 0.1 in it.
-
-    `raw` is nested as a config is, or flat with dotted names (a search space, a trial's values);
-    with `prefix` "model." or "train." it is that section alone. `d_model` is what a multiple is
-    taken of; default: as `raw` has it. Raises InputError for a setting under both of its names.
-    """
-    raw = dict(raw)
-    if d_model is None:
-        d_model = _d_model(raw, prefix, ModelConfig.d_model)
-    out: dict[str, Any] = {}
-    lines: list[str] = []
-    for key, value in raw.items():
-        old = f"{prefix}{key}"
-        if old in ("model", "train") and isinstance(value, Mapping):
-            out[key], more = translate(value, prefix=f"{old}.", d_model=d_model)
-            lines += more
-        elif old in RENAMED:
-            new = RENAMED[old]
-            name, line = new.removeprefix(prefix), f"{old} is now {new}"
-            _refuse_both(old, new, raw, prefix)
-            if old == "model.ffn_multiple":
-                value = _feedforward(value, d_model)
-                line += f", the width itself: {value or f'0, for 4 x {d_model}'}"
-            out[name] = value
-            lines.append(line)
-        else:
-            out[key] = value
-    return out, lines
-
-
-def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`translate` for a command line: --model.width 64, --model.width=64, and the files and
-    mappings given to --config, --model and --train, which take the place of their file's name.
-
-    A later option overrides a config under whichever name. Raises InputError for an option given
-    under both names, and for a file as `read_yaml`.
-    """
-    prefixes = {"config": "", "model": "model.", "train": "train."}
-    found: list[tuple[int, str, dict[str, Any]]] = []
-    d_model: Any = ModelConfig.d_model
-    for i, (arg, after) in enumerate(zip(args, [*args[1:], ""], strict=True)):
-        option, equals, value = arg.partition("=")
-        value, name = value if equals else after, option.removeprefix("--")
-        if name == option:
-            continue
-        if name in RENAMED or name in FORMER:
-            fields = {name: value}
-        elif name in prefixes:
-            fields = _content(name, value)
-        else:
-            continue
-        found.append((i, name, fields))
-        d_model = _d_model(fields, prefixes.get(name, ""), d_model)
-    names = {name: None for _, name, _ in found}
-    for old, new in RENAMED.items():
-        if old in names:
-            _refuse_both(f"--{old}", f"--{new}", {f"--{name}": None for name in names})
-
-    out, said = list(args), []
-    for i, name, fields in found:
-        fields, lines = translate(fields, prefix=prefixes.get(name, ""), d_model=d_model)
-        if not lines:
-            continue
-        _, equals, value = args[i].partition("=")
-        if name in prefixes:
-            said.append(f"{value or args[i + 1]}: {', '.join(lines)}")
-            text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
-        else:
-            ((name, text),) = fields.items()
-            said += lines
-        changed = [f"--{name}={text}"] if equals else [f"--{name}", str(text)]
-        out[i : i + len(changed)] = changed
-    return out, said
-
-
-def say_renamed(lines: Sequence[str], where: str = "") -> None:
-    """One warning for what `translate` found; once a process for the same."""
-    if lines:
-        _say(f"{where}: " * bool(where) + "; ".join(lines))
-
-
-@functools.cache
-def _say(what: str) -> None:
-    logging.getLogger(__name__).warning("%s. The next release reads the new names alone.", what)
-
-
-def _refuse_both(old: str, new: str, given: Mapping[str, Any], prefix: str = "") -> None:
-    if new.removeprefix(prefix) in given:
-        raise InputError(f"{old} and {new} are two names of one setting; keep {new}")
-
-
-def _d_model(raw: Mapping[str, Any], prefix: str, default: Any) -> Any:
-    flat = flatten(raw, prefix)
-    return flat.get("model.d_model", flat.get("model.width", default))
-
-
-def _feedforward(multiple: Any, d_model: Any) -> Any:
-    """`multiple` times `d_model`, of each of a list."""
-    if isinstance(multiple, list):
-        return [_feedforward(k, d_model) for k in multiple]
-    try:
-        k, width = int(str(multiple)), int(str(d_model))
-    except ValueError as error:
-        raise InputError(
-            f"model.ffn_multiple: {multiple!r} of {d_model!r} is no whole number; it is "
-            "model.dim_feedforward now, the width itself"
-        ) from error
-    _check(k >= 1, "model.ffn_multiple", f"{k} must be at least 1")
-    return 0 if k == 4 else k * width
-
-
-def _content(option: str, value: str) -> dict[str, Any]:
-    """The mapping that a config option names or holds; {} if it is something else."""
-    if os.path.isfile(value) and (option == "config" or value.endswith((".yaml", ".yml", ".json"))):
-        raw = read_yaml(value)
-    else:
-        try:
-            raw = yaml.safe_load(value) if value.lstrip().startswith("{") else None
-        except yaml.YAMLError:  # the parser's to tell
-            raw = None
-    return raw if isinstance(raw, dict) else {}
-
-
 def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
     the names of 0.1, so that what was begun then goes on."""
-    out = {
-        part: {
-            FORMER.get(f"{part}.{k}", k).removeprefix(f"{part}."): v
-            for k, v in to_dict(getattr(config, part)).items()
-        }
-        for part in ("model", "train")
-    }
-    width, d_model = out["model"].pop("ffn_multiple"), config.model.d_model
-    exact = width % d_model == 0 and width != 4 * d_model
     return {
-        **out,
-        "model": out["model"]
-        | ({"ffn_multiple": width // d_model or 4} if exact else {"dim_feedforward": width}),
+        part: in_former_names(part, to_dict(getattr(config, part))) for part in ("model", "train")
     }
 
 
@@ -678,6 +510,7 @@ def experiment_from_dict(raw: dict[str, Any], *, stored: bool = False) -> Experi
             tracking=TrackingConfig(**raw.pop("tracking", {})),
             **raw,
         )
+    # A ValueError, and names its field already.
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -692,6 +525,7 @@ def cache_folder() -> Path:
 
 def config_hash(*parts: Any) -> str:
     """Ten hex digits over JSON-able parts."""
+    # Sorted, so that runs keep their names when a class's fields change their order.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -708,8 +542,5 @@ __all__ = [
     "config_hash",
     "experiment_from_dict",
     "hash_parts",
-    "say_renamed",
     "to_dict",
-    "translate",
-    "translate_options",
 ]

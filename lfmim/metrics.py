@@ -30,9 +30,10 @@ def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Te
 def class_f1(confusion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """F1 per class of a confusion matrix (rows: labels), by scikit-learn; 0 for a class that does
     not occur."""
-    # only who computes metrics waits for it
+    # Only who computes metrics waits for its import.
     from sklearn.metrics import precision_recall_fscore_support
 
+    # A weighted sample for each cell rather than one for each utterance: the same sums.
     label, prediction = np.nonzero(confusion)
     return np.asarray(
         precision_recall_fscore_support(
@@ -51,6 +52,7 @@ def _accuracy(confusion: npt.NDArray[np.float64]) -> float:
 
 def _reduce(tensors: Iterable[Tensor]) -> None:
     """Sum over torch.distributed workers, in place; nothing to do without a process group."""
+    # torch is also built without distributed, and then lacks is_initialized.
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
@@ -66,8 +68,8 @@ class HeadSums:
     """Sums over samples, on the device: `confusion` [heads, C, C] (label row, prediction column),
     `loss` [heads].
 
-    float64 on CPU and float32 counts are both exact here (< 2^24 samples), so any split of the data
-    over batches and workers gives the same counts.
+    Counts are whole numbers in float64, so any split of the data over batches and workers gives the
+    same ones.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -78,13 +80,15 @@ class HeadSums:
         """`labels_BH` int64 with IGNORE_LABEL where missing; `losses_BH` per sample and head, 0
         where missing."""
         self.loss += losses_BH.sum(dim=0, dtype=torch.float64)
+
         answered = [i for i, head in enumerate(HEADS) if head in logits]
+        # All heads in one pass: head by head took 40 more calls into torch a step, which is what
+        # small models spend their time on.
         label = torch.stack([labels_BH[:, i] for i in answered])
         prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
-        for i, counts in zip(
-            answered, _count(label, prediction, label != IGNORE_LABEL, C), strict=True
-        ):
-            self.confusion[i] += counts
+        counts = _count(label, prediction, label != IGNORE_LABEL, C)
+        for i, of_head in zip(answered, counts, strict=True):
+            self.confusion[i] += of_head
 
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
@@ -135,7 +139,10 @@ class HeadMetrics:
                 dict.fromkeys(EMOTIONS, nan),
                 confusion.astype(int).tolist(),
             )
+
         support, f1 = confusion.sum(axis=1), class_f1(confusion)
+        # Macro F1 as scikit-learn's, over the classes that were labelled or predicted: one that a
+        # small split lacks is not a class that was missed.
         occurs = (support + confusion.sum(axis=0)) > 0
         return cls(
             count=int(count),
@@ -190,23 +197,23 @@ class SentimentSums:
         for i, head in enumerate(HEADS):
             if head not in logits:
                 continue
+
             label, known = labels_BH[:, i].float(), labels_BH[:, i] != IGNORE_LABEL
             # Unlabelled rows add nothing, not even what is not finite in them.
             y = torch.where(known, label, 0.0).clamp(-1, 1)
             p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
             for k, edges in EDGES.items():
                 bounds = torch.tensor(edges, device=y.device)
-                (cells,) = _count(
-                    torch.bucketize(y, bounds)[None],
-                    torch.bucketize(p, bounds)[None],
-                    known[None],
-                    k,
-                )
+                # bucketize's default puts a score equal to an edge below it: closed on the right.
+                bins = torch.bucketize(y, bounds)[None], torch.bucketize(p, bounds)[None]
+                (cells,) = _count(*bins, known[None], k)
                 self.confusion[k][i] += cells
-            (cells,) = _count(
-                (y > 0).long()[None], (p > 0).long()[None], (known & (y != 0))[None], 2
-            )
+
+            negative_or_positive = (y > 0).long()[None], (p > 0).long()[None]
+            (cells,) = _count(*negative_or_positive, (known & (y != 0))[None], 2)
             self.nonzero[i] += cells
+
+            # Pearson's r is made of differences of these sums, which cancel: float32 would not do.
             y, p = y.double(), p.double()
             self.moments[i] += torch.stack([(y - p).abs(), y, p, y * y, p * p, y * p]).sum(dim=1)
 
@@ -265,7 +272,10 @@ class SentimentMetrics:
         counts = confusion[5].astype(int).tolist()
         if n == 0:
             return cls(0, nan, nan, nan, nan, nan, nan, nan, nan, nan, counts)
+
         error, y, p, yy, pp, yp = moments
+        # n² times each variance. Of equal scores the difference rounds to something near 0, on
+        # either side of it; r of those is no number.
         spread = max(n * yy - y * y, 0.0) * max(n * pp - p * p, 0.0)
         return cls(
             count=int(n),
@@ -282,6 +292,7 @@ class SentimentMetrics:
     @property
     def score(self) -> float:
         """What a checkpoint is chosen by; higher is better."""
+        # Not the loss, which is of unclipped scores: it is the figure that the report prints.
         return -self.mae
 
     def scalars(self) -> dict[str, float]:

@@ -47,6 +47,8 @@ class Predictor:
         """The predictor of a registered model's checkpoint. The code of a plug-in model lies beside
         its weights and is run, as all code of a registered model is."""
         plugin = folder / PLUGIN_FILE
+        # Where the project or an installed package has the model already, its file registering it
+        # a second time would be an error.
         if plugin.is_file() and model_name(folder) not in MODELS:
             load_plugin(plugin)
         return cls(*load_model(folder))
@@ -65,6 +67,9 @@ class Predictor:
         """Why the model cannot take this row, naming the field; "" if it can."""
         for m, column in FEATURE_COLUMNS.items():
             x, dim = row.get(m), self.meta.spec.dims.get(m)
+            # Absent is None and nothing else: an empty sequence would be masked as a whole and pass
+            # for it, and MMSA's audio comes with -inf and NaN, of which one makes the row's answer
+            # NaN, which stands for "no input".
             if x is None:
                 if not self.model.accepts_absent:
                     name = self.meta.config.model.name
@@ -91,14 +96,19 @@ class Predictor:
         spec, config = self.meta.spec, self.meta.config.model
         count = max((len(x) for x in sequences.values()), default=0)
         rows = {m: sequences.get(m) or [None] * count for m in MODALITIES}
+
+        # All rows before the first batch: a refusal should not come after minutes of work.
         for i in range(count):
             problem = self.problem({m: column[i] for m, column in rows.items()})
             if problem:
                 raise InputError(f"row {i + 1}, {problem}")
+
         device = next(self.model.parameters()).device
+        # Begins with no rows, so that predictions of nothing have the right shape.
         out: dict[str, list[np.ndarray]] = {
             h: [np.empty((0, config.outputs), np.float32)] for h in HEADS
         }
+
         for start in range(0, count, batch_size):
             features, masks = {}, {}
             for m, dim in spec.dims.items():
@@ -110,15 +120,19 @@ class Predictor:
                 masks[m.value] = (torch.arange(padded.shape[1])[None, :] < length[:, None]).to(
                     device
                 )
+
             logits = self.model(features, masks).logits
+            # A stack over an absent modality attends to padding and answers something all the same.
             present = {m: mask.any(dim=1) for m, mask in masks.items()}
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
             for h in HEADS:
                 if h not in logits:
                     out[h].append(np.full((len(part), config.outputs), np.nan, np.float32))
                     continue
+                # CH-SIMS' scores are in [-1, 1]; the head is linear and does not know.
                 p = logits[h].softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
                 out[h].append(torch.where(present[h][:, None], p, torch.nan).cpu().numpy())
+
         return {h: np.concatenate(parts) for h, parts in out.items()}
 
 
@@ -133,12 +147,15 @@ def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
                 float(v) if k else None for (v,), k in zip(p, known, strict=True)
             ]
             continue
+
         columns[f"label_{head}"] = [
             EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)
         ]
         columns[f"probabilities_{head}"] = [
             [float(v) for v in r] if k else None for r, k in zip(p, known, strict=True)
         ]
+
+    # With a type of its own choice pandas would make NaN of None in a column of floats.
     return pd.DataFrame(columns, dtype=object)
 
 
@@ -156,6 +173,7 @@ class EmotionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
         given = (params or {}).get("feature_spec", "")
         if given:
             self.predictor.check_spec(FeatureSpec.from_json(given), have="this input")
+
         sequences = {
             m: [_to_array(v) for v in model_input[FEATURE_COLUMNS[m]]]
             for m in MODALITIES
@@ -169,9 +187,12 @@ class EmotionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
 
 
 def _to_array(value: Any) -> np.ndarray | None:
+    # Joining or reindexing tables leaves NaN, a float, where a cell of lists is missing.
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return None
+    # From Parquet a cell is an array of arrays, which numpy does not convert in one go.
     return np.stack([np.asarray(v, dtype=np.float32) for v in value])
 
 
+# MLflow loads a models-from-code model by running this file, and takes what it is handed here.
 mlflow.models.set_model(EmotionModel())

@@ -17,8 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 Log = Callable[[Mapping[str, float], int], None]
 """Takes named figures and the step they belong to."""
 SECONDS_BETWEEN_LINES = 10.0
-
-
 SECONDS_BETWEEN_LOOKS = 2.0
 
 
@@ -94,6 +92,7 @@ def watch(
     step = done. The rate leaves out what was done before the first call. `moves` is called whenever
     `done` has grown.
     """
+    # stdout is for what the job has to say: results and paths, which scripts read.
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -104,48 +103,41 @@ def watch(
         console=console,
         disable=not console.is_terminal,
     )
+
     started = time.monotonic()
+    # As if a line had just become due, so that the first result gets one.
     last, first, latest, most = started - seconds, -1, -1, 0
     with bar:
         task = bar.add_task(what, total=total, text="")
 
         def show(done: int, note: str = "", **figures: float) -> None:
             nonlocal last, first, latest, most
+            # A continued job begins at what was done before, and has not done it at this rate.
             now = time.monotonic()
             first = done if first < 0 else first
+            # After a lost worker `done` may fall back; doing the same again is no headway yet.
             if done > most:
                 most = done
                 moves()
             rate = (done - first) / max(now - started, 1e-9)
             eta = (total - done) / rate if rate else None
-            text = ", ".join(
-                filter(
-                    None,
-                    (
-                        f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
-                        "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
-                        f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "",
-                        note,
-                    ),
-                )
+
+            parts = (
+                f"{rate:.2g} {unit}/s" if rate < 10 else f"{rate:.0f} {unit}/s",
+                "" if eta is None else f"eta {datetime.timedelta(seconds=round(eta))}",
+                f"GPU {figures['gpu_percent']:.0f} %" if "gpu_percent" in figures else "",
+                note,
             )
+            text = ", ".join(filter(None, parts))
             bar.update(task, completed=done, text=text)
+
+            # The last result is told whatever the time, but once: callers may go on asking.
             if done > first and (now - last >= seconds or done == total > latest):
                 last, latest = now, done
                 if not console.is_terminal:
-                    print(
-                        f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                log(
-                    {
-                        f"{unit}_per_second": rate,
-                        **({} if eta is None else {"eta_seconds": eta}),
-                        **figures,
-                    },
-                    done,
-                )
+                    _say(f"{what}: {done}/{total} {unit} ({done / max(total, 1):.0%}), {text}")
+                left = {} if eta is None else {"eta_seconds": eta}
+                log({f"{unit}_per_second": rate, **left, **figures}, done)
 
         yield show
 
@@ -166,6 +158,7 @@ def say_when_stuck(
     that died; each is said at once.
     """
     end = threading.Event()
+    # time.time and not monotonic: it is shown as a time of day, beside those of the workers.
     moved_at = told_at = time.time()
 
     def moved() -> None:
@@ -175,11 +168,14 @@ def say_when_stuck(
     def look() -> None:
         nonlocal told_at
         before: Sequence[Work] = []
+        # A quarter of a limit of seconds, so that it is told in its time.
         while not end.wait(min(SECONDS_BETWEEN_LOOKS, minutes * 60 / 4)):
             try:
                 dead, works = lost(), at_work()
-            except Exception:  # Ray's head is away for a moment: that must not end the telling
+            # Ray's head may be away for a moment: that must not end the telling.
+            except Exception:
                 continue
+
             if dead:
                 who = (
                     "a worker died and was started again; it was at"
@@ -187,24 +183,26 @@ def say_when_stuck(
                     else f"{len(dead)} workers were started again after one of them died; they "
                     "were at"
                 )
-                _say(
-                    "\n".join(
-                        [f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]
-                    )
-                )
+                lines = [f"{what}: {who}", *(f"  {_line(work)}" for work in dead[:WORKERS_SHOWN])]
+                _say("\n".join(lines))
+
+            # Compiling or loading data takes minutes before the first step, and is headway.
             if unit == "step" and works != before:
                 before = works
                 moved()
+
             if time.time() - told_at >= minutes * 60:
                 told_at = time.time()
                 _say(_stuck(what, unit, moved_at, works))
 
+    # A thread, since the main one sits in the very call that does not return.
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
         yield moved
     finally:
         end.set()
+        # It may be asking a cluster that is gone: the job's end does not wait for that.
         thread.join(timeout=10)
 
 
@@ -246,11 +244,13 @@ def _say(text: str) -> None:
 def gpu_percent() -> float | None:
     """Utilisation of this process's GPU in percent; None where there is none or NVML cannot be
     read."""
-    import torch  # heavy: only workers that have it loaded anyway call this
+    # Heavy: only workers that have it loaded anyway call this.
+    import torch
 
     if not torch.cuda.is_available():
         return None
     try:
         return float(torch.cuda.utilization())
     except (RuntimeError, ModuleNotFoundError):
+        # torch asks NVML through a package of its own (nvidia-ml-py), which need not be there.
         return None

@@ -75,13 +75,15 @@ class Registry(Generic[T]):
     def _search(self) -> None:
         if self._searched:
             return
-        self._searched = True  # before the imports: modules may ask while they are imported
+        # Before the imports: modules may ask while they are imported.
+        self._searched = True
 
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=self.package):
             point.load()
+        # Workers get here without an option: the variable is all they inherit.
         for file in filter(None, os.environ.get(PLUGINS, "").split(os.pathsep)):
             load_plugin(file)
 
@@ -99,6 +101,7 @@ def load_plugin(file: str | Path) -> None:
     path = Path(file).resolve()
     if not path.is_file():
         raise InputError(f"--plugin {file}: no such file")
+    # Named by its whole path: two plug-ins may both be called model.py.
     name = f"lfmim_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return
@@ -107,10 +110,12 @@ def load_plugin(file: str | Path) -> None:
     if spec is None or spec.loader is None:
         raise InputError(f"--plugin {file}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look themselves up there
+    # Dataclasses and pickles look themselves up there, while the file still runs.
+    sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        # Else half a plug-in would pass for a loaded one the next time.
         del sys.modules[name]
         raise InputError(f"--plugin {file}: {type(error).__name__}: {error}") from error
 
@@ -119,6 +124,7 @@ def use_plugins(files: list[str]) -> None:
     """Load plug-ins here, and in every process that this one starts."""
     for file in files:
         load_plugin(file)
+    # Whole paths: Ray's workers start in another folder than the command.
     given = [str(Path(file).resolve()) for file in files]
     before = filter(None, os.environ.get(PLUGINS, "").split(os.pathsep))
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*before, *given]))

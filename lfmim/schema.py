@@ -34,6 +34,7 @@ class WorkerError(RuntimeError):
 def listed(names: Iterable[str], *, like: str = "", most: int = 8) -> str:
     """Names for a message, at most so many, the one most like `like` first."""
     every = list(names)
+    # Sorted, not filtered by likeness: what is known is listed also if nothing is like it.
     if like:
         every.sort(key=lambda n: -difflib.SequenceMatcher(None, n.lower(), like.lower()).ratio())
     more = len(every) - most
@@ -164,6 +165,7 @@ class FeatureSpec:
     library_versions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # `dims` goes by the modalities, so a misspelt one would just be missing there.
         unknown = set(self.encoders) - {m.value for m in MODALITIES}
         if unknown:
             raise InputError(
@@ -189,12 +191,16 @@ class FeatureSpec:
                         f"{'no encoder' if theirs is None else theirs.name}"
                     )
                 continue
+
+            # By the weights' bytes and not by name or revision: a hub id and a folder with a copy
+            # of it are one encoder, and a branch moves under one name.
             for field in ("weights_sha256", "dim", "max_length"):
                 a, b = getattr(mine, field), getattr(theirs, field)
                 if a != b:
                     found.append(
                         f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})"
                     )
+
         for key in sorted(set(self.sampling) | set(other.sampling)):
             if self.sampling.get(key) != other.sampling.get(key):
                 found.append(
@@ -223,6 +229,8 @@ class FeatureSpec:
             raw = json.loads(text)
             encoders = {name: EncoderSpec(**fields) for name, fields in raw.pop("encoders").items()}
             return cls(encoders=encoders, **raw)
+        # What JSON of another shape raises. Not ValueError as a whole: InputError is one, and what
+        # __post_init__ says should stay.
         except (
             json.JSONDecodeError,
             UnicodeDecodeError,
@@ -256,12 +264,15 @@ def parse_emotion(value: object, *, where: str) -> str | None:
 
     Raises InputError naming `where` for anything else.
     """
-    # None, NaN or blank: no label
+    # NaN is what pandas makes of an empty cell; it alone is unequal to itself.
     text = "" if value is None or value != value else str(value).strip()
     if not text:
         return None
+
     name = EMOTIONS_ZH.get(text, text.lower())
     if name not in EMOTIONS:
+        # 0.5, where difflib's default is 0.6: words of two characters that share one are like by
+        # just that.
         near = difflib.get_close_matches(name, _NEAR_EMOTIONS, n=1, cutoff=0.5)
         hint = f" did you mean {_NEAR_EMOTIONS[near[0]]}?" if near else ""
         known = ", ".join(f"{english} ({chinese})" for chinese, english in EMOTIONS_ZH.items())
@@ -278,6 +289,7 @@ def parse_sentiment(value: object, *, where: str) -> float | None:
     try:
         score = float(text)
     except ValueError:
+        # Fails the range below, as "nan" itself does: one message for all that is no score.
         score = float("nan")
     if not -1 <= score <= 1:
         raise InputError(f"{where}: {value!r} is not a sentiment score in [-1, 1]")

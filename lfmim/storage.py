@@ -22,6 +22,7 @@ _SCHEME = r"[a-z][a-z0-9+.-]*:"
 _SLIPS = "s3[an]?|gc?s|hdfs|file|https?|abfss?|memory"
 URL = re.compile(rf"(?:{_SCHEME}:)*{_SCHEME}(?:/|$)|.*://|(?:{_SLIPS}):", re.IGNORECASE)
 """What is no local path: s3://x, file:/x, simplecache::s3://x; and s3:x, a slip for the first."""
+# Quota exceeded and file size limit (ulimit -f) are a full disk to whoever meets them.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _NUMBERS = "|".join(map(str, DISK_ERRORS))
 
@@ -37,7 +38,9 @@ class WriteError(InputError):
         self.path, self.reason = str(path), reason
 
     def __reduce__(self) -> tuple[type[WriteError], tuple[str, str]]:
-        return WriteError, (self.path, self.reason)  # it comes back from other processes
+        # It comes back from other processes, and an exception is unpickled from its one message,
+        # which __init__ does not take.
+        return WriteError, (self.path, self.reason)
 
 
 def disk_failure(error: BaseException | None) -> WriteError | None:
@@ -48,8 +51,11 @@ def disk_failure(error: BaseException | None) -> WriteError | None:
             found = error
         elif isinstance(error, OSError) and error.errno in DISK_ERRORS:
             found = WriteError(error.filename or "the disk", _reason(error))
-        elif rust := re.search(rf"\(os error ({_NUMBERS})\)", str(error)):  # safetensors' own error
+        # safetensors is written in Rust: its error has no errno, only this text.
+        elif rust := re.search(rf"\(os error ({_NUMBERS})\)", str(error)):
             found = WriteError("the disk", os.strerror(int(rust[1])))
+        # On to the deepest, which came first and knows the file. Libraries that raise anew without
+        # `from` leave only the context.
         error = error.__cause__ or error.__context__
     return found
 
@@ -72,6 +78,8 @@ def output_folder(text: str, option: str, *, files: Sequence[str] = ()) -> Path:
             f"{option} {text}: is a file where a folder is to be written; name "
             "another, or remove it"
         )
+
+    # A folder of that name inside would be met only after hours, when the report is written.
     for name in files:
         output_file(str(path / name), option)
     return path
@@ -100,18 +108,24 @@ def local_path(text: str, option: str) -> Path:
 def _output(text: str, option: str) -> Path:
     if not text:
         raise InputError(f"{option}: must not be empty")
+
     _check_local(
         text,
         option,
         "object storage is not written to yet; give a path on a disk (on a "
         "cluster, one that every node sees)",
     )
+
     path = Path(text)
     try:
-        _taken(_temporary(path))  # the longer name
+        # File systems take names of 255 bytes, and what is written first has a longer name than
+        # `path`.
+        _taken(_temporary(path))
         folder = path.absolute()
-        if _taken(folder) and not folder.is_dir():  # a file, to be replaced
+        # A file that is to be replaced.
+        if _taken(folder) and not folder.is_dir():
             folder = folder.parent
+        # mkdir would make a folder `s3:` without a word: each that is missing is looked at.
         while not _taken(folder):
             _check_name(folder)
             folder = folder.parent
@@ -119,6 +133,8 @@ def _output(text: str, option: str) -> Path:
             raise InputError(
                 f"{option} {text}: {folder} is no folder; name another place, or remove it"
             )
+        # Bytes, and down to the disk: permission bits know nothing of a full disk or a read-only
+        # mount, and root passes them all.
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"\0")
             probe.flush()
@@ -140,6 +156,7 @@ def _check_local(text: str, option: str, problem: str) -> None:
 
 def _taken(path: Path) -> bool:
     """Also by a link to nothing. Raises OSError for what cannot be a name."""
+    # `exists` follows links, and says of one to nothing that the name is free.
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -194,9 +211,11 @@ def new_file(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = _temporary(path)
     try:
+        # Two blocks, as removing the temporary file may be what fails.
         try:
             yield temporary
             _flush(temporary)
+            # Only after the flush: a rename may reach the disk before the bytes do.
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -213,20 +232,25 @@ def new_folder(path: Path, *, first: bool = False) -> Iterator[Path]:
     """
     make_folder(path.parent)
     temporary = _temporary(path)
+    # What is there goes aside first: a folder cannot be renamed onto one that holds something.
     before = _temporary(temporary)
     try:
+        # A name of its own for each process that makes the same folder at once.
         if first:
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         else:
-            for left in (temporary, before):  # of a killed writer
+            # What a killed writer left; new files would be mixed with its.
+            for left in (temporary, before):
                 shutil.rmtree(left, ignore_errors=True)
             temporary.mkdir()
     except OSError as error:
         raise WriteError(path, _reason(error)) from error
+
     try:
         yield temporary
         _take_place(temporary, path, before, first=first)
     except Exception as error:
+        # Others write in here (torch, safetensors, save_pretrained), and wrap what the disk said.
         failed = disk_failure(error)
         if failed is None:
             raise
@@ -244,16 +268,20 @@ def _take_place(temporary: Path, path: Path, before: Path, *, first: bool) -> No
             os.rename(path, before)
         os.rename(temporary, path)
     except OSError as error:
+        # With `first`: another process was faster, and its folder is as good as this one.
         if not (first and path.is_dir()):
             raise WriteError(path, _reason(error)) from error
 
 
 def _temporary(path: Path) -> Path:
+    # Beside it, since a rename is one step only within a file system; always the same name, so that
+    # a writer's leftovers are overwritten by the next and do not pile up.
     return path.with_name(f".{path.name}.tmp")
 
 
 def _flush(path: Path) -> None:
     """To the disk: a full one may show only here."""
+    # os.open, which opens folders as well: theirs are the names of the files in them.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

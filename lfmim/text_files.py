@@ -31,6 +31,7 @@ def decode(data: bytes, where: str, *, table: bool = False) -> tuple[str, str]:
     UTF-16 with a byte-order mark, else GB18030 where that gives Chinese text (said once). Raises
     InputError naming `where`, the encoding and what to do.
     """
+    # Excel's own name for it; its plain 'CSV' is what gives GBK on a Chinese Windows.
     remedy = "save it as 'CSV UTF-8' (UTF-8 text)" if table else "save it as UTF-8"
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if b"\0" in data and not marked:
@@ -38,13 +39,20 @@ def decode(data: bytes, where: str, *, table: bool = False) -> tuple[str, str]:
             f"{where}: not UTF-8 text: it holds zero bytes (UTF-16 without a byte-order mark "
             f"looks like that); {remedy}"
         )
+
     encoding = UTF16 if marked else UTF8
     try:
+        # surrogatepass, as half a character becomes U+FFFD below and is no broken file; -sig, as
+        # Excel begins its UTF-8 with a byte-order mark, which would be part of the first column's
+        # name.
         text = data.decode("utf-16", "surrogatepass") if marked else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         lenient = "" if marked else data.decode("utf-8", "replace")
         bad = lenient.count("\ufffd")
-        if marked or 0 < bad <= sum(c >= "\u0800" for c in lenient) - bad:  # most of it is UTF-8
+        # Most of it is UTF-8, so it is a damaged file and no other encoding: pairs of GBK's bytes
+        # may happen to be a character of two bytes in UTF-8, but hardly one of three (U+0800 on, as
+        # all Chinese is).
+        if marked or 0 < bad <= sum(c >= "\u0800" for c in lenient) - bad:
             line = len(data[: error.start].splitlines() or [b""])
             raise InputError(
                 f"{where}: line {line}: a character of its {encoding} text is broken (byte "
@@ -55,6 +63,9 @@ def decode(data: bytes, where: str, *, table: bool = False) -> tuple[str, str]:
                 f"{where}: not UTF-8, and no encoding that can be told from its bytes; {remedy}"
             ) from error
         encoding, text = GB18030, data.decode("gb18030")
+
+    # Only tables come from programs that choose an encoding for people; for JSON UTF-8 is the
+    # standard, and a config is written in an editor.
     if encoding != UTF8 and not table:
         raise InputError(f"{where}: not UTF-8 (it looks like {encoding}); {remedy}")
     if "\0" in text:
@@ -76,6 +87,7 @@ def _say(line: str) -> None:
 def _chinese(data: bytes) -> bool:
     """Whether these are GB18030's bytes for mostly common Chinese. Other encodings' bytes can be
     decoded so, too, but give rare characters."""
+    # GB18030, of which GBK is a part: every file in GBK reads the same.
     try:
         characters = [c for c in data.decode("gb18030") if c > "\x7f"]
     except UnicodeDecodeError:
@@ -95,6 +107,7 @@ def parse_json(text: str) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
+    # json itself keeps the last of two equal names without a word.
     for key, value in ((whole(k), whole(v) if isinstance(v, str) else v) for k, v in pairs):
         if key in out:
             raise ValueError(f"'{key}' is there twice in one object")
@@ -106,6 +119,7 @@ class _Loader(yaml.SafeLoader):
     """YAML whose mappings hold a key once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        # PyYAML keeps the last: a second `train:` below would undo the first without a word.
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -127,9 +141,12 @@ def read_yaml(path: str | Path) -> Any:
         return yaml.load(decode(Path(path).read_bytes(), str(path))[0], _Loader)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    # A YAMLError, too, but this is YAML: what it holds is refused (a key twice, an unknown tag), as
+    # the problem says by itself.
     except yaml.constructor.ConstructorError as error:
         raise InputError(f"{path}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # A ValueError as well: what `decode` says, which is better than "not YAML".
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from lfmim.cli.arguments import check_yaml, named_files, preset, take_plugins
-from lfmim.config import say_renamed, translate_options
 from lfmim.distributed import session
+from lfmim.former_names import say_renamed, translate_options
 from lfmim.schema import InputError, WorkerError
 from lfmim.storage import disk_failure
 

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from lfmim import tracking
-from lfmim.config import FORMER, ExperimentConfig, config_hash, experiment_from_dict, hash_parts
+from lfmim.config import ExperimentConfig, config_hash, experiment_from_dict, hash_parts
 from lfmim.distributed.order import Order, RepeatableOrder, TuneOrder
 from lfmim.distributed.trainer import TrainResult, check_experiment, data_fingerprint, train_run
 from lfmim.distributed.trials import OnTrial, Trials
@@ -31,6 +31,7 @@ from lfmim.experiments.search import (
     with_params,
 )
 from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
+from lfmim.former_names import FORMER
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import output_folder, write_text

@@ -20,6 +20,8 @@ def new_figure(width: float, height: float) -> Figure:
     import."""
     from matplotlib.figure import Figure
 
+    # Not by pyplot, which picks a backend by the machine's display and keeps every figure in memory
+    # until it is closed.
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -28,12 +30,16 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     entries have it, test (as the paper's Figure 3)."""
     figure = new_figure(3.2 * len(HEADS), 5.5)
     axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
+    # Counted from 0 in checkpoints, from 1 for people.
     epochs = [entry["epoch"] + 1 for entry in history]
     emotions = all("accuracy" in entry["valid"][HEADS[-1]] for entry in history)
+
     for row, metric in enumerate(("loss", "accuracy" if emotions else "mae")):
         for column, head in enumerate(HEADS):
             axis = axes[row, column]
             for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
+                # TFN, LMF and others answer the multimodal head alone; test is in a benchmark's
+                # first seeds only, put there after the checkpoint was chosen.
                 if all(head in entry.get(part, ()) for entry in history):
                     axis.plot(
                         epochs, [entry[part][head][metric] for entry in history], style, label=part
@@ -44,8 +50,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
             else:
                 axis.set_xlabel("epoch")
         axes[row, 0].set_ylabel(metric)
+
+    # A run of two epochs would get a tick at 1.5.
     axes[0, 0].locator_params(axis="x", integer=True)
-    axes[0, -1].legend()  # every model has the multimodal head
+    # Every model has the multimodal head, the last one; the legend of an axis without lines warns.
+    axes[0, -1].legend()
     return figure
 
 
@@ -60,6 +69,9 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
         if len(counts) == len(EMOTIONS):
             order, names = [EMOTIONS.index(e) for e in REPORT_ORDER], REPORT_ORDER
             counts = counts[np.ix_(order, order)]
+
+        # Shares of the row: in counts the most frequent emotion, a third of EmotionTalk's labels,
+        # would leave the rare ones white. One without any label stays a white row.
         share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(counts.shape):
@@ -73,6 +85,7 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
                     fontsize=8,
                     color="white" if share[i, j] > 0.5 else "black",
                 )
+
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
         axis.set(title=head, xlabel="predicted", ylabel="label")
@@ -85,9 +98,13 @@ def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Fi
     figure = new_figure(8, 4.2)
     axis = figure.subplots()
     metric = "accuracy" if "accuracy" in next(iter(runs.values()))[0][0][MULTIMODAL] else "mae"
+
     for i, (system, curves) in enumerate(runs.items()):
         mean = np.mean([[epoch[MULTIMODAL][metric] for epoch in curve] for curve in curves], axis=0)
+        # matplotlib has ten colours: the eleventh system needs another line to be told from the
+        # first.
         axis.plot(range(1, len(mean) + 1), mean, ("-", "--", ":")[i // 10 % 3], label=system)
+
     axis.grid(alpha=0.3)
     axis.set(xlabel="epoch", ylabel=metric)
     axis.locator_params(axis="x", integer=True)
@@ -105,9 +122,11 @@ def grouped_bars(
     figure = new_figure(8, 3.6)
     axis = figure.subplots()
     width = 0.8 / len(bars)
+
     for i, (name, (heights, errors)) in enumerate(bars.items()):
         middle = np.arange(len(groups)) + (i - (len(bars) - 1) / 2) * width
         axis.bar(middle, heights, width, yerr=errors, label=name, capsize=3)
+
     axis.set_xticks(range(len(groups)), groups)
     axis.set(ylabel=ylabel)
     axis.legend()

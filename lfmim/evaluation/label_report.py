@@ -51,10 +51,14 @@ def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     a, b, c = figure.subplots(1, 3, width_ratios=(1.35, 0.9, 1.25))
     _bars(a, tables["figure_1a"])
     a.set(title="(a) labels", ylabel="utterances")
+
     shares = tables["figure_1b"].to_numpy()
+    # The same colours for every corpus, so that two pages can be laid side by side; one that
+    # disagrees more still has its darkest cell.
     top = max(0.7, float(np.nanmax(shares, initial=0)))
     b.imshow(shares, cmap="Blues", vmin=0, vmax=top)
     for i, j in np.ndindex(shares.shape):
+        # A label agrees with itself, and heads that nobody labelled together have no share.
         if i != j and not np.isnan(shares[i, j]):
             b.text(
                 j,
@@ -67,6 +71,7 @@ def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
     b.set_xticks(range(len(HEADS)), HEADS)
     b.set_yticks(range(len(HEADS)), HEADS, rotation=90, va="center")
     b.set(title="(b) inconsistency of two labels")
+
     _bars(c, tables["figure_1c"])
     c.set(title="(c) inconsistency with the multimodal label", ylabel="share", ylim=(0, 1))
     return figure
@@ -74,6 +79,7 @@ def label_figure(tables: dict[str, pd.DataFrame]) -> Figure:
 
 def _bars(axis: Axes, table: pd.DataFrame) -> None:
     for i, head in enumerate(table.columns):
+        # Centred, so that the tick stands under the middle of its group.
         x = np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * 0.8 / len(table.columns)
         axis.bar(x, table[head], 0.8 / len(table.columns), label=head)
     axis.set_xticks(range(len(table)), table.index, rotation=30, ha="right")
@@ -83,8 +89,10 @@ def _bars(axis: Axes, table: pd.DataFrame) -> None:
 
 def labels_html(labels: pd.DataFrame) -> str:
     """The figure and the tables as a part of a page; a sentence where there is no label."""
+    # A store of the sentiment task has scores alone, and is no worse a store for it.
     if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
         return "<h2>Labels</h2><p>No emotion label of any head.</p>"
+
     tables = label_tables(labels)
     parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
     parts += [
@@ -94,6 +102,7 @@ def labels_html(labels: pd.DataFrame) -> str:
 
 
 def _html(table: pd.DataFrame) -> str:
+    # pandas gives the index's name a header row of its own, empty but for that word.
     return table.rename_axis(None).to_html(float_format=lambda v: f"{v:.3f}", na_rep="–", border=0)
 
 
@@ -102,7 +111,9 @@ def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Pat
     tables = label_tables(labels)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv())
+
     with new_file(folder / "figure_1.png") as temporary:
+        # savefig goes by the suffix, and the temporary name has none that it knows.
         label_figure(tables).savefig(temporary, dpi=130, format="png")
     return write_text(
         folder / "index.html",

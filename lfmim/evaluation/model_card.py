@@ -16,17 +16,21 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     """What the model is, on what it was trained, how good it is on validation, and what it is not
     for."""
     c = meta.config
+    # Built without its weights, for its size and its heads: which heads there are depends on the
+    # modalities of the store as well as on the model's name.
     model = build_model(c.model, meta.spec.dims)
     parameters = sum(p.numel() for p in model.parameters())
     encoders = "\n".join(
         f"| {m} | {e.name} | {e.dim} | `{e.weights_sha256[:12]}` |"
         for m, e in meta.spec.encoders.items()
     )
+
     beta = ", ".join(f"{h} {v:g}" for h, v in c.train.beta.as_dict().items())
     sentiment = c.model.task == "sentiment"
     answers = (
         "a sentiment score in [-1, 1]" if sentiment else f"probabilities over {', '.join(EMOTIONS)}"
     )
+    # lr, β and seed of an imported checkpoint are defaults that nobody trained it with.
     made = (
         f"Trained for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, loss "
         f"weights β {beta}, "
@@ -40,6 +44,7 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
         if model.accepts_absent
         else "needs text, audio and vision of every utterance"
     )
+
     return f"""# {name}
 
 ## What it is
@@ -87,7 +92,9 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
     """Labelled utterances and validation figures per head."""
     if not meta.history:
         return "\nNo figures: the weights were imported.\n"
+
     best = meta.history[meta.best_epoch]
+    # A head without validation labels has NaN for every figure.
     heads = [h for h in answers if best["valid"][h]["count"]]
     figures = {h: _shown(metrics_from_dict(best["valid"][h])) for h in heads}
     sentiment = meta.config.model.task == "sentiment"
@@ -96,6 +103,7 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
         if sentiment
         else [(name, EMOTIONS.index(name)) for name in REPORT_ORDER]
     )
+    # Label counts per class are the confusion's row sums, so no split has to be read again.
     counts = [
         [
             h,
@@ -107,6 +115,7 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
     ]
     names = list(figures[heads[0]])
     scores = [[h, *(f"{v:.3f}" for v in figures[h].values())] for h in heads]
+
     return f"""
 Labelled utterances per head, and validation labels per class:
 

@@ -51,7 +51,10 @@ class Comparison:
             f"on {self.count} utterances; {self.challenger_only} are {what} with the challenger "
             f"alone, {self.champion_only} with the champion alone, p = {self.p_value:.4f}"
         )
+
         gain = (self.challenger - self.champion) * (-1 if sentiment else 1)
+        # Both, since of sentiment they may point apart: the mean error may fall by a few large
+        # gains while most utterances are farther off, and the test counts utterances.
         if gain <= 0 or self.challenger_only <= self.champion_only:
             return False, f"it is not better: {figures}"
         if self.p_value >= alpha:
@@ -76,6 +79,8 @@ def compare(
             "cannot be compared; register models of different tasks under different names "
             "(--registered_model)"
         )
+
+    # Both before either predicts: a refusal should not come after minutes of work.
     for name, predictor in models.items():
         predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
         if head not in predictor.model.answers:
@@ -83,6 +88,8 @@ def compare(
                 f"--head {head}: the {name} has no such head; it has "
                 f"{', '.join(predictor.model.answers)}"
             )
+
+    # Either model's will do: both specs equal the store's.
     dims = champion.meta.spec.dims
     label_columns = SENTIMENT_COLUMNS if task == "sentiment" else LABEL_COLUMNS
     table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *label_columns.values()], split)
@@ -92,11 +99,13 @@ def compare(
         raise InputError(
             f"{store}: split '{split}' has no {task} label of head '{head}' to compare by"
         )
+
     features = {m: sequences(table, m) for m in dims}
     wrong = [_wrong(p.predict(features)[head][known], labels[known]) for p in models.values()]
     only_a, only_b = int((wrong[0] < wrong[1]).sum()), int((wrong[1] < wrong[0]).sum())
     # McNemar's exact test is the sign test: of the utterances where they differ, each model has
-    # half if they are equal.
+    # half if they are equal. The exact one, as models of one corpus may differ in a dozen, where
+    # the chi-squared approximation is no good.
     p_value = float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
     mean_a, mean_b = (
         float(w.mean()) if task == "sentiment" else float(1 - w.mean()) for w in wrong
@@ -110,5 +119,7 @@ def _wrong(predicted: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> npt.
     answered = np.asarray(~np.isnan(predicted).any(axis=1))
     filled = np.where(answered[:, None], predicted, 0.0)
     if predicted.shape[1] == 1:
+        # 2 is the largest error there is between scores in [-1, 1].
         return np.where(answered, np.abs(filled[:, 0] - labels), 2.0)
+    # The argmax of such a row is 0, which is anger: it must not be right by accident.
     return np.where(answered & (filled.argmax(axis=1) == labels), 0.0, 1.0)

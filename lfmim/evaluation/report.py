@@ -69,6 +69,7 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
     empty or without labels of the model's task and heads.
     """
     predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
+
     task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
     columns = [
         *(FEATURE_COLUMNS[m] for m in dims),
@@ -81,12 +82,15 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         h: torch.from_numpy(x)
         for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()
     }
+
     own = _metrics(found, labels)
     if not any(m.count for m in own.values()):
         raise InputError(
             f"{store}: split '{split}' has no {task} label of a head that the model answers "
             f"({', '.join(predictor.model.answers)}); use another store or model"
         )
+    # How far one modality alone tells what the whole clip expresses: the paper's point is that its
+    # own label and the multimodal one differ.
     against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
     return {
         "split": split,
@@ -101,10 +105,14 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
 def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metrics]:
     """Probabilities or scores of every head against labels [N, heads]; a row without a prediction
     does not count."""
+    # `expand_as` gives columns that share their memory: without a copy, writing one writes all.
     labels = labels.clone()
     for i, head in enumerate(HEADS):
         labels[found[head].isnan().any(dim=1), i] = IGNORE_LABEL
-    if not labels.is_floating_point():  # the log of probabilities is a valid set of logits for them
+
+    # The log of probabilities is a valid set of logits for them, since softmax undoes it; the floor
+    # keeps a probability that rounded to 0 from an infinite loss.
+    if not labels.is_floating_point():
         found = {h: p.nan_to_num(1.0).clamp(min=1e-12).log() for h, p in found.items()}
     sums = sums_for(labels)
     sums.update(found, labels, head_losses(found, labels))
@@ -116,6 +124,7 @@ def write_report(
 ) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
     columns = COLUMNS[report["task"]]
+    # `f1` is one dict per head; flat it can be a column per emotion as the other figures are.
     table = {
         head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}}
         for head, m in report["heads"].items()
@@ -126,6 +135,7 @@ def write_report(
         + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>"
         for head, m in table.items()
     )
+
     against = f"{HEADLINE[report['task']]} against the multimodal label"
     header = "".join(
         f"<th>{html.escape(c)}</th>" for c in ("head", "n", *columns.values(), against)
@@ -135,6 +145,7 @@ def write_report(
         if report["best_epoch"]
         else ("The checkpoint was imported: how it was chosen is not known")
     )
+
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{PAGE_STYLE}</style>
 <h1>{html.escape(title)}</h1>
@@ -149,6 +160,7 @@ against its own label.</p>
 
 def inline_image(figure: Figure) -> str:
     """The figure as an <img> with its data inside."""
+    # Inside the page, so that it is one file that can be mailed, or logged to MLflow and opened.
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     data = base64.b64encode(buffer.getvalue()).decode()

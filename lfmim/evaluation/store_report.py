@@ -97,6 +97,7 @@ def describe_store(store: Path) -> StoreSummary:
     bad = quarantined(store).to_pylist()
     if not parts and not bad:
         raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
+
     splits: Counter[str] = Counter()
     durations: list[float] = []
     rates: list[float] = []
@@ -104,11 +105,14 @@ def describe_store(store: Path) -> StoreSummary:
     for part in parts:
         table = pq.read_table(part, columns=[SPLIT, DURATION, FACE_FOUND])
         splits.update(s or "none" for s in table[SPLIT].to_pylist())
+        # A text without media lasts 0 s; it would hide what the shortest clip is.
         durations += [d for d in table[DURATION].to_pylist() if d]
         rates += [float(np.mean(f)) for f in table[FACE_FOUND].to_pylist() if f]
+        # One modality of one part at a time: that is all that is ever in memory.
         for m in spec.dims:
             for x in sequences(pq.read_table(part, columns=[FEATURE_COLUMNS[m]]), m):
                 sums[m].add(x)
+
     report = store / IMPORT_FILE
     return StoreSummary(
         rows=sum(splits.values()),
@@ -134,11 +138,15 @@ class _Sums:
         if x is None:
             self.absent += 1
             return
+
         self.lengths.append(len(x))
+        # Stored as float16, where the square of anything from 256 on is infinite.
         wide = x.astype(np.float64)
         finite = np.isfinite(wide)
         self.bad += int((~finite).sum())
         self.zero += int((~x.any(axis=1)).sum())
+
+        # Infinite values are counted, and must not make the mean of all others infinite, too.
         wide = wide[finite]
         self.count += wide.size
         self.total += float(wide.sum())
@@ -146,6 +154,8 @@ class _Sums:
 
     def summary(self) -> ModalitySummary:
         mean = self.total / self.count if self.count else 0.0
+        # From sums, for one pass over the store; of constant features the difference may round to
+        # something below 0.
         variance = self.squares / self.count - mean**2 if self.count else 0.0
         return ModalitySummary(
             self.absent,
@@ -160,59 +170,11 @@ class _Sums:
 def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     """Title -> table."""
     out = {
-        "Rows": pd.DataFrame(
-            {
-                "": {
-                    "stored": f"{summary.rows:,}",
-                    **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
-                    "quarantined": f"{sum(summary.quarantine.values()):,}",
-                    "parts": str(summary.parts),
-                    "size": f"{summary.megabytes:.1f} MB",
-                    **_spread("duration (s)", summary.durations),
-                    **_spread("frames with a face", summary.face_rate),
-                    **(
-                        {"clips without any face": str(int((summary.face_rate == 0).sum()))}
-                        if len(summary.face_rate)
-                        else {}
-                    ),
-                }
-            }
-        )
+        "Rows": pd.DataFrame({"": _rows(summary)}),
+        "Modalities": _modalities(summary),
+        "Encoders": _encoders(summary.spec),
+        "Sampling and versions": pd.DataFrame({"": _sampling(summary.spec)}),
     }
-    out["Modalities"] = pd.DataFrame(
-        {
-            m.value: {
-                "stored": str(len(s.lengths)),
-                "absent": str(s.absent),
-                "width": str(summary.spec.dims[m]),
-                **_spread("length", s.lengths),
-                "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
-                "all-zero vectors": str(s.zero_vectors),
-                "values not finite": str(s.non_finite),
-            }
-            for m, s in summary.modalities.items()
-        }
-    ).fillna("–")
-    out["Encoders"] = pd.DataFrame(
-        {
-            m: {
-                "name": e.name,
-                "revision": e.revision or "–",
-                "weights SHA-256": e.weights_sha256,
-                "width": str(e.dim),
-                "longest": str(e.max_length or "as it is"),
-            }
-            for m, e in summary.spec.encoders.items()
-        }
-    ).T
-    spec = dataclasses.asdict(summary.spec)
-    traced = {
-        **spec["sampling"],
-        **{f"version of {k}": v for k, v in spec["library_versions"].items()},
-    }
-    out["Sampling and versions"] = pd.DataFrame(
-        {"": {"fingerprint": summary.spec.fingerprint, **{k: str(v) for k, v in traced.items()}}}
-    )
     if summary.quarantine:
         reasons, counts = zip(*summary.quarantine.most_common(), strict=True)
         out["Quarantined"] = pd.DataFrame({"stage and reason": reasons}, index=list(counts))
@@ -221,9 +183,64 @@ def summary_tables(summary: StoreSummary) -> dict[str, pd.DataFrame]:
     return out
 
 
+def _rows(summary: StoreSummary) -> dict[str, str]:
+    faces = summary.face_rate
+    without = {"clips without any face": str(int((faces == 0).sum()))} if len(faces) else {}
+    return {
+        "stored": f"{summary.rows:,}",
+        **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
+        "quarantined": f"{sum(summary.quarantine.values()):,}",
+        "parts": str(summary.parts),
+        "size": f"{summary.megabytes:.1f} MB",
+        **_spread("duration (s)", summary.durations),
+        **_spread("frames with a face", faces),
+        **without,
+    }
+
+
+def _modalities(summary: StoreSummary) -> pd.DataFrame:
+    """A column per modality."""
+    columns = {
+        m.value: {
+            "stored": str(len(s.lengths)),
+            "absent": str(s.absent),
+            "width": str(summary.spec.dims[m]),
+            **_spread("length", s.lengths),
+            "mean ± deviation": f"{s.mean:.3g} ± {s.deviation:.3g}",
+            "all-zero vectors": str(s.zero_vectors),
+            "values not finite": str(s.non_finite),
+        }
+        for m, s in summary.modalities.items()
+    }
+    # A modality that is absent everywhere has no lengths, so its column lacks those rows.
+    return pd.DataFrame(columns).fillna("–")
+
+
+def _encoders(spec: FeatureSpec) -> pd.DataFrame:
+    """A row per modality."""
+    rows = {
+        m: {
+            "name": e.name,
+            "revision": e.revision or "–",
+            "weights SHA-256": e.weights_sha256,
+            "width": str(e.dim),
+            "longest": str(e.max_length or "as it is"),
+        }
+        for m, e in spec.encoders.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def _sampling(spec: FeatureSpec) -> dict[str, str]:
+    versions = {f"version of {k}": v for k, v in spec.library_versions.items()}
+    settings = {k: str(v) for k, v in (spec.sampling | versions).items()}
+    return {"fingerprint": spec.fingerprint, **settings}
+
+
 def _spread(name: str, values: np.ndarray) -> dict[str, str]:
     if not len(values):
         return {}
+
     low, middle, high = np.quantile(values, (0, 0.5, 1))
     return {
         f"{name}: mean": f"{values.mean():.2f}",
@@ -239,10 +256,13 @@ def distributions(summary: StoreSummary) -> Figure:
     ]
     panels += [(f"{m} length", s.lengths) for m, s in summary.modalities.items()]
     panels = [(title, values) for title, values in panels if len(values)]
+
+    # A store of nothing but quarantined rows has no panel, and a grid needs a column.
     figure = new_figure(3.4 * max(len(panels), 1), 2.8)
     for axis, (title, values) in zip(
         figure.subplots(1, max(len(panels), 1), squeeze=False)[0], panels, strict=False
     ):
+        # A share has its whole range: two clips of 0.98 and 0.99 are no wide distribution.
         axis.hist(values, bins=20, range=(0, 1) if "share" in title else None)
         axis.set(title=title)
         axis.set_ylabel("utterances")
@@ -259,6 +279,7 @@ def write_store_report(
     )
     sheet = "".join(_figure(c) for c in crops) or "<p>No stored row has a video.</p>"
     labels = labels_html(read_labels(str(store))) if summary.rows else ""
+
     return write_text(
         page,
         f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
@@ -281,6 +302,8 @@ def _figure(crop: Crop) -> str:
     caption = f"<figcaption>{html.escape(crop.caption)}</figcaption>"
     if crop.image is None:
         return f"<figure><div>{html.escape(crop.reason)}</div>{caption}</figure>"
+
+    # PNG would keep the camera's noise bit by bit, at several times the bytes.
     buffer = io.BytesIO()
     Image.fromarray(crop.image).resize((132, 132)).save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -32,6 +32,7 @@ from lfmim.experiments.comparison import (
 from lfmim.schema import MODALITIES, REPORT_ORDER
 from lfmim.storage import new_file, write_text
 
+# Per utterance or per epoch; the runs' own result.json keep them, and results.json is to be read.
 HEAVY = ("predictions", "labels", "history", "test_curves")
 
 
@@ -44,20 +45,25 @@ def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
             "table_2": ("Multimodal head (Table 2)", table_2(results)),
             "table_4": ("Every head against its own label (Table 4)", table_4(results)),
         }
+
     found["claims"] = ("What was claimed", table_claims(results))
     found["subsets"] = (
         "Multimodal head from every subset of the modalities",
         table_subsets(results),
     )
+    # Empty where no pair of the claims ran, or no system accepts absent modalities.
     return {name: (title, table) for name, (title, table) in found.items() if not table.empty}
 
 
 def figures(results: Results) -> dict[str, tuple[str, Figure]]:
     """File name -> title and figure."""
     systems = systems_of(results)
+
+    # The paper's Figure 3 is of LFMIM.
     shown = REFERENCE if REFERENCE in systems else systems[0]
     run = runs_of(results, shown)[0]
     history = [dict(entry) for entry in run["history"]]
+    # Not strict: only the first `curves` seeds have their epochs measured on test.
     for entry, scores in zip(history, run["test_curves"], strict=False):
         entry["test"] = scores
     note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
@@ -71,6 +77,7 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
             confusion_matrices(run["test"]),
         ),
     }
+
     curves = {
         s: [r["test_curves"] for r in runs_of(results, s) if r["test_curves"]] for s in systems
     }
@@ -81,6 +88,8 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
             "of it)"
         )
         found["figure_3c"] = (title, test_curves(curves))
+
+    # Sentiment has no F1 per emotion.
     deviations = (
         {s: modality_deviation(results, s) for s in systems} if not is_sentiment(results) else {}
     )
@@ -90,6 +99,7 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
             "Standard deviation of F1 over the three modalities (Figure 4 c)",
             grouped_bars(REPORT_ORDER, bars, "deviation of F1 (%)"),
         )
+
     pairs = [f"{a}-{b}" for a, b in combinations(MODALITIES, 2)]
     cka = {
         s: np.array([[r["cka"][p] for p in pairs] for r in runs_of(results, s)])
@@ -106,9 +116,11 @@ def summary(results: Results) -> str:
     """What a terminal shows: the main table without F1 per emotion, the claims, subsets and CKA."""
     parts = []
     for name, (title, table) in tables(results).items():
+        # A row per system and head would push all else out of the terminal.
         if name != "table_4":
             emotions = [e for e in REPORT_ORDER if e in table]
             parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
+
     parts.append(
         "Linear CKA between uni-modal representations: "
         + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items())
@@ -136,6 +148,7 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         "bootstrap over test utterances (paired) and seeds; p against LFMIM is corrected for the "
         "number of systems (Holm).</p>"
     )
+
     for name, (heading, table) in tables(results).items():
         write_text(folder / f"{name}.csv", table.to_csv())
         rows = [(i, *row) for i, *row in table.itertuples()]
@@ -144,8 +157,10 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         page.append(f"<h2>{html.escape(heading)}</h2>{table.to_html()}")
     for name, (heading, figure) in figures(results).items():
         with new_file(folder / f"{name}.png") as temporary:
+            # savefig goes by the suffix, and the temporary name has none that it knows.
             figure.savefig(temporary, dpi=110, format="png")
         page.append(f"<h2>{html.escape(heading)}</h2>{inline_image(figure)}")
+
     slim = [{k: v for k, v in r.items() if k not in HEAVY} for r in results]
     write_text(folder / "results.json", json.dumps(slim, indent=1))
     return write_text(folder / "index.html", "\n".join(page))

@@ -21,10 +21,12 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState, create_trial
 
-from lfmim.config import ExperimentConfig, experiment_from_dict, say_renamed, to_dict, translate
+from lfmim.config import ExperimentConfig, check_choices, experiment_from_dict, flatten, to_dict
+from lfmim.former_names import say_renamed, translate
 from lfmim.schema import HEADS, InputError
 from lfmim.text_files import read_yaml
 
+# Optuna logs every study that is made, and one is made for each suggestion.
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 Value = float | int | str | bool
 Params = dict[str, Value]
@@ -83,19 +85,16 @@ class TuneConfig(ExperimentConfig):
         ):
             if getattr(self, field) < least:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least {least}")
-        for field, choices in (
-            ("search", ("optuna", "random", "grid")),
-            ("scheduler", ("asha", "none")),
-        ):
-            if getattr(self, field) not in choices:
-                raise InputError(
-                    f"{field}: {getattr(self, field)!r} is not one of {', '.join(choices)}"
-                )
+        check_choices(self)
+
+        # Silently ignored, it would be taken for a limit on what runs at once.
         if self.window and not self.repeatable:
             raise InputError(
                 f"window: {self.window} means something in a repeatable sweep alone; add "
                 "--repeatable, or leave it out: a trial then learns from all that ended"
             )
+        # Several workers need a Ray Train of their own: six more processes for each trial, and Tune
+        # can hang on their clean-up when it stops one.
         if self.run.workers != 1:
             raise InputError(
                 "run.workers: a trial is one process; search with 1, then train the winner's "
@@ -144,6 +143,8 @@ class TrialRecord:
 def read_trial(text: str) -> TrialRecord:
     """The record in a `trial.json`."""
     raw = json.loads(text)
+    # Silently: the project wrote it, and there is nobody to change it. A multiple among the values
+    # is of the config's width, which need not be searched.
     config, _ = translate(raw["config"])
     params, _ = translate(raw["params"], d_model=config.get("model", {}).get("d_model"))
     return TrialRecord(**{**raw, "config": config, "params": params})
@@ -161,6 +162,7 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
             "no trial was trained to its end; the messages above say why. Lower train.lr or "
             "narrow the search space"
         )
+
     return max(
         scored,
         key=lambda r: (r.score or 0.0, -(r.loss if r.loss is not None else math.inf), -r.number),
@@ -169,12 +171,10 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
 
 def with_params(base: ExperimentConfig, params: Mapping[str, Value]) -> ExperimentConfig:
     """`base` with the dotted fields replaced. Raises InputError for values that do not fit."""
-    raw = {
-        f.name: to_dict(getattr(base, f.name))
-        if dataclasses.is_dataclass(getattr(base, f.name))
-        else getattr(base, f.name)
-        for f in dataclasses.fields(ExperimentConfig)
-    }
+    # The fields of an experiment: of a TuneConfig those of the search itself are left behind.
+    fields = {f.name for f in dataclasses.fields(ExperimentConfig)}
+    raw = {name: value for name, value in to_dict(base).items() if name in fields}
+
     for field, value in params.items():
         *path, name = field.split(".")
         node = raw
@@ -186,18 +186,7 @@ def with_params(base: ExperimentConfig, params: Mapping[str, Value]) -> Experime
 
 def searchable(base: ExperimentConfig) -> Params:
     """Every field that may be searched, with its value in `base`."""
-
-    def leaves(tree: Mapping[str, Any], prefix: str) -> Params:
-        out: Params = {}
-        for key, value in tree.items():
-            out |= (
-                leaves(value, f"{prefix}{key}.")
-                if isinstance(value, dict)
-                else {f"{prefix}{key}": value}
-            )
-        return out
-
-    return leaves({"model": to_dict(base.model), "train": to_dict(base.train)}, "")
+    return flatten({"model": to_dict(base.model), "train": to_dict(base.train)})
 
 
 def default_space(base: ExperimentConfig) -> dict[str, Any]:
@@ -223,6 +212,8 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
             f"{source}: give fields and their values, such as 'train.lr: {{low: 0.0001, high: "
             "0.01}'"
         )
+    # A multiple becomes a width once, here; of a d_model that each trial draws it would be another
+    # each time.
     if "model.ffn_multiple" in raw and {"model.width", "model.d_model"} & set(raw):
         raise InputError(
             f"{source}: model.ffn_multiple: a multiple of model.d_model, which is searched, too; "
@@ -230,6 +221,7 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
         )
     raw, renamed = translate(raw, d_model=base.model.d_model)
     say_renamed(renamed, source)
+
     known = searchable(base)
     space = {}
     for field, entry in raw.items():
@@ -245,6 +237,8 @@ def read_space(path: str, base: ExperimentConfig) -> Space:
             for end in ("low", "high")
             if hasattr(dimension.distribution, end)
         ]
+        # Tried now, one by one: a value that no config takes would fail its trial hours later.
+        # Values that do not fit together (8 heads, width 12) show in the trial.
         for value in (*ends, *dimension.grid):
             try:
                 with_params(base, {field: value})
@@ -259,6 +253,7 @@ def _dimension(entry: Any, current: Value, where: str) -> Dimension:
         if len(set(values)) < len(values):
             raise InputError(f"{where}: a value is listed twice")
         return Dimension(CategoricalDistribution(values), values)
+
     if not isinstance(entry, dict):
         raise InputError(
             f"{where}: {entry!r} is neither a list of values nor {{low: ..., high: ...}}"
@@ -271,17 +266,21 @@ def _dimension(entry: Any, current: Value, where: str) -> Dimension:
         )
     if isinstance(current, bool | str):
         raise InputError(f"{where}: not a number; list its values")
+
     low, high = _typed(entry["low"], current, where), _typed(entry["high"], current, where)
     log, points = entry.get("log", False), entry.get("points", 0)
+    # One point would be `low` alone; who wants that lists it.
     if not isinstance(log, bool) or not isinstance(points, int) or points < 0 or points == 1:
         raise InputError(f"{where}: log is true or false, points a whole number of at least 2")
     if not low < high:  # type: ignore[operator]
         raise InputError(f"{where}: low {low} must be below high {high}")
     if log and not low > 0:  # type: ignore[operator]
         raise InputError(f"{where}: low {low} must be positive on a log scale")
+
     spread = np.geomspace if log else np.linspace
     grid = [float(v) for v in spread(float(low), float(high), points)] if points else []
     if isinstance(current, int):
+        # Rounded, neighbouring points may be one: a set, or the grid would train it twice.
         return Dimension(
             IntDistribution(int(low), int(high), log=log), tuple(sorted({round(v) for v in grid}))
         )
@@ -292,6 +291,7 @@ def _typed(value: Any, current: Value, where: str) -> Value:
     """`value` as the type of the config field. YAML reads 1e-4 as text: numbers may come as
     such."""
     try:
+        # bool first: True is an int to Python, and 1 would pass for a switch.
         if isinstance(current, bool):
             ok = isinstance(value, bool)
         elif isinstance(current, int):
@@ -304,6 +304,7 @@ def _typed(value: Any, current: Value, where: str) -> Value:
         ok = False
     if not ok:
         raise InputError(f"{where}: {value!r} is not of type {type(current).__name__}")
+
     result: Value = value
     return result
 
@@ -313,6 +314,7 @@ def grid_points(space: Space) -> list[Params]:
     for field, dimension in space.items():
         if not dimension.grid:
             raise InputError(f"{field}: a grid needs `points` in this range, or a list of values")
+
     return [
         dict(zip(space, values, strict=True))
         for values in itertools.product(*(dimension.grid for dimension in space.values()))
@@ -322,28 +324,29 @@ def grid_points(space: Space) -> list[Params]:
 def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> optuna.Study:
     """An Optuna study that has seen the records, in their order, with TPE seeded.
 
-    Trials stopped early count as pruned at their last epoch; those without a score as pruned before
-    the first, which TPE takes for the worst. A trial outside the space (the config as given may be)
-    is left out.
+    Trials stopped early count as pruned at their last epoch. A trial outside the space (the config
+    as given may be) is left out.
     """
     study = optuna.create_study(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP),
     )
     distributions = {field: dimension.distribution for field, dimension in space.items()}
+
     for r in records:
         if not in_space(space, r.params):
             continue
         done = r.state == "finished"
+        # Pruned before its first epoch is what TPE takes for the worst. Telling it the good scores
+        # that a trial had before it diverged would draw the search there.
+        curve = {} if r.state in ("diverged", "failed") else dict(enumerate(r.scores))
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE if done else TrialState.PRUNED,
                 params=r.params,
                 distributions=distributions,
                 value=r.score if done else None,
-                intermediate_values={}
-                if r.state in ("diverged", "failed")
-                else dict(enumerate(r.scores)),
+                intermediate_values=curve,
                 user_attrs={"trial": r.number},
             )
         )
@@ -353,11 +356,13 @@ def study_of(space: Space, records: Sequence[TrialRecord], seed: int = 0) -> opt
 def in_space(space: Space, params: Params) -> bool:
     """Whether the values lie in the space; the config as given may not."""
     try:
+        # Private, but what Optuna's own checks are made of; it has no public question for it.
         return all(
             d.distribution._contains(d.distribution.to_internal_repr(params[f]))
             for f, d in space.items()
         )
     except ValueError:
+        # What a categorical distribution says to a value that is none of its choices.
         return False
 
 
@@ -372,18 +377,19 @@ def suggest(
     """Values of trial `number`: equal for equal arguments, whenever and in whatever process it is
     asked.
 
-    Trial 0 is the config as given, to compare with. Each trial has a generator of its own, seeded
-    by (seed, number).
+    Trial 0 is the config as given, to compare with.
     """
     current = searchable(base)
     if number == 0:
         return {field: current[field] for field in space}
     if search == "grid":
         return grid_points(space)[number - 1]
+
+    # A generator for each trial, so that it matters neither which process asks nor what was drawn
+    # before. Mixed and not added: else trial 2 of seed 0 would repeat trial 1 of seed 1.
     own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     study = study_of(space, earlier if search == "optuna" else [], own_seed)
     if search == "random":
         study.sampler = optuna.samplers.RandomSampler(seed=own_seed)
-    return dict(
-        study.ask({field: dimension.distribution for field, dimension in space.items()}).params
-    )
+    distributions = {field: dimension.distribution for field, dimension in space.items()}
+    return dict(study.ask(distributions).params)

@@ -33,6 +33,7 @@ def sweep_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
         }
         for r in records
     ]
+    # The order of `best_trial`, so that the winner stands first among the finished ones.
     return pd.DataFrame(rows).sort_values(
         ["score", "loss", "trial"], ascending=[False, True, True], ignore_index=True
     )
@@ -46,8 +47,11 @@ def importances(space: Space, records: Sequence[TrialRecord]) -> dict[str, float
     """
     study = study_of(space, records)
     done = [t for t in study.trials if t.state is TrialState.COMPLETE]
+    # Of equal scores there is no variance to divide up.
     if len(done) < 3 or len({t.value for t in done}) < 2:
         return {}
+
+    # A random forest is fitted for it: unseeded, the figure would change from report to report.
     return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
@@ -57,7 +61,9 @@ def sweep_figures(space: Space, records: Sequence[TrialRecord]) -> dict[str, Fig
     share = importances(space, records)
     if share:
         figures["importance"] = _importance(share)
+
     study = study_of(space, records)
+    # Optuna's plot of no finished trial is an empty frame and a warning.
     if any(t.state is TrialState.COMPLETE for t in study.trials):
         figures["parallel_coordinates"] = _parallel_coordinates(study)
     return figures
@@ -73,9 +79,13 @@ def _best_so_far(records: Sequence[TrialRecord]) -> Figure:
         some = np.array([r.state == state for r in scored])
         if some.any():
             axis.plot(numbers[some], scores[some], mark, label=state)
+
+    # Finished trials alone can win, so the others must not lift the line; accuracies are never
+    # below 0, so -1 marks where there is no best yet.
     best = np.maximum.accumulate(np.where([r.state == "finished" for r in scored], scores, -1.0))
     reached = best >= 0
     axis.step(numbers[reached], best[reached], where="post", label="best so far")
+
     axis.set(xlabel="trial (0: the config as given)", ylabel="best validation accuracy")
     axis.grid(alpha=0.3)
     axis.legend()
@@ -83,9 +93,11 @@ def _best_so_far(records: Sequence[TrialRecord]) -> Figure:
 
 
 def _parallel_coordinates(study: Study) -> Figure:
-    import matplotlib.pyplot as plt  # Optuna draws with pyplot: its global state is put back
+    import matplotlib.pyplot as plt
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
+    # Optuna draws with pyplot and sets a style of its own for good: in a notebook, or in the next
+    # report of this process, every figure would be grey. Both are put back.
     backend = plt.get_backend()
     plt.switch_backend("agg")
     try:
@@ -93,6 +105,7 @@ def _parallel_coordinates(study: Study) -> Figure:
             warnings.simplefilter("ignore", ExperimentalWarning)
             figure = plot_parallel_coordinate(study, target_name="validation accuracy").figure
             assert isinstance(figure, Figure)
+            # An axis per field: at a fixed width many fields' names would overlap.
             figure.set_size_inches(1.8 * len(figure.axes) + 3, 5)
             figure.tight_layout()
             plt.close(figure)
@@ -104,6 +117,7 @@ def _parallel_coordinates(study: Study) -> Figure:
 def _importance(share: dict[str, float]) -> Figure:
     figure = new_figure(7, 0.5 * len(share) + 1.2)
     axis = figure.subplots()
+    # barh draws from the bottom up; the most important field is to stand on top.
     names = list(reversed(share))
     bars = axis.barh(names, [share[n] for n in names])
     axis.bar_label(bars, fmt="%.2f", padding=3)

@@ -16,10 +16,9 @@ from lfmim.config import (
     TrackingConfig,
     TrainConfig,
     experiment_from_dict,
-    say_renamed,
     to_dict,
-    translate,
 )
+from lfmim.former_names import say_renamed, translate
 from lfmim.models import MODELS
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
@@ -51,6 +50,7 @@ class BenchmarkConfig:
     all."""
 
     store: str
+    """Feature store made by lfmim extract."""
     report: str = "benchmark"
     """Folder of the runs and of the tables, figures and page."""
     systems: list[str] = dataclasses.field(default_factory=list)
@@ -67,6 +67,7 @@ class BenchmarkConfig:
     """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure
     3."""
     cpus_per_run: float = 1.0
+    """CPUs, that is threads, of a run."""
     gpus_per_run: float = 0.0
     """GPU share of a run; fractions put several runs on one GPU."""
     stuck_minutes: float = STUCK_MINUTES
@@ -87,6 +88,7 @@ class BenchmarkConfig:
             ),
             "gpus_per_run": (self.gpus_per_run >= 0, f"{self.gpus_per_run} must not be negative"),
         }
+
         for field, (ok, message) in checks.items():
             if not ok:
                 raise InputError(f"{field}: {message}")
@@ -107,25 +109,23 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
     """
     presets = {}
     for name in names:
+        # A model's name means the model, whatever files there are.
         if name in SYSTEMS or name in MODELS:
             continue
-        path = next(
-            (
-                p
-                for p in (folder / f"{name}.yaml", Path(name))
-                if p.is_file() and p.suffix == ".yaml"
-            ),
-            None,
-        )
+
+        files = (folder / f"{name}.yaml", Path(name))
+        path = next((p for p in files if p.is_file() and p.suffix == ".yaml"), None)
         if path is None:
-            known = dict.fromkeys(
-                [*SYSTEMS, *MODELS, *(p.stem for p in sorted(folder.glob("*.yaml")))]
-            )
+            shipped = (p.stem for p in sorted(folder.glob("*.yaml")))
+            known = dict.fromkeys([*SYSTEMS, *MODELS, *shipped])
             raise InputError(
                 f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
                 "sections model and train"
             )
+
         raw = read_yaml(path)
+        # Of `lfmim/configs` some are for other commands: cluster_extract would give a run with
+        # nothing but defaults, under a name that promises something.
         if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
             raise InputError(f"{path}: no section 'train', so it is not a preset")
         presets[name], renamed = translate({"model": raw.get("model") or {}, "train": raw["train"]})
@@ -141,7 +141,9 @@ def benchmark_experiment(
     or invalid field."""
     name: Any = system.removesuffix("-ml")
     labels: Literal["own", "multimodal"] = "multimodal" if system.endswith("-ml") else "own"
+
     if system in presets:
+        # The benchmark's settings last, over the preset's: its sizes and budget are all systems'.
         raw = {
             section: dict(presets[system][section])
             | {f: to_dict(getattr(config, section))[f] for f in COMMON[section]}
@@ -151,9 +153,11 @@ def benchmark_experiment(
             experiment = experiment_from_dict({"store": config.store, **raw})
         except InputError as error:
             raise InputError(f"preset {system}: {error}") from error
+
         return dataclasses.replace(
             experiment, train=dataclasses.replace(experiment.train, seed=seed)
         )
+
     return ExperimentConfig(
         store=config.store,
         model=dataclasses.replace(config.model, name=name),

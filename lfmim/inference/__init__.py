@@ -55,6 +55,7 @@ class FeatureStore:
     @property
     def splits(self) -> dict[str, int]:
         """Utterances per split."""
+        # A store whose rows were all quarantined is a store, too.
         if not part_files(self.path):
             return {}
         return dict(Counter(read_table(self.path, [SPLIT])[SPLIT].to_pylist()))
@@ -71,6 +72,7 @@ class FeatureStore:
         if not table.num_rows:
             raise InputError(f"{self.path}: no rows of split {split!r}; it has {self.splits}")
 
+        # Imported features may lack labels of either task; a column of None would claim otherwise.
         shown = [c for c in (ID, *columns) if c in table.column_names]
         frame = pd.DataFrame({c: table[c].to_pylist() for c in shown})
         for m, column in features.items():
@@ -114,11 +116,14 @@ class Model:
         if isinstance(rows, FeatureStore):
             self.predictor.check_spec(rows.spec, have=f"the store {rows.path}")
             rows = rows.frame()
+
         given = {m: FEATURE_COLUMNS[m] for m in MODALITIES if FEATURE_COLUMNS[m] in rows}
         if not given:
             raise InputError(
                 f"give at least one of the columns {', '.join(FEATURE_COLUMNS.values())}"
             )
+
+        # The caller's own row names, so that answers can be joined to what was asked.
         index = getattr(rows, "index", None)
         found = to_frame(self.predictor.predict({m: list(rows[c]) for m, c in given.items()}))
         return found if index is None else found.set_axis(index)
@@ -135,6 +140,8 @@ class Model:
 
         if not video and not text:
             raise InputError("give a video, a text, or both")
+
+        # Neither is read for one clip, and a config takes no empty ones.
         config = ExtractConfig(manifest="-", store="-", encoders=encoders or EncoderConfig())
         return dict(predict_clip(self.predictor, config, video=video, text=text))
 
@@ -162,4 +169,5 @@ def train(config: ExperimentConfig) -> TrainResult:
     """
     from lfmim.distributed.trainer import train_run
 
+    # Without Ray, whose start and six processes cost half a minute on two cores.
     return train_run(config, alone=True)

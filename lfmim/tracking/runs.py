@@ -31,9 +31,9 @@ from lfmim.config import (
     TrackingConfig,
     flatten,
     to_dict,
-    translate,
 )
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
+from lfmim.former_names import translate
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
 from lfmim.storage import local_path
 from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist, use

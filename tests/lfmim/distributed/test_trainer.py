@@ -15,7 +15,6 @@ from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
 from lfmim.config import (
-    FORMER,
     BetaConfig,
     ExperimentConfig,
     ModelConfig,
@@ -28,6 +27,7 @@ from lfmim.config import (
 )
 from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
+from lfmim.former_names import FORMER
 from lfmim.schema import FEATURE_COLUMNS, InputError
 from lfmim.training.checkpoint import META, WEIGHTS, load_meta
 from tests.support.toy import DIMS, toy_rows

@@ -14,10 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import auto_cli
 
-from lfmim import config as config_module
+from lfmim import former_names
 from lfmim.config import (
-    FORMER,
-    RENAMED,
     ExperimentConfig,
     ModelConfig,
     TrainConfig,
@@ -25,11 +23,10 @@ from lfmim.config import (
     experiment_from_dict,
     hash_parts,
     to_dict,
-    translate,
-    translate_options,
 )
 from lfmim.experiments.search import TrialRecord, read_space, read_trial
 from lfmim.experiments.systems import load_presets
+from lfmim.former_names import FORMER, RENAMED, translate, translate_options
 from lfmim.models import EmotionNet, build_model
 from lfmim.schema import EncoderSpec, FeatureSpec, InputError
 from lfmim.training.checkpoint import META, CheckpointMeta, load_model, save_checkpoint
@@ -83,7 +80,7 @@ def parse(*args: str) -> ExperimentConfig:
 @pytest.fixture(autouse=True)
 def fresh():
     """Warnings are given once a process."""
-    config_module._say.cache_clear()
+    former_names._say.cache_clear()
 
 
 def said(caplog) -> list[str]:
