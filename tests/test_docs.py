@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 
 import lfmim
 from lfmim.cli import arguments, submit
 from lfmim.cli.main import COMMANDS
 from lfmim.schema import InputError
+from tests.support.toy import ROOT
 
 HISTORY = {"docs/LOG.md", "CHANGELOG.md"}
 """They name what was; only their links are held to what is."""
