@@ -91,8 +91,8 @@ def _end_of_boxes(file: BinaryIO) -> int | None:
         length, kind, long = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
         length = long if length == 1 else length
 
-        # Phones write data of their own behind the last box: what has another name and does not
-        # fit into the file is that, and no box cut short.
+        # Some phones write data of their own behind the last box: what has another name and does
+        # not fit into the file is that, and no box cut short.
         known = kind in (
             b"ftyp",
             b"styp",

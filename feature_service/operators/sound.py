@@ -36,8 +36,8 @@ def decode_audio(
     mixes: _Mixes = {}
     wave, span, index = _mono(packets, options, mixes, {})
 
-    # Which channel is the loudest shows at the end only. Sound that cancels is rare: it is decoded
-    # a second time, rather than all sound kept with all its channels.
+    # Which channel is the loudest shows at the end only. Sound that cancels is decoded a second
+    # time, rather than all sound kept with all its channels.
     best = {kind: (power, power.best_alone()) for kind, power in mixes.items()}
     if any(which is not None for _, which in best.values()):
         with opened_again(file) as again:

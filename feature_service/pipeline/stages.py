@@ -235,8 +235,7 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
 def _count_cut(rows: list[Row], encoder: Encoder) -> list[Row]:
     for row in rows:
         features = row.get(FEATURE_COLUMNS[Modality.TEXT])
-        # Only what fills the encoder can have been cut, and few texts do: no other is tokenised a
-        # second time.
+        # Only what fills the encoder can have been cut: no other text is tokenised a second time.
         if features is not None and len(features) == encoder.max_length:
             tokens = encoder.count_tokens(row[TEXT])
             row[UNCUT_TOKENS] = tokens if tokens > encoder.max_length else None
