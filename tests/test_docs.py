@@ -26,7 +26,7 @@ CODE = [
 ]
 FOREIGN = {"--allowed-hosts", "--device", "--host"}
 """Options of MLflow's server and of benchmarks/, which pages name by themselves."""
-USER = {"folders.py", "mean.py", "mine.py"}
+USER = {"folders.py", "mean.py", "mfcc.py", "mine.py"}
 """Files that a page tells the reader to make."""
 
 

@@ -123,24 +123,23 @@ def test_sentiment_models_are_compared_by_their_absolute_errors(tmp_path):
     assert "it is not better" in why
 
 
-def test_a_benchmark_asks_for_the_labels_it_chooses_and_compares_by(tmp_path, monkeypatch):
-    import benchmark
+def test_a_benchmark_asks_for_the_labels_it_chooses_and_compares_by(tmp_path):
+    from lfmim.cli import benchmark
 
     for whole, split, why in (
         (("train",), "valid", "the checkpoints are chosen"),
         (("train", "valid"), "test", "the systems are compared"),
     ):
         store = make_store(tmp_path / split, emotions=("text",), whole=whole)
-        argv = ["benchmark.py", "--store", str(store), "--report", str(tmp_path / "report")]
-        monkeypatch.setattr("sys.argv", argv)
+        args = ["--store", str(store), "--report", str(tmp_path / "report")]
         message = f"'{split}' has no emotion label of head 'multimodal', by which {why}"
         with pytest.raises(InputError, match=message):
-            benchmark.main()
+            benchmark.main(args)
     assert not (tmp_path / "report").exists()
 
 
 def test_a_label_report_without_labels_is_refused_and_a_stores_page_says_so(tmp_path):
-    import analyze_labels
+    from lfmim.cli import labels
 
     store = make_store(tmp_path / "scores", emotions=(), sentiments=HEADS)
     for split, said in (
@@ -148,7 +147,7 @@ def test_a_label_report_without_labels_is_refused_and_a_stores_page_says_so(tmp_
         ("test", "scores: split 'test' has no emotion label of any head"),
     ):
         with pytest.raises(InputError, match=said):
-            analyze_labels.report(source=str(store), report=str(tmp_path / "labels"), split=split)
+            labels.report(source=str(store), report=str(tmp_path / "labels"), split=split)
     assert not (tmp_path / "labels").exists()
     page = write_store_report(tmp_path / "p.html", store, describe_store(store), []).read_text(
         encoding="utf-8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
+from lfmim.cli.main import COMMANDS
 from lfmim.config import TrackingConfig
 from lfmim.schema import InputError
 from tests.support.published import SIZES, published
@@ -44,15 +46,15 @@ def nobody() -> str:
 
 def readers(where: dict[str, str]) -> dict:
     """What every job that reads the registry does; `where` are its options."""
-    import evaluate
-    import predict
-    import promote
+    from lfmim.cli.evaluate import evaluate
+    from lfmim.cli.predict import predict
+    from lfmim.cli.promote import promote
 
     return {
-        "predict": lambda: predict.predict(text="hello", **where),
-        "evaluate": lambda: evaluate.evaluate(store="features", **where),
-        "promote": lambda: promote.promote(store="features", challenger="1", **where),
-        "rollback": lambda: promote.promote(rollback=True, **where),
+        "predict": lambda: predict(text="hello", **where),
+        "evaluate": lambda: evaluate(store="features", **where),
+        "promote": lambda: promote(store="features", challenger="1", **where),
+        "rollback": lambda: promote(rollback=True, **where),
     }
 
 
@@ -60,7 +62,7 @@ def readers(where: dict[str, str]) -> dict:
 def test_reading_makes_no_database(job, tmp_path, empty_database):
     with pytest.raises(
         InputError,
-        match=r"nowhere: there is no mlflow\.db; --storage names another.*--uri a server$",
+        match=r"nowhere: there is no mlflow\.db; --storage names another.*--mlflow a server$",
     ):
         readers({"storage": "nowhere"})[job]()
     (tmp_path / "demo" / "runs").mkdir(parents=True)
@@ -72,7 +74,7 @@ def test_reading_makes_no_database(job, tmp_path, empty_database):
     ):
         readers({"storage": "runs"})[job]()
     with pytest.raises(InputError, match=r"gone: there is no x\.db"):
-        readers({"uri": "sqlite:///gone/x.db"})[job]()
+        readers({"mlflow": "sqlite:///gone/x.db"})[job]()
     assert [p.name for p in tmp_path.iterdir()] == ["demo"]
 
 
@@ -112,41 +114,25 @@ def test_a_reader_of_a_server_that_is_away_says_so(job, nobody, monkeypatch):
     assert time.monotonic() - started < 180  # MLflow's own retries take over four minutes
 
 
-def run_writer(job: str, store: Path, tmp_path: Path, monkeypatch) -> None:
-    """A job's own `main` with the arguments of a user."""
-    import benchmark
-    import extract_features
-    import import_checkpoint
-    import predict
-    import train
-    import tune
-
+def run_writer(job: str, store: Path, tmp_path: Path) -> None:
+    """A command with the arguments of a user."""
     manifest = tmp_path / "m.csv"
     manifest.write_text("id,video,text\na,,hello\n", encoding="utf-8")
-    if job == "import_checkpoint":
+    if job == "import":
         published(tmp_path / "p.pth", **SIZES[0])
-        import_checkpoint.import_checkpoint(checkpoint=str(tmp_path / "p.pth"), heads=2)
-    elif job == "predict":
-        predict.predict(manifest=str(manifest), output="p.jsonl")
-    else:
-        given = {
-            "train": ["--store", store],
-            "tune": ["--store", store],
-            "benchmark": ["--store", store],
-            "extract_features": ["--manifest", manifest, "--store", "features"],
-        }[job]
-        monkeypatch.setattr(sys, "argv", [f"{job}.py", *map(str, given)])
-        {
-            "train": train,
-            "tune": tune,
-            "benchmark": benchmark,
-            "extract_features": extract_features,
-        }[job].main()
+    given = {
+        "train": ["--store", store],
+        "tune": ["--store", store],
+        "benchmark": ["--store", store],
+        "extract": ["--manifest", manifest, "--store", "features"],
+        "predict": ["--manifest", manifest, "--output", "p.jsonl"],
+        "import": ["checkpoint", "--checkpoint", tmp_path / "p.pth", "--num_heads", 2],
+    }[job]
+    command = importlib.import_module(f"lfmim.cli.{COMMANDS[job][0]}")
+    command.main([str(x) for x in given])
 
 
-@pytest.mark.parametrize(
-    "job", ["train", "tune", "benchmark", "extract_features", "predict", "import_checkpoint"]
-)
+@pytest.mark.parametrize("job", ["train", "tune", "benchmark", "extract", "predict", "import"])
 def test_a_server_that_is_away_is_told_before_any_work(
     job, nobody, toy_store, tmp_path, monkeypatch
 ):
@@ -159,7 +145,7 @@ def test_a_server_that_is_away_is_told_before_any_work(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
     before = time.monotonic()
     with pytest.raises(InputError, match=rf"the server at {nobody} does not answer"):
-        run_writer(job, toy_store, tmp_path, monkeypatch)
+        run_writer(job, toy_store, tmp_path)
     assert time.monotonic() - before < 180
     assert {p.name for p in tmp_path.iterdir()} <= {"m.csv", "p.pth", "store"}
 

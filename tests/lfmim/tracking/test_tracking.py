@@ -296,7 +296,7 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
 
 
 def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, tmp_path, capsys):
-    import promote
+    from lfmim.cli.promote import promote
 
     config, uri, _, _, _, store = trained
     good = dataclasses.replace(
@@ -307,7 +307,7 @@ def test_promote_moves_the_alias_on_a_significant_gain_or_says_why_not(trained, 
     run_id = tracking.start_run(good, SPEC, uri=uri, run_name="good", tags={})
 
     def run(**fields) -> str:
-        assert promote.promote(**{"store": str(store), "head": "text", "uri": uri, **fields}) == 0
+        assert promote(**{"store": str(store), "head": "text", "mlflow": uri, **fields}) == 0
         return capsys.readouterr().out
 
     with pytest.raises(InputError, match="@challenger: not in the registry"):
