@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, hash_parts, to_dict
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import exclusive, part_files, read_table, sequences
+from lfmim.distributed.driver import run_epochs
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
@@ -39,14 +40,11 @@ from lfmim.training.checkpoint import (
     epoch_folder,
     latest_checkpoint,
     load_meta,
-    remove_checkpoints,
 )
-from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, train, worker_device
+from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, worker_device
 from lfmim.training.step import resolve_precision
 
 RUN_FILE = "run.json"
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of a run's checkpoints. It refuses a run where one of them is gone."""
 MAY_CHANGE = frozenset(
     f"train.{name}"
     for name in ("epochs", "patience", "precision", "compile", "micro_batch", "cache")
@@ -180,13 +178,16 @@ def train_run(
             tracking.log_datasets(uri, run_id, store, fingerprint, used)
 
             if alone:
-                last = _train_here(config, store, folder, uri, run_id)
+                _train_here(config, store, folder, uri, run_id)
             else:
                 # Ray Train takes seconds to import.
                 from lfmim.distributed.workers import fit
 
-                last = fit(config, store, folder, uri, run_id)
+                fit(config, store, folder, uri, run_id)
 
+            last = latest_checkpoint(folder)
+            if last is None:
+                raise RuntimeError(f"run {name} ended without a checkpoint; see {folder}")
             meta = load_meta(last)
             # Where no score was a number no epoch is the best; the last is registered.
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
@@ -255,41 +256,15 @@ def _settings(config: ExperimentConfig) -> dict[str, Any]:
     return flatten(raw["model"], "model.") | flatten(raw["train"], "train.")
 
 
-def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> Path:
-    """The plain loop in this process, with the checkpoints that Ray Train would keep; returns the
-    last one.
-
-    Raises InputError if the loss does not stay finite.
-    """
-    # Ray's list names checkpoints that this process may delete, and Ray refuses a run where one is
-    # gone. Without the list it, too, begins with the newest.
-    (folder / RAY_SNAPSHOT).unlink(missing_ok=True)
-    resume = latest_checkpoint(folder)
-    past = load_meta(resume).history if resume else []
-    # Ray keeps by strict improvement (workers.IMPROVED), so that either can go on with what the
-    # other has left.
-    improved = [entry["epoch"] for entry in past if entry["best"]]
-    data = [
-        load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")
-    ]
-
+def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> None:
+    """The run in this process. Raises InputError if the loss does not stay finite."""
     with (
         say_when_stuck("train", "step", config.run.stuck_minutes),
         watch("train", config.train.epochs, "epochs") as show,
         tracking.system_metrics(uri, run_id),
     ):
 
-        def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
-            now = epoch_folder(folder, report.epoch)
-            # Before MLflow hears of it: a rerun logs what was saved and not logged.
-            save(now)
-            tracking.log_epoch(uri, run_id, report)
-            improved.extend([report.epoch] * report.best)
-
-            newest = improved[-config.run.keep_checkpoints :]
-            kept = {now, *(epoch_folder(folder, e) for e in newest)}
-            remove_checkpoints(folder, keep=kept)
-
+        def after_epoch(report: EpochReport) -> None:
             use = gpu_percent()
             show(
                 report.epoch + 1,
@@ -297,20 +272,13 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
                 **({} if use is None else {"gpu_percent": use}),
             )
 
-        show(len(past))
-
+        begun = latest_checkpoint(folder)
+        show(load_meta(begun).epoch if begun else 0)
+        device = worker_device(config.run)
         try:
-            meta = train(
-                config,
-                FeatureSpec.load(store),
-                *data,
-                device=worker_device(config.run),
-                on_epoch=on_epoch,
-                resume=resume,
-            )
+            run_epochs(config, store, folder, uri, run_id, device=device, after_epoch=after_epoch)
         except NonFiniteLossError as error:
             raise InputError(str(error)) from error
-    return epoch_folder(folder, meta.epoch - 1)
 
 
 def _known_run(folder: Path) -> dict[str, Any]:
