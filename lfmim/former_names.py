@@ -75,7 +75,7 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     found: list[tuple[int, str, dict[str, Any]]] = []
     d_model: Any = D_MODEL
-    for i, (arg, after) in enumerate(zip(args, [*args[1:], ""], strict=True)):
+    for i, (arg, after) in enumerate(zip(args, [*args[1:], ""], strict=False)):
         option, equals, value = arg.partition("=")
         value, name = value if equals else after, option.removeprefix("--")
         if name == option:

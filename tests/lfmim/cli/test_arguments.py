@@ -109,6 +109,14 @@ def test_bad_input_is_one_message(args, message):
     assert len(str(told.value).splitlines()) == 1
 
 
+def test_a_command_without_options_says_what_it_needs(capsys):
+    assert said(capsys, "train") == (
+        2,
+        "",
+        "error: --store: needed; `lfmim train --help` lists the options\n",
+    )
+
+
 def test_an_old_command_line_and_its_new_one_print_the_same_settings(capsys):
     new = said(capsys, "tune", "--store", "s", "--system", "lft", "--print_config")
     old = said(capsys, "tune", "--store", "s", "--model.name", "lft", "--print_config")
