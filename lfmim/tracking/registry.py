@@ -197,7 +197,7 @@ def _slim_checkpoint(checkpoint: Path, meta: CheckpointMeta, scratch: Path) -> P
 def _code(scratch: Path) -> Path:
     """A copy in `scratch` of the package, without the rooms that prediction does not enter."""
     # They need more than REQUIREMENTS (Ray, for one), and no prediction calls them.
-    left_out = shutil.ignore_patterns("__pycache__", "distributed", "inference", "tracking")
+    left_out = shutil.ignore_patterns("__pycache__", "cli", "distributed", "inference", "tracking")
     return Path(shutil.copytree(PACKAGE, scratch / "code" / "lfmim", ignore=left_out))
 
 

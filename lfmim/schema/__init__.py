@@ -1,0 +1,87 @@
+"""The contract between the rooms: modalities, heads, emotions, column names, FeatureSpec.
+
+Everything that reads or writes a manifest, a feature store, a checkpoint or a registered model
+takes its names from here, so no label list or column name exists twice.
+"""
+
+from lfmim.schema.columns import (
+    AUDIO_STREAMS,
+    DURATION,
+    ERRORS_FOLDER,
+    FACE_FOUND,
+    FEATURE_COLUMNS,
+    FRAME_INDICES,
+    ID,
+    LABEL_COLUMNS,
+    MEDIA_SHA256,
+    SENTIMENT_COLUMNS,
+    SPEAKER,
+    SPEC_FILE,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    VIDEO,
+    VIDEO_STREAMS,
+)
+from lfmim.schema.errors import (
+    InputError,
+    WorkerError,
+    listed,
+)
+from lfmim.schema.feature_spec import (
+    UNKNOWN_ENCODER,
+    EncoderSpec,
+    FeatureSpec,
+)
+from lfmim.schema.labels import (
+    EMOTIONS,
+    EMOTIONS_ZH,
+    IGNORE_LABEL,
+    REPORT_ORDER,
+    SENTIMENTS,
+    parse_emotion,
+    parse_sentiment,
+)
+from lfmim.schema.modalities import (
+    HEADS,
+    MODALITIES,
+    MULTIMODAL,
+    Modality,
+)
+
+__all__ = [
+    "AUDIO_STREAMS",
+    "DURATION",
+    "EMOTIONS",
+    "EMOTIONS_ZH",
+    "ERRORS_FOLDER",
+    "FACE_FOUND",
+    "FEATURE_COLUMNS",
+    "FRAME_INDICES",
+    "HEADS",
+    "ID",
+    "IGNORE_LABEL",
+    "LABEL_COLUMNS",
+    "MEDIA_SHA256",
+    "MODALITIES",
+    "MULTIMODAL",
+    "REPORT_ORDER",
+    "SENTIMENTS",
+    "SENTIMENT_COLUMNS",
+    "SPEAKER",
+    "SPEC_FILE",
+    "SPLIT",
+    "SPLITS",
+    "TEXT",
+    "UNKNOWN_ENCODER",
+    "VIDEO",
+    "VIDEO_STREAMS",
+    "EncoderSpec",
+    "FeatureSpec",
+    "InputError",
+    "Modality",
+    "WorkerError",
+    "listed",
+    "parse_emotion",
+    "parse_sentiment",
+]

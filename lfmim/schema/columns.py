@@ -1,0 +1,18 @@
+"""Names in manifests and feature stores."""
+
+from __future__ import annotations
+
+from lfmim.schema.modalities import HEADS, MODALITIES, Modality
+
+SPLITS: tuple[str, ...] = ("train", "valid", "test")
+ID, VIDEO, TEXT, SPLIT, SPEAKER = "id", "video", "text", "split", "speaker"
+LABEL_COLUMNS: dict[str, str] = {head: f"label_{head}" for head in HEADS}
+SENTIMENT_COLUMNS: dict[str, str] = {head: f"sentiment_{head}" for head in HEADS}
+"""float64 scores in [-1, 1], null where missing: the labels of the sentiment task. A store need not
+have them."""
+FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
+FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
+MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "audio_streams"
+
+SPEC_FILE = "feature_spec.json"
+ERRORS_FOLDER = "errors"

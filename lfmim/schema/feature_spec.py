@@ -1,0 +1,139 @@
+"""What the numbers in a feature store mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lfmim.schema.columns import SPEC_FILE
+from lfmim.schema.errors import InputError
+from lfmim.schema.modalities import MODALITIES, Modality
+
+UNKNOWN_ENCODER = "unknown"
+"""Encoder name in the FeatureSpec of an imported model of which only the feature widths are
+known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """One encoder, identified well enough that two equal specs mean interchangeable features."""
+
+    name: str
+    """Hub id, preset name or file name as the user gave it (informative)."""
+    revision: str
+    """Hub revision, or "" for local weights."""
+    weights_sha256: str
+    dim: int
+    max_length: int
+    """Longest stored sequence; 0 means the true length is kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """What the numbers in a feature store mean.
+
+    `encoders` is keyed by modality name. `sampling` holds every setting that changes features
+    (segments, frames, seed, crop size, sample rate, ...). `library_versions` is for tracing and
+    does not take part in comparison.
+    """
+
+    encoders: dict[str, EncoderSpec]
+    sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
+    library_versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # `dims` goes by the modalities, so a misspelt one would just be missing there.
+        unknown = set(self.encoders) - {m.value for m in MODALITIES}
+        if unknown:
+            raise InputError(
+                f"FeatureSpec: unknown modality {sorted(unknown)}; known: "
+                f"{[m.value for m in MODALITIES]}"
+            )
+
+    @property
+    def dims(self) -> dict[Modality, int]:
+        """Feature width per modality present."""
+        return {m: self.encoders[m].dim for m in MODALITIES if m in self.encoders}
+
+    def differences(self, other: FeatureSpec) -> list[str]:
+        """Human-readable list of what makes features of `other` unusable where `self` is expected;
+        [] if nothing."""
+        found = []
+        for m in MODALITIES:
+            mine, theirs = self.encoders.get(m), other.encoders.get(m)
+            if mine is None or theirs is None:
+                if mine is not theirs:
+                    found.append(
+                        f"{m}: {'no encoder' if mine is None else mine.name} vs "
+                        f"{'no encoder' if theirs is None else theirs.name}"
+                    )
+                continue
+
+            # By the weights' bytes and not by name or revision: a hub id and a folder with a copy
+            # of it are one encoder, and a branch moves under one name.
+            for field in ("weights_sha256", "dim", "max_length"):
+                a, b = getattr(mine, field), getattr(theirs, field)
+                if a != b:
+                    found.append(
+                        f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})"
+                    )
+
+        for key in sorted(set(self.sampling) | set(other.sampling)):
+            if self.sampling.get(key) != other.sampling.get(key):
+                found.append(
+                    f"sampling.{key}: {self.sampling.get(key)} vs {other.sampling.get(key)}"
+                )
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over everything `differences` compares."""
+        parts = {
+            "encoders": {
+                m: [e.weights_sha256, e.dim, e.max_length] for m, e in self.encoders.items()
+            },
+            "sampling": self.sampling,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "FeatureSpec") -> FeatureSpec:
+        """Parse `to_json` output. Raises InputError naming `source` if it is malformed."""
+        try:
+            raw = json.loads(text)
+            encoders = {name: EncoderSpec(**fields) for name, fields in raw.pop("encoders").items()}
+            return cls(encoders=encoders, **raw)
+        # What JSON of another shape raises. Not ValueError as a whole: InputError is one, and what
+        # __post_init__ says should stay.
+        except (
+            json.JSONDecodeError,
+            UnicodeDecodeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:
+            raise InputError(
+                f"{source}: not a valid feature spec ({error!r}); extract the features again"
+            ) from error
+
+    @classmethod
+    def load(cls, folder: Path) -> FeatureSpec:
+        """Read `feature_spec.json` of the feature store in `folder`."""
+        path = folder / SPEC_FILE
+        if not path.is_file():
+            raise InputError(
+                f"{folder}: no {SPEC_FILE} there, so it is not a feature store; "
+                "make one with lfmim extract"
+            )
+        return cls.from_json(path.read_bytes(), source=str(path))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) > 16 else text
