@@ -112,7 +112,8 @@ def _read(kind: str) -> list[Work]:
 # Ray quotes a worker's exception within its own: the message goes on to an empty line, Ray Train's
 # next `[Rank`, the next `ray::` frame or the end.
 _INPUT_ERROR = re.compile(
-    r"^lfmim\.(?:schema\.InputError|training\.loop\.NonFiniteLossError): "
+    rf"^(?:{re.escape(InputError.__module__)}\.InputError"
+    r"|lfmim\.training\.loop\.NonFiniteLossError): "
     r"(.+?)(?=\n\s*\n|\n\[Rank|\n\S*ray::|\Z)",
     re.DOTALL | re.MULTILINE,
 )
@@ -136,8 +137,11 @@ def worker_failure(error: BaseException, what: str) -> Exception:
 
 
 _BLOCK = re.compile(r"Traceback \(most recent call last\):|Fatal Python error: ")
-# Lines of a block after its first: empty, indented, or faulthandler's titles of threads.
-_INSIDE = re.compile(r"$| |Current thread|Thread 0x|Stack ")
+# Lines of a block after its first: empty, indented, marks below a line whose indent a batch's start
+# has lost, or faulthandler's titles of threads.
+_INSIDE = re.compile(r"$| |[\^~]+$|Current thread|Thread 0x|Stack ")
+# How every thread begins, in whosever code.
+_THREAD = re.compile(r'^ *File "[^"]*/threading\.py", line .*\n(?: {4,}.*\n)*', re.MULTILINE)
 _RECORD = re.compile(r"^[^a-z]{0,40}\b(ERROR|CRITICAL|FATAL)\b")
 # A worker that is told to stop dies of these, which is no error.
 _STOPPED = ("KeyboardInterrupt", "SystemExit")
@@ -185,8 +189,15 @@ class WorkerErrors:
 
     def _end(self, worker: tuple[str, str]) -> None:
         block = self.open.pop(worker, None)
-        if block and not block[-1].startswith(_STOPPED):
-            self._show(worker, _FRAME.sub("", "\n".join(block) + "\n").rstrip())
+        if not block or block[-1].startswith(_STOPPED):
+            return
+
+        text = _FRAME.sub("", "\n".join(block) + "\n").rstrip()
+        # Ray's own threads and actors tell each other of a death, or of a second Ray on the
+        # machine, in tracebacks; what concerns the job comes to the driver as an exception.
+        rays_own = block[0].startswith("Traceback") and 'File "' not in _THREAD.sub("", text + "\n")
+        if not rays_own:
+            self._show(worker, text)
 
     def _show(self, worker: tuple[str, str], text: str) -> None:
         if text not in self.shown:

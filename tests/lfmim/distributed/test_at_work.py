@@ -79,11 +79,32 @@ def test_a_block_may_come_in_pieces_from_several_workers_or_never_end(capsys):
     assert "step" not in shown
 
 
+def test_what_ray_tells_itself_is_not_shown(capsys):
+    errors = WorkerErrors()
+    inside = '  File "/opt/python/site-packages/ray/train/x.py", line 5, in loop\n    y()\n    ^^^'
+    start = '  File "/opt/python/threading.py", line 982, in run\n    self._target()'
+    head = "Traceback (most recent call last):"
+    errors(batch(f"Exception in thread Monitor:\n{head}\n{start}\n{inside}\nConnectionError: two"))
+    errors(batch(f"{head}\n{inside}\nray.exceptions.ActorDiedError: died", pid=8))
+    # in two batches, of which Ray strips the second's indent
+    errors(batch(f"{head}\n{start}\n{inside[:-8]}", pid=9))
+    errors(batch("^^^^\nConnectionError: two", pid=9))
+    errors.close()
+    assert capsys.readouterr().err == ""
+    own = '  File "/home/me/mine.py", line 3, in forward\n    1 / 0'
+    errors = WorkerErrors()
+    errors(batch(f"{head}\n{start}\n{inside}\n{own}\nZeroDivisionError: division by zero"))
+    errors.close()
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
 def test_a_workers_input_error_is_the_jobs_and_anything_else_keeps_its_traceback():
     text = (
         "The actor died because of an error raised in its creation task, "
         "\x1b[36mray::S.__init__()\x1b[39m\n"
-        + TRACEBACK.replace("RuntimeError: CUDA out of memory", "lfmim.schema.InputError: no such")
+        + TRACEBACK.replace(
+            "RuntimeError: CUDA out of memory", "lfmim.schema.errors.InputError: no such"
+        )
         + " folder\n"
         + "give another\n\nThe above exception was the direct cause of the following exception:\n"
         "more"
