@@ -39,6 +39,8 @@ WORDS = {
     "tracking.model_name": "--registered_model",
 }
 """What a setting is called on every command line, beside its name in a config file."""
+WAS = {"--uri": "--mlflow"}
+"""Options of 0.1 that every command with today's takes, with a note."""
 
 # An option's help is the string below its field in the settings class: it is described once.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -79,11 +81,11 @@ def parse(
     """The settings, an instance of the class `target`; of a function, what it returns for them.
 
     `about` is what the command does, then indented examples, with which the help opens. `common`
-    are the settings that are listed first. `was` maps options of older versions to today's. Raises
+    are the settings that are listed first. `was` maps more of 0.1's options than WAS does. Raises
     InputError for what cannot be taken; exits with 0 after --help and --print_config.
     """
     parser = build_parser(target, prog=prog, about=about, common=common)
-    found = parser.parse_args(_today(parser, args, was or {}))
+    found = parser.parse_args(_today(parser, args, {**WAS, **(was or {})}))
 
     for name in ("config", "plugin"):
         found.pop(name, None)
@@ -99,12 +101,11 @@ def parse_one(
     was: Mapping[str, str] | None = None,
 ) -> Any:
     """`parse` for a command with commands of its own: the first argument names the function."""
-    text, _, examples = about.strip().partition("\n\n")
+    text, examples = described(about)
     if args[:1] in (["-h"], ["--help"]):
         lines = [f"  {name:<12} {summary(one)}" for name, one in commands.items()]
-        shown = "\n".join(line[4:] for line in examples.splitlines())
-        about = textwrap.fill(" ".join(text.split()), shutil.get_terminal_size().columns - 2)
-        print("\n".join([f"usage: {prog} WHAT [options]", "", about, "", shown]))
+        about = textwrap.fill(text, shutil.get_terminal_size().columns - 2)
+        print("\n".join([f"usage: {prog} WHAT [options]", "", about, "", *examples]))
         print("\n".join(["", "WHAT, with `--help` for its options:", *lines]))
         sys.exit(0)
     if not args or args[0] not in commands:
@@ -112,10 +113,17 @@ def parse_one(
         raise InputError(f"{prog}: {given}; say what: {', '.join(commands)}")
 
     target = commands[args[0]]
-    example = next((x.strip() for x in examples.splitlines() if f" {args[0]} " in x), "")
+    example = next((line for line in examples if f" {args[0]} " in line), "")
     about = f"{summary(target)}\n\n{example or f'lfmim {prog.split()[-1]} {args[0]} [options]'}"
     own = list(inspect.signature(target).parameters)
     return parse(target, args[1:], prog=f"{prog} {args[0]}", about=about, common=own, was=was)
+
+
+def described(about: str) -> tuple[str, list[str]]:
+    """A command's docstring -> what it does, as one line, and its examples."""
+    text, _, examples = about.strip().partition("\n\n")
+    # An example's indent is not the source's: the formatter takes it away below a text of one line.
+    return " ".join(text.split()), [line.strip() for line in examples.splitlines() if line.strip()]
 
 
 def summary(command: Callable[..., Any]) -> str:
@@ -127,10 +135,10 @@ def build_parser(
     target: Callable[..., Any], *, prog: str, about: str, common: Sequence[str]
 ) -> Parser:
     """The options of `target`, grouped."""
-    text, _, examples = about.strip().partition("\n\n")
-    usage = "\n       ".join(line.strip() for line in examples.splitlines() if line.strip())
+    text, examples = described(about)
+    usage = "\n       ".join(examples)
     # no abbreviations: an option that is added later could make one mean something else
-    parser = Parser(prog=prog, usage=usage, description=" ".join(text.split()), allow_abbrev=False)
+    parser = Parser(prog=prog, usage=usage, description=text, allow_abbrev=False)
 
     first = parser.add_argument_group("common options")
     names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
@@ -196,7 +204,7 @@ def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[
             continue
 
         option = "--" + option[2:].replace("-", "_")
-        if option in was:
+        if option in was and was[option] in parser._option_string_actions:
             print(f"note: {option} is {was[option]} now", file=sys.stderr)
             option = was[option]
         if option in flags and not equals and (not after or after.startswith("-")):

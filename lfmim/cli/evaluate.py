@@ -22,7 +22,6 @@ def main(args: list[str]) -> int:
             prog="lfmim evaluate",
             about=__doc__,
             common=COMMON,
-            was={"--uri": "--mlflow"},
         )
     )
 

@@ -13,7 +13,6 @@ WAS = {
     "--heads": "--num_heads",
     "--features": "--store",
     "--name": "--registered_model",
-    "--uri": "--mlflow",
 }
 
 
@@ -89,8 +88,5 @@ def import_checkpoint(
             data_fingerprint=f"imported-{imported.sha256[:10]}",
         )
         tracking.finish_run(server, run_id, meta)
-    state = "champion" if registered.promoted else "champion unchanged"
-    print(
-        f"registered {registered.uri} (version {registered.version}; {state}: {registered.reason})"
-    )
+    print(registered)
     return 0

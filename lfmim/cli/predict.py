@@ -27,7 +27,6 @@ def main(args: list[str]) -> int:
             prog="lfmim predict",
             about=__doc__,
             common=COMMON,
-            was={"--uri": "--mlflow"},
         )
     )
 

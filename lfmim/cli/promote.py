@@ -25,7 +25,7 @@ def main(args: list[str]) -> int:
             prog="lfmim promote",
             about=__doc__,
             common=COMMON,
-            was={"--uri": "--mlflow", "--model": "--registered_model"},
+            was={"--model": "--registered_model"},
         )
     )
 

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from lfmim.cli.arguments import named_files
+from lfmim.cli.arguments import described, named_files
 from lfmim.cli.main import COMMANDS
 from lfmim.distributed.session import TOP
 from lfmim.distributed.submission import in_project, is_checkout, submit
@@ -20,11 +20,11 @@ from lfmim.schema import InputError
 
 
 def main(args: list[str]) -> int:
-    text, _, examples = (__doc__ or "").partition("\n\n")
+    text, examples = described(__doc__ or "")
     # argparse's own parser, for its REMAINDER: from the command's name on, options are the job's.
     parser = argparse.ArgumentParser(
         prog="lfmim submit",
-        usage="\n       ".join(line.strip() for line in examples.strip().splitlines()),
+        usage="\n       ".join(examples),
         description=text,
         allow_abbrev=False,
     )

@@ -52,10 +52,6 @@ def main(args: list[str]) -> int:
         f"validation {metric} "
         + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"])
     )
-    r = result.registered
-    print(
-        f"registered {r.uri} (version {r.version}; "
-        f"{'champion' if r.promoted else 'champion unchanged'}: {r.reason})"
-    )
+    print(result.registered)
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
     return 0

@@ -110,11 +110,7 @@ def main(args: list[str]) -> int:
         f"over {len(scores)} seeds: {statistics.fmean(scores):.4f}"
         + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
     )
-    r = result.retrained.registered
-    print(
-        f"registered {r.uri} (version {r.version}; "
-        f"{'champion' if r.promoted else 'champion unchanged'}: {r.reason})"
-    )
+    print(result.retrained.registered)
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # sweep {result.run_id}")
     return 0
 

@@ -71,6 +71,10 @@ class RegisteredVersion:
     promoted: bool
     reason: str
 
+    def __str__(self) -> str:
+        state = "champion" if self.promoted else "champion unchanged"
+        return f"registered {self.uri} (version {self.version}; {state}: {self.reason})"
+
 
 @told
 @one_at_a_time
