@@ -16,7 +16,7 @@ import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, pad_sequences
-from lfmim.data.store import part_files, read_table, sequences
+from lfmim.data.store import part_files, read_table, sequences, store_state
 from lfmim.schema import (
     FEATURE_COLUMNS,
     ID,
@@ -103,13 +103,10 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
     """The split's padded features as files in `cache_folder()`/splits, made where they are not
     there yet."""
     dims = FeatureSpec.load(store).dims
-    # Two names in one: what is wanted, and of which state of the store. Sizes and times of the
-    # parts stand for their content, since hashing it would mean reading the whole store.
+    # Two names in one: what is wanted, and of which state of the store.
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    stats = {part: os.stat(part) for part in part_files(store)}
-    state = [(part, stat.st_size, stat.st_mtime_ns) for part, stat in stats.items()]
     what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
-    folder = cache_folder() / "splits" / f"{what}-{config_hash(state)}"
+    folder = cache_folder() / "splits" / f"{what}-{config_hash(store_state(store))}"
 
     table = read_table(store, _label_columns(config), split)
     if not folder.is_dir() and table.num_rows:

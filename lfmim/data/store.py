@@ -188,6 +188,14 @@ def part_files(folder: Path) -> list[str]:
     return sorted(str(p) for p in folder.glob("part-*.parquet"))
 
 
+def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes whenever the store does: name, size and time of every part. It stands for their
+    content, since hashing that would mean reading the whole store."""
+    return tuple(
+        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(folder) for stat in (os.stat(p),)
+    )
+
+
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
     return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()

@@ -4,9 +4,7 @@ once."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -20,19 +18,25 @@ from lfmim.config import config_hash, experiment_from_dict, hash_parts, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.distributed import at_work
+from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.experiments.comparison import linear_cka
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, system_names
 from lfmim.models import EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.progress import at
-from lfmim.schema import MODALITIES, MULTIMODAL, FeatureSpec
+from lfmim.schema import MODALITIES, MULTIMODAL
 from lfmim.storage import WriteError, write_text
-from lfmim.training.checkpoint import META, STATE, CheckpointMeta, load_model
-from lfmim.training.loop import EpochReport, evaluate, train
+from lfmim.training.checkpoint import (
+    STATE,
+    CheckpointMeta,
+    epoch_folder,
+    load_model,
+    remove_checkpoints,
+)
+from lfmim.training.loop import EpochReport, evaluate
 
 RESULT = "result.json"
-LAST, BEST, EPOCHS = "last", "best", "epochs"
 TEST_BATCH = 256
 
 
@@ -45,10 +49,6 @@ class Run:
     config: dict[str, Any]
     folder: str
     with_curves: bool
-
-    @property
-    def begun(self) -> bool:
-        return (Path(self.folder) / LAST / META).is_file()
 
 
 def run_benchmark(
@@ -128,31 +128,28 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     started, home = time.perf_counter(), Path(run.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = experiment_from_dict(run.config, stored=True)
-    load = functools.partial(load_split, Path(store), config=config.model, cache=config.train.cache)
 
-    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
-        if run.with_curves:
-            save(home / EPOCHS / str(report.epoch))
-            # Only the weights are read again; AdamW's state is twice their size.
-            (home / EPOCHS / str(report.epoch) / STATE).unlink()
-        if report.best:
-            save(home / BEST)
-        save(home / LAST)
+    def after_epoch(report: EpochReport) -> None:
+        # Of an epoch that is behind, only the weights are read again; AdamW's state is twice
+        # their size.
+        (epoch_folder(home, report.epoch - 1) / STATE).unlink(missing_ok=True)
 
-    meta = train(
+    meta = run_epochs(
         config,
-        FeatureSpec.load(Path(store)),
-        load("train"),
-        load("valid"),
+        Path(store),
+        home,
         device=device,
-        on_epoch=on_epoch,
-        resume=home / LAST if run.begun else None,
+        keep=None if run.with_curves else 1,
+        # Ray gives a process that has ended a run the next one.
+        hold=True,
+        after_epoch=after_epoch,
     )
     seconds = time.perf_counter() - started
 
     # From here on nothing is chosen any more: the only reading of the test split.
     at("test")
-    result = _result(run, meta, load("test").to(device), seconds)
+    test = load_split(Path(store), "test", config.model, config.train.cache)
+    result = _result(run, meta, test.to(device), seconds)
     at("")
     return result
 
@@ -161,12 +158,13 @@ def _result(
     run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float
 ) -> dict[str, Any]:
     home, device = Path(run.folder), test.labels.device
-    model = load_model(home / BEST)[0].to(device)
+    best = epoch_folder(home, meta.best_epoch)
+    model = load_model(best)[0].to(device)
     outputs, cka = _predictions(model, test)
 
     # After the choice of the epoch: the curves show the test split and choose nothing.
     every = range(meta.epoch) if run.with_curves else ()
-    curves = [_scores(load_model(home / EPOCHS / str(e))[0].to(device), test) for e in every]
+    curves = [_scores(load_model(epoch_folder(home, e))[0].to(device), test) for e in every]
 
     sample = next(test.batches(8))
     result = {
@@ -190,8 +188,7 @@ def _result(
 
     write_text(home / RESULT, json.dumps(result))
     # After the result is written: until then a rerun goes on from them.
-    for spent in (LAST, EPOCHS):
-        shutil.rmtree(home / spent, ignore_errors=True)
+    remove_checkpoints(home, keep={best})
     return result
 
 

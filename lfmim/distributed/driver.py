@@ -1,8 +1,13 @@
-"""What every training run does, in one process or in Ray's workers: begin at its newest checkpoint,
-keep the best ones, tell the tracker."""
+"""What every run does, a training's, a sweep's or a benchmark's: begin at its newest checkpoint,
+keep the best ones, say when an epoch is done.
+
+Where it runs (this process, Ray Train's workers, a Ray task, a trial of Ray Tune) and what becomes
+of its figures is up to who calls it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +16,10 @@ import torch.distributed as dist
 from torch import nn
 
 from lfmim import tracking
-from lfmim.config import ExperimentConfig
+from lfmim.config import ExperimentConfig, ModelConfig
+from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
+from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
 from lfmim.training.checkpoint import (
     CheckpointMeta,
@@ -24,22 +31,26 @@ from lfmim.training.checkpoint import (
 from lfmim.training.loop import EpochReport, train
 from lfmim.training.step import rank_and_world
 
+AfterEpoch = Callable[[EpochReport], None]
+Splits = tuple[UtteranceTensors, UtteranceTensors]
+
 
 def run_epochs(
     config: ExperimentConfig,
     store: Path,
     folder: Path,
-    uri: str,
-    run_id: str,
     *,
     device: torch.device,
+    keep: int | None,
+    hold: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-    after_epoch: Callable[[EpochReport], None] = lambda report: None,
+    after_epoch: AfterEpoch = lambda report: None,
 ) -> CheckpointMeta:
     """Train from the newest checkpoint in `folder` to the end; returns the final state's meta.
 
-    Under torch.distributed every rank calls it; rank 0 alone writes checkpoints and logs.
-    `after_epoch` is called on every rank once the epoch is saved and logged. Raises as
+    The newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
+    process, for the next run on them. Under torch.distributed every rank calls it; rank 0 alone
+    writes checkpoints. `after_epoch` is called on every rank once the epoch is saved. Raises as
     `training.loop.train`, and WriteError.
     """
     resume = _newest(folder)
@@ -50,19 +61,17 @@ def run_epochs(
 
     def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
         if lead:
+            # The new one first: killed in between, the run still has one to go on from.
             now = epoch_folder(folder, report.epoch)
-            # Before MLflow hears of it: a rerun logs what was saved and not logged.
             save(now)
-            tracking.log_epoch(uri, run_id, report)
             improved.extend([report.epoch] * report.best)
-
-            newest = improved[-config.run.keep_checkpoints :]
-            remove_checkpoints(folder, keep={now, *(epoch_folder(folder, e) for e in newest)})
+            if keep is not None:
+                best = improved[-keep:] if keep else []
+                remove_checkpoints(folder, keep={now, *(epoch_folder(folder, e) for e in best)})
         after_epoch(report)
 
-    data = [
-        load_split(store, split, config.model, config.train.cache) for split in ("train", "valid")
-    ]
+    load = _held_splits if hold else _splits
+    data = load(store, store_state(store), config.model, config.train.cache)
     return train(
         config,
         FeatureSpec.load(store),
@@ -72,6 +81,37 @@ def run_epochs(
         on_epoch=on_epoch,
         resume=resume,
     )
+
+
+def run_tracked_epochs(
+    config: ExperimentConfig,
+    store: Path,
+    folder: Path,
+    uri: str,
+    run_id: str,
+    *,
+    device: torch.device,
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    after_epoch: AfterEpoch = lambda report: None,
+) -> CheckpointMeta:
+    """`run_epochs` of a run that MLflow follows: rank 0 logs every epoch before `after_epoch`."""
+
+    def log(report: EpochReport) -> None:
+        # After it is saved: a rerun logs what was saved and not logged.
+        if rank_and_world()[0] == 0:
+            tracking.log_epoch(uri, run_id, report)
+        after_epoch(report)
+
+    keep = config.run.keep_checkpoints
+    return run_epochs(config, store, folder, device=device, keep=keep, wrap=wrap, after_epoch=log)
+
+
+def _splits(store: Path, state: object, model: ModelConfig, cache: str) -> Splits:
+    """Training and validation data of the store in this `state`."""
+    return load_split(store, "train", model, cache), load_split(store, "valid", model, cache)
+
+
+_held_splits = functools.lru_cache(maxsize=1)(_splits)
 
 
 def _newest(folder: Path) -> Path | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ import torch
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, hash_parts, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import exclusive, part_files, read_table, sequences
-from lfmim.distributed.driver import run_epochs
+from lfmim.data.store import exclusive, read_table, sequences, store_state
+from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
@@ -73,14 +72,7 @@ def data_fingerprint(store: Path) -> str:
 
 
 def _labels(store: Path) -> tuple[pa.Table, str]:
-    return _read_labels(store, FeatureSpec.load(store).fingerprint, _parts(store))
-
-
-def _parts(store: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes whenever the store does."""
-    return tuple(
-        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(store) for stat in (os.stat(p),)
-    )
+    return _read_labels(store, FeatureSpec.load(store).fingerprint, store_state(store))
 
 
 # A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `parts`
@@ -276,7 +268,9 @@ def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, r
         show(load_meta(begun).epoch if begun else 0)
         device = worker_device(config.run)
         try:
-            run_epochs(config, store, folder, uri, run_id, device=device, after_epoch=after_epoch)
+            run_tracked_epochs(
+                config, store, folder, uri, run_id, device=device, after_epoch=after_epoch
+            )
         except NonFiniteLossError as error:
             raise InputError(str(error)) from error
 

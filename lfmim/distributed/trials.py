@@ -7,7 +7,6 @@ after a `kill -9` what Tune pickles now and then is behind both.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -30,10 +29,9 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from lfmim.config import ModelConfig, experiment_from_dict, to_dict
-from lfmim.data.batches import UtteranceTensors
-from lfmim.data.loading import load_split
+from lfmim.config import experiment_from_dict, to_dict
 from lfmim.distributed import at_work
+from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.order import Order
 from lfmim.experiments.search import (
     Params,
@@ -44,10 +42,10 @@ from lfmim.experiments.search import (
     with_params,
 )
 from lfmim.progress import at
-from lfmim.schema import FeatureSpec, InputError
+from lfmim.schema import InputError
 from lfmim.storage import WriteError, write_text
-from lfmim.training.checkpoint import epoch_folder, latest_checkpoint, load_meta, remove_checkpoints
-from lfmim.training.loop import EpochReport, NonFiniteLossError, train, worker_device
+from lfmim.training.checkpoint import latest_checkpoint, load_meta, remove_checkpoints
+from lfmim.training.loop import EpochReport, NonFiniteLossError, worker_device
 
 TRIAL = "trial.json"
 # Tune lists failed trials as errors; they are in the sweep's own table.
@@ -310,35 +308,13 @@ class _Scheduler(FIFOScheduler):
         self.trials.errors[int(trial.config["number"])] = lines[-1] if lines else "it died"
 
 
-@functools.lru_cache(maxsize=1)
-def _splits(
-    store: str, model: ModelConfig, cache: str
-) -> tuple[FeatureSpec, UtteranceTensors, UtteranceTensors]:
-    """Training and validation data: trials that reuse a process load it once."""
-    folder = Path(store)
-    train_data, valid_data = (
-        load_split(folder, split, model, cache) for split in ("train", "valid")
-    )
-    return FeatureSpec.load(folder), train_data, valid_data
-
-
-def _keep_epoch(home: Path, report: EpochReport, save: Callable[[Path], None]) -> None:
-    """The trial's newest checkpoint in place of the one before."""
-    # The new one first: killed in between, the trial still has one to go on from.
-    now = epoch_folder(home, report.epoch)
-    save(now)
-    remove_checkpoints(home, keep={now})
-
-
 def _trial(args: Mapping[str, Any]) -> None:
-    """One trial: the plain loop, from its last checkpoint where there is one; reports every epoch,
-    past ones again."""
+    """One trial; reports every epoch, past ones again."""
     config, home = experiment_from_dict(args["config"]), Path(args["home"])
     device = worker_device(config.run)
     at_work.begin(args["home"], f"trial {home.name}")
 
-    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
-        _keep_epoch(home, report, save)
+    def after_epoch(report: EpochReport) -> None:
         tune.report({"epoch": report.epoch + 1, "score": report.score})
 
     resume = latest_checkpoint(home)
@@ -348,8 +324,17 @@ def _trial(args: Mapping[str, Any]) -> None:
         for entry in load_meta(resume).history:
             tune.report({"epoch": entry["epoch"] + 1, "score": entry["score"]})
     try:
-        spec, train_data, valid_data = _splits(args["store"], config.model, config.train.cache)
-        train(config, spec, train_data, valid_data, device=device, on_epoch=on_epoch, resume=resume)
+        run_epochs(
+            config,
+            Path(args["store"]),
+            home,
+            device=device,
+            # The winner is trained again: of a trial only its newest checkpoint is of use.
+            keep=0,
+            # Trials that reuse a process load the data once.
+            hold=True,
+            after_epoch=after_epoch,
+        )
         at("")
 
     # What follows is reported, not raised: Tune would take it for a death, and try again.

@@ -20,7 +20,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.distributed import at_work
-from lfmim.distributed.driver import run_epochs
+from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.progress import at, watch
 from lfmim.schema import InputError
 from lfmim.storage import WriteError, disk_failure
@@ -144,7 +144,7 @@ def _train_worker(args: dict[str, Any]) -> None:
         figures = tracking.system_metrics(args["uri"], args["run_id"], node)
 
     with figures:
-        run_epochs(
+        run_tracked_epochs(
             config,
             Path(args["store"]),
             Path(args["folder"]),
