@@ -19,7 +19,7 @@ from lfmim.config import (
     to_dict,
 )
 from lfmim.former_names import say_renamed, translate
-from lfmim.models import MODELS
+from lfmim.registry import MODELS
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
 
