@@ -104,8 +104,8 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(ray_cluster, toy_stor
         train=TrainConfig(optimizer="adamw", epochs=2, batch_size=16, warmup_epochs=1),
     )
     presets = {
-        "averaged": {"train": {"ema_decay": 0.9, "optimizer": "adamw"}},
-        "wild": {"train": {"optimizer": "sgd", "lr": 1e30}},
+        "averaged": {"model": {}, "train": {"ema_decay": 0.9, "optimizer": "adamw"}},
+        "wild": {"model": {}, "train": {"optimizer": "sgd", "lr": 1e30}},
     }
     results, failed = run_benchmark(config, presets)
     assert {f.split(":")[0] for f in failed} == {"wild 0", "wild 1"}
