@@ -8,7 +8,7 @@ class Mean(EmotionNet):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class ModelOutput(NamedTuple):
     """[B, D] float, the representations that the logits are made from."""
 
 
+Batches = Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor]]
+"""Features and masks, as `forward` takes them, and labels [B, heads] (data.batches.Batch)."""
+
+
 class EmotionNet(nn.Module):
     """Feature sequences of three modalities -> logits per head.
 
@@ -43,8 +47,15 @@ class EmotionNet(nn.Module):
     """Heads it gives logits for."""
     accepts_absent: ClassVar[bool] = False
     """Whether a sample, or the whole store, may lack a modality."""
+    fitted: ClassVar[bool] = False
+    """Whether `fit` gives the weights at once; otherwise gradient steps do."""
     inputs: nn.ModuleDict
     """Per modality a module with buffers `mean` and `scale` (layers.InputProjection)."""
+
+    def fit(self, train: Callable[[], Batches], valid: Callable[[], Batches]) -> None:
+        """Find the weights of a `fitted` model; each call of `train` and `valid` gives the split's
+        batches once."""
+        raise NotImplementedError
 
 
 register_model = MODELS.register

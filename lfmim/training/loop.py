@@ -22,7 +22,7 @@ from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.metrics import Metrics, sums_for
 from lfmim.models import MODELS, EmotionNet, build_model, check_dims
-from lfmim.models.base import accepting_absent
+from lfmim.models.base import Batches, accepting_absent
 from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
 from lfmim.training.checkpoint import (
@@ -211,6 +211,8 @@ def train(
     """
     c, device = config.train, device or torch.device("cpu")
     model = new_model(config, spec, train_data, valid_data).to(device)
+    if model.fitted:
+        return _fit(model, config, spec, train_data, valid_data, on_epoch, resume)
     if c.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
     optimizer = build_optimizer(c, model)
@@ -248,6 +250,50 @@ def train(
         meta = meta.after(report.as_dict())
         # partial binds this epoch's meta; a closure would read the loop's variable once called.
         on_epoch(report, functools.partial(save, meta=meta))
+    return meta
+
+
+def _fit(
+    model: EmotionNet,
+    config: ExperimentConfig,
+    spec: FeatureSpec,
+    train_data: UtteranceTensors,
+    valid_data: UtteranceTensors,
+    on_epoch: OnEpoch,
+    resume: Path | None,
+) -> CheckpointMeta:
+    """`train` of a model that is fitted at once: a run of one epoch."""
+    if resume is not None:
+        return dataclasses.replace(load_meta(resume), config=config)
+    if config.train.labels == "multimodal":
+        train_data = train_data.with_multimodal_labels()
+
+    device, size = next(model.parameters()).device, 256
+    splits = [data.to(device, config.train.cache) for data in (train_data, valid_data)]
+
+    def batches(data: UtteranceTensors) -> Batches:
+        return ((b.features, b.masks, b.labels) for b in data.batches(size))
+
+    started = time.perf_counter()
+    # Every worker fits on the whole: the same numbers, and no weights to send around.
+    model.fit(*(functools.partial(batches, data) for data in splits))
+    seconds = time.perf_counter() - started
+
+    metrics = [evaluate(model, data, batch_size=size) for data in splits]
+    score = metrics[1][config.train.selection].score
+    report = EpochReport(
+        epoch=0,
+        lr=0.0,
+        train=metrics[0],
+        valid=metrics[1],
+        score=score,
+        best=is_better(score, -math.inf),
+        seconds=seconds,
+        samples_per_second=len(train_data) / seconds,
+    )
+    meta = CheckpointMeta.start(config, spec).after(report.as_dict())
+    state: dict[str, Any] = {"optimizer": {}, "scaler": {}}
+    on_epoch(report, lambda folder: save_checkpoint(folder, model, meta, state))
     return meta
 
 

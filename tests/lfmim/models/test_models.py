@@ -149,7 +149,9 @@ def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
                 )
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if MODELS[n].accepts_absent])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if MODELS[n].accepts_absent and not MODELS[n].fitted]
+)
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_a_store_without_a_modality_trains(name, subset):
     spec = FeatureSpec(encoders={m.value: SPEC.encoders[m] for m in MODALITIES if m in subset})
@@ -259,7 +261,7 @@ def test_tfn_and_lmf_by_hand():
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if not MODELS[n].fitted])
 def test_every_model_learns(name):
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, len(EMOTIONS), (32, len(HEADS)), generator=g)

@@ -1,0 +1,171 @@
+"""The simple baseline: regression on pooled features, fitted by scikit-learn.
+
+Each uni-modal head reads the mean over time of its modality, the multimodal head all means side by
+side. What a neural system has to beat: on small corpora it often does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from lfmim.config import ModelConfig
+from lfmim.models.base import Batches, EmotionNet, ModelOutput, register_model
+from lfmim.models.layers import init_weights
+from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, Modality
+
+STRENGTHS = tuple(10.0**k for k in range(-4, 3))
+"""Inverse regularisation C tried per head, the strongest first; validation chooses."""
+NEVER = -30.0
+"""Logit of a class that no training label names: a probability of 1e-13."""
+Array = npt.NDArray[np.float64]
+
+
+class MeanOverTime(nn.Module):
+    """Masked mean of a sequence, standardised by the training split's; 0 where it is absent."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
+        count_B1 = mask_BT.sum(dim=1, keepdim=True)
+        # Not times 0: what lies beyond a mask may be infinite. In float32, as 16 bits overflow.
+        total_BF = x_BTF.float().masked_fill(~mask_BT[..., None], 0).sum(dim=1)
+        z_BF = (total_BF / count_B1.clamp(min=1) - self.mean) * self.scale
+        return z_BF.masked_fill(count_B1 == 0, 0)
+
+
+@register_model("logistic")
+class Logistic(EmotionNet):
+    """Softmax regression per head on standardised means over time (sentiment: ridge regression).
+
+    Of the config it reads `task` alone. No epoch of gradient steps: `fit` gives the weights.
+    """
+
+    accepts_absent = True
+    fitted = True
+
+    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.modalities = tuple(m for m in MODALITIES if m in dims)
+        self.answers = (*(m.value for m in self.modalities), MULTIMODAL)
+
+        self.inputs = nn.ModuleDict({m: MeanOverTime(int(dims[m])) for m in self.modalities})
+        widths = {m.value: int(dims[m]) for m in self.modalities}
+        widths[MULTIMODAL] = sum(widths.values())
+        self.heads = nn.ModuleDict({h: nn.Linear(n, config.outputs) for h, n in widths.items()})
+        self.apply(init_weights)
+
+    def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
+        """Shapes as LFMIM.forward."""
+        z = {m.value: self.inputs[m](features[m], masks[m]) for m in self.modalities}
+        z[MULTIMODAL] = torch.cat([z[m] for m in self.modalities], dim=1)
+        return ModelOutput({h: self.heads[h](x) for h, x in z.items()}, z)
+
+    @torch.no_grad()
+    def fit(self, train: Callable[[], Batches], valid: Callable[[], Batches]) -> None:
+        """Weights from the training split; C per head by its score on validation. A head without
+        labels keeps a weight of 0."""
+        # Over the rows that have the modality; a feature that never changes says nothing.
+        plain, _, present = self._pooled(train())
+        for m in self.modalities:
+            there = plain[m][present[m]]
+            if len(there):
+                deviation = there.std(axis=0)
+                scale = np.divide(1.0, deviation, where=deviation > 1e-8, out=0.0 * deviation)
+                _set(self.inputs[m], "mean", there.mean(axis=0))
+                _set(self.inputs[m], "scale", scale)
+
+        (x, y, _), (x_valid, y_valid, _) = self._pooled(train()), self._pooled(valid())
+        for head in self.answers:
+            i = HEADS.index(head)
+            known, asked = y[:, i] != IGNORE_LABEL, y_valid[:, i] != IGNORE_LABEL
+            weight, bias = self._best(
+                x[head][known], y[known, i], x_valid[head][asked], y_valid[asked, i]
+            )
+            _set(self.heads[head], "weight", weight)
+            _set(self.heads[head], "bias", bias)
+
+    def _pooled(
+        self, batches: Batches
+    ) -> tuple[dict[str, Array], npt.NDArray[Any], dict[str, npt.NDArray[np.bool_]]]:
+        """What the heads read [N, D], labels [N, heads], and which rows have a modality [N]."""
+        read: dict[str, list[Tensor]] = {h: [] for h in self.answers}
+        there: dict[str, list[Tensor]] = {m.value: [] for m in self.modalities}
+        labels = []
+        for features, masks, label_BH in batches:
+            for h, z in self(features, masks).pooled.items():
+                read[h].append(z.cpu())
+            for m, kept in there.items():
+                kept.append(masks[m].any(dim=1).cpu())
+            labels.append(label_BH.cpu())
+
+        return (
+            {h: torch.cat(z).double().numpy() for h, z in read.items()},
+            torch.cat(labels).numpy(),
+            {m: torch.cat(kept).numpy() for m, kept in there.items()},
+        )
+
+    def _best(
+        self, x: Array, y: npt.NDArray[Any], x_valid: Array, y_valid: npt.NDArray[Any]
+    ) -> tuple[Array, Array]:
+        """Weight [outputs, D] and bias [outputs] of the C that scores best; of equally good ones
+        the strongest regularisation."""
+        outputs, width = self.config.outputs, x.shape[1]
+        best, best_score = (np.zeros((outputs, width)), np.zeros(outputs)), -np.inf
+        if not len(y):
+            return best
+
+        emotion = self.config.task == "emotion"
+        for strength in STRENGTHS:
+            found = _softmax(x, y, strength, outputs) if emotion else _ridge(x, y, strength)
+            answer = x_valid @ found[0].T + found[1]
+            right = answer.argmax(axis=1) == y_valid if emotion else -np.abs(answer[:, 0] - y_valid)
+            # Without a validation label there is nothing to choose by: the first stays.
+            score = float(right.mean()) if len(right) else 0.0
+            if score > best_score:
+                best, best_score = found, score
+        return best
+
+
+def _softmax(x: Array, y: npt.NDArray[Any], strength: float, outputs: int) -> tuple[Array, Array]:
+    from sklearn.linear_model import LogisticRegression
+
+    weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, NEVER)
+    classes = np.unique(y).astype(int)
+    # scikit-learn refuses a single class, which needs no weights.
+    if len(classes) == 1:
+        bias[classes] = 0.0
+        return weight, bias
+
+    model = LogisticRegression(C=strength, max_iter=2000).fit(x, y)
+    # Of two classes it keeps one row, the second's log-odds.
+    rows, biases = model.coef_, model.intercept_
+    if len(classes) == 2:
+        rows = np.concatenate([np.zeros_like(rows), rows])
+        biases = np.concatenate([np.zeros_like(biases), biases])
+    weight[classes], bias[classes] = rows, biases
+    return weight, bias
+
+
+def _ridge(x: Array, y: npt.NDArray[Any], strength: float) -> tuple[Array, Array]:
+    from sklearn.linear_model import Ridge
+
+    model = Ridge(alpha=1 / strength).fit(x, y)
+    return model.coef_[None], np.array([model.intercept_])
+
+
+@torch.no_grad()
+def _set(module: nn.Module, name: str, values: Array) -> None:
+    getattr(module, name).copy_(torch.from_numpy(values))

@@ -1,0 +1,105 @@
+"""The fitted baseline against scikit-learn's own pipeline, and what data may lack."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data.batches import UtteranceTensors
+from lfmim.models.logistic import STRENGTHS
+from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, FeatureSpec
+from lfmim.training.checkpoint import load_model
+from lfmim.training.loop import train
+from tests.support.toy import DIMS, SPEC
+
+
+def split(seed, n=60, classes=3, sentiment=False, modalities=MODALITIES):
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (n, len(HEADS)), generator=g)
+    features = {m: torch.randn(n, 5, DIMS[m], generator=g) for m in modalities}
+    for m in modalities:
+        # Some signal, so that one C is better than another.
+        features[m][:, :, 0] += labels[:, [HEADS.index(m)]]
+    scores = labels.float() - 1 + 0.1 * torch.randn(labels.shape, generator=g)
+    return UtteranceTensors(
+        [str(i) for i in range(n)],
+        {m: x.half() for m, x in features.items()},
+        {m: torch.randint(1, 6, (n,), generator=g) for m in modalities},
+        scores.clamp(-1, 1) if sentiment else labels,
+    )
+
+
+def fit(tmp_path, train_data, valid_data, spec=SPEC, **model):
+    config = ExperimentConfig(
+        store="-", model=ModelConfig(name="logistic", **model), train=TrainConfig(epochs=7)
+    )
+    meta = train(
+        config, spec, train_data, valid_data, on_epoch=lambda r, save: save(tmp_path / "c")
+    )
+    return meta, load_model(tmp_path / "c")[0]
+
+
+def means(data, head):
+    def mean(m):
+        x, n = data.features[m].float(), data.lengths[m]
+        mask = torch.arange(x.shape[1])[None, :, None] < n[:, None, None]
+        return ((x * mask).sum(1) / n[:, None]).double().numpy()
+
+    return np.concatenate([mean(m) for m in MODALITIES if head in (m, MULTIMODAL)], axis=1)
+
+
+def logits(model, data, head):
+    (batch,) = data.batches(len(data))
+    with torch.inference_mode():
+        return model(batch.features, batch.masks).logits[head].numpy()
+
+
+@pytest.mark.parametrize("sentiment", [False, True])
+def test_every_head_is_scikit_learns_pipeline_with_the_c_that_validation_likes(tmp_path, sentiment):
+    data, valid = split(0, sentiment=sentiment), split(1, sentiment=sentiment)
+    task = "sentiment" if sentiment else "emotion"
+    meta, model = fit(tmp_path, data, valid, task=task)
+    assert meta.epoch == 1
+    for i, head in enumerate(HEADS):
+        found = []
+        for c in STRENGTHS:
+            last = Ridge(alpha=1 / c) if sentiment else LogisticRegression(C=c, max_iter=2000)
+            line = make_pipeline(StandardScaler(), last)
+            line.fit(means(data, head), data.labels[:, i].numpy())
+            answer = line.predict(means(valid, head))
+            y = valid.labels[:, i].numpy()
+            score = -np.abs(answer - y).mean() if sentiment else (answer == y).mean()
+            found.append((score, answer))
+        best = max(found, key=lambda f: f[0])[1]
+        ours = logits(model, valid, head)
+        if sentiment:
+            np.testing.assert_allclose(ours[:, 0], best, atol=1e-4)
+        else:
+            assert (ours.argmax(axis=1) == best).all()
+
+
+def test_what_the_data_lack_is_no_error_and_no_class(tmp_path):
+    data, valid = split(0), split(1)
+    data.labels[:, HEADS.index("text")] = IGNORE_LABEL
+    data.labels[:, HEADS.index("audio")] = 5
+    data.lengths[MODALITIES[2]][:30] = 0
+    _, model = fit(tmp_path, data, valid)
+    assert not logits(model, valid, "text").any()
+    assert (logits(model, valid, "audio").argmax(axis=1) == 5).all()
+    # Three of seven classes were seen in training.
+    assert set(logits(model, valid, MULTIMODAL).argmax(axis=1)) <= {0, 1, 2}
+    assert np.isfinite(logits(model, data, "vision")).all()
+
+
+def test_a_store_of_one_modality_is_fitted(tmp_path):
+    audio = MODALITIES[1]
+    spec = FeatureSpec(encoders={audio.value: SPEC.encoders[audio.value]})
+    data = split(0, modalities=[audio])
+    meta, model = fit(tmp_path, data, data, spec)
+    assert model.answers == (audio.value, MULTIMODAL)
+    assert meta.history[0]["valid"]["audio"]["accuracy"] > 0.4
