@@ -12,6 +12,7 @@ from lfmim.data.formats import read_csv, read_jsonl, read_parquet
 from lfmim.data.shards import file_system, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
+    DEFAULT_LABELS,
     DURATION,
     FACE_FOUND,
     FEATURE_COLUMNS,
@@ -27,8 +28,10 @@ from lfmim.schema import (
     VIDEO,
     VIDEO_STREAMS,
     InputError,
+    LabelSpec,
     parse_emotion,
     parse_sentiment,
+    read_label_spec,
 )
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
@@ -108,6 +111,24 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
     return frame
+
+
+def labels_file(manifest: str) -> str:
+    """Where a manifest's LabelSpec lies, if it has one: `clips.csv` -> `clips.labels.yaml`."""
+    return manifest.rsplit(".", 1)[0] + ".labels.yaml"
+
+
+def manifest_labels(manifest: str, given: str = "") -> LabelSpec:
+    """The LabelSpec of a manifest: the `given` one (a shipped name or a YAML file), else that of
+    its `labels_file`, else CHERMA's. Raises InputError."""
+    if given:
+        return read_label_spec(given)
+
+    beside = labels_file(manifest)
+    fs, name = file_system(beside)
+    if not fs.exists(name):
+        return read_label_spec(DEFAULT_LABELS)
+    return LabelSpec.from_yaml(fs.cat_file(name), source=beside)
 
 
 def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:

@@ -13,6 +13,7 @@ from lfmim.schema.columns import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    LABELS_FILE,
     MEDIA_SHA256,
     SENTIMENT_COLUMNS,
     SPEAKER,
@@ -34,13 +35,17 @@ from lfmim.schema.feature_spec import (
     FeatureSpec,
 )
 from lfmim.schema.labels import (
+    DEFAULT_LABELS,
     EMOTIONS,
-    EMOTIONS_ZH,
     IGNORE_LABEL,
     REPORT_ORDER,
     SENTIMENTS,
+    LabelSpec,
+    fitting_labels,
     parse_emotion,
     parse_sentiment,
+    read_label_spec,
+    shipped_labels,
 )
 from lfmim.schema.modalities import (
     HEADS,
@@ -51,9 +56,9 @@ from lfmim.schema.modalities import (
 
 __all__ = [
     "AUDIO_STREAMS",
+    "DEFAULT_LABELS",
     "DURATION",
     "EMOTIONS",
-    "EMOTIONS_ZH",
     "ERRORS_FOLDER",
     "FACE_FOUND",
     "FEATURE_COLUMNS",
@@ -61,6 +66,7 @@ __all__ = [
     "HEADS",
     "ID",
     "IGNORE_LABEL",
+    "LABELS_FILE",
     "LABEL_COLUMNS",
     "MEDIA_SHA256",
     "MODALITIES",
@@ -79,9 +85,13 @@ __all__ = [
     "EncoderSpec",
     "FeatureSpec",
     "InputError",
+    "LabelSpec",
     "Modality",
     "WorkerError",
+    "fitting_labels",
     "listed",
     "parse_emotion",
     "parse_sentiment",
+    "read_label_spec",
+    "shipped_labels",
 ]
