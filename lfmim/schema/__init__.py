@@ -36,14 +36,11 @@ from lfmim.schema.feature_spec import (
 )
 from lfmim.schema.labels import (
     DEFAULT_LABELS,
-    EMOTIONS,
     IGNORE_LABEL,
-    REPORT_ORDER,
     SENTIMENTS,
     LabelSpec,
+    default_labels,
     fitting_labels,
-    parse_emotion,
-    parse_sentiment,
     read_label_spec,
     shipped_labels,
 )
@@ -58,7 +55,6 @@ __all__ = [
     "AUDIO_STREAMS",
     "DEFAULT_LABELS",
     "DURATION",
-    "EMOTIONS",
     "ERRORS_FOLDER",
     "FACE_FOUND",
     "FEATURE_COLUMNS",
@@ -71,7 +67,6 @@ __all__ = [
     "MEDIA_SHA256",
     "MODALITIES",
     "MULTIMODAL",
-    "REPORT_ORDER",
     "SENTIMENTS",
     "SENTIMENT_COLUMNS",
     "SPEAKER",
@@ -88,10 +83,9 @@ __all__ = [
     "LabelSpec",
     "Modality",
     "WorkerError",
+    "default_labels",
     "fitting_labels",
     "listed",
-    "parse_emotion",
-    "parse_sentiment",
     "read_label_spec",
     "shipped_labels",
 ]

@@ -7,6 +7,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ class LabelSpec:
             raise InputError(f"{where}, field 'classes': two or more different names are needed")
         if sorted(self.report_order) != sorted(self.classes):
             raise InputError(f"{where}, field 'report_order': must hold each of 'classes' once")
+        # They become names of metrics, which MLflow takes of no other characters.
+        if odd := [c for c in self.classes if not re.fullmatch(r"[\w. -]+", c)]:
+            raise InputError(
+                f"{where}, field 'classes': {odd[0]!r} holds other than letters, digits, ' ._-'"
+            )
         if self.neutral and self.neutral not in self.classes:
             raise InputError(f"{where}, field 'neutral': {self.neutral!r} is no class")
 
@@ -117,14 +123,14 @@ class LabelSpec:
 
     @functools.cached_property
     def _class_of(self) -> dict[str, str]:
-        """Every word of a class -> the class; merges are not among them."""
-        found = dict(self.aliases) | {_word(name): name for name in self.classes}
+        """Every word that `parse` takes -> its class."""
+        found = {**self.aliases, **self.merges, **{_word(name): name for name in self.classes}}
         for group in SYNONYMS:
             named = [name for name in self.classes if _word(name) in group]
             # Of two classes of one meaning, no third word can tell which is meant.
             if len(named) == 1:
                 # The spec's own words come first: a corpus may mean another thing by one of them.
-                own = {*found, *self.merges, *self.dropped}
+                own = {*found, *self.dropped}
                 found |= dict.fromkeys(group - own, named[0])
         return found
 
@@ -137,14 +143,13 @@ class LabelSpec:
         if not word or word in self.dropped:
             return None
 
-        known = self._class_of | dict(self.merges)
-        if word in known:
-            return known[word]
+        if word in self._class_of:
+            return self._class_of[word]
 
         # 0.5, where difflib's default is 0.6: words of two characters that share one are alike by
         # just that.
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {known[near[0]]}?" if near else ";"
+        near = difflib.get_close_matches(word, self._class_of, n=1, cutoff=0.5)
+        hint = f"; did you mean {self._class_of[near[0]]}?" if near else "."
         raise InputError(
             f"{where}: unknown emotion {str(value).strip()!r}{hint} Known to the labels "
             f"{self.name!r} are {', '.join(self.classes)}. Other classes: --labels NAME or FILE"
@@ -153,7 +158,7 @@ class LabelSpec:
     def knows(self, value: object) -> bool:
         """Whether `parse` takes the cell."""
         word = "" if value is None or value != value else _word(value)
-        return not word or word in {*self._class_of, *self.merges, *self.dropped}
+        return not word or word in self._class_of or word in self.dropped
 
     def parse_sentiment(self, value: object, *, where: str) -> float | None:
         """A score or word of the second task -> [-1, 1]; missing -> None. Raises InputError naming
@@ -187,6 +192,18 @@ class LabelSpec:
             f"labels: {', '.join(self.classes)} ({self.name}) vs {', '.join(other.classes)} "
             f"({other.name})"
         ]
+
+    def check(self, other: LabelSpec, *, have: str, want: str) -> None:
+        """Raise InputError where labels of `other`, those of `have`, are none of `self`, those of
+        `want`: it shows both and says how to map them."""
+        if differences := self.differences(other):
+            raise InputError(
+                f"{want} has other classes than {have}. {differences[0]}. To map the words of the "
+                f"one to the classes of the other, write a label spec (YAML) with the classes "
+                f"{', '.join(self.classes)} in this order and `merges:` lines WORD: CLASS "
+                "(`dropped:` for words without a class), and give it to lfmim extract --labels "
+                "FILE for a new store"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -244,7 +261,7 @@ class LabelSpec:
         seven emotions."""
         path = store / LABELS_FILE
         if not path.is_file():
-            return read_label_spec(DEFAULT_LABELS)
+            return default_labels()
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -275,20 +292,12 @@ def read_label_spec(name: str) -> LabelSpec:
     return LabelSpec.from_yaml(path.read_bytes(), source=str(path))
 
 
+@functools.cache
+def default_labels() -> LabelSpec:
+    """CHERMA's seven emotions: of stores and checkpoints that do not say what their classes are."""
+    return read_label_spec(DEFAULT_LABELS)
+
+
 def fitting_labels(values: set[str]) -> list[str]:
     """The shipped specs that know all of the words."""
     return [n for n in shipped_labels() if all(map(read_label_spec(n).knows, values))]
-
-
-_CHERMA = read_label_spec(DEFAULT_LABELS)
-EMOTIONS, REPORT_ORDER = _CHERMA.classes, _CHERMA.report_order
-
-
-def parse_emotion(value: object, *, where: str) -> str | None:
-    """CHERMA's `parse`, for callers that have no LabelSpec yet."""
-    return _CHERMA.parse(value, where=where)
-
-
-def parse_sentiment(value: object, *, where: str) -> float | None:
-    """CHERMA's `parse_sentiment`."""
-    return _CHERMA.parse_sentiment(value, where=where)
