@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, EncoderSpec, FeatureSpec, Modality
+from lfmim.schema import HEADS, MODALITIES, EncoderSpec, FeatureSpec, Modality, default_labels
 
 CHERMA = 28_717
 T, A, V = MODALITIES
@@ -90,7 +90,9 @@ def noise_corpus(
             part.copy_(torch.randn(part.shape, generator=g, device=device))
         x *= (torch.arange(shape[0])[None] < lengths[m][:, None])[..., None].to(device)
         features[m] = x
-    labels = torch.randint(len(EMOTIONS), (n, len(HEADS)), generator=g, device=device)
+    labels = torch.randint(
+        len(default_labels().classes), (n, len(HEADS)), generator=g, device=device
+    )
     return UtteranceTensors([f"u{i:06d}" for i in range(n)], features, lengths, labels)
 
 

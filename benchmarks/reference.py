@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from lfmim.config import ModelConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import build_model
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, Modality
+from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality, default_labels
 
 
 class Block(nn.Module):
@@ -65,7 +65,7 @@ class PlainLFMIM(nn.Module):
                 n: nn.Sequential(
                     nn.Linear(c.d_model, c.d_model // 2),
                     nn.ReLU(),
-                    nn.Linear(c.d_model // 2, len(EMOTIONS)),
+                    nn.Linear(c.d_model // 2, len(default_labels().classes)),
                 )
                 for n in names
             }

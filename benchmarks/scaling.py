@@ -53,7 +53,8 @@ def worker(rank: int, world: int, folder: str, size: str, batch_size: int, steps
 
     device = torch.device("cpu")
     step = TrainStep.of(config, model, build_optimizer(config.train, model), device, wrap)
-    data, times, sums = noise_corpus(batch_size, size), [], HeadSums(device)
+    data, times = noise_corpus(batch_size, size), []
+    sums = HeadSums(data.label_spec.classes, device)
     for _ in range(steps + 1):
         for batch in data.batches(batch_size, rank=rank, world=world):
             dist.barrier()

@@ -47,7 +47,7 @@ def measure_ours(
     test = load_split(folder / "store", "valid", config.model, cache).to(device, cache)
     model = build_model(config.model, dims).to(device)
     train_step = TrainStep.of(config, model, build_optimizer(c, model), device)
-    sums = HeadSums(device)
+    sums = HeadSums(data.label_spec.classes, device)
 
     def step(batch: Any) -> None:
         train_step(batch, sums)
@@ -218,7 +218,7 @@ def prepare(folder: Path, size: str, n: int) -> None:
     from reference import write_files
 
     from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-    from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, LABEL_COLUMNS
+    from lfmim.schema import FEATURE_COLUMNS, HEADS, LABEL_COLUMNS
 
     _, dims = SIZES[size]
     write_spec(folder / "store", feature_spec(dims))
@@ -229,7 +229,10 @@ def prepare(folder: Path, size: str, n: int) -> None:
             {
                 "id": name,
                 "split": split,
-                **{LABEL_COLUMNS[h]: EMOTIONS[int(data.labels[i, k])] for k, h in enumerate(HEADS)},
+                **{
+                    LABEL_COLUMNS[h]: data.label_spec.classes[int(data.labels[i, k])]
+                    for k, h in enumerate(HEADS)
+                },
                 **{
                     FEATURE_COLUMNS[m]: data.features[m][i, : data.lengths[m][i]].numpy()
                     for m in dims

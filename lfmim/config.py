@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from lfmim.former_names import RENAMED, in_former_names, say_renamed, translate
 from lfmim.registry import MODELS
-from lfmim.schema import EMOTIONS, HEADS, InputError, Modality
+from lfmim.schema import HEADS, InputError, Modality
 from lfmim.storage import local_path
 
 STUCK_MINUTES = 5.0
@@ -147,11 +147,6 @@ class ModelConfig:
         return self.dim_feedforward or 4 * self.d_model
 
     @property
-    def outputs(self) -> int:
-        """Numbers a head gives: a logit per emotion, or one score."""
-        return len(EMOTIONS) if self.task == "emotion" else 1
-
-    @property
     def sequence_pooling(self) -> str:
         """Pooling of a sequence without a FEX token."""
         return "mean" if self.pooling == "fex" else self.pooling
@@ -167,6 +162,22 @@ class ModelConfig:
     def max_lengths(self) -> dict[Modality, int]:
         """Longest sequence per modality that reaches the model."""
         return {m: getattr(self, field) for m, field in MAX_LENGTHS.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SizedConfig(ModelConfig):
+    """What a model is built from: the settings, and how many classes its labels have.
+
+    The number comes from the store's LabelSpec, so it is no setting: neither a YAML file nor the
+    command line has it, and no hash of a config.
+    """
+
+    classes: int
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a head gives: a logit per class, or one score."""
+        return self.classes if self.task == "emotion" else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -409,6 +420,9 @@ class ExtractConfig:
     any fsspec URL."""
     store: str
     """Folder of the feature store to make or to complete."""
+    labels: str = ""
+    """Label spec: a shipped name (cherma, meld, iemocap4, ...) or a YAML file; empty: the
+    manifest's own (clips.csv: clips.labels.yaml), else cherma."""
     encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     segments: int = 8
     """Equal stretches that a clip's frames are divided into (paper §3.3)."""
@@ -537,6 +551,7 @@ __all__ = [
     "ExtractConfig",
     "ModelConfig",
     "RunConfig",
+    "SizedConfig",
     "TrackingConfig",
     "TrainConfig",
     "config_hash",

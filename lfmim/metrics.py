@@ -4,7 +4,7 @@ read once."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL
-
-C = len(EMOTIONS)
+from lfmim.schema import HEADS, IGNORE_LABEL
 
 
 def _count(label: Tensor, prediction: Tensor, known: Tensor, classes: int) -> Tensor:
@@ -58,22 +56,25 @@ def _reduce(tensors: Iterable[Tensor]) -> None:
             torch.distributed.all_reduce(tensor)
 
 
-def sums_for(labels: Tensor) -> HeadSums | SentimentSums:
-    """Empty sums on the labels' device: float labels are sentiment scores, int64 ones emotion
-    classes."""
-    return (SentimentSums if labels.is_floating_point() else HeadSums)(labels.device)
+def sums_for(labels: Tensor, classes: Sequence[str]) -> HeadSums | SentimentSums:
+    """Empty sums on the labels' device: float labels are sentiment scores, int64 ones indices of
+    `classes`."""
+    if labels.is_floating_point():
+        return SentimentSums(labels.device)
+    return HeadSums(classes, labels.device)
 
 
 class HeadSums:
     """Sums over samples, on the device: `confusion` [heads, C, C] (label row, prediction column),
     `loss` [heads].
 
-    Counts are whole numbers in float64, so any split of the data over batches and workers gives the
-    same ones.
+    C is the number of `classes`, names in index order. Counts are whole numbers in float64, so any
+    split of the data over batches and workers gives the same ones.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.confusion = torch.zeros(len(HEADS), C, C, dtype=torch.float64, device=device)
+    def __init__(self, classes: Sequence[str], device: torch.device | str = "cpu") -> None:
+        self.classes, c = tuple(classes), len(classes)
+        self.confusion = torch.zeros(len(HEADS), c, c, dtype=torch.float64, device=device)
         self.loss = torch.zeros(len(HEADS), dtype=torch.float64, device=device)
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
@@ -86,7 +87,7 @@ class HeadSums:
         # small models spend their time on.
         label = torch.stack([labels_BH[:, i] for i in answered])
         prediction = torch.stack([logits[HEADS[i]] for i in answered]).argmax(dim=2)
-        counts = _count(label, prediction, label != IGNORE_LABEL, C)
+        counts = _count(label, prediction, label != IGNORE_LABEL, len(self.classes))
         for i, of_head in zip(answered, counts, strict=True):
             self.confusion[i] += of_head
 
@@ -99,7 +100,7 @@ class HeadSums:
         """One transfer to the host; heads without a labelled sample have count 0 and NaN scores."""
         confusion, loss = self.confusion.cpu().numpy(), self.loss.cpu().numpy()
         return {
-            head: HeadMetrics.from_confusion(confusion[i], float(loss[i]))
+            head: HeadMetrics.from_confusion(confusion[i], self.classes, float(loss[i]))
             for i, head in enumerate(HEADS)
         }
 
@@ -117,15 +118,19 @@ class HeadMetrics:
     weighted_f1: float
     macro_f1: float
     f1: dict[str, float]
+    """Per class, in index order."""
     confusion: list[list[int]]
     """Rows: labels, columns: predictions, in index order."""
 
     @classmethod
     def from_confusion(
-        cls, confusion: npt.NDArray[np.float64], loss_sum: float = 0.0
+        cls,
+        confusion: npt.NDArray[np.float64],
+        classes: Sequence[str],
+        loss_sum: float = 0.0,
     ) -> HeadMetrics:
-        """As scikit-learn's f1_score with zero_division=0; macro over emotions that occur as label
-        or prediction."""
+        """As scikit-learn's f1_score with zero_division=0; macro over classes that occur as label
+        or prediction. `classes` names those of `confusion`, in index order."""
         count = confusion.sum()
         if count == 0:
             nan = float("nan")
@@ -136,7 +141,7 @@ class HeadMetrics:
                 nan,
                 nan,
                 nan,
-                dict.fromkeys(EMOTIONS, nan),
+                dict.fromkeys(classes, nan),
                 confusion.astype(int).tolist(),
             )
 
@@ -151,7 +156,7 @@ class HeadMetrics:
             majority=float(support.max() / count),
             weighted_f1=float(np.average(f1, weights=support)),
             macro_f1=float(f1[occurs].mean()),
-            f1=dict(zip(EMOTIONS, f1.tolist(), strict=True)),
+            f1=dict(zip(classes, f1.tolist(), strict=True)),
             confusion=confusion.astype(int).tolist(),
         )
 

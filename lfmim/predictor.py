@@ -21,7 +21,6 @@ from lfmim.data.store import check_spec
 from lfmim.models import MODELS, EmotionNet
 from lfmim.registry import load_plugin
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     MODALITIES,
@@ -30,6 +29,7 @@ from lfmim.schema import (
     UNKNOWN_ENCODER,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
 )
 from lfmim.training.checkpoint import PLUGIN_FILE, CheckpointMeta, load_model, model_name
@@ -63,6 +63,17 @@ class Predictor:
             )
         check_spec(spec, self.meta.spec, have=have, want="the features this model was trained on")
 
+    def check_labels(self, labels: LabelSpec, *, have: str) -> None:
+        """Raise InputError if `labels` have other classes than the model's; sentiment scores have
+        none."""
+        if self.meta.config.model.task == "emotion":
+            self.meta.labels.check(labels, have=have, want="the model")
+
+    def check_store(self, store: Path) -> None:
+        """Raise InputError for a feature store of other features or classes than the model's."""
+        self.check_spec(FeatureSpec.load(store), have=f"the store {store}")
+        self.check_labels(LabelSpec.load(store), have=f"the store {store}")
+
     def problem(self, row: Mapping[Modality, np.ndarray | None]) -> str:
         """Why the model cannot take this row, naming the field; "" if it can."""
         for m, column in FEATURE_COLUMNS.items():
@@ -86,8 +97,8 @@ class Predictor:
     def predict(
         self, sequences: Mapping[Modality, Sequence[np.ndarray | None]], batch_size: int = 256
     ) -> dict[str, np.ndarray]:
-        """Sequences [T_i, D_u] or None per modality -> float32 [N, 7] probabilities per head,
-        EMOTIONS order; for a sentiment model [N, 1] scores in [-1, 1].
+        """Sequences [T_i, D_u] or None per modality -> float32 [N, C] probabilities per head,
+        in the order of `meta.labels.classes`; for a sentiment model [N, 1] scores in [-1, 1].
 
         Rows of a head without input (its modality absent; for the multimodal head: all absent) are
         NaN, and so is a head the model does not have. Raises InputError for a row the model cannot
@@ -104,10 +115,9 @@ class Predictor:
                 raise InputError(f"row {i + 1}, {problem}")
 
         device = next(self.model.parameters()).device
+        outputs = len(self.meta.labels.classes) if config.task == "emotion" else 1
         # Begins with no rows, so that predictions of nothing have the right shape.
-        out: dict[str, list[np.ndarray]] = {
-            h: [np.empty((0, config.outputs), np.float32)] for h in HEADS
-        }
+        out: dict[str, list[np.ndarray]] = {h: [np.empty((0, outputs), np.float32)] for h in HEADS}
 
         for start in range(0, count, batch_size):
             features, masks = {}, {}
@@ -127,7 +137,7 @@ class Predictor:
             present[MULTIMODAL] = torch.stack(list(present.values())).any(dim=0)
             for h in HEADS:
                 if h not in logits:
-                    out[h].append(np.full((len(part), config.outputs), np.nan, np.float32))
+                    out[h].append(np.full((len(part), outputs), np.nan, np.float32))
                     continue
                 # CH-SIMS' scores are in [-1, 1]; the head is linear and does not know.
                 p = logits[h].softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
@@ -136,9 +146,9 @@ class Predictor:
         return {h: np.concatenate(parts) for h, parts in out.items()}
 
 
-def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Per head `label_<head>` (emotion or None) and `probabilities_<head>` (7 floats in EMOTIONS
-    order, or None); of sentiment scores [N, 1] `sentiment_<head>` (float or None)."""
+def to_frame(predictions: Mapping[str, np.ndarray], classes: Sequence[str]) -> pd.DataFrame:
+    """Per head `label_<head>` (one of `classes`, or None) and `probabilities_<head>` (floats in
+    their order, or None); of sentiment scores [N, 1] `sentiment_<head>` (float or None)."""
     columns: dict[str, list[Any]] = {}
     for head, p in predictions.items():
         known = ~np.isnan(p).any(axis=1)
@@ -149,7 +159,7 @@ def to_frame(predictions: Mapping[str, np.ndarray]) -> pd.DataFrame:
             continue
 
         columns[f"label_{head}"] = [
-            EMOTIONS[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)
+            classes[int(r.argmax())] if k else None for r, k in zip(p, known, strict=True)
         ]
         columns[f"probabilities_{head}"] = [
             [float(v) for v in r] if k else None for r, k in zip(p, known, strict=True)
@@ -183,7 +193,7 @@ class EmotionModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-define
             raise InputError(
                 f"give at least one of the columns {', '.join(FEATURE_COLUMNS.values())}"
             )
-        return to_frame(self.predictor.predict(sequences))
+        return to_frame(self.predictor.predict(sequences), self.predictor.meta.labels.classes)
 
 
 def _to_array(value: Any) -> np.ndarray | None:

@@ -17,8 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from tests.support.toy import DIMS, MEDIA, ROOT, SPEC, toy_rows
+from tests.support.toy import MEDIA, ROOT, write_toy_store
 
 torch.set_num_threads(1)
 # A busy machine must not fail a property: no time limits.
@@ -91,8 +90,4 @@ def small_disk():
 
 @pytest.fixture
 def toy_store(tmp_path: Path) -> Path:
-    folder = tmp_path / "store"
-    write_spec(folder, SPEC)
-    for k, (split, count) in enumerate((("train", 61), ("valid", 23), ("test", 20))):
-        write_part(folder, rows_to_table(toy_rows(count, k, split=split), store_schema(DIMS), DIMS))
-    return folder
+    return write_toy_store(tmp_path / "store")

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from feature_service.pipeline.stages import STAGES, Row, build_feature_spec, bui
 from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
 from feature_service.pipeline.writer import StoreWriter
 from lfmim.config import ExtractConfig
-from lfmim.data.manifest import passthrough_columns, read_manifest
+from lfmim.data.manifest import manifest_labels, passthrough_columns, read_reported
 from lfmim.data.store import discard_quarantined, exclusive, quarantined, stored_ids, write_spec
 from lfmim.distributed import at_work
 from lfmim.progress import Log, at, gpu_percent, no_log, watch
-from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, Modality
+from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, LabelSpec, Modality
 
 ROWS_PER_BATCH = 2
 # 16 rests on no measurement on a GPU yet.
@@ -63,12 +63,15 @@ class ExtractSummary:
     """Texts of which only the first tokens were read."""
     longest_text: int = 0
     """Tokens of the longest of them."""
+    labels: Sequence[str] = ()
+    """What merges and drops of the manifest's LabelSpec changed (`label_report`)."""
 
     def __str__(self) -> str:
 
         lines = [
             f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} "
-            f"quarantined, {self.already_done} done before; {self.seconds:.1f} s"
+            f"quarantined, {self.already_done} done before; {self.seconds:.1f} s",
+            *(f"  {line}" for line in self.labels),
         ]
         lines += [
             f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())
@@ -94,26 +97,31 @@ class ExtractSummary:
 
 
 def extract_features(
-    config: ExtractConfig, *, need_media: bool = True, log: Log = no_log
+    config: ExtractConfig,
+    *,
+    need_media: bool = True,
+    labels: LabelSpec | None = None,
+    log: Log = no_log,
 ) -> ExtractSummary:
     """Run the manifest through the stages into the store; rows that are there already are left
     alone.
 
-    `log` gets throughput, ETA and GPU use now and then.
+    `labels` None: as `manifest_labels` has it. `log` gets throughput, ETA and GPU use now and then.
 
     Raises InputError for a bad manifest, an encoder that cannot be loaded, a store made with other
-    encoders or in use by another run (nothing is written then), and when the store cannot be
-    written to (rows written so far are kept); WorkerError for a worker that failed otherwise;
-    RuntimeError if some row never came back. Clips that cannot be used are quarantined, never
-    dropped.
+    encoders or classes or in use by another run (nothing is written then), and when the store
+    cannot be written to (rows written so far are kept); WorkerError for a worker that failed
+    otherwise; RuntimeError if some row never came back. Clips that cannot be used are quarantined,
+    never dropped.
     """
     started = time.perf_counter()
     store = Path(config.store)
-    manifest = read_manifest(config.manifest, need_media=need_media)
+    labels = labels or manifest_labels(config.manifest, config.labels)
+    manifest, told = read_reported(config.manifest, need_media=need_media, labels=labels)
     spec = build_feature_spec(config)
 
     with exclusive(store):
-        write_spec(store, spec)
+        write_spec(store, spec, labels)
         if config.retry_quarantined:
             discard_quarantined(store)
         bad = set(quarantined(store)[ID].to_pylist())
@@ -137,6 +145,7 @@ def extract_features(
         error_fraction=(earlier + writer.reasons.total()) / len(manifest),
         texts_cut=writer.texts_cut,
         longest_text=writer.longest_text,
+        labels=told,
     )
 
 

@@ -38,7 +38,7 @@ from feature_service.pipeline.stages import (
     pinned,
 )
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
-from lfmim.data.manifest import read_manifest
+from lfmim.data.manifest import manifest_labels, read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
 from lfmim.distributed import at_work
 from lfmim.predictor import Predictor, to_frame
@@ -67,7 +67,7 @@ MODEL_FILE = "model"
 
 
 def prediction_schema(predictor: Predictor) -> pa.Schema:
-    """Columns of the predictions: those of `to_frame` (probabilities in EMOTIONS order), and
+    """Columns of the predictions: those of `to_frame`, and
     `stage` and `error`, the reason of a row without prediction."""
     heads: list[tuple[str, pa.DataType]]
     if predictor.meta.config.model.task == "emotion":
@@ -111,7 +111,7 @@ def predict_clip(
             len(row[FEATURE_COLUMNS[Modality.TEXT]]),
         )
     features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
-    return to_frame(predictor.predict(features)).iloc[0]
+    return to_frame(predictor.predict(features), predictor.meta.labels.classes).iloc[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +149,12 @@ def predict_manifest(
     (`predict_store`)."""
     # before hours of extraction that this model could not read
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
-    extracted = extract_features(config, log=log)
+    # new clips, which mostly have no label, have the classes of the model that they are for
+    labels = manifest_labels(config.manifest, config.labels, predictor.meta.labels)
+    predictor.check_labels(labels, have=f"the manifest {config.manifest}")
+    extracted = extract_features(config, labels=labels, log=log)
     # the store may hold rows of other manifests, of runs that named the same --features
-    ids = set(read_manifest(config.manifest, need_media=False)[ID])
+    ids = set(read_manifest(config.manifest, need_media=False, labels=labels)[ID])
     return extracted, predict_store(
         predictor,
         Path(config.store),
@@ -181,12 +184,12 @@ def predict_store(
     Rows out = rows in: quarantined rows, and rows the model cannot take, carry their reason in
     `error`. Finished rows are kept in `<output>.parts` until the output is whole, so a killed run
     continues. Raises InputError, before anything is written, for features of another FeatureSpec
-    than the model's, for parts begun with another model or other features, and for a store without
-    rows; RuntimeError if some row never came back.
+    or classes than the model's, for parts begun with another model or other features, and for a
+    store without rows; RuntimeError if some row never came back.
     """
     started = time.perf_counter()
+    predictor.check_store(store)
     spec, schema = FeatureSpec.load(store), prediction_schema(predictor)
-    predictor.check_spec(spec, have=f"the store {store}")
 
     bad = quarantined(store).to_pandas()
     bad = bad[bad[ID].isin(only)] if only is not None else bad
@@ -373,7 +376,8 @@ def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
     # Sorted out first: one row that the model refuses would fail the call for its neighbours.
     problems = [predictor.problem({m: x[i] for m, x in columns.items()}) for i in range(len(table))]
     good = [i for i, problem in enumerate(problems) if not problem]
-    frame = to_frame(predictor.predict({m: [x[i] for i in good] for m, x in columns.items()}))
+    answers = predictor.predict({m: [x[i] for i in good] for m, x in columns.items()})
+    frame = to_frame(answers, predictor.meta.labels.classes)
 
     rows: list[Row] = [
         {ID: name, STAGE: "predict" if problem else "", ERROR: problem}

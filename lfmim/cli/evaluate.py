@@ -63,9 +63,9 @@ def evaluate(
     figures = evaluate_store(predictor, Path(store), split)
     page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
 
-    # seven emotions' F1s more would not fit a terminal's width: they are on the page
+    # an F1 per class more would not fit a terminal's width: they are on the page
     task = figures["task"]
-    columns = {c: title for c, title in COLUMNS[task].items() if not c.startswith("f1_")}
+    columns = COLUMNS[task]
     table = Table(
         "head",
         "n",

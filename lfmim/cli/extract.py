@@ -18,6 +18,7 @@ from lfmim.storage import output_folder
 COMMON = (
     "manifest",
     "store",
+    "labels",
     "encoders.preset",
     "encoders.text",
     "encoders.audio",
@@ -33,10 +34,11 @@ def main(args: list[str]) -> int:
     config = parse(ExtractConfig, args, prog="lfmim extract", about=__doc__, common=COMMON)
     output_folder(config.store, "--store", files=(SPEC_FILE,))
     session.check_shared(store=config.store)
-    from lfmim.data.manifest import read_manifest
+    from lfmim.data.manifest import manifest_labels, read_manifest
 
     # Bad input is told before a cluster is started, and before the next line imports Ray.
-    read_manifest(config.manifest)
+    labels = manifest_labels(config.manifest, config.labels)
+    read_manifest(config.manifest, labels=labels)
     from feature_service.pipeline.extract import extract_features
 
     # All stages run at once: faces, and an encoder per modality.

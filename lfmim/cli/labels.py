@@ -23,15 +23,17 @@ def main(args: list[str]) -> int:
     return int(parse_one(commands(), args, prog="lfmim labels", about=__doc__))
 
 
-def report(*, source: str, report: str = "labels", split: str = "") -> int:
+def report(*, source: str, report: str = "labels", split: str = "", labels: str = "") -> int:
     """Print the tables and write them, with the figure and a page.
 
     Args:
         source: manifest, any table with id and label columns, or feature store.
         report: folder to write.
         split: only this split; empty: all rows.
+        labels: label spec, a shipped name or a YAML file; empty: the store's or the manifest's own,
+            else cherma.
     """
-    from lfmim.data.label_statistics import read_labels
+    from lfmim.data.label_statistics import labels_of, read_labels
     from lfmim.data.manifest import READERS
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
     from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
@@ -41,22 +43,24 @@ def report(*, source: str, report: str = "labels", split: str = "") -> int:
         local_path(source, "--source")
     folder = output_folder(report, "--report", files=("index.html",))
 
-    labels = read_labels(source)
+    spec = labels_of(source, labels)
+    frame = read_labels(source, spec)
     if split:
-        labels = labels[labels[SPLIT] == split]
-        if labels.empty:
+        frame = frame[frame[SPLIT] == split]
+        if frame.empty:
             raise InputError(f"{source}: no rows of split '{split}'")
-    if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
+    if frame[list(LABEL_COLUMNS.values())].isna().all(axis=None):
         where = f"split '{split}' has " if split else ""
         raise InputError(
             f"{source}: {where}no emotion label of any head; fill "
             f"{', '.join(LABEL_COLUMNS.values())}"
         )
 
-    for name, table in label_tables(labels).items():
+    for name, table in label_tables(frame, spec).items():
         text = table.to_string(float_format="{:.3f}".format, header=name != "table_1")
         print(f"{TITLES[name]}\n{text}\n")
-    print(f"report: {write_label_report(folder, labels, title=f'Labels of {Path(source).name}')}")
+    page = write_label_report(folder, frame, spec, title=f"Labels of {Path(source).name}")
+    print(f"report: {page}")
     return 0
 
 
@@ -73,14 +77,16 @@ def split(
         seed: of the split.
         group: column that method speaker keeps together.
     """
-    from lfmim.data.manifest import read_manifest
+    from lfmim.data.manifest import manifest_labels, read_manifest
     from lfmim.data.splits import split_rows
     from lfmim.data.tables import write_manifest
-    from lfmim.schema import SPLIT, SPLITS
+    from lfmim.schema import SPLIT, SPLITS, default_labels
 
     target = output_file(output, "--output")
-    frame = read_manifest(manifest, need_media=False)
+    spec = manifest_labels(manifest)
+    frame = read_manifest(manifest, need_media=False, labels=spec)
     frame[SPLIT] = split_rows(frame, method, seed=seed, group=group)
-    write_manifest(frame, target)
+    # Without the file, a manifest of CHERMA's classes stays one file.
+    write_manifest(frame, target, None if spec == default_labels() else spec)
     print(", ".join(f"{s} {(frame[SPLIT] == s).sum()}" for s in SPLITS) + f"\nwritten: {output}")
     return 0

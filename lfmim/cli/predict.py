@@ -13,7 +13,7 @@ from typing import Any
 from lfmim.cli.arguments import parse
 from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.distributed import session
-from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENT_COLUMNS, InputError
+from lfmim.schema import HEADS, MULTIMODAL, SENTIMENT_COLUMNS, InputError, LabelSpec
 from lfmim.storage import local_path, output_file, output_folder
 
 COMMON = ("video", "text", "manifest", "store", "output", "model", "storage", "mlflow")
@@ -115,7 +115,8 @@ def predict(
     from feature_service.pipeline.predict import predict_clip, predict_manifest, predict_store
 
     if not manifest and not store:
-        _show(dict(predict_clip(predictor, config, video=video, text=text)), video or text)
+        answer = dict(predict_clip(predictor, config, video=video, text=text))
+        _show(answer, predictor.meta.labels, video or text)
         return 0
 
     count = f"{workers} worker{'s' * (workers > 1)}"
@@ -126,9 +127,9 @@ def predict(
     )
     params = {"model": model, "manifest": manifest, "store": config.store, "output": output}
     if manifest:
-        from lfmim.data.manifest import read_manifest
+        from lfmim.data.manifest import manifest_labels, read_manifest
 
-        read_manifest(manifest)
+        read_manifest(manifest, labels=manifest_labels(manifest, default=predictor.meta.labels))
     with session.job_session(
         what + ("GPU" if gpus else "CPU"),
         track,
@@ -158,7 +159,7 @@ def predict(
     return 0
 
 
-def _show(row: Mapping[str, Any], title: str) -> None:
+def _show(row: Mapping[str, Any], labels: LabelSpec, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -169,13 +170,13 @@ def _show(row: Mapping[str, Any], title: str) -> None:
         Console().print(table)
         return
 
-    table = Table("head", "emotion", *REPORT_ORDER, title=title)
+    table = Table("head", "emotion", *labels.report_order, title=title)
     for head in HEADS:
         p = row[f"probabilities_{head}"]
         cells = (
-            ["-"] * len(EMOTIONS)
+            ["-"] * len(labels.classes)
             if p is None
-            else [f"{p[EMOTIONS.index(e)]:.2f}" for e in REPORT_ORDER]
+            else [f"{p[labels.classes.index(c)]:.2f}" for c in labels.report_order]
         )
         table.add_row(head, row[f"label_{head}"] or "absent", *cells)
     # Wide on purpose: in a pipe or a log rich takes 80 columns, and breaks the emotions' names.

@@ -17,7 +17,6 @@ from torch import Tensor
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.models import build_model
 from lfmim.schema import (
-    EMOTIONS,
     MODALITIES,
     MULTIMODAL,
     UNKNOWN_ENCODER,
@@ -25,6 +24,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
     Modality,
+    default_labels,
 )
 from lfmim.training.checkpoint import CheckpointMeta, save_checkpoint
 
@@ -206,7 +206,7 @@ def _weight(path: Path, tensors: Mapping[str, Tensor], ours: str, shape: torch.S
         tensor = tensor[None]
 
     if tensor.shape != shape:
-        classes = f" ({len(EMOTIONS)} classes)" if theirs.startswith("mlp_") else ""
+        classes = f" ({len(default_labels().classes)} classes)" if theirs.startswith("mlp_") else ""
         raise InputError(
             f"{path}: {theirs} has shape {list(tensors[theirs].shape)}, {list(shape)} is "
             f"expected{classes} beside the other tensors"

@@ -13,7 +13,7 @@ from statsmodels.stats.inter_rater import aggregate_raters, fleiss_kappa
 
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows
-from lfmim.schema import EMOTIONS, HEADS, ID, LABEL_COLUMNS, InputError, parse_emotion
+from lfmim.schema import HEADS, ID, LABEL_COLUMNS, InputError, default_labels
 
 MODALITY, ANNOTATOR, LABEL = "modality", "annotator", "label"
 FIRST, MOST = 3, 4
@@ -101,7 +101,7 @@ def read_votes(path: str) -> Votes:
             )
         seen.add((sample, head, annotator))
 
-        emotion = parse_emotion(record[LABEL], where=f"{where}, field '{LABEL}'")
+        emotion = default_labels().parse(record[LABEL], where=f"{where}, field '{LABEL}'")
         # The entry is made for an empty label, too: a sample that nobody labelled is then discarded
         # with a reason instead of being missing from both tables.
         given = votes.setdefault(sample, {}).setdefault(head, [])
@@ -149,11 +149,12 @@ def vote(votes: Votes) -> Outcome:
 def agreement(ratings: Sequence[Sequence[str]]) -> float:
     """Fleiss' kappa of [samples, annotators] emotions (statsmodels); NaN if there is nothing to
     agree on: no sample, or one emotion throughout."""
-    codes = np.array([[EMOTIONS.index(e) for e in row] for row in ratings], dtype=np.int64)
+    classes = default_labels().classes
+    codes = np.array([[classes.index(e) for e in row] for row in ratings], dtype=np.int64)
 
     # With one emotion throughout, chance alone agrees always and kappa is 0/0.
     if not codes.size or (codes == codes.flat[0]).all():
         return float("nan")
 
-    table, _ = aggregate_raters(codes, n_cat=len(EMOTIONS))
+    table, _ = aggregate_raters(codes, n_cat=len(classes))
     return float(fleiss_kappa(table))

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     ID,
@@ -26,7 +25,9 @@ from lfmim.schema import (
     MULTIMODAL,
     SENTIMENT_COLUMNS,
     InputError,
+    LabelSpec,
     Modality,
+    default_labels,
 )
 
 STATISTICS_ROWS = 512
@@ -102,6 +103,8 @@ class UtteranceTensors:
     features: dict[Modality, Tensor]
     lengths: dict[Modality, Tensor]
     labels: Tensor
+    label_spec: LabelSpec = dataclasses.field(default_factory=default_labels)
+    """What the classes are called."""
     mapped: bool = False
     """The features lie in files: the next batch is read while one is computed."""
 
@@ -307,16 +310,20 @@ def pad_sequences(
     return torch.from_numpy(out), torch.from_numpy(lengths)
 
 
-def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
-    """Label columns -> [N, heads]: int64 classes, or float32 scores of the sentiment task.
+def encode_labels(
+    table: pa.Table, task: str = "emotion", label_spec: LabelSpec | None = None
+) -> Tensor:
+    """Label columns -> [N, heads]: int64 classes of the `label_spec` (None: CHERMA's), or float32
+    scores of the sentiment task.
 
     IGNORE_LABEL where the label is missing or nothing is there that the head could read it from: a
     uni-modal head's modality, for the multimodal head all of them. Raises InputError for a score
-    outside [-1, 1].
+    outside [-1, 1] and for a class that the spec does not have.
     """
     sentiment = task == "sentiment"
     columns = SENTIMENT_COLUMNS if sentiment else LABEL_COLUMNS
-    index = {name: i for i, name in enumerate(EMOTIONS)}
+    spec = label_spec or default_labels()
+    index = {name: i for i, name in enumerate(spec.classes)}
     present = {
         m: table[FEATURE_COLUMNS[m]].is_valid().to_numpy()
         if FEATURE_COLUMNS[m] in table.column_names
@@ -348,6 +355,12 @@ def encode_labels(table: pa.Table, task: str = "emotion") -> Tensor:
                 raise InputError(
                     f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value} is not in [-1, "
                     "1]; scale the labels and import them again"
+                )
+            # The parts are anybody's to write; a class of another spec has no index here.
+            if not sentiment and value not in index:
+                raise InputError(
+                    f"utterance {table[ID][i].as_py()!r}, {columns[head]}: {value!r} is no class "
+                    f"of the store's labels {spec.name!r} ({', '.join(spec.classes)})"
                 )
             labels[i, h] = value if sentiment else index[value]
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from lfmim.data.importers.emotiontalk import TRANSCRIPT, strip_marks
-from lfmim.data.manifest import cell
+from lfmim.data.manifest import cell, manifest_labels
 from lfmim.data.store import read_table
 from lfmim.data.tables import read_rows
 from lfmim.schema import (
@@ -20,13 +20,12 @@ from lfmim.schema import (
     ID,
     LABEL_COLUMNS,
     MULTIMODAL,
-    REPORT_ORDER,
     SPEAKER,
     SPLIT,
     SPLITS,
     TEXT,
     InputError,
-    parse_emotion,
+    LabelSpec,
 )
 
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+(?:'[^\W\d_]+)*|\d+")
@@ -35,10 +34,18 @@ COUNTED = ("gender", "age")
 """Columns of which Table 1 counts the values."""
 
 
-def read_labels(path: str) -> pd.DataFrame:
-    """Labels of a manifest, any table with `id` and label columns, or a feature store.
+def labels_of(path: str, given: str = "") -> LabelSpec:
+    """The LabelSpec of a feature store, or as `manifest_labels`. Raises InputError."""
+    if Path(path).is_dir() and not given:
+        return LabelSpec.load(Path(path))
+    return manifest_labels(path, given)
 
-    Returns `id`, `text`, `split`, `speaker` ("" where missing), the four label columns (emotion or
+
+def read_labels(path: str, spec: LabelSpec) -> pd.DataFrame:
+    """Labels of a manifest, any table with `id` and label columns, or a feature store, as classes
+    of `spec` (`labels_of`).
+
+    Returns `id`, `text`, `split`, `speaker` ("" where missing), the four label columns (class or
     None), and `duration_s` and other columns where there are any. Raises InputError naming file,
     row and field.
     """
@@ -65,7 +72,7 @@ def read_labels(path: str) -> pd.DataFrame:
         # As objects: pandas' own text type turns None into NaN.
         frame[column] = pd.Series(
             [
-                parse_emotion(v, where=f"{path}: row {r}, field '{column}'")
+                spec.parse(v, where=f"{path}: row {r}, field '{column}'")
                 for r, v in enumerate(values, start=1)
             ],
             dtype=object,
@@ -142,12 +149,12 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.dropna(subset=list(LABEL_COLUMNS.values()))
 
 
-def label_distribution(frame: pd.DataFrame) -> pd.DataFrame:
+def label_distribution(frame: pd.DataFrame, spec: LabelSpec) -> pd.DataFrame:
     """Figure 1 (a): number of utterances per emotion (rows, report order) and head (columns)."""
     return (
         pd.DataFrame(
             {
-                head: frame[column].value_counts().reindex(REPORT_ORDER, fill_value=0)
+                head: frame[column].value_counts().reindex(spec.report_order, fill_value=0)
                 for head, column in LABEL_COLUMNS.items()
             }
         )
@@ -167,7 +174,7 @@ def pairwise_inconsistency(frame: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def inconsistency_with_multimodal(frame: pd.DataFrame) -> pd.DataFrame:
+def inconsistency_with_multimodal(frame: pd.DataFrame, spec: LabelSpec) -> pd.DataFrame:
     """Figure 1 (c): per emotion y (rows, report order) and modality u, the share of y_u != y among
     those with y_m = y.
 
@@ -180,6 +187,7 @@ def inconsistency_with_multimodal(frame: pd.DataFrame) -> pd.DataFrame:
     for head in (h for h in HEADS if h != MULTIMODAL):
         known = frame[frame[LABEL_COLUMNS[head]].notna() & m.notna()]
         wrong = known[LABEL_COLUMNS[head]] != known[LABEL_COLUMNS[MULTIMODAL]]
-        out[head] = wrong.groupby(known[LABEL_COLUMNS[MULTIMODAL]]).mean().reindex(REPORT_ORDER)
+        share = wrong.groupby(known[LABEL_COLUMNS[MULTIMODAL]]).mean()
+        out[head] = share.reindex(spec.report_order)
 
     return pd.DataFrame(out).astype(float).rename_axis("emotion")

@@ -26,6 +26,7 @@ from lfmim.schema import (
     SPLIT,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
 )
 from lfmim.storage import WriteError, new_folder
@@ -59,6 +60,7 @@ def load_split(
         {m: x for m, (x, _) in padded.items()},
         {m: n for m, (_, n) in padded.items()},
         labels,
+        LabelSpec.load(store),
     )
 
 
@@ -81,15 +83,15 @@ def _label_columns(config: ModelConfig) -> list[str]:
 
 
 def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.Tensor:
-    """`encode_labels` of a split's rows. Raises InputError if there is no row, or no label of the
-    task."""
+    """`encode_labels` of a split's rows, by the store's LabelSpec. Raises InputError if there is no
+    row, or no label of the task."""
     if not table.num_rows:
         raise InputError(
             f"{store}: no rows of split '{split}'; name another split, or fill the manifest's "
             "column 'split' and extract again"
         )
 
-    labels = encode_labels(table, task)
+    labels = encode_labels(table, task, LabelSpec.load(store))
     if bool((labels == IGNORE_LABEL).all()):
         columns = SENTIMENT_COLUMNS if task == "sentiment" else LABEL_COLUMNS
         raise InputError(
@@ -141,7 +143,8 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
 
     # "c" (copy on write): torch warns of arrays that it may not write, and nothing writes these.
     features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
-    return UtteranceTensors(table[ID].to_pylist(), features, lengths, labels, mapped=True)
+    ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
+    return UtteranceTensors(ids, features, lengths, labels, spec, mapped=True)
 
 
 def _write_arrays(

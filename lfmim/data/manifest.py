@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -27,8 +28,10 @@ from lfmim.schema import (
     VIDEO,
     VIDEO_STREAMS,
     InputError,
-    parse_emotion,
-    parse_sentiment,
+    LabelSpec,
+    default_labels,
+    fitting_labels,
+    read_label_spec,
 )
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
@@ -54,20 +57,31 @@ RESERVED_COLUMNS = {
 """The store's own columns and those a row carries through the pipeline."""
 
 
-def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
+def read_manifest(
+    path: str, *, need_media: bool = True, labels: LabelSpec | None = None
+) -> pd.DataFrame:
+    """`read_reported` without its report."""
+    return read_reported(path, need_media=need_media, labels=labels)[0]
+
+
+def read_reported(
+    path: str, *, need_media: bool = True, labels: LabelSpec | None = None
+) -> tuple[pd.DataFrame, list[str]]:
     """Read and validate a manifest or tar shards (`*.tar`, also as glob or `{000..009}`); local
     path or fsspec URL.
 
     Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if
     absent), `text` ("" if absent), `split` ("" if absent), `speaker`, the four `label_*` columns
-    (English name or None), the `sentiment_*` columns that are there (float or None) and the other
-    columns as they are. Relative videos are resolved against the manifest and may not leave its
-    folder. Raises InputError naming file, row (1-based, header not counted; for shards the sample)
-    and field. `need_media=False` skips the check that local videos exist.
+    (a class of `labels`, by default those of `manifest_labels`, or None), the `sentiment_*` columns
+    that are there (float or None) and the other columns as they are; and the lines of
+    `label_report`. Relative videos are resolved against the manifest and may not leave its folder.
+    Raises InputError naming file, row (1-based, header not counted; for shards the sample) and
+    field. `need_media=False` skips the check that local videos exist.
     """
+    labels = labels or manifest_labels(path)
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix == ".tar":
-        rows, places = read_shards(path)
+        rows, places = read_shards(path, labels)
         frame = pd.DataFrame(rows, dtype=object)
     else:
         frame = read_frame(path, "manifest", (*READERS, ".tar"))
@@ -97,17 +111,60 @@ def read_manifest(path: str, *, need_media: bool = True) -> pd.DataFrame:
         if value and value not in SPLITS:
             raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
 
+    report = label_report(frame, labels)
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
-        frame[column] = _parsed(values, column, places, parse_emotion)
+        try:
+            frame[column] = _parsed(values, column, places, labels.parse)
+        except InputError as error:
+            raise InputError(f"{error}{_hint(frame)}") from error
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
-        frame[column] = _parsed(frame[column], column, places, parse_sentiment)
+        frame[column] = _parsed(frame[column], column, places, labels.parse_sentiment)
 
     frame[VIDEO] = [
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
-    return frame
+    return frame, report
+
+
+def label_report(frame: pd.DataFrame, labels: LabelSpec) -> list[str]:
+    """Lines for people on what `labels` makes of the words of a frame whose label columns are as
+    they were given: how many cells its merges and drops change, word by word; [] if none."""
+    columns = [c for c in LABEL_COLUMNS.values() if c in frame]
+    words = Counter(cell(v).lower() for c in columns for v in frame[c])
+    merged = [
+        f"{n} x '{w}' counted as {labels.merges[w]}"
+        for w, n in words.most_common()
+        if w in labels.merges
+    ]
+    dropped = [f"{n} x '{w}' left empty" for w, n in words.most_common() if w in labels.dropped]
+    return [f"labels {labels.name}: {line}" for line in (*merged, *dropped)]
+
+
+def _hint(frame: pd.DataFrame) -> str:
+    """Which shipped labels would read all of the frame, for a message; "" if none."""
+    columns = [c for c in LABEL_COLUMNS.values() if c in frame]
+    fitting = fitting_labels({cell(v) for c in columns for v in frame[c]})
+    return f". The words here fit --labels {' or '.join(fitting)}" if fitting else ""
+
+
+def labels_file(manifest: str) -> str:
+    """Where a manifest's LabelSpec lies, if it has one: `clips.csv` -> `clips.labels.yaml`."""
+    return manifest.rsplit(".", 1)[0] + ".labels.yaml"
+
+
+def manifest_labels(manifest: str, given: str = "", default: LabelSpec | None = None) -> LabelSpec:
+    """The LabelSpec of a manifest: the `given` one (a shipped name or a YAML file), else that of
+    its `labels_file`, else `default` (None: CHERMA's). Raises InputError."""
+    if given:
+        return read_label_spec(given)
+
+    beside = labels_file(manifest)
+    fs, name = file_system(beside)
+    if not fs.exists(name):
+        return default or default_labels()
+    return LabelSpec.from_yaml(fs.cat_file(name), source=beside)
 
 
 def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:

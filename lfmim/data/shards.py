@@ -7,6 +7,7 @@ it is decoded.
 
 from __future__ import annotations
 
+import functools
 import re
 import tarfile
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from urllib.parse import quote, unquote
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lfmim.schema import EMOTIONS, ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError
+from lfmim.schema import ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError, LabelSpec
 from lfmim.text_files import decode, parse_json, whole
 
 MEDIA_SUFFIXES = frozenset(
@@ -117,22 +118,26 @@ def _one_range(name: str) -> list[str]:
     ]
 
 
-def read_shards(pattern: str) -> tuple[list[dict[str, Any]], list[str]]:
+def read_shards(pattern: str, labels: LabelSpec) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of all shards in order (manifest fields, `id` defaulting to the sample's key) and where
     each comes from.
 
     A sample has at most one media file. `.json` holds an object of manifest fields; `.txt` is the
-    text; `.cls` is the multimodal label: an emotion, or its index in the class order. Other files
-    are ignored. Raises InputError naming shard and sample.
+    text; `.cls` is the multimodal label: a word of `labels`, or an index of its classes. Other
+    files are ignored. Raises InputError naming shard and sample.
     """
     shards = expand_shards(pattern)
     # More threads than cores: reading the headers of remote shards is waiting, not work.
     with ThreadPoolExecutor(min(16, len(shards))) as pool:
-        samples = [sample for found in pool.map(_read_shard, shards) for sample in found]
+        samples = [
+            sample
+            for found in pool.map(functools.partial(_read_shard, labels=labels), shards)
+            for sample in found
+        ]
     return [row for row, _ in samples], [where for _, where in samples]
 
 
-def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
+def _read_shard(shard: str, labels: LabelSpec) -> list[tuple[dict[str, Any], str]]:
     samples: dict[str, dict[str, Any]] = {}
     try:
         fs, path = file_system(shard)
@@ -153,6 +158,7 @@ def _read_shard(shard: str) -> list[tuple[dict[str, Any], str]]:
                         suffix,
                         file,
                         (shard, name, offset, size),
+                        labels,
                     )
     except FileNotFoundError as error:
         raise InputError(f"{shard}: no such file") from error
@@ -192,6 +198,7 @@ def _add_member(
     suffix: str,
     file: BinaryIO,
     place: tuple[str, str, int, int],
+    labels: LabelSpec,
 ) -> None:
     kind, size = suffix.rpartition(".")[2], place[3]
     if kind in MEDIA_SUFFIXES:
@@ -222,7 +229,7 @@ def _add_member(
     elif kind == "txt":
         fields[TEXT] = text
     else:
-        # WebDataset's .cls is a class number by custom; a word goes on to the manifest's check,
-        # which names the emotions it knows.
-        known = text.isdigit() and int(text) < len(EMOTIONS)
-        fields[LABEL_COLUMNS[MULTIMODAL]] = EMOTIONS[int(text)] if known else text
+        # WebDataset's .cls is a class number by custom; a word (RAVDESS has "05" as one) goes on to
+        # the manifest's check, which names the classes it knows.
+        index = text.isdigit() and int(text) < len(labels.classes) and not labels.knows(text)
+        fields[LABEL_COLUMNS[MULTIMODAL]] = labels.classes[int(text)] if index else text

@@ -24,7 +24,6 @@ import pandas as pd
 
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     ID,
@@ -36,6 +35,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
     Modality,
+    default_labels,
 )
 
 Joint = npt.NDArray[np.float64]
@@ -47,6 +47,7 @@ HEADROOM = {"text": 0.035, "audio": 0.015, "vision": 0.04, "multimodal": 0.06}
 (docs/experiments.md)."""
 MEAN_LENGTHS = {Modality.TEXT: 22, Modality.AUDIO: 230, Modality.VISION: 64}
 """CHERMA: 4.6 s on average, audio vectors every 20 ms, 64 frames each."""
+EMOTIONS = default_labels().classes
 CLASSES = len(EMOTIONS)
 
 

@@ -1,5 +1,5 @@
-"""The feature store: a folder of Parquet parts, `feature_spec.json` and `errors/` (quarantined
-rows).
+"""The feature store: a folder of Parquet parts, `feature_spec.json`, `label_spec.json` and
+`errors/` (quarantined rows).
 
 Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the
 true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
@@ -8,6 +8,7 @@ true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import uuid
@@ -30,6 +31,7 @@ from lfmim.schema import (
     FRAME_INDICES,
     ID,
     LABEL_COLUMNS,
+    LABELS_FILE,
     MEDIA_SHA256,
     SENTIMENT_COLUMNS,
     SPEAKER,
@@ -40,7 +42,9 @@ from lfmim.schema import (
     VIDEO_STREAMS,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
+    default_labels,
 )
 from lfmim.storage import WriteError, make_folder, new_file, write_text
 
@@ -161,14 +165,21 @@ def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
         )
 
 
-def write_spec(folder: Path, spec: FeatureSpec) -> None:
-    """Write `feature_spec.json`; InputError if the store was begun with other encoders or
-    sampling."""
+def write_spec(folder: Path, spec: FeatureSpec, labels: LabelSpec | None = None) -> None:
+    """Write `label_spec.json` (None: CHERMA's) and `feature_spec.json`; InputError if the store was
+    begun with other encoders or sampling, or with other classes."""
+    labels = labels or default_labels()
     if (folder / SPEC_FILE).exists():
         check_spec(
             FeatureSpec.load(folder), spec, have=f"the store {folder}", want="this configuration"
         )
+        LabelSpec.load(folder).check(
+            labels, have="this configuration (--labels)", want=f"the store {folder}"
+        )
         return
+
+    # The labels first: a store that has its feature spec and no labels is taken for CHERMA's.
+    write_text(folder / LABELS_FILE, json.dumps(labels.to_dict(), ensure_ascii=False, indent=1))
     write_text(folder / SPEC_FILE, spec.to_json())
 
 

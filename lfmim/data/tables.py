@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lfmim.data.manifest import KNOWN_COLUMNS, READERS, cell, read_frame
-from lfmim.schema import VIDEO, InputError
-from lfmim.storage import new_file
+from lfmim.data.manifest import KNOWN_COLUMNS, READERS, cell, labels_file, read_frame
+from lfmim.schema import VIDEO, InputError, LabelSpec
+from lfmim.storage import new_file, write_text
 
 
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
@@ -29,9 +29,9 @@ def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
     return frame.where(frame.notna(), None)
 
 
-def write_manifest(frame: pd.DataFrame, path: Path) -> None:
+def write_manifest(frame: pd.DataFrame, path: Path, labels: LabelSpec | None = None) -> None:
     """Write a manifest (.csv, .jsonl or .parquet) under a temporary name, then rename; known
-    columns first.
+    columns first. `labels` goes beside it (`labels_file`), where every reader finds it.
 
     Videos below the manifest's folder are written relative to it, so the folder can be moved.
     Raises InputError for another suffix, and WriteError.
@@ -44,6 +44,9 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     if VIDEO in frame:
         frame[VIDEO] = [_relative(cell(v), path.absolute().parent) for v in frame[VIDEO]]
 
+    # Before the manifest: one without its labels would be read with CHERMA's.
+    if labels is not None:
+        write_text(Path(labels_file(str(path))), labels.to_yaml())
     with new_file(path) as temporary:
         if path.suffix == ".csv":
             frame.to_csv(temporary, index=False)

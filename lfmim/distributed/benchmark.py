@@ -170,6 +170,7 @@ def _result(
     result = {
         "system": run.system,
         "seed": run.seed,
+        "label_spec": meta.labels.to_dict(),
         "config": run.config,
         "epochs": meta.epoch,
         "best_epoch": meta.best_epoch,

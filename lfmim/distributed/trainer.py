@@ -30,6 +30,8 @@ from lfmim.schema import (
     SPLIT,
     FeatureSpec,
     InputError,
+    LabelSpec,
+    default_labels,
 )
 from lfmim.storage import output_folder, write_text
 from lfmim.tracking import RegisteredVersion
@@ -66,13 +68,18 @@ class TrainResult:
 
 
 def data_fingerprint(store: Path) -> str:
-    """Hex digest over ids, splits, labels and the FeatureSpec: equal for the same data, whatever
-    its parts."""
+    """Hex digest over ids, splits, labels, the FeatureSpec and the LabelSpec's classes: equal for
+    the same data, whatever its parts."""
     return _labels(store)[1]
 
 
 def _labels(store: Path) -> tuple[pa.Table, str]:
-    return _read_labels(store, FeatureSpec.load(store).fingerprint, store_state(store))
+    spec, labels = FeatureSpec.load(store).fingerprint, LabelSpec.load(store)
+    # CHERMA's classes stay out of it, as they did before there were others: what was trained then
+    # is known again.
+    if default_labels().differences(labels):
+        spec += f"-{labels.fingerprint}"
+    return _read_labels(store, spec, store_state(store))
 
 
 # A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `parts`
@@ -224,6 +231,7 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
         differs += [
             f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))
         ]
+        differs += meta.labels.differences(LabelSpec.load(Path(config.store)))
 
     if config.train.epochs < meta.epoch:
         differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")

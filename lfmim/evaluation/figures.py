@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from lfmim.schema import EMOTIONS, HEADS, MULTIMODAL, REPORT_ORDER, SENTIMENTS
+from lfmim.schema import HEADS, MULTIMODAL, SENTIMENTS, LabelSpec
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,17 +58,20 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
+def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSpec) -> Figure:
     """One matrix per head: share of each label (rows) by prediction (columns), counts written in.
 
-    Emotions are in report order; sentiment has its five classes."""
+    Emotions are in the report order of `labels`; sentiment has its five classes."""
     heads = [h for h in HEADS if h in metrics]
-    figure = new_figure(4.6 * len(heads), 4.8)
+    # Room for a count in each cell, however many classes there are.
+    side = max(4.6, 0.55 * len(labels.classes) + 0.8)
+    figure = new_figure(side * len(heads), side + 0.2)
+    order = [labels.classes.index(c) for c in labels.report_order]
+
     for axis, head in zip(figure.subplots(1, len(heads), squeeze=False)[0], heads, strict=True):
         counts, names = np.array(metrics[head]["confusion"]), SENTIMENTS
-        if len(counts) == len(EMOTIONS):
-            order, names = [EMOTIONS.index(e) for e in REPORT_ORDER], REPORT_ORDER
-            counts = counts[np.ix_(order, order)]
+        if "mae" not in metrics[head]:
+            names, counts = labels.report_order, counts[np.ix_(order, order)]
 
         # Shares of the row: in counts the most frequent emotion, a third of EmotionTalk's labels,
         # would leave the rare ones white. One without any label stays a white row.

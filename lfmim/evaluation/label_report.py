@@ -18,7 +18,7 @@ from lfmim.data.label_statistics import (
 )
 from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.report import PAGE_STYLE, inline_image
-from lfmim.schema import HEADS, LABEL_COLUMNS
+from lfmim.schema import HEADS, LABEL_COLUMNS, LabelSpec
 from lfmim.storage import new_file, write_text
 
 TITLES = {
@@ -29,16 +29,16 @@ TITLES = {
 }
 
 
-def label_tables(labels: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The four tables of a `read_labels` frame, keyed as TITLES."""
+def label_tables(labels: pd.DataFrame, spec: LabelSpec) -> dict[str, pd.DataFrame]:
+    """The four tables of a `read_labels` frame, keyed as TITLES, classes in the spec's order."""
     return dict(
         zip(
             TITLES,
             (
                 corpus_statistics(labels),
-                label_distribution(labels),
+                label_distribution(labels, spec),
                 pairwise_inconsistency(labels),
-                inconsistency_with_multimodal(labels),
+                inconsistency_with_multimodal(labels, spec),
             ),
             strict=True,
         )
@@ -87,13 +87,13 @@ def _bars(axis: Axes, table: pd.DataFrame) -> None:
     axis.legend(fontsize=8)
 
 
-def labels_html(labels: pd.DataFrame) -> str:
+def labels_html(labels: pd.DataFrame, spec: LabelSpec) -> str:
     """The figure and the tables as a part of a page; a sentence where there is no label."""
     # A store of the sentiment task has scores alone, and is no worse a store for it.
     if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
         return "<h2>Labels</h2><p>No emotion label of any head.</p>"
 
-    tables = label_tables(labels)
+    tables = label_tables(labels, spec)
     parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
     parts += [
         f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()
@@ -106,9 +106,9 @@ def _html(table: pd.DataFrame) -> str:
     return table.rename_axis(None).to_html(float_format=lambda v: f"{v:.3f}", na_rep="–", border=0)
 
 
-def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Path:
+def write_label_report(folder: Path, labels: pd.DataFrame, spec: LabelSpec, *, title: str) -> Path:
     """Write the tables as .csv, `figure_1.png` and `index.html`; returns the page's path."""
-    tables = label_tables(labels)
+    tables = label_tables(labels, spec)
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.to_csv())
 
@@ -118,5 +118,6 @@ def write_label_report(folder: Path, labels: pd.DataFrame, *, title: str) -> Pat
     return write_text(
         folder / "index.html",
         f"""<!doctype html><meta charset="utf-8">
-<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>{labels_html(labels)}""",
+<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>
+{labels_html(labels, spec)}""",
     )

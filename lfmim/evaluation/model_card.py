@@ -8,7 +8,7 @@ from lfmim.config import to_dict
 from lfmim.evaluation.report import markdown_table
 from lfmim.metrics import Metrics, SentimentMetrics, metrics_from_dict
 from lfmim.models import build_model
-from lfmim.schema import EMOTIONS, MODALITIES, REPORT_ORDER, SENTIMENTS
+from lfmim.schema import MODALITIES, SENTIMENTS, LabelSpec
 from lfmim.training.checkpoint import CheckpointMeta
 
 
@@ -18,7 +18,7 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     c = meta.config
     # Built without its weights, for its size and its heads: which heads there are depends on the
     # modalities of the store as well as on the model's name.
-    model = build_model(c.model, meta.spec.dims)
+    model = build_model(c.model, meta.spec.dims, len(meta.labels.classes))
     parameters = sum(p.numel() for p in model.parameters())
     encoders = "\n".join(
         f"| {m} | {e.name} | {e.dim} | `{e.weights_sha256[:12]}` |"
@@ -28,7 +28,9 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     beta = ", ".join(f"{h} {v:g}" for h, v in c.train.beta.as_dict().items())
     sentiment = c.model.task == "sentiment"
     answers = (
-        "a sentiment score in [-1, 1]" if sentiment else f"probabilities over {', '.join(EMOTIONS)}"
+        "a sentiment score in [-1, 1]"
+        if sentiment
+        else f"probabilities over {', '.join(meta.labels.classes)}"
     )
     # lr, β and seed of an imported checkpoint are defaults that nobody trained it with.
     made = (
@@ -96,12 +98,12 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
     best = meta.history[meta.best_epoch]
     # A head without validation labels has NaN for every figure.
     heads = [h for h in answers if best["valid"][h]["count"]]
-    figures = {h: _shown(metrics_from_dict(best["valid"][h])) for h in heads}
+    figures = {h: _shown(metrics_from_dict(best["valid"][h]), meta.labels) for h in heads}
     sentiment = meta.config.model.task == "sentiment"
     classes = (
         [(name, i) for i, name in enumerate(SENTIMENTS)]
         if sentiment
-        else [(name, EMOTIONS.index(name)) for name in REPORT_ORDER]
+        else [(name, meta.labels.classes.index(name)) for name in meta.labels.report_order]
     )
     # Label counts per class are the confusion's row sums, so no split has to be read again.
     counts = [
@@ -128,7 +130,7 @@ test split.
 {markdown_table(["head", *names], scores)}"""
 
 
-def _shown(metrics: Metrics) -> dict[str, float]:
+def _shown(metrics: Metrics, labels: LabelSpec) -> dict[str, float]:
     if isinstance(metrics, SentimentMetrics):
         return metrics.scalars()
     return {
@@ -136,5 +138,5 @@ def _shown(metrics: Metrics) -> dict[str, float]:
         "majority": metrics.majority,
         "weighted F1": metrics.weighted_f1,
         "macro F1": metrics.macro_f1,
-        **{f"F1 {e}": metrics.f1[e] for e in REPORT_ORDER},
+        **{f"F1 {e}": metrics.f1[e] for e in labels.report_order},
     }

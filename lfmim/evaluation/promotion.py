@@ -19,7 +19,6 @@ from lfmim.schema import (
     IGNORE_LABEL,
     LABEL_COLUMNS,
     SENTIMENT_COLUMNS,
-    FeatureSpec,
     InputError,
 )
 
@@ -69,7 +68,7 @@ def compare(
     for sentiment as wrong as can be.
 
     Raises InputError for models of different tasks or without such a head, and where the store's
-    features are not those of both models or such labels are missing.
+    features and classes are not those of both models or such labels are missing.
     """
     models = {"champion": champion, "challenger": challenger}
     task, other = (p.meta.config.model.task for p in models.values())
@@ -82,7 +81,7 @@ def compare(
 
     # Both before either predicts: a refusal should not come after minutes of work.
     for name, predictor in models.items():
-        predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
+        predictor.check_store(store)
         if head not in predictor.model.answers:
             raise InputError(
                 f"--head {head}: the {name} has no such head; it has "
@@ -121,5 +120,5 @@ def _wrong(predicted: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> npt.
     if predicted.shape[1] == 1:
         # 2 is the largest error there is between scores in [-1, 1].
         return np.where(answered, np.abs(filled[:, 0] - labels), 2.0)
-    # The argmax of such a row is 0, which is anger: it must not be right by accident.
+    # The argmax of such a row is 0, which is a class: it must not be right by accident.
     return np.where(answered & (filled.argmax(axis=1) == labels), 0.0, 1.0)

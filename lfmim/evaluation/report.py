@@ -25,9 +25,7 @@ from lfmim.schema import (
     IGNORE_LABEL,
     LABEL_COLUMNS,
     MULTIMODAL,
-    REPORT_ORDER,
     SENTIMENT_COLUMNS,
-    FeatureSpec,
     InputError,
 )
 from lfmim.storage import write_text
@@ -43,7 +41,6 @@ COLUMNS = {
         "majority": "majority class",
         "weighted_f1": "weighted F1",
         "macro_f1": "macro F1",
-        **{f"f1_{e}": f"F1 {e}" for e in REPORT_ORDER},
     },
     "sentiment": {
         "accuracy_2": "Acc-2",
@@ -56,7 +53,8 @@ COLUMNS = {
         "pearson": "Pearson r",
     },
 }
-"""Columns of the report per task: field of the metrics -> heading."""
+"""Columns of the report per task: field of the metrics -> heading. The page has an F1 per class,
+too."""
 PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
 td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}img{max-width:100%}"""
@@ -65,10 +63,10 @@ table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;whit
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
     """Figures of every head against its own label, and of every head against the multimodal label.
 
-    Raises InputError if the store was made with other encoders than the model's, or if the split is
-    empty or without labels of the model's task and heads.
+    Raises InputError if the store was made with other encoders or classes than the model's, or if
+    the split is empty or without labels of the model's task and heads.
     """
-    predictor.check_spec(FeatureSpec.load(store), have=f"the store {store}")
+    predictor.check_store(store)
 
     task, dims = predictor.meta.config.model.task, predictor.meta.spec.dims
     columns = [
@@ -83,7 +81,8 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()
     }
 
-    own = _metrics(found, labels)
+    classes = predictor.meta.labels.classes
+    own = _metrics(found, labels, classes)
     if not any(m.count for m in own.values()):
         raise InputError(
             f"{store}: split '{split}' has no {task} label of a head that the model answers "
@@ -91,18 +90,21 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         )
     # How far one modality alone tells what the whole clip expresses: the paper's point is that its
     # own label and the multimodal one differ.
-    against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels))
+    against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels), classes)
     return {
         "split": split,
         "rows": table.num_rows,
         "best_epoch": predictor.meta.best_epoch + 1,
         "task": task,
+        "labels": predictor.meta.labels.to_dict(),
         "heads": {h: dataclasses.asdict(v) for h, v in own.items()},
         "against_multimodal_label": {h: getattr(v, HEADLINE[task]) for h, v in against_m.items()},
     }
 
 
-def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metrics]:
+def _metrics(
+    found: Mapping[str, Tensor], labels: Tensor, classes: Sequence[str]
+) -> Mapping[str, Metrics]:
     """Probabilities or scores of every head against labels [N, heads]; a row without a prediction
     does not count."""
     # `expand_as` gives columns that share their memory: without a copy, writing one writes all.
@@ -114,7 +116,7 @@ def _metrics(found: Mapping[str, Tensor], labels: Tensor) -> Mapping[str, Metric
     # keeps a probability that rounded to 0 from an infinite loss.
     if not labels.is_floating_point():
         found = {h: p.nan_to_num(1.0).clamp(min=1e-12).log() for h, p in found.items()}
-    sums = sums_for(labels)
+    sums = sums_for(labels, classes)
     sums.update(found, labels, head_losses(found, labels))
     return sums.compute()
 
@@ -123,7 +125,9 @@ def write_report(
     folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str
 ) -> Path:
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
-    columns = COLUMNS[report["task"]]
+    labels, columns = predictor.meta.labels, COLUMNS[report["task"]]
+    if report["task"] == "emotion":
+        columns = columns | {f"f1_{c}": f"F1 {c}" for c in labels.report_order}
     # `f1` is one dict per head; flat it can be a column per emotion as the other figures are.
     table = {
         head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}}
@@ -152,7 +156,7 @@ def write_report(
 <p>Split <b>{report["split"]}</b>, {report["rows"]} utterances. {chosen}; each head is measured
 against its own label.</p>
 <table><tr>{header}</tr>{rows}</table>
-<h2>Confusion</h2>{inline_image(confusion_matrices(report["heads"]))}
+<h2>Confusion</h2>{inline_image(confusion_matrices(report["heads"], labels))}
 <h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""
     write_text(folder / "report.json", json.dumps(report, indent=1))
     return write_text(folder / "index.html", page)

@@ -33,6 +33,7 @@ from lfmim.schema import (
     SPLIT,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
 )
 from lfmim.storage import write_text
@@ -86,6 +87,7 @@ class StoreSummary:
     face_rate: np.ndarray
     quarantine: Counter[str]
     spec: FeatureSpec
+    labels: LabelSpec
     imported: dict[str, Any] | None
 
 
@@ -124,6 +126,7 @@ def describe_store(store: Path) -> StoreSummary:
         face_rate=np.array(rates),
         quarantine=Counter(f"{r['stage']}: {r['error']}" for r in bad),
         spec=spec,
+        labels=LabelSpec.load(store),
         imported=json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None,
     )
 
@@ -189,6 +192,7 @@ def _rows(summary: StoreSummary) -> dict[str, str]:
     return {
         "stored": f"{summary.rows:,}",
         **{f"split {s}": f"{n:,}" for s, n in sorted(summary.splits.items())},
+        "labels": f"{summary.labels.name}: {', '.join(summary.labels.report_order)}",
         "quarantined": f"{sum(summary.quarantine.values()):,}",
         "parts": str(summary.parts),
         "size": f"{summary.megabytes:.1f} MB",
@@ -278,7 +282,8 @@ def write_store_report(
         f"<h2>{html.escape(n)}</h2>{_html(n, t)}" for n, t in summary_tables(summary).items()
     )
     sheet = "".join(_figure(c) for c in crops) or "<p>No stored row has a video.</p>"
-    labels = labels_html(read_labels(str(store))) if summary.rows else ""
+    spec = summary.labels
+    labels = labels_html(read_labels(str(store), spec), spec) if summary.rows else ""
 
     return write_text(
         page,

@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, REPORT_ORDER
+from lfmim.schema import (
+    HEADS,
+    IGNORE_LABEL,
+    MODALITIES,
+    MULTIMODAL,
+    LabelSpec,
+    default_labels,
+)
 
 Results = Sequence[Mapping[str, Any]]
 REFERENCE = "lfmim"
@@ -109,6 +116,12 @@ def runs_of(results: Results, system: str) -> list[Mapping[str, Any]]:
     return [r for r in results if r["system"] == system]
 
 
+def label_spec_of(results: Results) -> LabelSpec:
+    """The LabelSpec of the store that all runs share; CHERMA's where results are of before it."""
+    raw = results[0].get("label_spec")
+    return LabelSpec.from_dict(raw, source="result.json") if raw else default_labels()
+
+
 def is_sentiment(results: Results) -> bool:
     """Whether the runs predict sentiment scores rather than emotions."""
     return "mae" in next(iter(results[0]["test"].values()))
@@ -164,13 +177,14 @@ def table_2(results: Results) -> pd.DataFrame:
     """Multimodal head: accuracy (the paper's 'overall F1'), against LFMIM, F1 per emotion in report
     order; in %."""
     rows, against = {}, _against_reference(results)
+    order = label_spec_of(results).report_order
     for system in systems_of(results):
         tests = [r["test"][MULTIMODAL] for r in runs_of(results, system)]
         # Accuracy is what the paper calls overall F1: its Table 4's equal the accuracies of §5.1.3.
         rows[system] = {
             "accuracy": _spread([t["accuracy"] for t in tests]),
             **against[system],
-            **{e: _spread([t["f1"][e] for t in tests]) for e in REPORT_ORDER},
+            **{e: _spread([t["f1"][e] for t in tests]) for e in order},
             "weighted F1": _spread([t["weighted_f1"] for t in tests]),
             "macro F1": _spread([t["macro_f1"] for t in tests]),
             **_cost(results, system),
@@ -208,6 +222,7 @@ def table_4(results: Results) -> pd.DataFrame:
     """Every head against its own label: F1 per emotion and accuracy, for systems with uni-modal
     heads. In %."""
     rows = {}
+    order = label_spec_of(results).report_order
     for system in systems_of(results):
         runs = runs_of(results, system)
         for head in HEADS:
@@ -215,7 +230,7 @@ def table_4(results: Results) -> pd.DataFrame:
             # Systems of the multimodal head alone are in Table 2 already.
             if tests and len(runs[0]["test"]) > 1:
                 rows[f"{system} {head}"] = {
-                    **{e: _spread([t["f1"][e] for t in tests]) for e in REPORT_ORDER},
+                    **{e: _spread([t["f1"][e] for t in tests]) for e in order},
                     "accuracy": _spread([t["accuracy"] for t in tests]),
                     "majority": f"{100 * tests[0]['majority']:.2f}",
                 }
@@ -270,7 +285,6 @@ def modality_deviation(results: Results, system: str) -> npt.NDArray[np.float64]
     if not all(m in r["test"] for r in runs for m in MODALITIES):
         return None
 
-    f1 = np.array(
-        [[[r["test"][m]["f1"][e] for m in MODALITIES] for e in REPORT_ORDER] for r in runs]
-    )
+    order = label_spec_of(results).report_order
+    f1 = np.array([[[r["test"][m]["f1"][e] for m in MODALITIES] for e in order] for r in runs])
     return np.asarray(f1.std(axis=2).mean(axis=0))

@@ -19,6 +19,7 @@ from lfmim.experiments.comparison import (
     REFERENCE,
     Results,
     is_sentiment,
+    label_spec_of,
     mean_cka,
     modality_deviation,
     runs_of,
@@ -29,7 +30,7 @@ from lfmim.experiments.comparison import (
     table_claims,
     table_subsets,
 )
-from lfmim.schema import MODALITIES, REPORT_ORDER
+from lfmim.schema import MODALITIES
 from lfmim.storage import new_file, write_text
 
 # Per utterance or per epoch; the runs' own result.json keep them, and results.json is to be read.
@@ -74,7 +75,7 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
         ),
         "confusion": (
             f"{shown}, seed {run['seed']}: confusion on test",
-            confusion_matrices(run["test"]),
+            confusion_matrices(run["test"], label_spec_of(results)),
         ),
     }
 
@@ -97,7 +98,7 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
     if bars:
         found["figure_4c"] = (
             "Standard deviation of F1 over the three modalities (Figure 4 c)",
-            grouped_bars(REPORT_ORDER, bars, "deviation of F1 (%)"),
+            grouped_bars(label_spec_of(results).report_order, bars, "deviation of F1 (%)"),
         )
 
     pairs = [f"{a}-{b}" for a, b in combinations(MODALITIES, 2)]
@@ -118,7 +119,7 @@ def summary(results: Results) -> str:
     for name, (title, table) in tables(results).items():
         # A row per system and head would push all else out of the terminal.
         if name != "table_4":
-            emotions = [e for e in REPORT_ORDER if e in table]
+            emotions = [e for e in label_spec_of(results).report_order if e in table]
             parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
 
     parts.append(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from lfmim.config import EncoderConfig, ExperimentConfig, ExtractConfig, TrackingConfig
 from lfmim.data.store import part_files, read_table, sequences
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     ID,
     LABEL_COLUMNS,
@@ -23,6 +22,7 @@ from lfmim.schema import (
     SPLIT,
     FeatureSpec,
     InputError,
+    LabelSpec,
 )
 from lfmim.storage import local_path
 
@@ -41,12 +41,14 @@ class FeatureStore:
     """Its folder."""
     spec: FeatureSpec
     """What the numbers mean: encoders, widths (`spec.dims`), sampling."""
+    labels: LabelSpec
+    """What the labels mean: classes and the words for them."""
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureStore:
         """The store in the folder `path`. Raises InputError if there is none."""
         folder = local_path(str(path), "path")
-        return cls(folder, FeatureSpec.load(folder))
+        return cls(folder, FeatureSpec.load(folder), LabelSpec.load(folder))
 
     def __len__(self) -> int:
         """Utterances."""
@@ -92,7 +94,8 @@ class Model:
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names, in the order of the probabilities; () for a sentiment model."""
-        return EMOTIONS if self.predictor.meta.config.model.task == "emotion" else ()
+        meta = self.predictor.meta
+        return meta.labels.classes if meta.config.model.task == "emotion" else ()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -108,13 +111,14 @@ class Model:
         """Features -> per head `label_<head>` and `probabilities_<head>` (or `sentiment_<head>`),
         None where a head has no input.
 
-        `rows`: a feature store, whose FeatureSpec is compared, or columns `<modality>_features` of
-        sequences [T, D] or None. Raises InputError for a row the model cannot take.
+        `rows`: a feature store, whose features and classes must be the model's, or columns
+        `<modality>_features` of sequences [T, D] or None. Raises InputError for a store of others
+        and for a row the model cannot take.
         """
         from lfmim.predictor import to_frame
 
         if isinstance(rows, FeatureStore):
-            self.predictor.check_spec(rows.spec, have=f"the store {rows.path}")
+            self.predictor.check_store(rows.path)
             rows = rows.frame()
 
         given = {m: FEATURE_COLUMNS[m] for m in MODALITIES if FEATURE_COLUMNS[m] in rows}
@@ -125,7 +129,8 @@ class Model:
 
         # The caller's own row names, so that answers can be joined to what was asked.
         index = getattr(rows, "index", None)
-        found = to_frame(self.predictor.predict({m: list(rows[c]) for m, c in given.items()}))
+        answers = self.predictor.predict({m: list(rows[c]) for m, c in given.items()})
+        found = to_frame(answers, self.predictor.meta.labels.classes)
         return found if index is None else found.set_axis(index)
 
     def predict_clip(

@@ -13,16 +13,16 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import ModelConfig, SizedConfig
 from lfmim.registry import MODELS
-from lfmim.schema import MODALITIES, InputError, Modality
+from lfmim.schema import MODALITIES, InputError, Modality, default_labels
 
 
 class ModelOutput(NamedTuple):
     """What a model gives per head name; a model without a head leaves it out."""
 
     logits: dict[str, Tensor]
-    """[B, C] float, one per emotion; for sentiment scores [B, 1]."""
+    """[B, C] float, one per class; for sentiment scores [B, 1]."""
     pooled: dict[str, Tensor]
     """[B, D] float, the representations that the logits are made from."""
 
@@ -34,8 +34,9 @@ Batches = Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor]]
 class EmotionNet(nn.Module):
     """Feature sequences of three modalities -> logits per head.
 
-    A subclass takes `(config, dims)`, `dims` being the feature width per modality, draws its
-    initial weights from torch's global generator, and defines
+    A subclass takes `(config, dims)`, a SizedConfig, whose `outputs` are the numbers a head gives,
+    and the feature width per modality, draws its initial weights from torch's global generator,
+    and defines
 
         forward(features, masks) -> ModelOutput
 
@@ -79,12 +80,15 @@ def check_dims(config: ModelConfig, dims: Mapping[Modality, int]) -> None:
         )
 
 
-def build_model(config: ModelConfig, dims: Mapping[Modality, int]) -> EmotionNet:
+def build_model(
+    config: ModelConfig, dims: Mapping[Modality, int], classes: int | None = None
+) -> EmotionNet:
     """The model `config.name`, freshly initialised from torch's global generator, for features of
-    widths `dims`.
+    widths `dims` and so many `classes` of labels (None: CHERMA's seven).
 
     Raises InputError if it needs a modality that `dims` leaves out.
     """
     check_dims(config, dims)
-    model: EmotionNet = MODELS[config.name](config, dims)
+    count = len(default_labels().classes) if classes is None else classes
+    model: EmotionNet = MODELS[config.name](SizedConfig(**{**vars(config), "classes": count}), dims)
     return model

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import SizedConfig
 from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
@@ -34,7 +34,7 @@ class LFMIM(EmotionNet):
 
     accepts_absent = True
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         c = config
         self.config = config

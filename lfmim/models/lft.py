@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import SizedConfig
 from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import (
     ClassifierHead,
@@ -27,7 +27,7 @@ class LFT(EmotionNet):
     answers = (MULTIMODAL,)
     accepts_absent = False
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         self.config = config
         self.inputs = input_projections(config, dims)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import ModelConfig, SizedConfig
 from lfmim.models.base import register_model
 from lfmim.models.layers import Dropout
 from lfmim.models.multitask import Multitask
@@ -37,5 +37,5 @@ class ConcatFusion(nn.Module):
 class MLFDNN(Multitask):
     """Answers all four heads."""
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__(config, dims, ConcatFusion(config))

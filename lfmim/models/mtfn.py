@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lfmim.config import ModelConfig
+from lfmim.config import SizedConfig
 from lfmim.models.base import register_model
 from lfmim.models.multitask import Multitask
 from lfmim.models.tfn import TensorFusion
@@ -15,5 +15,5 @@ from lfmim.schema import Modality
 class MTFN(Multitask):
     """Answers all four heads."""
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__(config, dims, TensorFusion(config))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import ModelConfig, SizedConfig
 from lfmim.models.base import EmotionNet, ModelOutput
 from lfmim.models.layers import (
     ClassifierHead,
@@ -72,7 +72,7 @@ class Multitask(EmotionNet):
     accepts_absent = False
 
     def __init__(
-        self, config: ModelConfig, dims: Mapping[Modality, int], fusion: nn.Module
+        self, config: SizedConfig, dims: Mapping[Modality, int], fusion: nn.Module
     ) -> None:
         super().__init__()
         self.config = config

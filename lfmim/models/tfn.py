@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import ModelConfig, SizedConfig
 from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import Dropout, Pooling, init_weights, input_projections
 from lfmim.schema import MODALITIES, MULTIMODAL, Modality
@@ -49,7 +49,7 @@ class TFN(TensorFusion, EmotionNet):
     answers = (MULTIMODAL,)
     accepts_absent = False
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__(config)
         self.config = config
         self.inputs = input_projections(config, dims)

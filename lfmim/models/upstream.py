@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import ModelConfig, SizedConfig
 from lfmim.models.base import EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import Dropout, FeedForward, SelfAttention, init_weights
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
@@ -124,7 +124,7 @@ class Upstream(EmotionNet):
     answers = HEADS
     accepts_absent = False
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         c, d = config, config.d_model
         self.config = config

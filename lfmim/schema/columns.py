@@ -15,4 +15,5 @@ FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s
 MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "audio_streams"
 
 SPEC_FILE = "feature_spec.json"
+LABELS_FILE = "label_spec.json"
 ERRORS_FOLDER = "errors"

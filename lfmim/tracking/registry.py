@@ -28,7 +28,15 @@ from lfmim.evaluation.model_card import model_card
 from lfmim.models import MODELS
 from lfmim.predictor import Predictor
 from lfmim.registry import plugin_file
-from lfmim.schema import EMOTIONS, FEATURE_COLUMNS, HEADS, SENTIMENT_COLUMNS, InputError, listed
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    HEADS,
+    SENTIMENT_COLUMNS,
+    InputError,
+    LabelSpec,
+    default_labels,
+    listed,
+)
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
 from lfmim.tracking.metrics import log_metrics
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
@@ -118,7 +126,9 @@ def register(
     if champion is not None and str(champion.version) == number:
         reason = "it is the champion already"
     elif champion is not None:
-        promoted, reason = _beats(uri, entry, _measured(meta.config), champion, data_fingerprint)
+        promoted, reason = _beats(
+            uri, entry, _measured(meta.config, meta.labels), champion, data_fingerprint
+        )
 
     if promoted:
         set_champion(uri, model_name, number)
@@ -143,7 +153,7 @@ def _new_version(
         "score": repr(meta.best_score),
         "data": data_fingerprint,
         "feature_spec": meta.spec.fingerprint,
-        **_measured(meta.config),
+        **_measured(meta.config, meta.labels),
         **git_tag(),
     }
 
@@ -166,7 +176,10 @@ def _new_version(
             input_example=example,
             # Without the local part: `2.11.0+cpu` names a build that no index has.
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
-            metadata={"emotions": list(EMOTIONS), "feature_spec": meta.spec.fingerprint},
+            metadata={
+                "emotions": list(meta.labels.classes),
+                "feature_spec": meta.spec.fingerprint,
+            },
         )
         client.log_text(run_id, card, CARD)
 
@@ -263,15 +276,15 @@ def _log_model(
     return str(model.model_id)
 
 
-def _measured(config: ExperimentConfig) -> dict[str, str]:
+def _measured(config: ExperimentConfig, labels: LabelSpec) -> dict[str, str]:
     """What the validation score of a model trained by `config` measures, as tags; keyed as
     MEASURED."""
     task = config.model.task
-    labels = ", ".join(EMOTIONS) if task == "emotion" else "scores in [-1, 1]"
+    classes = ", ".join(labels.classes) if task == "emotion" else "scores in [-1, 1]"
     return {
         "score_head": config.train.selection,
         "score_task": task,
-        "score_labels": labels,
+        "score_labels": classes,
         "score_split": "valid",
     }
 
@@ -289,7 +302,7 @@ def _beats(
     if len(known) < len(MEASURED):
         try:
             trained = experiment_from_dict(logged_config(uri, str(champion.run_id)))
-            known = _measured(trained) | known
+            known = _measured(trained, default_labels()) | known
         except (*TRACKING_ERRORS, InputError):
             return False, (
                 f"it is not known what the score of the champion (version {champion.version}) "

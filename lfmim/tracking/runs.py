@@ -341,7 +341,9 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta) -> None:
     if meta.best_epoch >= 0:
         client.log_figure(run_id, learning_curves(meta.history), "figures/learning_curves.png")
         best = meta.history[meta.best_epoch]["valid"]
-        client.log_figure(run_id, confusion_matrices(best), "figures/confusion_valid.png")
+        client.log_figure(
+            run_id, confusion_matrices(best, meta.labels), "figures/confusion_valid.png"
+        )
         client.log_metric(run_id, "best_score", meta.best_score)
         client.log_metric(run_id, "best_epoch", meta.best_epoch)
     client.set_terminated(run_id)

@@ -1,5 +1,6 @@
-"""Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec, epoch,
-history) and `state.pt` (optimizer, scaler, with `train.ema_decay` the weights that are trained).
+"""Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec,
+LabelSpec, epoch, history) and `state.pt` (optimizer, scaler, with `train.ema_decay` the weights
+that are trained).
 
 No state of a random generator: an epoch's numbers depend on (seed, epoch, rank) alone.
 """
@@ -21,7 +22,7 @@ from torch import nn
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.models import EmotionNet, build_model
-from lfmim.schema import FeatureSpec, InputError
+from lfmim.schema import FeatureSpec, InputError, LabelSpec, default_labels
 from lfmim.storage import new_folder, write_bytes, write_text
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
@@ -41,12 +42,22 @@ class CheckpointMeta:
     """One entry per finished epoch (loop.EpochReport as a dict)."""
     best_epoch: int
     best_score: float
+    labels: LabelSpec = dataclasses.field(default_factory=default_labels)
+    """Of the store it was trained on. Checkpoints of before it do not hold it: CHERMA's."""
 
     @classmethod
-    def start(cls, config: ExperimentConfig, spec: FeatureSpec) -> CheckpointMeta:
-        """Before the first epoch."""
+    def start(
+        cls, config: ExperimentConfig, spec: FeatureSpec, labels: LabelSpec | None = None
+    ) -> CheckpointMeta:
+        """Before the first epoch; `labels` None: CHERMA's."""
         return cls(
-            config=config, spec=spec, epoch=0, history=[], best_epoch=-1, best_score=-math.inf
+            config=config,
+            spec=spec,
+            epoch=0,
+            history=[],
+            best_epoch=-1,
+            best_score=-math.inf,
+            labels=labels or default_labels(),
         )
 
     @property
@@ -89,6 +100,7 @@ def save_checkpoint(
     raw = {
         "config": to_dict(meta.config),
         "spec": json.loads(meta.spec.to_json()),
+        "labels": meta.labels.to_dict(),
         "epoch": meta.epoch,
         "history": meta.history,
         "best_epoch": meta.best_epoch,
@@ -138,6 +150,11 @@ def load_meta(folder: Path) -> CheckpointMeta:
             history=raw["history"],
             best_epoch=raw["best_epoch"],
             best_score=raw["best_score"],
+            labels=(
+                LabelSpec.from_dict(raw["labels"], source=f"{path}, labels")
+                if "labels" in raw
+                else default_labels()
+            ),
         )
     # What a config or spec refuses says so in its own words; InputError is a ValueError.
     except InputError:
@@ -156,7 +173,7 @@ def model_name(folder: Path) -> str:
 def load_model(folder: Path) -> tuple[EmotionNet, CheckpointMeta]:
     """The checkpoint's model in eval mode on the CPU. Loads strictly."""
     meta = load_meta(folder)
-    model = build_model(meta.config.model, meta.spec.dims)
+    model = build_model(meta.config.model, meta.spec.dims, len(meta.labels.classes))
     load_weights(folder, model)
     return model.eval(), meta
 

@@ -108,7 +108,7 @@ def evaluate(
 ) -> Mapping[str, Metrics]:
     """Exact global metrics per head: sums over this worker's share, added up over the workers."""
     rank, world = rank_and_world()
-    device, sums = data.labels.device, sums_for(data.labels)
+    device, sums = data.labels.device, sums_for(data.labels, data.label_spec.classes)
 
     # Without a backward pass there is more room, but a CPU's cache is as small as in training.
     inner = model.module if isinstance(model, DistributedDataParallel) else model
@@ -173,7 +173,7 @@ def new_model(
 
     # Right before the weights are drawn: what was drawn while data was loaded does not matter.
     torch.manual_seed(c.seed)
-    model = build_model(config.model, spec.dims)
+    model = build_model(config.model, spec.dims, len(train_data.label_spec.classes))
     if c.selection not in model.answers:
         raise InputError(
             f"train.selection: {name} has no head '{c.selection}'; it has "
@@ -220,11 +220,13 @@ def train(
     averaged = _moving_average(c, model)
     kept: nn.Module = model if averaged is None else averaged.module
 
-    meta, state = CheckpointMeta.start(config, spec), None
+    labels = train_data.label_spec
+    meta, state = CheckpointMeta.start(config, spec, labels), None
     if resume is not None:
         # The config of now: more epochs, another precision or patience may be asked for
         # (docs/faults.md).
-        meta, state = dataclasses.replace(load_meta(resume), config=config), load_state(resume)
+        before, state = load_meta(resume), load_state(resume)
+        meta = dataclasses.replace(before, config=config, labels=labels)
         load_weights(resume, kept)
         # At 0 the first update would copy the model over the average that was loaded. With an
         # average a checkpoint's weights are it; those that are trained lie in state.pt.
@@ -354,7 +356,8 @@ def _train_epoch(
     NonFiniteLossError."""
     lr, steps = learning_rate(c, epoch), -(-len(data) // c.batch_size)
     rank, world = rank_and_world()
-    sums, bad = sums_for(data.labels), torch.zeros((), device=data.labels.device)
+    sums = sums_for(data.labels, data.label_spec.classes)
+    bad = torch.zeros((), device=data.labels.device)
 
     # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
     torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)

@@ -41,7 +41,7 @@ def job(name: str, *args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[
 def test_bad_input_is_one_message_exit_code_2_and_nothing_written(tmp_path):
     cases = {
         GOOD.replace("video", "film"): "column 'video' is missing",
-        GOOD.replace("anger", "joy"): "row 1, field 'label_text'",
+        GOOD.replace("anger", "bored"): "row 1, field 'label_text'",
         GOOD + "a,,x,\n": "row 2, field 'id': duplicate",
         GOOD.replace("a,,", "a,gone.mp4,"): "row 1, field 'video': no such file",
         GOOD.splitlines()[0]: "no rows",

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, sums_for
-from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL
+from lfmim.schema import HEADS, IGNORE_LABEL
 from lfmim.training.losses import head_losses
+from tests.support.toy import EMOTIONS
 
 C = len(EMOTIONS)
 
@@ -27,7 +28,7 @@ def sample(seed, n, classes=C, missing=0.2):
 
 
 def summed(logits, labels):
-    sums = HeadSums()
+    sums = HeadSums(EMOTIONS)
     sums.update(logits, labels, head_losses(logits, labels))
     return sums
 
@@ -65,7 +66,7 @@ def test_agrees_with_scikit_learn(seed, n, classes):
 def test_any_shards_add_up_to_the_whole(seed, n, cuts):
     logits, labels = sample(seed, n)
     edges = [0, *sorted(min(c, n) for c in cuts), n]
-    whole, merged, one_by_one = summed(logits, labels), HeadSums(), HeadSums()
+    whole, merged, one_by_one = summed(logits, labels), HeadSums(EMOTIONS), HeadSums(EMOTIONS)
     for a, b in itertools.pairwise(edges):
         part = {h: v[a:b] for h, v in logits.items()}, labels[a:b]
         shard = summed(*part)
@@ -97,7 +98,7 @@ def test_a_head_without_labels_counts_nothing():
 def test_from_confusion_by_hand():
     confusion = np.zeros((C, C))
     confusion[0, 0], confusion[0, 1], confusion[1, 1] = 3, 1, 4
-    m = HeadMetrics.from_confusion(confusion, loss_sum=4.0)
+    m = HeadMetrics.from_confusion(confusion, EMOTIONS, loss_sum=4.0)
     assert (m.count, m.loss, m.accuracy, m.majority) == (8, 0.5, 7 / 8, 0.5)
     assert (m.f1["anger"], m.f1["disgust"]) == pytest.approx((6 / 7, 8 / 9))
     assert m.macro_f1 == m.weighted_f1 == pytest.approx((6 / 7 + 8 / 9) / 2)
@@ -109,7 +110,7 @@ def sentiment(pairs):
     labels = torch.full((len(pairs), len(HEADS)), float(IGNORE_LABEL))
     labels[:, 0] = torch.tensor([y for y, _ in pairs])
     scores = {h: torch.tensor([[p] for _, p in pairs]) for h in HEADS}
-    sums = sums_for(labels)
+    sums = sums_for(labels, EMOTIONS)
     assert isinstance(sums, SentimentSums)
     sums.update(scores, labels, head_losses(scores, labels))
     return sums
@@ -206,7 +207,7 @@ def test_a_missing_score_adds_nothing_whatever_is_predicted():
     labels = torch.full((2, len(HEADS)), 0.5)
     labels[1] = IGNORE_LABEL
     scores = {h: torch.tensor([[0.5], [float("nan")]]) for h in HEADS}
-    sums = sums_for(labels)
+    sums = sums_for(labels, EMOTIONS)
     sums.update(scores, labels, torch.zeros(2, len(HEADS)))
     m = sums.compute()["vision"]
     assert (m.count, m.mae, m.accuracy_5) == (1, 0.0, 1.0)

@@ -111,8 +111,8 @@ def test_an_importer_is_added_by_one_file(tmp_path):
     rows = read_manifest(str(tmp_path / "clips.csv"))
     assert list(rows.id) == ["fear-1", "fear-2", "happiness-1"]
     assert list(rows.label_multimodal) == ["fear", "fear", "happiness"]
-    (tmp_path / "clips" / "joyful").mkdir()
-    (tmp_path / "clips" / "joyful" / "1.mp4").touch()
+    (tmp_path / "clips" / "bored").mkdir()
+    (tmp_path / "clips" / "bored" / "1.mp4").touch()
     bad = subprocess.run([*command, "--plugin", "folders.py"], **given)
     assert bad.returncode == 2
-    assert "joyful" in bad.stderr
+    assert "bored" in bad.stderr

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmim.schema import (
-    EMOTIONS,
-    EMOTIONS_ZH,
     HEADS,
     LABEL_COLUMNS,
     MODALITIES,
-    REPORT_ORDER,
     EncoderSpec,
     FeatureSpec,
     InputError,
-    parse_emotion,
+    LabelSpec,
+    fitting_labels,
+    read_label_spec,
+    shipped_labels,
 )
-from tests.support.toy import SPEC
+from tests.support.toy import EMOTIONS, LABELS, REPORT_ORDER, SPEC
 
 encoders = st.builds(
     EncoderSpec,
@@ -39,10 +39,17 @@ specs = st.builds(
 )
 
 
-def test_orders_hold_the_same_seven_emotions():
-    assert len(EMOTIONS) == len(set(EMOTIONS)) == 7
-    assert tuple(EMOTIONS_ZH.values()) == EMOTIONS
-    assert sorted(REPORT_ORDER) == sorted(EMOTIONS)
+def test_chermas_classes_are_the_papers():
+    assert EMOTIONS == (
+        "anger",
+        "disgust",
+        "fear",
+        "happiness",
+        "neutrality",
+        "sadness",
+        "surprise",
+    )
+    assert REPORT_ORDER[:3] == ("happiness", "sadness", "fear")
     assert list(LABEL_COLUMNS) == [*HEADS] == ["text", "audio", "vision", "multimodal"]
 
 
@@ -50,59 +57,82 @@ def test_orders_hold_the_same_seven_emotions():
     ("value", "expected"),
     [
         *((name, name) for name in EMOTIONS),
-        *EMOTIONS_ZH.items(),
+        *LABELS.aliases.items(),
         (" Happiness ", "happiness"),
+        ("JOY", "happiness"),
+        (" 难过 ", "sadness"),
+        ("  ", None),
         (None, None),
-        ("", None),
         (float("nan"), None),
     ],
 )
-def test_parse_emotion(value, expected):
-    assert parse_emotion(value, where="here") == expected
-
-
-@pytest.mark.parametrize("value", ["joy", "愤", 3, "anger,fear"])
-def test_an_unknown_emotion_says_where_and_what_is_known(value):
-    with pytest.raises(InputError, match=r"m\.csv: row 3.*unknown emotion.*neutrality"):
-        parse_emotion(value, where="m.csv: row 3")
+def test_a_class_is_read_from_its_own_words_and_those_of_the_languages(value, expected):
+    assert LABELS.parse(value, where="here") == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "near"),
+    ("value", "near"), [("suprise", "surprise"), ("happines", "happiness"), ("难受", "sadness")]
+)
+def test_an_unknown_word_says_where_what_is_near_and_what_is_known(value, near):
+    with pytest.raises(
+        InputError, match=rf"m\.csv: row 3: unknown emotion '{value}'; did you mean {near}"
+    ) as error:
+        LABELS.parse(value, where="m.csv: row 3")
+    assert all(word in str(error.value) for word in EMOTIONS)
+    for other in ("calm", "愤", 3, "anger,fear"):
+        with pytest.raises(InputError, match="unknown emotion"):
+            LABELS.parse(other, where="here")
+
+
+def test_every_shipped_spec_reads_its_own_words_and_survives_yaml_and_json(tmp_path):
+    assert {"cherma", "ravdess8", "iemocap4", "meld"} <= set(shipped_labels())
+    for name in shipped_labels():
+        spec = read_label_spec(name)
+        assert spec.name == name
+        assert [spec.parse(c.upper(), where="") for c in spec.classes] == list(spec.classes)
+        assert LabelSpec.from_yaml(spec.to_yaml().encode(), source="y") == spec
+        assert LabelSpec.from_dict(spec.to_dict(), source="d") == spec
+    # of two specs with both words, "calm" is a class of the one and no word of the other
+    assert read_label_spec("ravdess8").parse("calm", where="") == "calm"
+    four = read_label_spec("iemocap4")
+    assert [four.parse(w, where="") for w in ("exc", "fru", "Sadness")] == ["happy", None, "sad"]
+    assert fitting_labels({"calm", "fearful"}) == ["ravdess8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
     [
-        ("happy", "happiness"),
-        ("开心", "happiness"),
-        ("joy", "happiness"),
-        ("难过", "sadness"),
-        ("Sad", "sadness"),
-        ("angry", "anger"),
-        ("neutral", "neutrality"),
-        ("惊讶", "surprise"),
-        ("surprised", "surprise"),
-        ("suprise", "surprise"),
-        ("fearful", "fear"),
-        ("disgusted", "disgust"),
-        ("生气", "anger"),
+        ("classes: [a, b]", "no field 'name'"),
+        ("{name: x, classes: [a]}", "two or more"),
+        ("{name: x, classes: [a, b/c]}", "'b/c' holds other than"),
+        ("{name: x, classes: [a, yes]}", "put them in quotes"),
+        ("{name: x, classes: [a, b], neutral: c}", "'c' is no class"),
+        ("{name: x, classes: [a, b], merges: {w: c}}", "'w': 'c' is no class"),
+        ("{name: x, classes: [a, b], merges: {w: a}, dropped: [w]}", "stands for two things"),
+        ("{name: x, classes: [a, b], report_order: [a]}", "each of 'classes' once"),
+        ("{name: x, classes: [a, b], colour: c}", "unknown field 'colour'"),
+        ("[", "cannot be read as YAML"),
     ],
 )
-def test_an_unknown_emotion_names_the_nearest_and_all_known_words(value, near):
-    with pytest.raises(
-        InputError, match=f"unknown emotion '{value}'; did you mean {near}"
-    ) as error:
-        parse_emotion(value, where="m.csv: row 3")
-    for word in (*EMOTIONS, *EMOTIONS_ZH):
-        assert word in str(error.value)
+def test_a_label_spec_that_does_not_hold_together_is_refused(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=f"mine.yaml.*{message}"):
+        read_label_spec(str(path))
+
+
+def test_a_second_task_is_read_in_the_range_of_its_corpus():
+    assert read_label_spec("meld").parse_sentiment("Positive", where="") == 1
+    scores = [read_label_spec("iemocap4").parse_sentiment(v, where="") for v in ("1", "3", "5", "")]
+    assert scores == [-1, 0, 1, None]
+    with pytest.raises(InputError, match=r"row 2: '6' is not a sentiment score in \[1, 5\]"):
+        read_label_spec("iemocap4").parse_sentiment("6", where="row 2")
 
 
 def test_a_spec_in_another_encoding_names_its_source(tmp_path):
     (tmp_path / "feature_spec.json").write_bytes('{"encoders": "文本"}'.encode("gbk"))
     with pytest.raises(InputError, match=r"feature_spec\.json: not a valid feature spec"):
         FeatureSpec.load(tmp_path)
-
-
-def test_labels_are_stripped_in_both_languages():
-    assert parse_emotion(" 高兴 ", where="here") == "happiness"
-    assert parse_emotion("  ", where="here") is None
 
 
 @given(specs)

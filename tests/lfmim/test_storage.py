@@ -24,7 +24,7 @@ from lfmim.data.tables import write_manifest
 from lfmim.evaluation.label_report import write_label_report
 from lfmim.experiments.comparison_report import write_comparison
 from lfmim.models import build_model
-from lfmim.schema import EMOTIONS, HEADS, LABEL_COLUMNS, InputError
+from lfmim.schema import HEADS, LABEL_COLUMNS, InputError
 from lfmim.storage import (
     WriteError,
     disk_failure,
@@ -38,7 +38,7 @@ from lfmim.storage import (
     write_text,
 )
 from lfmim.training.checkpoint import CheckpointMeta, load_model, save_checkpoint
-from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
+from tests.support.toy import DIMS, EMOTIONS, LABELS, ROOT, SPEC, toy_rows
 
 URLS = [
     "s3://bucket/x",
@@ -264,7 +264,7 @@ def _labels(folder: Path) -> None:
     frame = pd.DataFrame({c: ["anger"] for c in LABEL_COLUMNS.values()}).assign(
         id="a", text="x", split="train", speaker="s"
     )
-    write_label_report(folder / "report", frame, title="x")
+    write_label_report(folder / "report", frame, LABELS, title="x")
 
 
 def _comparison(folder: Path) -> None:

@@ -6,8 +6,9 @@ import torch
 
 from lfmim.config import ExperimentConfig
 from lfmim.data.batches import UtteranceTensors
-from lfmim.schema import EMOTIONS, HEADS, IGNORE_LABEL, FeatureSpec
+from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec
 from lfmim.training.loop import train
+from tests.support.toy import EMOTIONS
 
 
 def random_data(

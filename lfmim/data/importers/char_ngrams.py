@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.dump import ERROR, ImportReport, check_new, file_sha256, write_store
-from lfmim.data.manifest import passthrough_columns, read_manifest
+from lfmim.data.manifest import manifest_labels, passthrough_columns, read_reported
 from lfmim.schema import (
     FEATURE_COLUMNS,
     SENTIMENT_COLUMNS,
@@ -29,7 +29,7 @@ from lfmim.storage import output_folder
 
 
 def import_char_ngrams(
-    manifest: str, store: Path, *, longest: int = 3, dim: int = 4096
+    manifest: str, store: Path, *, labels: str = "", longest: int = 3, dim: int = 4096
 ) -> ImportReport:
     """One vector per utterance: counts of its 1- to `longest`-grams of characters, hashed into
     `dim` places with a sign (scikit-learn's HashingVectorizer), scaled to a mean square of 1. A row
@@ -39,9 +39,11 @@ def import_char_ngrams(
         raise InputError(f"longest {longest}, dim {dim}: must be at least 1")
     check_new(store)
 
-    frame = read_manifest(manifest, need_media=False)
+    spec = manifest_labels(manifest, labels)
+    frame, merged = read_reported(manifest, need_media=False, labels=spec)
     # A manifest may be a URL or a pattern of shards, which has no single file to hash.
     report = ImportReport(manifest, file_sha256(Path(manifest)) if Path(manifest).is_file() else "")
+    report.notes += merged
 
     # There are no weights: the settings are all that makes two such encoders alike.
     settings = {"analyzer": "char", "ngram_range": (1, longest), "n_features": dim, "norm": "l2"}
@@ -67,6 +69,7 @@ def import_char_ngrams(
             },
             library_versions={"scikit-learn": sklearn.__version__},
         ),
+        spec,
     )
     return report
 
@@ -97,14 +100,18 @@ def _rows(
 
 
 @register_importer("char_ngrams")
-def char_ngrams(*, source: str, store: str, longest: int = 3, dim: int = 4096) -> list[str]:
+def char_ngrams(
+    *, source: str, store: str, labels: str = "", longest: int = 3, dim: int = 4096
+) -> list[str]:
     """The text of a manifest -> text-only feature store of hashed character n-grams.
 
     Args:
         source: a manifest.
         store: folder of the feature store to make.
+        labels: label spec, a shipped name or a YAML file; empty: the manifest's own, else cherma.
         longest: longest n-gram.
         dim: width of the features.
     """
     made = output_folder(store, "--store")
-    return written(import_char_ngrams(source, made, longest=longest, dim=dim).lines(), store)
+    report = import_char_ngrams(source, made, labels=labels, longest=longest, dim=dim)
+    return written(report.lines(), store)

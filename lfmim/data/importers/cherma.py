@@ -34,7 +34,7 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
     Modality,
-    parse_emotion,
+    default_labels,
 )
 from lfmim.storage import local_path, output_folder
 from lfmim.text_files import decode, parse_json
@@ -108,7 +108,9 @@ def _entries(source: Path, report: ImportReport) -> list[dict[str, Any]]:
             seen[key] = where
 
             labels = {
-                LABEL_COLUMNS[h]: parse_emotion(entry.get(f), where=f"{where}, field '{f}'")
+                LABEL_COLUMNS[h]: default_labels().parse(
+                    entry.get(f), where=f"{where}, field '{f}'"
+                )
                 for h, f in LABELS.items()
             }
             out.append({ID: key, SPLIT: split, "dump_split": name, **labels})

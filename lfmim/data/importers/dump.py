@@ -31,6 +31,7 @@ from lfmim.schema import (
     VIDEO,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
 )
 from lfmim.storage import new_folder, write_text
@@ -151,13 +152,14 @@ def write_store(
     total: int,
     report: ImportReport,
     make_spec: Callable[[], FeatureSpec],
+    labels: LabelSpec | None = None,
 ) -> None:
     """Write `rows` as a feature store, in parts, below a temporary folder that gets its name at the
     very end.
 
     A row with ERROR goes to `errors/`, and so does one without any modality. `make_spec` is called
-    after the last row. Memory is bounded by a part's rows. Raises InputError if something is at
-    `store` already or no row could be used, and WriteError.
+    after the last row. `labels` None: CHERMA's. Memory is bounded by a part's rows. Raises
+    InputError if something is at `store` already or no row could be used, and WriteError.
     """
     # Once more: importers ask before they read their source, which may have taken minutes.
     check_new(store)
@@ -197,5 +199,5 @@ def write_store(
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
         # Only now: the sources are hashed while their rows are read.
-        write_spec(temporary, make_spec())
+        write_spec(temporary, make_spec(), labels)
         write_text(temporary / IMPORT_FILE, json.dumps(vars(report), indent=1, ensure_ascii=False))

@@ -10,7 +10,7 @@ import pandas as pd
 from lfmim.data.importers.base import register_importer, written
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows, write_manifest
-from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, parse_emotion
+from lfmim.schema import ID, LABEL_COLUMNS, SPEAKER, SPLIT, TEXT, VIDEO, default_labels
 from lfmim.storage import local_path, output_file
 
 TRANSCRIPT = "transcript"
@@ -35,7 +35,7 @@ def import_emotiontalk(source: Path, output: Path) -> list[str]:
         manifest[column] = frame[column].map(cell)
     for column in LABEL_COLUMNS.values():
         manifest[column] = [
-            parse_emotion(v, where=f"{source}: row {r}, field '{column}'")
+            default_labels().parse(v, where=f"{source}: row {r}, field '{column}'")
             for r, v in enumerate(frame[column], start=1)
         ]
     write_manifest(manifest, output)

@@ -20,7 +20,7 @@ from lfmim.schema import (
     TEXT,
     VIDEO,
     InputError,
-    parse_sentiment,
+    default_labels,
 )
 from lfmim.storage import local_path, output_file
 
@@ -48,8 +48,9 @@ def import_sims(source: Path, output: Path) -> list[str]:
         mode = cell(record.get("mode"))
         if mode and mode not in SPLITS:
             raise InputError(f"{where}, field 'mode': {mode!r} is not one of {', '.join(SPLITS)}")
+        parse = default_labels().parse_sentiment
         scores = {
-            SENTIMENT_COLUMNS[h]: parse_sentiment(record.get(c), where=f"{where}, field '{c}'")
+            SENTIMENT_COLUMNS[h]: parse(record.get(c), where=f"{where}, field '{c}'")
             for h, c in SCORES.items()
         }
 

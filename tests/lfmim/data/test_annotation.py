@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfmim.data.annotation import agreement, decide, read_votes, vote
-from lfmim.schema import EMOTIONS, HEADS, InputError
+from lfmim.schema import HEADS, InputError
+from tests.support.toy import EMOTIONS
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_sample_is_kept_only_if_all_four_labels_are_decided(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([("a", "text", "r", "joy")], "row 1, field 'label'"),
+        ([("a", "text", "r", "bored")], "row 1, field 'label'"),
         ([("a", "smell", "r", "anger")], "row 1, field 'modality'"),
         ([("", "text", "r", "anger")], "row 1, field 'id'"),
         ([("a", "text", "r", "anger")] * 2, "row 2, field 'annotator'"),

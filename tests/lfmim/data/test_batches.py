@@ -15,7 +15,6 @@ from lfmim.data.batches import UtteranceTensors, fit_length, pad_sequences
 from lfmim.data.loading import load_split
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     IGNORE_LABEL,
@@ -26,7 +25,7 @@ from lfmim.schema import (
 )
 from lfmim.training.losses import head_losses, weighted_loss
 from lfmim.training.regularization import drop_steps
-from tests.support.toy import DIMS, SPEC, toy_rows
+from tests.support.toy import DIMS, EMOTIONS, SPEC, toy_rows
 
 SIX = ModelConfig(max_text=6, max_audio=6, max_vision=6)
 shapes = {

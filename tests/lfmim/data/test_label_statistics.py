@@ -16,7 +16,7 @@ from lfmim.data.label_statistics import (
 from lfmim.data.store import read_table
 from lfmim.evaluation.label_report import TITLES, write_label_report
 from lfmim.schema import InputError
-from tests.support.toy import ROOT
+from tests.support.toy import LABELS, ROOT
 
 EMOTIONTALK = ROOT.parent / "shared" / "emotiontalk" / "labels.parquet"
 CSV = """id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal,gender
@@ -31,7 +31,7 @@ CSV = """id,video,text,split,speaker,label_text,label_audio,label_vision,label_m
 def labels(tmp_path):
     path = tmp_path / "m.csv"
     path.write_text(CSV, encoding="utf-8")
-    return read_labels(str(path))
+    return read_labels(str(path), LABELS)
 
 
 def test_hand_counted(labels):
@@ -46,7 +46,7 @@ def test_hand_counted(labels):
     assert items["maximum number of words per utterance"] == "4"
     assert items["utterances with all four labels"] == "2"
     assert items["of these, labels not all equal"] == "50.0%"
-    assert label_distribution(labels).loc["anger"].to_dict() == {
+    assert label_distribution(labels, LABELS).loc["anger"].to_dict() == {
         "text": 1,
         "audio": 2,
         "vision": 0,
@@ -56,7 +56,7 @@ def test_hand_counted(labels):
     assert pairs.loc["text", "audio"] == pairs.loc["audio", "text"] == 0.5
     assert pairs.loc["text", "multimodal"] == pytest.approx(1 / 3)
     assert pairs.loc["vision", "multimodal"] == 0.5
-    per_emotion = inconsistency_with_multimodal(labels)
+    per_emotion = inconsistency_with_multimodal(labels, LABELS)
     assert per_emotion.loc["anger"].to_dict() == {"text": 0.5, "audio": 0, "vision": 1}
     assert per_emotion.loc["happiness"].to_dict() == {"text": 0, "audio": 0, "vision": 0}
     assert per_emotion.loc["fear"].isna().all()
@@ -70,7 +70,7 @@ def test_words(text, words):
 
 
 def test_report_is_self_contained(labels, tmp_path):
-    page = write_label_report(tmp_path / "report", labels, title="<labels>")
+    page = write_label_report(tmp_path / "report", labels, LABELS, title="<labels>")
     text = page.read_text(encoding="utf-8")
     assert "&lt;labels&gt;" in text
     assert 'src="data:image/png' in text
@@ -83,25 +83,25 @@ def test_report_is_self_contained(labels, tmp_path):
 
 
 def test_stores_and_bad_tables(toy_store, tmp_path):
-    stored = read_labels(str(toy_store))
+    stored = read_labels(str(toy_store), LABELS)
     assert len(stored) == 104
     assert stored["label_vision"].tolist() == read_table(toy_store)["label_vision"].to_pylist()
     for text, message in (
         (CSV.replace("label_", "l_"), "none of the columns label_text"),
         (CSV.replace("2,,", "1,,", 1), "row 2, field 'id': duplicate"),
-        (CSV.replace("anger", "joy", 1), "row 2, field 'label_audio'"),
+        (CSV.replace("anger", "bored", 1), "row 2, field 'label_audio'"),
     ):
         path = tmp_path / "bad.csv"
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
-            read_labels(str(path))
+            read_labels(str(path), LABELS)
 
 
 @pytest.mark.skipif(
     not EMOTIONTALK.is_file(), reason="the EmotionTalk labels (../shared/emotiontalk) are not here"
 )
 def test_emotiontalk():
-    labels = read_labels(str(EMOTIONTALK))
+    labels = read_labels(str(EMOTIONTALK), LABELS)
     assert len(labels) == 17_321
     assert not labels["text"].str.contains(r"[\[\]]|over|interrupted").any()
     pairs = pairwise_inconsistency(labels)
@@ -116,8 +116,8 @@ def test_emotiontalk():
     for (a, b), share in published.items():
         assert pairs.loc[a, b] == pytest.approx(share, abs=0.02)
     per_emotion, counts = (
-        inconsistency_with_multimodal(labels),
-        label_distribution(labels)["multimodal"],
+        inconsistency_with_multimodal(labels, LABELS),
+        label_distribution(labels, LABELS)["multimodal"],
     )
     for head in ("text", "audio", "vision"):  # the shares per emotion add up to the overall one
         assert (per_emotion[head] * counts).sum() / counts.sum() == pytest.approx(

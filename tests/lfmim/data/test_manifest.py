@@ -8,8 +8,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lfmim.data.manifest import passthrough_columns, read_manifest
-from lfmim.schema import EMOTIONS, EMOTIONS_ZH, LABEL_COLUMNS, InputError
+from lfmim.data.manifest import (
+    manifest_labels,
+    passthrough_columns,
+    read_manifest,
+    read_reported,
+)
+from lfmim.schema import LABEL_COLUMNS, InputError, LabelSpec
+from tests.support.toy import EMOTIONS, LABELS
 
 GOOD = """id,video,text,split,speaker,label_text,label_audio,label_vision,label_multimodal,mood
 a,a.mp4,"你好, 世界",train,s1,anger,高兴,,Fear,calm
@@ -74,7 +80,7 @@ def test_formats_agree(folder, suffix):
 
 
 def test_published_label_words(folder):
-    rows = "".join(f"{i},,{word}\n" for i, word in enumerate(EMOTIONS_ZH))
+    rows = "".join(f"{i},,{word}\n" for i, word in enumerate(LABELS.aliases))
     assert (
         tuple(read_manifest(write(folder, "id,video,label_audio\n" + rows))["label_audio"])
         == EMOTIONS
@@ -86,8 +92,8 @@ def test_published_label_words(folder):
     [
         ("id,", "key,", ["column 'id' is missing", "key"]),
         ("video", "film", ["column 'video' is missing", "film"]),
-        ("高兴", "joy", ["row 1, field 'label_audio'", "'joy'", "happiness"]),
-        ("sadness", "难过", ["row 2, field 'label_multimodal'", "难过"]),
+        ("高兴", "bored", ["row 1, field 'label_audio'", "'bored'", "happiness"]),
+        ("sadness", "难受", ["row 2, field 'label_multimodal'", "难受", "did you mean sadness"]),
         ("\nb,", "\na,", ["row 2, field 'id'", "duplicate id 'a'", "row 1"]),
         ("\n007,", "\n ,", ["row 3, field 'id'", "empty"]),
         ("clips/b.mp4", "c.mp4", ["row 2, field 'video'", "no such file", "/c.mp4"]),
@@ -208,3 +214,24 @@ def test_local_names_are_taken_as_they_stand(tmp_path, name):
     gone = write(folder, "id,video\na,gone::.mp4\n", "m::.csv")
     assert f"no such file: {folder}/gone::.mp4" in refusal(gone)
     assert "no such file" in refusal(f"{folder}/gone::.csv")
+
+
+def test_a_manifest_is_read_with_its_own_labels(folder):
+    path = write(folder, "id,video,label_text,label_audio\na,,calm,exc\nb,,Angry,\nc,,fru,exc\n")
+    assert "row 1, field 'label_text': unknown emotion 'calm'" in refusal(path)
+    only_ravdess = write(folder, "id,video,label_text\na,,calm\nb,,fearful\n", "r.csv")
+    assert refusal(only_ravdess).endswith("The words here fit --labels ravdess8")
+
+    mine = LabelSpec(
+        name="mine", classes=("calm", "angry"), merges={"exc": "angry"}, dropped=("fru",)
+    )
+    (folder / "m.labels.yaml").write_text(mine.to_yaml(), encoding="utf-8")
+    assert manifest_labels(path) == mine
+    frame, report = read_reported(path)
+    assert frame["label_text"].tolist() == ["calm", "angry", None]
+    assert frame["label_audio"].tolist() == ["angry", None, "angry"]
+    assert report == [
+        "labels mine: 2 x 'exc' counted as angry",
+        "labels mine: 1 x 'fru' left empty",
+    ]
+    assert manifest_labels(path, "meld").name == "meld"

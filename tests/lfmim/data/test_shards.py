@@ -12,7 +12,8 @@ import pytest
 
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.data.shards import expand_shards, member_uri, parse_member
-from lfmim.schema import EMOTIONS, InputError
+from lfmim.schema import InputError
+from tests.support.toy import EMOTIONS
 
 
 def write_shard(path: Path, members: dict[str, bytes | str]) -> str:

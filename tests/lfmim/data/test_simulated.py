@@ -21,15 +21,8 @@ from lfmim.data.simulated import (
     simulate_corpus,
 )
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import (
-    EMOTIONS,
-    FEATURE_COLUMNS,
-    HEADS,
-    LABEL_COLUMNS,
-    MODALITIES,
-    MULTIMODAL,
-    InputError,
-)
+from lfmim.schema import FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, MULTIMODAL, InputError
+from tests.support.toy import EMOTIONS
 
 SMALL = SimulatedConfig(
     utterances=600, dims=dict.fromkeys(MODALITIES, 14), length=0.2, rows_per_part=256, seed=3

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfmim.data.splits import METHODS, split_rows
-from lfmim.schema import EMOTIONS, SPLITS, InputError
+from lfmim.schema import SPLITS, InputError
+from tests.support.toy import EMOTIONS
 
 
 def frame(n: int, speakers: int = 20, seed: int = 0) -> pd.DataFrame:

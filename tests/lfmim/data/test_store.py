@@ -33,10 +33,13 @@ from lfmim.data.store import (
 from lfmim.schema import (
     ERRORS_FOLDER,
     FEATURE_COLUMNS,
+    LABELS_FILE,
     SPEC_FILE,
     FeatureSpec,
     InputError,
+    LabelSpec,
     Modality,
+    read_label_spec,
 )
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
@@ -221,3 +224,17 @@ def test_quarantined_rows_can_be_tried_again(tmp_path):
     write_part(tmp_path / ERRORS_FOLDER, bad)
     discard_quarantined(tmp_path)
     assert quarantined(tmp_path).num_rows == 0
+
+
+def test_other_classes_are_refused_in_a_begun_store(tmp_path):
+    eight = read_label_spec("ravdess8")
+    write_spec(tmp_path, SPEC, eight)
+    assert LabelSpec.load(tmp_path) == eight
+    with pytest.raises(InputError, match=r"neutral, calm, .* vs anger, disgust.*`merges:`"):
+        write_spec(tmp_path, SPEC)
+    # a store of before has no such file, and is CHERMA's
+    (tmp_path / LABELS_FILE).unlink()
+    write_spec(tmp_path, SPEC)
+    assert not (tmp_path / LABELS_FILE).exists()
+    with pytest.raises(InputError, match="other classes"):
+        write_spec(tmp_path, SPEC, eight)

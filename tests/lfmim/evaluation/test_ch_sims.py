@@ -20,7 +20,6 @@ from lfmim.data.loading import load_split
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
 from lfmim.schema import (
-    EMOTIONS,
     FEATURE_COLUMNS,
     HEADS,
     LABEL_COLUMNS,
@@ -29,7 +28,7 @@ from lfmim.schema import (
     FeatureSpec,
 )
 from lfmim.training.loop import train
-from tests.support.toy import DIMS, toy_rows
+from tests.support.toy import DIMS, EMOTIONS, toy_rows
 
 GRID = np.linspace(-1, 1, len(EMOTIONS))
 RECIPE = TrainConfig(optimizer="adamw", lr=0.005, lr_scheduler="constant", epochs=8, batch_size=16)

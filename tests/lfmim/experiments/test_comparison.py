@@ -19,8 +19,11 @@ from lfmim.experiments.comparison import (
     table_subsets,
 )
 from lfmim.experiments.comparison_report import write_comparison
-from lfmim.metrics import C, HeadMetrics, SentimentMetrics
-from lfmim.schema import EMOTIONS, HEADS, MODALITIES, MULTIMODAL, REPORT_ORDER
+from lfmim.metrics import HeadMetrics, SentimentMetrics
+from lfmim.schema import HEADS, MODALITIES, MULTIMODAL
+from tests.support.toy import EMOTIONS, REPORT_ORDER
+
+C = len(EMOTIONS)
 
 
 def result(system: str, seed: int, share_right: float, heads=HEADS, n: int = 400) -> dict:
@@ -35,7 +38,7 @@ def result(system: str, seed: int, share_right: float, heads=HEADS, n: int = 400
         predictions[head] = np.where(right, labels[i], (labels[i] + 1) % C)
         confusion = np.zeros((C, C))
         np.add.at(confusion, (labels[i], predictions[head]), 1)
-        test[head] = vars(HeadMetrics.from_confusion(confusion))
+        test[head] = vars(HeadMetrics.from_confusion(confusion, EMOTIONS))
         predictions[head] = predictions[head].tolist()
     history = [
         {

@@ -14,7 +14,7 @@ from lfmim.data.loading import load_split
 from lfmim.evaluation.promotion import Comparison, compare
 from lfmim.experiments.search import TrialRecord, read_space, suggest
 from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
-from lfmim.schema import HEADS, InputError
+from lfmim.schema import HEADS, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta
 from tests.support.toy import SPEC
 
@@ -81,8 +81,8 @@ class Guess:
         self.meta = CheckpointMeta.start(ExperimentConfig(store="-"), SPEC)
         self.model = SimpleNamespace(answers=HEADS)
 
-    def check_spec(self, spec, *, have):
-        assert spec == SPEC
+    def check_store(self, store):
+        assert FeatureSpec.load(store) == SPEC
 
     def predict(self, features):
         index = [k if i in self.known else (k + 1) % 7 for i, k in enumerate(self.labels)]

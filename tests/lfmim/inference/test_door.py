@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ import numpy as np
 import pytest
 
 import lfmim
-from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
+from feature_service.pipeline.predict import predict_store
+from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
+from lfmim.evaluation.promotion import compare
+from lfmim.evaluation.report import evaluate_store, write_report
+from lfmim.schema import read_label_spec
+from tests.support.toy import write_toy_store
 
 
 def test_the_door_loads_nothing_and_offers_what_it_lists():
@@ -67,3 +73,48 @@ def test_train_load_predict(toy_store, tmp_path):
         model.predict({"text": ["x"]})
     with pytest.raises(lfmim.InputError, match="a video, a text, or both"):
         model.predict_clip()
+
+
+@pytest.mark.integration
+def test_four_and_eight_classes_go_all_the_way_and_refuse_each_other(tmp_path, empty_database):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
+    specs = {name: read_label_spec(name) for name in ("iemocap4", "ravdess8")}
+    models, stores = {}, {}
+    for name, spec in specs.items():
+        store = write_toy_store(tmp_path / name, labels=spec)
+        trained = lfmim.train(
+            ExperimentConfig(
+                store=str(store),
+                model=ModelConfig(d_model=16, num_heads=2, num_layers=1),
+                train=TrainConfig(epochs=1),
+                run=RunConfig(storage=str(tmp_path / "runs")),
+                tracking=TrackingConfig(model_name=name),
+            )
+        )
+        assert trained.meta.labels == spec
+        model = lfmim.load_model(f"models:/{name}@champion", storage=str(tmp_path / "runs"))
+        assert model.labels == spec.classes
+
+        report = evaluate_store(model.predictor, store)
+        assert list(report["heads"]["text"]["f1"]) == list(spec.classes)
+        page = write_report(tmp_path / f"report-{name}", report, model.predictor, title=name)
+        assert f"<th>F1 {spec.report_order[0]}</th>" in page.read_text(encoding="utf-8")
+        stores[name] = lfmim.FeatureStore.open(store)
+        found = model.predict(stores[name])
+        assert {len(p) for p in found.probabilities_multimodal} == {len(spec.classes)}
+        assert set(found.label_multimodal) <= set(spec.classes)
+        models[name] = model
+
+    four, eight = models["iemocap4"].predictor, stores["ravdess8"]
+    refused = "angry, happy, neutral, sad .iemocap4. vs neutral, calm.*`merges:`.*--labels"
+    for use in (
+        lambda: models["iemocap4"].predict(eight),
+        lambda: evaluate_store(four, eight.path),
+        lambda: compare(four, four, eight.path, split="valid", head="text"),
+        lambda: predict_store(four, eight.path, tmp_path / "p.jsonl"),
+    ):
+        with pytest.raises(lfmim.InputError, match=refused):
+            use()
+    with pytest.raises(lfmim.InputError, match=r"calm.*ravdess8.* vs angry"):
+        evaluate_store(models["ravdess8"].predictor, stores["iemocap4"].path)

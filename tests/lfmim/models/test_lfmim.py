@@ -11,17 +11,10 @@ from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import build_model
 from lfmim.models.layers import attention_mask
-from lfmim.schema import (
-    EMOTIONS,
-    HEADS,
-    MODALITIES,
-    MULTIMODAL,
-    EncoderSpec,
-    FeatureSpec,
-    InputError,
-)
+from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, EncoderSpec, FeatureSpec, InputError
 from lfmim.training.loop import train
 from tests.support.models import DIMS, LENGTHS, SIZES, build, inputs
+from tests.support.toy import EMOTIONS
 
 POOLINGS = ["mean", "fex", "attention"]
 

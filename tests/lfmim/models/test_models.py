@@ -12,23 +12,15 @@ from hypothesis import strategies as st
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
-from lfmim.models import MODELS
+from lfmim.models import MODELS, build_model
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.models.tfn import RANK
 from lfmim.predictor import Predictor
-from lfmim.schema import (
-    EMOTIONS,
-    HEADS,
-    IGNORE_LABEL,
-    MODALITIES,
-    MULTIMODAL,
-    FeatureSpec,
-    InputError,
-)
+from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.loop import check_data, train
-from tests.support.models import LENGTHS, build, inputs
-from tests.support.toy import DIMS, SPEC
+from tests.support.models import LENGTHS, SIZES, build, inputs
+from tests.support.toy import DIMS, EMOTIONS, SPEC
 from tests.support.two_workers import random_data
 
 NAMES = sorted(MODELS)
@@ -44,6 +36,8 @@ def test_heads_shapes_and_no_dead_weight(name, pooling):
         h for h in HEADS if h in model.answers
     )
     assert all(x.shape == (4, len(EMOTIONS)) for x in out.logits.values())
+    eight = build_model(ModelConfig(**SIZES, name=name), DIMS, 8)(*inputs(LENGTHS))
+    assert all(x.shape == (4, 8) for x in eight.logits.values())
     sum(x.square().sum() for x in out.logits.values()).backward()
     dead = [
         n

@@ -32,17 +32,9 @@ from lfmim.data.loading import load_split
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.report import evaluate_store, write_report
 from lfmim.predictor import Predictor
-from lfmim.schema import (
-    EMOTIONS,
-    FEATURE_COLUMNS,
-    HEADS,
-    MODALITIES,
-    REPORT_ORDER,
-    InputError,
-    Modality,
-)
+from lfmim.schema import FEATURE_COLUMNS, HEADS, MODALITIES, InputError, Modality
 from lfmim.training.loop import train
-from tests.support.toy import SPEC
+from tests.support.toy import EMOTIONS, REPORT_ORDER, SPEC
 
 pytestmark = pytest.mark.integration
 

@@ -16,15 +16,8 @@ from lfmim.data.importers.raw_annotations import import_annotations
 from lfmim.data.importers.sims import import_sims
 from lfmim.data.manifest import read_manifest
 from lfmim.data.store import quarantined, read_table, sequences
-from lfmim.schema import (
-    EMOTIONS_ZH,
-    HEADS,
-    LABEL_COLUMNS,
-    SENTIMENT_COLUMNS,
-    FeatureSpec,
-    InputError,
-    Modality,
-)
+from lfmim.schema import HEADS, LABEL_COLUMNS, SENTIMENT_COLUMNS, FeatureSpec, InputError, Modality
+from tests.support.toy import LABELS
 
 T, A, V = Modality
 SIZES = {"text": ((9, 6), ".npy"), "audio": ((7, 5), ".npy"), "visual": ((4, 8), ".mp4.npy")}
@@ -32,7 +25,7 @@ SIZES = {"text": ((9, 6), ".npy"), "audio": ((7, 5), ".npy"), "visual": ((4, 8),
 
 @pytest.fixture
 def cherma(tmp_path):
-    rng, words = np.random.default_rng(0), list(EMOTIONS_ZH)
+    rng, words = np.random.default_rng(0), list(LABELS.aliases)
     root = tmp_path / "cherma"
     for split, count in (("train", 4), ("dev", 2), ("test", 2)):
         entries = []
@@ -73,7 +66,7 @@ def test_cherma(cherma, tmp_path):
     assert table["split"].to_pylist() == ["valid"] * 2 + ["test"] * 2 + ["train"] * 4
     row = table.to_pylist()[4]
     assert row["id"] == "train_0"
-    assert [row[LABEL_COLUMNS[h]] for h in HEADS] == list(EMOTIONS_ZH.values())[:4]
+    assert [row[LABEL_COLUMNS[h]] for h in HEADS] == list(LABELS.aliases.values())[:4]
     np.testing.assert_array_equal(sequences(table, T)[4], x[:5].astype(np.float16))
     np.testing.assert_array_equal(
         sequences(table, V)[0], np.load(cherma / "visual/dev/dev_0.mp4.npy").astype(np.float16)
@@ -122,7 +115,7 @@ def test_cherma_files_that_are_missing_or_damaged(cherma, tmp_path):
         ("audio_file", "/etc/x.wav", "leaves the dump"),
         ("audio_file", "train_0.wav", r"row 2, field 'audio_file': duplicate, first in .*row 1"),
         ("audio_file", None, "row 2, field 'audio_file': missing"),
-        ("txt_label", "开心", "row 2, field 'txt_label'"),
+        ("txt_label", "难受", "row 2, field 'txt_label'"),
     ],
 )
 def test_cherma_bad_entries_are_named_and_nothing_is_written(
