@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lfmim.experiments.systems import BASELINE
 from lfmim.schema import (
     HEADS,
     IGNORE_LABEL,
@@ -160,6 +161,16 @@ def _against_reference(results: Results) -> dict[str, dict[str, str]]:
     return out
 
 
+def _against_baseline(results: Results, system: str, head: str = MULTIMODAL) -> dict[str, str]:
+    """Difference to the baseline and its p-value; an arrow marks who is below it."""
+    if BASELINE not in systems_of(results) or head not in runs_of(results, BASELINE)[0]["test"]:
+        return {}
+    if system == BASELINE:
+        return {f"vs {BASELINE}": "", "p": ""}
+    d = difference(results, system, BASELINE, head)
+    return {f"vs {BASELINE}": f"{_interval(d)}{' ↓' if d.mean < 0 else ''}", "p": p_text(d.p)}
+
+
 def _cost(results: Results, system: str) -> dict[str, str]:
     runs = runs_of(results, system)
     return {
@@ -183,6 +194,7 @@ def table_2(results: Results) -> pd.DataFrame:
         # Accuracy is what the paper calls overall F1: its Table 4's equal the accuracies of §5.1.3.
         rows[system] = {
             "accuracy": _spread([t["accuracy"] for t in tests]),
+            **_against_baseline(results, system),
             **against[system],
             **{e: _spread([t["f1"][e] for t in tests]) for e in order},
             "weighted F1": _spread([t["weighted_f1"] for t in tests]),
@@ -212,6 +224,7 @@ def table_3(results: Results) -> pd.DataFrame:
             **{title: _spread([t[c] for t in tests]) for title, c in columns.items()},
             "MAE": _spread([t["mae"] for t in tests], 1),
             "r": _spread([t["pearson"] for t in tests], 1),
+            **_against_baseline(results, system),
             **against[system],
             **_cost(results, system),
         }
@@ -233,6 +246,7 @@ def table_4(results: Results) -> pd.DataFrame:
                     **{e: _spread([t["f1"][e] for t in tests]) for e in order},
                     "accuracy": _spread([t["accuracy"] for t in tests]),
                     "majority": f"{100 * tests[0]['majority']:.2f}",
+                    **_against_baseline(results, system, head),
                 }
     return _frame(rows, "system, head")
 

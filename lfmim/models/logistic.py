@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from lfmim.config import ModelConfig
+from lfmim.config import SizedConfig
 from lfmim.models.base import Batches, EmotionNet, ModelOutput, register_model
 from lfmim.models.layers import init_weights
 from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, Modality
@@ -55,7 +55,7 @@ class Logistic(EmotionNet):
     accepts_absent = True
     fitted = True
 
-    def __init__(self, config: ModelConfig, dims: Mapping[Modality, int]) -> None:
+    def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()
         self.config = config
         self.modalities = tuple(m for m in MODALITIES if m in dims)

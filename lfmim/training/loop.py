@@ -293,7 +293,7 @@ def _fit(
         seconds=seconds,
         samples_per_second=len(train_data) / seconds,
     )
-    meta = CheckpointMeta.start(config, spec).after(report.as_dict())
+    meta = CheckpointMeta.start(config, spec, train_data.label_spec).after(report.as_dict())
     state: dict[str, Any] = {"optimizer": {}, "scaler": {}}
     on_epoch(report, lambda folder: save_checkpoint(folder, model, meta, state))
     return meta

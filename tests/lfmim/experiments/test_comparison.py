@@ -218,3 +218,20 @@ def test_all_files_are_written(tmp_path):
     assert "it broke &lt;here&gt;" in page
     assert not re.search(r'src="(?!data:)', page)
     assert r"$\pm$" in (tmp_path / "table_2.tex").read_text(encoding="utf-8")
+
+
+def test_every_system_and_head_stands_beside_the_baseline():
+    runs = [result("logistic", 0, 0.7), *RUNS]
+    table = table_2(runs)
+    assert table.index[0] == "logistic"
+    assert table.loc["logistic", "vs logistic"] == ""
+    # 0.5 and 0.6 against 0.7: both are marked, with p-values of a difference that large.
+    for system in ("eft", "lfmim"):
+        assert table.loc[system, "vs logistic"].endswith("↓")
+        assert table.loc[system, "p"] == "< 0.001"
+    heads = table_4([result("logistic", 0, 0.2), *RUNS])
+    assert "vs logistic" in heads.columns
+    better = heads.loc["lfmim audio", "vs logistic"]
+    assert better.startswith("+")
+    assert not better.endswith("↓")
+    assert "vs logistic" not in table_2(RUNS).columns
