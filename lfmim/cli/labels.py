@@ -57,7 +57,7 @@ def report(*, source: str, report: str = "labels", split: str = "", labels: str 
         )
 
     for name, table in label_tables(frame, spec).items():
-        text = table.to_string(float_format="{:.3f}".format, header=name != "table_1")
+        text = table.to_string(float_format="{:.3f}".format, na_rep="–", header=name != "table_1")
         print(f"{TITLES[name]}\n{text}\n")
     page = write_label_report(folder, frame, spec, title=f"Labels of {Path(source).name}")
     print(f"report: {page}")

@@ -12,6 +12,10 @@ class Modality(StrEnum):
     AUDIO = "audio"
     VISION = "vision"
 
+    def __repr__(self) -> str:
+        # People print dicts that it is a key of.
+        return repr(self.value)
+
 
 MODALITIES: tuple[Modality, ...] = tuple(Modality)
 MULTIMODAL = "multimodal"

@@ -369,6 +369,8 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
             f"there are the versions {listed(map(str, numbers)) or 'none'} and the aliases "
             f"{listed(aliases, like=which) or 'none'}"
         )
+        if which == CHALLENGER:
+            there += "; the next version that is trained and not at once champion is the challenger"
 
     return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
 
