@@ -28,14 +28,16 @@ def new_figure(width: float, height: float) -> Figure:
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the
     entries have it, test (as the paper's Figure 3)."""
-    figure = new_figure(3.2 * len(HEADS), 5.5)
-    axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
+    # A head without labels, as of a modality that the corpus lacks, has nothing to draw.
+    heads = [h for h in HEADS if any(entry["valid"][h]["count"] for entry in history)] or HEADS
+    figure = new_figure(3.2 * len(heads), 5.5)
+    axes = figure.subplots(2, len(heads), sharex=True, sharey="row", squeeze=False)
     # Counted from 0 in checkpoints, from 1 for people.
     epochs = [entry["epoch"] + 1 for entry in history]
     emotions = all("accuracy" in entry["valid"][HEADS[-1]] for entry in history)
 
     for row, metric in enumerate(("loss", "accuracy" if emotions else "mae")):
-        for column, head in enumerate(HEADS):
+        for column, head in enumerate(heads):
             axis = axes[row, column]
             for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
                 # TFN, LMF and others answer the multimodal head alone; test is in a benchmark's
@@ -59,10 +61,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSpec) -> Figure:
-    """One matrix per head: share of each label (rows) by prediction (columns), counts written in.
+    """One matrix per head with labels: share of each label (rows) by prediction (columns), counts
+    written in.
 
     Emotions are in the report order of `labels`; sentiment has its five classes."""
-    heads = [h for h in HEADS if h in metrics]
+    heads = [h for h in HEADS if h in metrics and metrics[h]["count"]]
     # Room for a count in each cell, however many classes there are.
     side = max(4.6, 0.55 * len(labels.classes) + 0.8)
     figure = new_figure(side * len(heads), side + 0.2)
@@ -92,6 +95,29 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSp
         axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
         axis.set_yticks(range(len(names)), names)
         axis.set(title=head, xlabel="predicted", ylabel="label")
+    return figure
+
+
+def reliability_diagrams(heads: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy against confidence of each head's answers, bin by bin (`calibration`); bars on the
+    diagonal are as often right as they say."""
+    shown = {h: m for h, m in heads.items() if m["count"]}
+    figure = new_figure(3.4 * len(shown), 3.4)
+    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axis, (head, m) in zip(axes, shown.items(), strict=True):
+        bins = m["reliability"]
+        middle = (np.arange(len(bins)) + 0.5) / len(bins)
+        # Paler where few answers are: three of them say little.
+        most = max(b["count"] for b in bins)
+        for x, b in zip(middle, bins, strict=True):
+            if b["count"]:
+                shade = 0.25 + 0.75 * b["count"] / most
+                axis.bar(x, b["accuracy"], 0.9 / len(bins), color="C0", alpha=shade)
+        axis.plot([0, 1], [0, 1], "k--", linewidth=1)
+        axis.set(
+            title=f"{head}: ECE {m['ece']:.3f}", xlabel="probability", xlim=(0, 1), ylim=(0, 1)
+        )
+    axes[0].set_ylabel("share that is right")
     return figure
 
 
