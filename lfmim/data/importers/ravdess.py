@@ -20,7 +20,6 @@ from lfmim.schema import (
     MULTIMODAL,
     SPEAKER,
     SPLIT,
-    TEXT,
     VIDEO,
     InputError,
     Modality,
@@ -60,7 +59,8 @@ def import_ravdess(
     """Write the manifest of the clips below `source`; returns lines of a report.
 
     The emotion is the one that the actor was asked for, so it is one label for voice, face and both
-    together; the two fixed sentences carry none, and label_text stays empty. An utterance that is
+    together. The two fixed sentences carry none: they are in the column 'statement', and
+    'text' and 'label_text' are not written. An utterance that is
     there in several modalities is one row. `aus` is read by `read_aus`. Raises InputError naming
     file and field.
     """
@@ -77,7 +77,6 @@ def import_ravdess(
             {
                 ID: key,
                 VIDEO: str(path),
-                TEXT: STATEMENTS[statement - 1],
                 SPLIT: split,
                 SPEAKER: f"Actor_{actor:02}",
                 LABEL_COLUMNS["audio"]: label if modality != PREFERRED[2] else None,
@@ -87,7 +86,7 @@ def import_ravdess(
                 LABEL_COLUMNS[MULTIMODAL]: label,
                 "gender": "male" if actor % 2 else "female",
                 "intensity": "strong" if intensity == 2 else "normal",
-                "statement": str(statement),
+                "statement": STATEMENTS[statement - 1],
                 "repetition": str(repetition),
             }
         )

@@ -3,6 +3,7 @@ layout."""
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lfmim.data.importers.corpora import fold_splits
+from lfmim.data.importers.crema_d import import_crema_d
+from lfmim.data.importers.folders import import_folders
+from lfmim.data.importers.meld import import_meld
 from lfmim.data.importers.ravdess import import_ravdess, read_aus
 from lfmim.data.manifest import manifest_labels
 from lfmim.schema import InputError, read_label_spec
@@ -105,3 +109,94 @@ def test_action_units_are_named_by_row_and_column(tmp_path):
     table.write_text("name,AU01_r\n01-01,0.5\n")
     with pytest.raises(InputError, match="separated by ;"):
         read_aus(table)
+
+
+def test_crema_d_has_three_heads_of_the_votes(real, tmp_path):
+    lines = import_crema_d(real / "crema_d", tmp_path / "c.csv")
+    rows = read(tmp_path / "c.csv").set_index("id")
+    votes = pd.read_csv(real / "crema_d" / "tabulatedVotes.csv")
+    assert len(rows) == 7442
+    assert rows.speaker.groupby(rows.split).nunique().sum() == 91
+    # The table's own answer, which names both of a tie.
+    word = dict(zip("ADFHNS", ("anger", "disgust", "fear", "happy", "neutral", "sad"), strict=True))
+    for digit, head in ((1, "audio"), (2, "vision"), (3, "multimodal")):
+        own = votes[votes.iloc[:, 0] // 100_000 == digit].set_index("fileName").emoVote
+        want = own.map(lambda v: word.get(v, "")).reindex(rows.index)
+        assert (rows[f"label_{head}"] == want).all()
+        assert f"  {(want == '').sum()} ties of label_{head}: left empty" in lines
+    assert (rows.gender["1001_IEO_NEU_XX"], rows.age["1001_IEO_NEU_XX"]) == ("male", "51")
+
+
+def test_crema_d_finds_media_and_names_row_and_field(tmp_path):
+    names = [f"{a}_IEO_ANG_HI" for a in range(1001, 1007)]
+    table = ",A,D,F,H,N,S,fileName\n" + "".join(
+        f"30000{i},3,0,0,0,1,0,{n}\n" for i, n in enumerate(names)
+    )
+    tree = touched(
+        tmp_path / "in",
+        f"AudioWAV/{names[0]}.wav",
+        f"VideoFlash/{names[0]}.flv",
+        f"AudioWAV/{names[1]}.wav",
+    )
+    (tree / "tabulatedVotes.csv").write_text(table)
+    lines = import_crema_d(tree, tmp_path / "c.csv", folds=3)
+    rows = read(tmp_path / "c.csv")
+    assert [Path(v).suffix for v in rows.video[:3]] == [".flv", ".wav", ""]
+    assert "  4 clips have no file: their column 'video' is empty" in lines
+    assert set(rows.label_multimodal) == {"anger"}
+    (tree / "tabulatedVotes.csv").write_text(table.replace("300002,3", "300002,x"))
+    with pytest.raises(
+        InputError, match=r"tabulatedVotes\.csv: row 3, field 'A': 'x' is no number"
+    ):
+        import_crema_d(tree, tmp_path / "c.csv")
+
+
+def test_meld_keeps_its_splits_and_names_its_defects(real, tmp_path):
+    lines = import_meld(real / "meld", tmp_path / "m.csv")
+    rows = read(tmp_path / "m.csv").set_index("id")
+    assert rows.split.value_counts().to_dict() == {"train": 9989, "valid": 1109, "test": 2610}
+    row = rows.loc["train_dia0_utt1"]
+    assert row.text == "You must’ve had your hands full."
+    assert (row.label_multimodal, row.sentiment_multimodal) == ("neutral", "0.0")
+    assert set(rows.sentiment_multimodal) == {"-1.0", "0.0", "1.0"}
+    odd = [line for line in lines if "s long" in line]
+    assert [line.split()[3] for line in odd] == ["41.040", "304.940", "0.000", "235.068"]
+
+
+def test_meld_opens_its_clips(tmp_path):
+    header = "Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID\n"
+    rows = [f"It\x92s me,Joey,joy,positive,0,{k}\n" for k in range(3)]
+    (tmp_path / "train_sent_emo.csv").write_text(header + "".join(rows), encoding="utf-8")
+    clips = touched(tmp_path / "media", "x/train_splits/dia0_utt1.mp4")
+    with wave.open(str(clips / "x" / "train_splits" / "dia0_utt0.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(1600))
+    lines = import_meld(tmp_path, tmp_path / "m.csv", media=clips)
+    found = read(tmp_path / "m.csv")
+    assert found.video.tolist() == ["media/x/train_splits/dia0_utt0.mp4", "", ""]
+    assert found.text[0] == "It’s me"
+    assert any("dia0_utt1.mp4: cannot be used" in line for line in lines)
+    assert "  1 clips of train are missing" in lines
+    (tmp_path / "train_sent_emo.csv").write_text(header + rows[0].replace("joy,", "glee,"))
+    with pytest.raises(InputError, match=r"row 1, field 'Emotion': unknown emotion 'glee'"):
+        import_meld(tmp_path, tmp_path / "m.csv")
+
+
+def test_folders_of_classes_with_splits_and_speakers(tmp_path):
+    tree = touched(
+        tmp_path / "in", *(f"dev/happy/p{k}_1.mp4" for k in range(2)), "train/fear/p2_1.wav"
+    )
+    (tree / "train" / "fear" / "p2_1.txt").write_text("no!\n", encoding="utf-8")
+    import_folders(tree, tmp_path / "f.csv", speaker=r"(p\d)_")
+    rows = read(tmp_path / "f.csv")
+    assert rows.split.tolist() == ["valid", "valid", "train"]
+    assert rows.label_multimodal.tolist() == ["happiness", "happiness", "fear"]
+    assert rows.speaker.tolist() == ["p0", "p1", "p2"]
+    assert rows.text.tolist() == ["", "", "no!"]
+    with pytest.raises(InputError, match=r"p0_1\.mp4: --speaker '\(q\)' is not found in it"):
+        import_folders(tree, tmp_path / "f.csv", speaker="(q)")
+    with pytest.raises(InputError, match="one group is needed"):
+        import_folders(tree, tmp_path / "f.csv", speaker="q")
+    touched(tree, "boredom/1.mp4")
+    with pytest.raises(InputError, match=r"boredom, the folder's name: unknown emotion 'boredom'"):
+        import_folders(tree, tmp_path / "f.csv")
