@@ -9,9 +9,9 @@ registered model.
     lfmim import folders --source clips --output clips.csv
     lfmim import arrays --source labels.csv --audio audio.npz --store features
     lfmim import join --store features --vision aus.parquet --output both
-    lfmim import elan --source talk.eaf --media talk.mp4 --output talk.csv --clips talk
-    lfmim import praat --source talk.TextGrid --media talk.wav --output talk.csv --clips talk
-    lfmim import label_studio --source export.json --media videos --output talk.csv --clips talk
+    lfmim import elan --source talk.eaf --output talk.csv --clips talk
+    lfmim import praat --source talk.TextGrid --output talk.csv --clips talk
+    lfmim import label_studio --source export.json --media videos --output talk.csv
     lfmim import cherma --source CHERMA --store features
     lfmim import mmsa --source unaligned_39.pkl --store features
     lfmim import sims --source CH-SIMS --output clips.csv

@@ -13,8 +13,11 @@ import pytest
 from lfmim.data.importers.corpora import fold_splits
 from lfmim.data.importers.crema_d import import_crema_d
 from lfmim.data.importers.folders import import_folders
+from lfmim.data.importers.iemocap import import_iemocap
 from lfmim.data.importers.meld import import_meld
+from lfmim.data.importers.mer import import_mer
 from lfmim.data.importers.ravdess import import_ravdess, read_aus
+from lfmim.data.importers.sims import import_sims
 from lfmim.data.manifest import manifest_labels
 from lfmim.schema import InputError, read_label_spec
 from tests.support.toy import ROOT
@@ -200,3 +203,81 @@ def test_folders_of_classes_with_splits_and_speakers(tmp_path):
     touched(tree, "boredom/1.mp4")
     with pytest.raises(InputError, match=r"boredom, the folder's name: unknown emotion 'boredom'"):
         import_folders(tree, tmp_path / "f.csv")
+
+
+def iemocap_tree(root: Path) -> Path:
+    for session in range(1, 6):
+        name, folder = f"Ses0{session}F_impro01", root / f"Session{session}"
+        evaluated = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+        for who, emotion, valence in (
+            ("F000", "exc", 4.5),
+            ("M000", "fru", 2),
+            ("F001", "xxx", 5.5),
+        ):
+            evaluated += (
+                f"[6.2901 - 8.2357]\t{name}_{who}\t{emotion}\t[{valence:.4f}, 2.5000, 3.0000]\n"
+            )
+            evaluated += "C-E2:\tHappiness;\t()\nA-E3:\tval 3; act 2; dom  2;\t()\n\n"
+        for path, text in (
+            ("EmoEvaluation", evaluated),
+            ("transcriptions", f"{name}_F000 [006.2901-008.2357]: Excuse me.\n"),
+        ):
+            (folder / "dialog" / path).mkdir(parents=True)
+            (folder / "dialog" / path / f"{name}.txt").write_text(text)
+        touched(folder, f"sentences/wav/{name}/{name}_F000.wav")
+    return root
+
+
+def test_iemocap_by_sessions(tmp_path):
+    tree = iemocap_tree(tmp_path / "in")
+    lines = import_iemocap(tree, tmp_path / "i.csv", folds=5)
+    rows = read(tmp_path / "i.csv")
+    first = rows.iloc[0]
+    assert (first.id, first.text) == ("Ses01F_impro01_F000", "Excuse me.")
+    assert first.video == "in/Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    assert (first.label_multimodal, first.sentiment_multimodal) == ("happy", "4.5")
+    assert (first.speaker, rows.speaker[1], rows.emotion[1]) == ("Ses01_F", "Ses01_M", "fru")
+    assert rows.label_multimodal[1:3].tolist() == ["", ""]
+    assert rows.groupby("session").split.first().tolist() == ["train"] * 3 + ["valid", "test"]
+    for told in ("'exc' counted as happy: 5 times", "5 utterances have a valence beyond 1 to 5"):
+        assert any(told in line for line in lines)
+    for k in range(1, 6):
+        fold = read(tmp_path / f"i.fold{k}.csv")
+        assert set(fold.session[fold.split == "test"]) == {str(k)}
+        assert set(fold.session[fold.split == "valid"]) == {str(k % 5 + 1)}
+    import_iemocap(tree, tmp_path / "six.csv", labels="iemocap6")
+    assert read(tmp_path / "six.csv").label_multimodal[:2].tolist() == ["excited", "frustrated"]
+    path = tree / "Session2/dialog/EmoEvaluation/Ses02F_impro01.txt"
+    path.write_text(path.read_text().replace("\tfru\t", "\t"))
+    with pytest.raises(InputError, match=r"Ses02F_impro01\.txt: line 7: .*is not \[start - end\]"):
+        import_iemocap(tree, tmp_path / "i.csv")
+
+
+def test_mer_tables_and_texts(tmp_path):
+    table, text = tmp_path / "train-label.csv", tmp_path / "text.csv"
+    table.write_text("name,discrete,valence\nsample_0001,worried,-2.5\nsample_0002,happy,3\n")
+    text.write_text("name,sentence\nsample_0001,我担心\n", encoding="utf-8")
+    media = touched(tmp_path / "video", "sample_0002.avi")
+    lines = import_mer(table, tmp_path / "m.csv", media=media, text=text)
+    rows = read(tmp_path / "m.csv")
+    assert rows.label_multimodal.tolist() == ["worried", "happy"]
+    assert rows.sentiment_multimodal.tolist() == ["-2.5", "3"]
+    assert rows.video.tolist() == ["", "video/sample_0002.avi"]
+    assert rows.text.tolist() == ["我担心", ""]
+    assert "  1 rows have no video: the column is empty there" in lines
+    table.write_text("name,discrete,valence\nsample_0001,worried,-7\n")
+    with pytest.raises(InputError, match=r"row 1, field 'valence': '-7' is not a sentiment score"):
+        import_mer(table, tmp_path / "m.csv")
+    table.write_text("name,label\nsample_0001,worried\n")
+    with pytest.raises(InputError, match="no column 'discrete' or"):
+        import_mer(table, tmp_path / "m.csv")
+
+
+def test_sims_v2_has_another_table_and_another_word_for_valid(tmp_path):
+    touched(tmp_path, "Raw/v/0001.mp4")
+    (tmp_path / "meta.csv").write_text(
+        "video_id,clip_id,text,label,mode\nv,0001,好,0.4,val\n", encoding="utf-8"
+    )
+    import_sims(tmp_path, tmp_path / "s.csv")
+    (row,) = read(tmp_path / "s.csv").to_dict("records")
+    assert (row["split"], row["video"]) == ("valid", "Raw/v/0001.mp4")
