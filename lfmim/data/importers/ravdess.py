@@ -3,6 +3,7 @@ MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lfmim.data.importers.array_files import ENCODER_KEY
 from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.corpora import Labeller, media_files, write_corpus
 from lfmim.data.manifest import cell
@@ -38,8 +40,9 @@ FIELDS = {
     "actor": 24,
 }
 """Fields of a name, and the largest value of each; the least is 01."""
-PREFERRED = (1, 3, 2)
-"""Of one utterance: with sound and picture, sound alone, picture alone."""
+PICTURE, SOUND = 2, 3
+PREFERRED = (1, SOUND, PICTURE)
+"""Modalities of which an utterance has one row: both, then sound alone, then picture alone."""
 SONG = 2
 LAST_TRAIN, LAST_VALID = 15, 18
 """Actors up to here train and validate, the rest test."""
@@ -59,10 +62,9 @@ def import_ravdess(
     """Write the manifest of the clips below `source`; returns lines of a report.
 
     The emotion is the one that the actor was asked for, so it is one label for voice, face and both
-    together. The two fixed sentences carry none: they are in the column 'statement', and
-    'text' and 'label_text' are not written. An utterance that is
-    there in several modalities is one row. `aus` is read by `read_aus`. Raises InputError naming
-    file and field.
+    together. The two fixed sentences carry none: they are in the column 'statement', and 'text' and
+    'label_text' are not written. An utterance that is there in several modalities is one row. `aus`
+    is read by `read_aus`. Raises InputError naming file and field.
     """
     clips, others = _clips(source, song)
     labeller = Labeller(labels, "ravdess8")
@@ -79,10 +81,8 @@ def import_ravdess(
                 VIDEO: str(path),
                 SPLIT: split,
                 SPEAKER: f"Actor_{actor:02}",
-                LABEL_COLUMNS["audio"]: label if modality != PREFERRED[2] else None,
-                LABEL_COLUMNS["vision"]: label
-                if modality != PREFERRED[1] or key in vectors
-                else None,
+                LABEL_COLUMNS["audio"]: label if modality != PICTURE else None,
+                LABEL_COLUMNS["vision"]: label if modality != SOUND or key in vectors else None,
                 LABEL_COLUMNS[MULTIMODAL]: label,
                 "gender": "male" if actor % 2 else "female",
                 "intensity": "strong" if intensity == 2 else "normal",
@@ -92,14 +92,16 @@ def import_ravdess(
         )
 
     notes = [f"{n} files were left out: {why}" for why, n in others.items() if n]
+    beside = output.with_name(f"{output.stem}.{Modality.VISION}.parquet")
+    # Of an earlier import with action units: it would be taken for this one's.
+    beside.unlink(missing_ok=True)
     if aus:
         known = {k: v for k, v in vectors.items() if k in clips}
         if not known:
             raise InputError(f"{aus}, field 'name': none names a clip below {source}")
-        beside = output.with_name(f"{output.stem}.{Modality.VISION}.parquet")
         _write_arrays(known, beside, columns)
         notes += [
-            f"{len(known)} clips with {len(columns)} action units in {beside.name}: their vision "
+            f"{len(known)} of {len(clips)} clips have {len(columns)} action units in {beside.name}: their vision "
             "modality. A model trained on it answers for feature stores, not for videos"
         ]
     return write_corpus(rows, output, labeller, folds=folds, seed=seed, notes=notes)
@@ -173,9 +175,11 @@ def _fields(path: Path) -> list[int]:
 
 
 def _write_arrays(vectors: dict[str, np.ndarray], path: Path, columns: list[str]) -> None:
-    # The columns' names are what makes two such tables comparable.
+    # What makes two such tables comparable.
+    named = hashlib.sha256(" ".join(columns).encode()).hexdigest()[:8]
+    encoder = f"{AU_ENCODER} ({len(columns)} columns, {named})"
     table = pa.table({ID: list(vectors), "features": [v.tolist() for v in vectors.values()]})
-    table = table.replace_schema_metadata({"encoder": f"{AU_ENCODER}: {' '.join(columns)}"})
+    table = table.replace_schema_metadata({ENCODER_KEY: encoder})
     with new_file(path) as temporary:
         pq.write_table(table, temporary)
 
