@@ -201,8 +201,13 @@ def _utterances(source: Path, labeller: Labeller) -> tuple[list[dict[str, Any]],
     if ID not in frame:
         raise InputError(f"{source}: column 'id' is missing; found: {', '.join(map(str, frame))}")
     # Arrays in the table itself are features, which their own options name.
-    frame = frame[[c for c in frame if not any(isinstance(v, list) for v in frame[c].head(50))]]
-    extra = [c for c in passthrough_columns(frame) if c not in RESERVED_COLUMNS]
+    arrays = [c for c in frame if any(isinstance(v, list | np.ndarray) for v in frame[c].head(50))]
+    frame = frame.drop(columns=arrays)
+    extra = passthrough_columns(frame)
+    for column in (c for c in extra if c in RESERVED_COLUMNS):
+        raise InputError(
+            f"{source}: column '{column}' has a name the feature store uses itself; rename it"
+        )
 
     rows: list[dict[str, Any]] = []
     first: dict[str, int] = {}
@@ -230,13 +235,11 @@ def _utterances(source: Path, labeller: Labeller) -> tuple[list[dict[str, Any]],
 
 
 def _present(store: Path, modalities: Sequence[Modality]) -> list[Modality]:
-    found = {
-        m
-        for path in part_files(store)
-        for m in modalities
-        if (column := pq.read_table(path, columns=[FEATURE_COLUMNS[m]])[0]).null_count < len(column)
-    }
-    return [m for m in modalities if m in found]
+    def there(path: str, m: Modality) -> bool:
+        column = pq.read_table(path, columns=[FEATURE_COLUMNS[m]])[0]
+        return bool(column.null_count < len(column))
+
+    return [m for m in modalities if any(there(path, m) for path in part_files(store))]
 
 
 def _columns(

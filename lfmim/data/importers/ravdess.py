@@ -101,8 +101,8 @@ def import_ravdess(
             raise InputError(f"{aus}, field 'name': none names a clip below {source}")
         _write_arrays(known, beside, columns)
         notes += [
-            f"{len(known)} of {len(clips)} clips have {len(columns)} action units in {beside.name}: their vision "
-            "modality. A model trained on it answers for feature stores, not for videos"
+            f"{len(known)} of {len(clips)} clips have {len(columns)} action units in {beside.name}",
+            "  as their vision modality: a model of it answers for feature stores, not for videos",
         ]
     return write_corpus(rows, output, labeller, folds=folds, seed=seed, notes=notes)
 
