@@ -22,10 +22,13 @@ def read_elan(path: Path) -> tuple[dict[str, list[Interval]], str]:
     if root.tag != "ANNOTATION_DOCUMENT":
         raise InputError(f"{path}: not an ELAN file: its root is <{root.tag}>")
 
-    slots = {
-        s.get("TIME_SLOT_ID", ""): float(s.get("TIME_VALUE", "nan")) / 1000
-        for s in root.iter("TIME_SLOT")
-    }
+    try:
+        slots = {
+            s.get("TIME_SLOT_ID", ""): float(s.get("TIME_VALUE", "nan")) / 1000
+            for s in root.iter("TIME_SLOT")
+        }
+    except ValueError as error:
+        raise InputError(f"{path}: a time slot's TIME_VALUE is no number: {error}") from error
     times = {
         a.get("ANNOTATION_ID", ""): tuple(
             slots.get(a.get(f"TIME_SLOT_REF{k}", ""), float("nan")) for k in (1, 2)

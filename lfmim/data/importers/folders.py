@@ -20,6 +20,7 @@ from lfmim.schema import (
     InputError,
 )
 from lfmim.storage import local_path, output_file
+from lfmim.text_files import decode
 
 SPLIT_NAMES = {**{s: s for s in SPLITS}, "dev": "valid", "val": "valid", "validation": "valid"}
 
@@ -50,12 +51,11 @@ def import_folders(
         if len(inside.parts) < 2:
             raise InputError(f"{path}: lies in no folder of a class below {source}")
         label = labeller(path.parent.name, f"{path.parent}, the folder's name")
-        words = path.with_suffix(".txt")
         splits.append(SPLIT_NAMES.get(inside.parts[0].lower(), "") if len(inside.parts) > 2 else "")
         row = {
             ID: inside.with_suffix("").as_posix(),
             VIDEO: str(path),
-            TEXT: words.read_text(encoding="utf-8").strip() if words.is_file() else "",
+            TEXT: _text(path.with_suffix(".txt")),
             LABEL_COLUMNS[MULTIMODAL]: label,
         }
         if pattern:
@@ -73,6 +73,10 @@ def import_folders(
             raise InputError(f"{source}: {odd} lies in no folder of a split, as others do")
         rows = [{**row, SPLIT: split} for row, split in zip(rows, splits, strict=True)]
     return write_corpus(rows, output, labeller, folds=folds, seed=seed)
+
+
+def _text(path: Path) -> str:
+    return decode(path.read_bytes(), str(path))[0].strip() if path.is_file() else ""
 
 
 def _pattern(speaker: str) -> re.Pattern[str] | None:

@@ -44,7 +44,7 @@ def read_textgrid(path: Path) -> dict[str, list[Interval]]:
             if kind == "IntervalTier":
                 tiers[name] = found
     # RuntimeError: what next() raises inside a generator when there is nothing left.
-    except (RuntimeError, ValueError) as error:
+    except (StopIteration, RuntimeError, ValueError) as error:
         raise InputError(
             f"{path}: not a whole TextGrid; it ends or turns after tier "
             f"{list(tiers)[-1:] or 'none'}"

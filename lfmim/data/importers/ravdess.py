@@ -93,18 +93,21 @@ def import_ravdess(
 
     notes = [f"{n} files were left out: {why}" for why, n in others.items() if n]
     beside = output.with_name(f"{output.stem}.{Modality.VISION}.parquet")
-    # Of an earlier import with action units: it would be taken for this one's.
-    beside.unlink(missing_ok=True)
+    known = {k: v for k, v in vectors.items() if k in clips}
     if aus:
-        known = {k: v for k, v in vectors.items() if k in clips}
         if not known:
             raise InputError(f"{aus}, field 'name': none names a clip below {source}")
-        _write_arrays(known, beside, columns)
         notes += [
             f"{len(known)} of {len(clips)} clips have {len(columns)} action units in {beside.name}",
             "  as their vision modality: a model of it answers for feature stores, not for videos",
         ]
-    return write_corpus(rows, output, labeller, folds=folds, seed=seed, notes=notes)
+
+    # Of an earlier import with action units: they would be taken for this one's.
+    beside.unlink(missing_ok=True)
+    lines = write_corpus(rows, output, labeller, folds=folds, seed=seed, notes=notes)
+    if known:
+        _write_arrays(known, beside, columns)
+    return lines
 
 
 def read_aus(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -21,6 +21,6 @@ def test_a_manifest_needs_no_store_and_its_importer_never_sees_the_option(tmp_pa
 
 def test_folds_are_not_extracted_each(tmp_path):
     given = ["--source", str(tmp_path), "--output", str(tmp_path / "m.csv"), "--folds", "5"]
-    with pytest.raises(InputError, match="--folds with --store: .*lfmim import join --manifest"):
+    with pytest.raises(InputError, match=r"--folds with --store: .*lfmim import join --manifest"):
         main(["folders", *given, "--store", str(tmp_path / "s")])
     assert not list(tmp_path.iterdir())

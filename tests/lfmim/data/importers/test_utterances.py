@@ -167,9 +167,11 @@ def test_long_and_short_textgrids_are_read_alike(tmp_path, encoding):
     praat(source=str(tmp_path / "l.TextGrid"), output=str(tmp_path / "m.csv"))
     (row,) = read(tmp_path / "m.csv").to_dict("records")
     assert (row["text"], row["label_audio"], row["start_s"]) == ('he said "9 [1]"', "fear", "0.250")
-    (tmp_path / "s.TextGrid").write_text(SHORT[:-60], encoding=encoding)
-    with pytest.raises(InputError, match=r"s\.TextGrid: not a whole TextGrid"):
-        read_textgrid(tmp_path / "s.TextGrid")
+    # Cut off within a tier of intervals, and within one of points.
+    for whole in (SHORT[:-60], SHORT[: SHORT.index("1e-05")]):
+        (tmp_path / "s.TextGrid").write_text(whole, encoding=encoding)
+        with pytest.raises(InputError, match=r"s\.TextGrid: not a whole TextGrid"):
+            read_textgrid(tmp_path / "s.TextGrid")
 
 
 def test_tiers_without_a_known_name_are_asked_for():
