@@ -50,12 +50,12 @@ class Labeller:
         if word in self.spec.merges:
             self.merged[f"'{word}' counted as {found}"] += 1
         elif word and found is None:
-            self.dropped[f"'{word}' is no class: left empty"] += 1
+            self.dropped[f"'{word}' left empty"] += 1
         return found
 
     def lines(self) -> list[str]:
         both = [*sorted(self.merged.items()), *sorted(self.dropped.items())]
-        return [f"{what}: {n} times" for what, n in both]
+        return [f"labels {self.spec.name}: {n} x {what}" for what, n in both]
 
 
 def write_corpus(

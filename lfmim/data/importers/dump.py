@@ -28,7 +28,6 @@ from lfmim.schema import (
     ERRORS_FOLDER,
     FEATURE_COLUMNS,
     ID,
-    LABELS_FILE,
     VIDEO,
     FeatureSpec,
     InputError,
@@ -199,9 +198,6 @@ def write_store(
             )
         if bad:
             write_part(temporary / ERRORS_FOLDER, pa.Table.from_pylist(bad, schema=ERROR_SCHEMA))
-        if labels is not None:
-            whole = json.dumps(labels.to_dict(), ensure_ascii=False, indent=1)
-            write_text(temporary / LABELS_FILE, whole)
         # Only now: the sources are hashed while their rows are read.
         write_spec(temporary, make_spec(), labels)
         write_text(temporary / IMPORT_FILE, json.dumps(vars(report), indent=1, ensure_ascii=False))

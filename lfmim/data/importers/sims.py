@@ -25,7 +25,7 @@ from lfmim.schema import (
 from lfmim.storage import local_path, output_file
 
 TABLES = ("label.csv", "meta.csv", "meta(s).csv")
-OTHER_NAMES = {"val": "valid", "dev": "valid"}
+OTHER_NAMES = {"val": "valid"}
 SCORES = {"text": "label_T", "audio": "label_A", "vision": "label_V", MULTIMODAL: "label"}
 
 

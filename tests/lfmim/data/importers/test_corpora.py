@@ -98,7 +98,7 @@ def test_ravdess_takes_one_file_an_utterance_and_names_the_field(tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("{name: own, classes: [neutral, happy], merges: {calm: neutral}}")
     lines = import_ravdess(tree, tmp_path / "r.csv", labels=str(own))
-    assert "  'calm' counted as neutral: 1 times" in lines
+    assert "  labels own: 1 x 'calm' counted as neutral" in lines
     touched(tree, "Actor_16/03-01-09-01-01-01-16.wav")
     with pytest.raises(InputError, match=r"01-16\.wav, field 'emotion': 09 is not in 01 to 08"):
         import_ravdess(tree, tmp_path / "r.csv")
@@ -239,7 +239,10 @@ def test_iemocap_by_sessions(tmp_path):
     assert (first.speaker, rows.speaker[1], rows.emotion[1]) == ("Ses01_F", "Ses01_M", "fru")
     assert rows.label_multimodal[1:3].tolist() == ["", ""]
     assert rows.groupby("session").split.first().tolist() == ["train"] * 3 + ["valid", "test"]
-    for told in ("'exc' counted as happy: 5 times", "5 utterances have a valence beyond 1 to 5"):
+    for told in (
+        "labels iemocap4: 5 x 'exc' counted as happy",
+        "5 utterances have a valence beyond 1 to 5",
+    ):
         assert any(told in line for line in lines)
     for k in range(1, 6):
         fold = read(tmp_path / f"i.fold{k}.csv")
