@@ -71,10 +71,10 @@ def write_corpus(
     """Write `rows` (columns of a manifest) as the manifest `output` with its labels beside it;
     returns lines of a report.
 
-    Rows without splits are split 6:2:2 by whole values of the column `group`, as far as there are
-    enough of them. `folds` K writes K more manifests, `<stem>.fold1.csv` ..., each with splits of
-    its own: fold k is tested on the k-th part of the groups and chosen on the next. Raises
-    InputError.
+    Rows without splits are split 6:2:2 by whole values of the column `group`, or at random where
+    there is no such column, as far as there are enough. `folds` K writes K more manifests,
+    `<stem>.fold1.csv` ..., each with splits of its own: fold k is tested on the k-th part of the
+    groups and chosen on the next. Raises InputError.
     """
     frame = pd.DataFrame(rows, dtype=object)
     repeated = frame[ID].duplicated()
@@ -83,12 +83,8 @@ def write_corpus(
 
     lines = [f"{len(frame)} utterances{_speakers(frame)}"]
     if SPLIT not in frame:
-        frame[SPLIT] = ""
-        if group not in frame or frame[group].nunique() < FOLDS:
-            lines.append(f"  no split: that needs {FOLDS} or more values of '{group}'")
-        else:
-            frame[SPLIT] = split_rows(frame, "speaker", seed=seed, group=group)
-            lines.append(f"  split 6:2:2 by {group}: no {group} is in two splits")
+        frame[SPLIT], how = _split(frame, group, seed)
+        lines.append(f"  {how}")
 
     lines += [f"  {line}" for line in [*_counts(frame), *labeller.lines(), *notes]]
     parts = fold_splits(frame, folds, group=group, seed=seed) if folds else []
@@ -156,6 +152,23 @@ def arrays_beside(manifest: Path) -> dict[Modality, Path]:
     `clips.vision.parquet`."""
     named = {m: manifest.with_name(f"{manifest.stem}.{m}.parquet") for m in Modality}
     return {m: path for m, path in named.items() if path.is_file()}
+
+
+def _split(frame: pd.DataFrame, group: str, seed: int) -> tuple[list[str], str]:
+    """A split per row, and a line that says how it was made."""
+    none = [""] * len(frame)
+    if group in frame:
+        if frame[group].nunique() < FOLDS:
+            return none, f"no split: that needs {FOLDS} or more values of '{group}'"
+        made = split_rows(frame, "speaker", seed=seed, group=group)
+        return made, f"split 6:2:2 by {group}: no {group} is in two splits"
+
+    if len(frame) < FOLDS:
+        return none, f"no split: that needs {FOLDS} or more rows"
+    return (
+        split_rows(frame, "shuffled", seed=seed),
+        f"split 6:2:2 at random: without a column '{group}', one may be in several splits",
+    )
 
 
 def _speakers(frame: pd.DataFrame) -> str:

@@ -37,11 +37,12 @@ def import_mer(
     media: Path | None = None,
     text: Path | None = None,
     labels: str = "",
+    seed: int = 0,
 ) -> list[str]:
     """Write the manifest of the table `source`; returns lines of a report.
 
     The emotion is label_multimodal, the valence, on its scale from -5 to 5, sentiment_multimodal.
-    The speakers are not known, so the rows are not split. Raises InputError naming file, row and
+    The speakers are not known, so the split is at random. Raises InputError naming file, row and
     field.
     """
     labeller = Labeller(labels, "mer2023")
@@ -71,7 +72,7 @@ def import_mer(
     lost = {"video": media and sum(not r[VIDEO] for r in rows)}
     lost["text"] = text and sum(not r[TEXT] for r in rows)
     notes = [f"{n} rows have no {what}: the column is empty there" for what, n in lost.items() if n]
-    return write_corpus(rows, output, labeller, notes=notes)
+    return write_corpus(rows, output, labeller, seed=seed, notes=notes)
 
 
 def _find(frame: pd.DataFrame, names: tuple[str, ...]) -> str:
@@ -97,7 +98,13 @@ def _texts(path: Path) -> dict[str, str]:
 
 @register_importer("mer")
 def mer(
-    *, source: str, output: str, media: str = "", text: str = "", labels: str = ""
+    *,
+    source: str,
+    output: str,
+    media: str = "",
+    text: str = "",
+    labels: str = "",
+    seed: int = 0,
 ) -> list[str]:
     """MER 2023 or 2024: a csv of names, emotions and valences -> manifest.
 
@@ -107,6 +114,7 @@ def mer(
         media: folder with NAME.mp4 or NAME.avi.
         text: table with the columns name and sentence (or chinese).
         labels: label spec, a shipped name or a YAML file; empty: mer2023.
+        seed: of the split.
     """
     given, made = local_path(source, "--source"), output_file(output, "--output")
     lines = import_mer(
@@ -115,5 +123,6 @@ def mer(
         media=local_path(media, "--media") if media else None,
         text=local_path(text, "--text") if text else None,
         labels=labels,
+        seed=seed,
     )
     return written(lines, output)

@@ -268,6 +268,13 @@ def test_mer_tables_and_texts(tmp_path):
     assert rows.video.tolist() == ["", "video/sample_0002.avi"]
     assert rows.text.tolist() == ["我担心", ""]
     assert "  1 rows have no video: the column is empty there" in lines
+    table.write_text("name,discrete\n" + "".join(f"s{k},sad\n" for k in range(10)))
+    lines = import_mer(table, tmp_path / "n.csv")
+    assert (
+        "  split 6:2:2 at random: without a column 'speaker', one may be in several splits" in lines
+    )
+    found = read(tmp_path / "n.csv").split.value_counts().to_dict()
+    assert found == {"train": 6, "valid": 2, "test": 2}
     table.write_text("name,discrete,valence\nsample_0001,worried,-7\n")
     with pytest.raises(InputError, match=r"row 1, field 'valence': '-7' is not a sentiment score"):
         import_mer(table, tmp_path / "m.csv")
