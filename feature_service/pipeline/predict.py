@@ -38,7 +38,7 @@ from feature_service.pipeline.stages import (
     pinned,
 )
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
-from lfmim.data.importers.arrays import GIVEN
+from lfmim.data.importers.array_files import GIVEN
 from lfmim.data.manifest import manifest_labels, read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
 from lfmim.distributed import at_work

@@ -26,6 +26,9 @@ KINDS = (
     "array per id, a table (.parquet, .csv, .jsonl) with a column 'id', or a data set's folder of "
     ".arrow or .parquet"
 )
+GIVEN = "arrays:"
+"""How the encoder's name begins of a modality that was given as arrays: nothing here can compute it
+from a video."""
 ENCODER_KEY = b"encoder"
 """Key in a Parquet file's metadata that says what computed its arrays."""
 SPLIT_FOLDERS = {"train": "train", "validation": "valid", "valid": "valid", "test": "test"}

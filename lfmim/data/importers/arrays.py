@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from lfmim.data.importers.array_files import ArrayFile, open_arrays, read_dataset
+from lfmim.data.importers.array_files import GIVEN, ArrayFile, open_arrays, read_dataset
 from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.corpora import Labeller
 from lfmim.data.importers.dump import (
@@ -48,10 +48,6 @@ from lfmim.schema import (
     Modality,
 )
 from lfmim.storage import local_path, output_folder
-
-GIVEN = "arrays:"
-"""How the encoder's name begins of a modality that was given as arrays: nothing here can compute it
-from a video."""
 
 
 class _Source:

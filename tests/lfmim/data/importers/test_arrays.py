@@ -11,7 +11,8 @@ import pyarrow.ipc as ipc
 import pytest
 from safetensors.numpy import save_file
 
-from lfmim.data.importers.arrays import GIVEN, import_arrays, import_join
+from lfmim.data.importers.array_files import GIVEN
+from lfmim.data.importers.arrays import import_arrays, import_join
 from lfmim.data.store import quarantined, read_table, sequences
 from lfmim.schema import FEATURE_COLUMNS, FeatureSpec, InputError, LabelSpec, Modality
 from tests.support.toy import DIMS, SPEC
