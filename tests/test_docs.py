@@ -20,13 +20,13 @@ from tests.support.toy import ROOT
 
 HISTORY = {"docs/LOG.md", "CHANGELOG.md"}
 """They name what was; only their links are held to what is."""
-PAGES = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CODE = [
     f for d in ("lfmim", "feature_service", "jobs", "benchmarks") for f in ROOT.glob(f"{d}/**/*.*")
 ]
 FOREIGN = {"--allowed-hosts", "--device", "--host"}
 """Options of MLflow's server and of benchmarks/, which pages name by themselves."""
-USER = {"folders.py", "mean.py", "mfcc.py", "mine.py"}
+USER = {"mean.py", "mfcc.py", "mine.py", "named_clips.py"}
 """Files that a page tells the reader to make."""
 
 
@@ -95,7 +95,9 @@ def test_every_page_is_in_the_navigation_once():
 
     found = list(pages(yaml.safe_load(read("mkdocs.yml"))["nav"]))
     made = set(hooks().FROM_ROOT)
-    assert sorted(found) == sorted({Path(p).name for p in PAGES if p.startswith("docs/")} | made)
+    assert sorted(found) == sorted(
+        {p.removeprefix("docs/") for p in PAGES if p.startswith("docs/")} | made
+    )
 
 
 def test_the_python_page_has_every_public_name():
@@ -164,7 +166,7 @@ def test_commands_of_the_pages_are_taken(page, line, whole, parse):
     if "--plugin" in words:
         at = words.index("--plugin")  # tests/lfmim/test_registry.py runs these with their files
         del words[at : at + 2]
-    plugin_importer = words[:2] == ["import", "folders"]
+    plugin_importer = words[:2] == ["import", "named_clips"]
     if plugin_importer or (not whole and "--" not in line):
         assert plugin_importer or words in list(hooks().command_lines())
         return

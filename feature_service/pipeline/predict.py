@@ -38,6 +38,7 @@ from feature_service.pipeline.stages import (
     pinned,
 )
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
+from lfmim.data.importers.array_files import GIVEN
 from lfmim.data.manifest import manifest_labels, read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
 from lfmim.distributed import at_work
@@ -84,6 +85,7 @@ def predict_clip(
 ) -> pd.Series:
     """One clip, in this process. Raises InputError if it cannot be read or the encoders are not the
     model's."""
+    _check_encoders(predictor)
     spec = build_feature_spec(config)
     predictor.check_spec(spec, have="the configured encoders")
     # or a branch of the hub that moves now would give other features than were just checked
@@ -112,6 +114,18 @@ def predict_clip(
         )
     features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
     return to_frame(predictor.predict(features), predictor.meta.labels.classes).iloc[0]
+
+
+def _check_encoders(predictor: Predictor) -> None:
+    """Raise InputError if nothing here can compute the model's features from media."""
+    encoders = predictor.meta.spec.encoders.items()
+    given = [f"{m} ({e.name.removeprefix(GIVEN)})" for m, e in encoders if e.name.startswith(GIVEN)]
+    if given:
+        raise InputError(
+            f"the model was trained on arrays that were given to it: {', '.join(given)}, which "
+            "cannot be computed from a video here. Compute those of the new clips as well, bring "
+            "them into a feature store (lfmim import arrays or join) and give that: --store STORE"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +162,7 @@ def predict_manifest(
     """Extract the manifest into `config.store`, then predict its rows from there
     (`predict_store`)."""
     # before hours of extraction that this model could not read
+    _check_encoders(predictor)
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     # new clips, which mostly have no label, have the classes of the model that they are for
     labels = manifest_labels(config.manifest, config.labels, predictor.meta.labels)

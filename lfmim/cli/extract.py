@@ -31,7 +31,11 @@ COMMON = (
 
 
 def main(args: list[str]) -> int:
-    config = parse(ExtractConfig, args, prog="lfmim extract", about=__doc__, common=COMMON)
+    return extract(parse(ExtractConfig, args, prog="lfmim extract", about=__doc__, common=COMMON))
+
+
+def extract(config: ExtractConfig) -> int:
+    """Run the job and print its summary; the command's exit code."""
     output_folder(config.store, "--store", files=(SPEC_FILE,))
     session.check_shared(store=config.store)
     from lfmim.data.manifest import manifest_labels, read_manifest

@@ -1,6 +1,17 @@
-"""Published data sets, feature dumps, annotations and checkpoints -> manifests, feature stores, a
+"""Corpora, feature dumps, arrays, annotations and checkpoints -> manifests, feature stores, a
 registered model.
 
+    lfmim import ravdess --source RAVDESS --output ravdess.csv --store features
+    lfmim import crema_d --source CREMA-D --output crema_d.csv
+    lfmim import meld --source MELD --output meld.csv
+    lfmim import iemocap --source IEMOCAP_full_release --output iemocap.csv --folds 5
+    lfmim import mer --source train-label.csv --media video --output mer.csv
+    lfmim import folders --source clips --output clips.csv
+    lfmim import arrays --source labels.csv --audio audio.npz --store features
+    lfmim import join --store features --vision aus.parquet --output both
+    lfmim import elan --source talk.eaf --output talk.csv --clips talk
+    lfmim import praat --source talk.TextGrid --output talk.csv --clips talk
+    lfmim import label_studio --source export.json --media videos --output talk.csv
     lfmim import cherma --source CHERMA --store features
     lfmim import mmsa --source unaligned_39.pkl --store features
     lfmim import sims --source CH-SIMS --output clips.csv
@@ -12,17 +23,29 @@ registered model.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from lfmim.cli.arguments import parse_one
 from lfmim.cli.import_checkpoint import WAS, import_checkpoint
+from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.importers.base import IMPORTERS
+from lfmim.schema import InputError
+from lfmim.storage import output_folder
+
+STORE_OPTIONS = """
+    store: folder of a feature store to extract the manifest into, with the default settings of
+        `lfmim extract`; empty: only the manifest is written.
+    encoders: what turns the media into features."""
 
 
 def commands() -> dict[str, Callable[..., Any]]:
     """WHAT -> its function."""
-    return {name: IMPORTERS[name] for name in IMPORTERS} | {"checkpoint": import_checkpoint}
+    return {name: with_store(IMPORTERS[name]) for name in IMPORTERS} | {
+        "checkpoint": import_checkpoint
+    }
 
 
 def main(args: list[str]) -> int:
@@ -30,4 +53,57 @@ def main(args: list[str]) -> int:
     # importers return the lines of their report; a checkpoint's prints while MLflow works
     if not isinstance(done, int):
         print("\n".join(done))
+        return 0
+    return done
+
+
+def with_store(importer: Callable[..., list[str]]) -> Callable[..., Any]:
+    """An importer that writes a manifest, with options that extract it at once; any other as it
+    is."""
+    signature = inspect.signature(importer, eval_str=True)
+    if "output" not in signature.parameters or "store" in signature.parameters:
+        return importer
+
+    def run(*, store: str, encoders: EncoderConfig, **given: Any) -> Any:
+        if not store:
+            return importer(**given)
+        if given.get("folds"):
+            raise InputError(
+                "--folds with --store: each fold would be extracted anew. Extract the manifest, "
+                "then give the store each fold's splits: lfmim import join --manifest"
+            )
+        # before an import that may take minutes
+        output_folder(store, "--store")
+        print("\n".join(importer(**given)))
+        return _fill(given["output"], store, encoders)
+
+    # Importers live below the extraction and know nothing of it; the options are made from a
+    # signature, so theirs is given two more.
+    more = {"store": (str, ""), "encoders": (EncoderConfig, EncoderConfig())}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=value)
+        for name, (kind, value) in more.items()
+    ]
+    joined = signature.replace(parameters=[*signature.parameters.values(), *added])
+    run.__signature__ = joined  # type: ignore[attr-defined]
+    run.__annotations__ = {name: p.annotation for name, p in joined.parameters.items()}
+    run.__doc__ = (inspect.getdoc(importer) or "").rstrip() + STORE_OPTIONS
+    return run
+
+
+def _fill(manifest: str, store: str, encoders: EncoderConfig) -> int:
+    """Extract a manifest, and join what lies beside it as arrays; the command's exit code."""
+    from lfmim.cli.extract import extract
+    from lfmim.data.importers.arrays import import_join
+    from lfmim.data.importers.corpora import arrays_beside
+
+    beside = arrays_beside(Path(manifest))
+    # What is extracted stays, as a rerun continues in it.
+    target = f"{store}.extracted" if beside else store
+    code = extract(ExtractConfig(manifest=manifest, store=target, encoders=encoders))
+    if code or not beside:
+        return code
+
+    lines = import_join(Path(target), Path(store), beside)
+    print("\n".join([*lines, f"written: {store}"]))
     return 0

@@ -96,23 +96,22 @@ def test_a_plugin_model_is_trained_registered_and_pulled_without_its_file(toy_st
 @pytest.mark.integration
 def test_an_importer_is_added_by_one_file(tmp_path):
     """The importer of docs/extending.md, by its command."""
-    (tmp_path / "folders.py").write_text(IMPORTER)
-    for clip in ("happiness/1.mp4", "fear/1.mp4", "fear/2.mp4"):
-        (tmp_path / "clips" / clip).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "named_clips.py").write_text(IMPORTER)
+    for clip in ("happiness-1.mp4", "fear-1.mp4", "fear-2.mp4"):
+        (tmp_path / "clips").mkdir(exist_ok=True)
         (tmp_path / "clips" / clip).touch()
-    command = [sys.executable, str(ROOT / "jobs" / "import_dataset.py"), "folders"]
+    command = [sys.executable, str(ROOT / "jobs" / "import_dataset.py"), "named_clips"]
     command += ["--source", "clips", "--output", "clips.csv"]
     given = {"capture_output": True, "text": True, "check": False, "cwd": tmp_path}
     unknown = subprocess.run(command, **given)
     assert unknown.returncode == 2
-    done = subprocess.run([*command, "--plugin", "folders.py"], **given)
+    done = subprocess.run([*command, "--plugin", "named_clips.py"], **given)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "3 clips" in done.stdout
     rows = read_manifest(str(tmp_path / "clips.csv"))
     assert list(rows.id) == ["fear-1", "fear-2", "happiness-1"]
     assert list(rows.label_multimodal) == ["fear", "fear", "happiness"]
-    (tmp_path / "clips" / "bored").mkdir()
-    (tmp_path / "clips" / "bored" / "1.mp4").touch()
-    bad = subprocess.run([*command, "--plugin", "folders.py"], **given)
+    (tmp_path / "clips" / "cheerful-1.mp4").touch()
+    bad = subprocess.run([*command, "--plugin", "named_clips.py"], **given)
     assert bad.returncode == 2
-    assert "bored" in bad.stderr
+    assert "cheerful" in bad.stderr

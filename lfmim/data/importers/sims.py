@@ -1,5 +1,5 @@
-"""CH-SIMS and MMSA-FET `label.csv` trees -> manifest: `Raw/<video_id>/<clip_id>.mp4` beside the
-table."""
+"""CH-SIMS, CH-SIMS v2 and MMSA-FET trees -> manifest: `label.csv` (v2: `meta.csv`) beside
+`Raw/<video_id>/<clip_id>.mp4`."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ from lfmim.schema import (
 )
 from lfmim.storage import local_path, output_file
 
+TABLES = ("label.csv", "meta.csv", "meta(s).csv")
+OTHER_NAMES = {"val": "valid"}
 SCORES = {"text": "label_T", "audio": "label_A", "vision": "label_V", MULTIMODAL: "label"}
 
 
 def import_sims(source: Path, output: Path) -> list[str]:
-    """Read `source`/label.csv (columns by name), write the manifest `output`; ids are
+    """Read `source`/label.csv or meta.csv (columns by name), write the manifest `output`; ids are
     `<video_id>$_$<clip_id>`.
 
     A clip whose video is missing keeps its text. Returns lines of a report. Raises InputError
     naming file, row, field.
     """
-    path = source / "label.csv"
+    path = next((p for t in TABLES if (p := source / t).is_file()), source / TABLES[0])
     frame = read_rows(str(path), ("video_id", "clip_id", TEXT, "label"))
     rows, missing = [], 0
 
@@ -46,6 +48,7 @@ def import_sims(source: Path, output: Path) -> list[str]:
         missing += not video.is_file()
 
         mode = cell(record.get("mode"))
+        mode = OTHER_NAMES.get(mode, mode)
         if mode and mode not in SPLITS:
             raise InputError(f"{where}, field 'mode': {mode!r} is not one of {', '.join(SPLITS)}")
         parse = default_labels().parse_sentiment
@@ -71,7 +74,7 @@ def import_sims(source: Path, output: Path) -> list[str]:
     # Some clips may be gone, but without any, --source is the wrong folder.
     if missing == len(manifest):
         raise InputError(
-            f"{source}: no clip of label.csv is there; expected for example "
+            f"{source}: no clip of {path.name} is there; expected for example "
             f"Raw/{rows[0]['video_id']}/{rows[0]['clip_id']}.mp4"
         )
     repeated = manifest[ID].duplicated()
@@ -101,10 +104,10 @@ def _name(value: str, where: str) -> str:
 
 @register_importer("sims")
 def sims(*, source: str, output: str) -> list[str]:
-    """A CH-SIMS label.csv tree -> manifest.
+    """A CH-SIMS or CH-SIMS v2 tree -> manifest.
 
     Args:
-        source: folder with label.csv and Raw/.
+        source: folder with label.csv or meta.csv, and Raw/.
         output: manifest to write (.csv, .jsonl, .parquet).
     """
     given, made = local_path(source, "--source"), output_file(output, "--output")

@@ -12,8 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from feature_service.pipeline.predict import predict_store, predict_table
-from lfmim.config import ExperimentConfig, ModelConfig
+from feature_service.pipeline.predict import predict_clip, predict_store, predict_table
+from lfmim.config import ExperimentConfig, ExtractConfig, ModelConfig
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.models import build_model
 from lfmim.predictor import Predictor
@@ -151,3 +151,13 @@ def test_a_store_is_predicted_once_and_an_interrupted_run_continues(ray_cluster,
     some = {rows[0]["id"], rows[149]["id"], "lost"}
     predict_store(p, store, tmp_path / "some.parquet", only=some)
     assert set(pd.read_parquet(tmp_path / "some.parquet")["id"]) == some
+
+
+def test_a_model_of_given_arrays_says_that_it_cannot_predict_a_video():
+    vision = dataclasses.replace(SPEC.encoders["vision"], name="arrays:openface")
+    spec = dataclasses.replace(SPEC, encoders={**SPEC.encoders, "vision": vision})
+    config = ExtractConfig(manifest="-", store="s")
+    with pytest.raises(
+        InputError, match=r"vision \(openface\), which cannot be computed from a video"
+    ):
+        predict_clip(predictor(spec=spec), config, video="clip.mp4", text="")
