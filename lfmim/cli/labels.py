@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,8 @@ def split(
     spec = manifest_labels(manifest)
     frame = read_manifest(manifest, need_media=False, labels=spec)
     frame[SPLIT] = split_rows(frame, method, seed=seed, group=group)
+    # Scores were scaled as they were read: told their old range, the next reader would scale again.
+    spec = dataclasses.replace(spec, sentiment_range=(-1.0, 1.0))
     # Without the file, a manifest of CHERMA's classes stays one file.
     write_manifest(frame, target, None if spec == default_labels() else spec)
     print(", ".join(f"{s} {(frame[SPLIT] == s).sum()}" for s in SPLITS) + f"\nwritten: {output}")

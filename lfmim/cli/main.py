@@ -85,9 +85,15 @@ def run(
         rest, renamed = translate_options(rest)
         say_renamed(renamed)
         code = command(rest) or 0
+        # Now, where it can still be handled, and not by the interpreter as it ends.
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `| head` has.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except WorkerError as error:
         print(f"error: {error}\n{again}", file=sys.stderr)
         code = 1

@@ -16,7 +16,7 @@ from lfmim.data.formats import read_csv
 from lfmim.data.label_statistics import read_labels
 from lfmim.data.manifest import read_frame, read_manifest
 from lfmim.data.tables import read_rows, write_manifest
-from lfmim.schema import InputError
+from lfmim.schema import InputError, default_labels
 
 
 @pytest.fixture
@@ -132,7 +132,8 @@ def test_tables_as_excel_writes_them(tmp_path, separator, encoding):
     assert frame["id"].tolist() == ["007", "2"]
     assert frame["text"].tolist() == ["今天真高兴", "我很难过"]
     assert frame["label_multimodal"].tolist() == ["happiness", None]
-    assert read_labels(str(tmp_path / "m.csv"))["text"].tolist() == frame["text"].tolist()
+    labels = read_labels(str(tmp_path / "m.csv"), default_labels())
+    assert labels["text"].tolist() == frame["text"].tolist()
 
 
 @pytest.mark.parametrize(
