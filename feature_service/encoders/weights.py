@@ -148,7 +148,7 @@ def without_pooler(network: Any) -> dict[str, Any]:
 
 
 def _one_of(families: Sequence[str]) -> str:
-    return f"a {families[0]!r} one" if len(families) == 1 else f"one of {', '.join(families)}"
+    return f"a {families[0]!r} one" if len(families) == 1 else f"one of {listed(families, most=20)}"
 
 
 def from_pretrained(

@@ -64,8 +64,9 @@ def configured() -> Index:
 
 
 def _pip_settings() -> dict[str, str]:
-    """What pip's configuration files say, later ones over earlier ones."""
-    out: dict[str, str] = {}
+    """What pip's configuration files say: later files over earlier ones, and a command's section
+    over [global], whichever file it is in."""
+    sections: dict[str, dict[str, str]] = {"global": {}, "install": {}, "download": {}}
     for file in _pip_files():
         parser = configparser.RawConfigParser(strict=False)
         try:
@@ -73,10 +74,10 @@ def _pip_settings() -> dict[str, str]:
         # what is no configuration file to pip either
         except (configparser.Error, UnicodeDecodeError, OSError):
             continue
-        for section in ("global", "install", "download"):
-            if parser.has_section(section):
-                out |= {k.replace("_", "-"): v for k, v in parser.items(section)}
-    return out
+        for name, found in sections.items():
+            if parser.has_section(name):
+                found |= {k.replace("_", "-"): v for k, v in parser.items(name)}
+    return sections["global"] | sections["install"] | sections["download"]
 
 
 def _pip_files() -> Iterator[Path]:

