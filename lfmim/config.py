@@ -359,7 +359,7 @@ HUB_PRESETS: dict[str, dict[Modality, tuple[str, str | None]]] = {
             "intfloat/multilingual-e5-small",
             "614241f622f53c4eeff9890bdc4f31cfecc418b3",
         ),
-        Modality.AUDIO: ("openai/whisper-tiny.en", "87c7102498dcde7456f24cfd30239ca606ed9063"),
+        Modality.AUDIO: ("openai/whisper-base", "e37978b90ca9030d5170a5c07aadb050351a65bb"),
     },
 }
 """Preset -> modality -> hub id and the commit it is pinned at; None: its main branch."""

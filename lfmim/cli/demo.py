@@ -1,5 +1,5 @@
 """The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs
-no network.
+no network; uses the encoders of the preset real where they have been fetched.
 
     lfmim demo --folder demo
 """
@@ -33,7 +33,8 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
 
     import numpy as np
 
-    from lfmim.config import ExtractConfig, experiment_from_dict
+    from feature_service.pretrained.parts import FETCH, all_fetched
+    from lfmim.config import EncoderConfig, ExtractConfig, experiment_from_dict
     from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
 
     started, root = time.perf_counter(), output_folder(folder, "--folder")
@@ -46,7 +47,14 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     raw = read_yaml(PRESETS / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
-    extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
+    encoders = EncoderConfig(preset="real" if all_fetched() else "tiny")
+    extract = ExtractConfig(
+        manifest=str(manifest), store=config.store, face_workers=2, encoders=encoders
+    )
+    which = {
+        "real": "real: E5, Whisper, a face-expression network",
+        "tiny": f"tiny: random ones; trained ones come with {FETCH}",
+    }[encoders.preset]
 
     with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
         from feature_service.pipeline.extract import extract_features
@@ -55,7 +63,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
-        say("extracting features (Ray Data)")
+        say(f"extracting features (Ray Data) with the encoders {which}")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)

