@@ -21,12 +21,13 @@ def main(args: list[str]) -> int:
     return int(parse(demo, args, prog="lfmim demo", about=__doc__, common=COMMON))
 
 
-def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
+def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
     """Run the demo.
 
     Args:
         folder: where everything goes.
-        clips: utterance videos to make.
+        clips: utterance videos to make; 0: 240, or 180 with the encoders of the preset real, which
+            take longer.
         seed: of the corpus.
     """
     from pathlib import Path
@@ -42,12 +43,13 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     def say(step: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {step}", flush=True)
 
+    encoders = EncoderConfig(preset="real" if all_fetched() else "tiny")
+    clips = clips or (180 if encoders.preset == "real" else 240)
     say(f"making {clips} utterance videos")
     manifest = generate_demo_corpus(root / "corpus", clips=clips, seed=seed)
     raw = read_yaml(PRESETS / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
-    encoders = EncoderConfig(preset="real" if all_fetched() else "tiny")
     extract = ExtractConfig(
         manifest=str(manifest), store=config.store, face_workers=2, encoders=encoders
     )

@@ -173,7 +173,7 @@ def test_specs_of_before_settings_are_what_they_were():
     hashes = {
         "audio": ("a6014e2f0749393e287edb3148ca90cd212ef9081f0650d4c5601ae975856d6c", 0),
         "text": ("b4108aab72d049a2d08fc00607027d8512aa6feb60b90ebc9ddf9a09e1aa1bad", 80),
-        "vision": ("9781573965f568623718d96ea032c6e8e74bb6edf9c3eea0552c76398a561abf", 0),
+        "vision": ("9781573965f558623718d96ea032c6e8e74bb6edf9c3eea0552c76398a561abf", 0),
     }
     encoders = {
         m: {"name": m, "revision": "", "weights_sha256": h, "dim": 64, "max_length": n}
