@@ -54,8 +54,8 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
         manifest=str(manifest), store=config.store, face_workers=2, encoders=encoders
     )
     which = {
-        "real": "real: E5, Whisper, a face-expression network",
-        "tiny": f"tiny: random ones; trained ones come with {FETCH}",
+        "real": "real (E5, Whisper, face expression)",
+        "tiny": f"tiny (`{FETCH}` gets real ones)",
     }[encoders.preset]
 
     with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
@@ -65,7 +65,7 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
-        say(f"extracting features (Ray Data) with the encoders {which}")
+        say(f"extracting features (Ray Data), encoders: {which}")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)
