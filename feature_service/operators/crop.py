@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
-from skimage.transform import SimilarityTransform
 
 from lfmim.schema import FeatureSpec, Modality
+
+if TYPE_CHECKING:
+    from skimage.transform import SimilarityTransform
 
 # Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in
 # RAF-DB.
@@ -39,6 +41,9 @@ class Crop(NamedTuple):
         if self.kind != ALIGNED.kind:
             side = (box[2:] - box[:2]).max() * (1 + 2 * MARGINS[self.kind])
             return _centred((box[:2] + box[2:]) / 2, self.size / max(float(side), 1.0), self.size)
+
+        # here, for text and audio encoders know of crops, too, and cut none
+        from skimage.transform import SimilarityTransform
 
         found = SimilarityTransform.from_estimate(points, TEMPLATE * self.size)
         # Landmarks that are all in one place have no estimate; scikit-image says so by a false
@@ -89,4 +94,6 @@ def whole_frames(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def _centred(centre: np.ndarray, scale: float, size: int) -> SimilarityTransform:
+    from skimage.transform import SimilarityTransform
+
     return SimilarityTransform(scale=scale, translation=size / 2 - centre * scale)

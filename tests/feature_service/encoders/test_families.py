@@ -183,7 +183,8 @@ def test_timm_folders(tmp_path):
     save_file(model.state_dict(), folder / "model.safetensors")
     args = {"img_size": 32, "embed_dim": 24, "depth": 1}
     cfg = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}
-    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": cfg, "model_args": args}
+    config = {"architecture": "vit_tiny_patch16_224", "pretrained_cfg": cfg, "model_args": args,
+              "num_classes": 1000}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     encoder = load_encoder(Modality.VISION, str(folder))
     assert (encoder.dim, encoder.crop) == (24, Crop("aligned", 32))
