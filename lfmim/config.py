@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -355,21 +356,41 @@ class ExperimentConfig:
         _check(bool(self.store), "store", "must not be empty")
 
 
+HUB_PRESETS: dict[str, dict[Modality, tuple[str, str | None]]] = {
+    "paper": {
+        Modality.TEXT: ("hfl/chinese-bert-wwm-ext", None),
+        Modality.AUDIO: ("TencentGameMate/chinese-wav2vec2-base", None),
+    },
+    "real-hub": {
+        Modality.TEXT: (
+            "intfloat/multilingual-e5-small",
+            "614241f622f53c4eeff9890bdc4f31cfecc418b3",
+        ),
+        Modality.AUDIO: ("openai/whisper-base", "e37978b90ca9030d5170a5c07aadb050351a65bb"),
+    },
+}
+"""Preset -> modality -> hub id and the commit it is pinned at; None: its main branch."""
+LAYERS = re.compile(r"(\d+)(?:-(\d+))?")
+"""A block, or the first and the last of several."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Which encoders turn media into features. A modality without source or family has the
     preset's."""
 
-    preset: Literal["tiny", "paper"] = "tiny"
+    preset: Literal["tiny", "paper", "real", "real-hub"] = "tiny"
     """tiny: small seeded random encoders, no download. paper: Chinese BERT-base, wav2vec2-base,
-    RAF-DB ResNet-18."""
+    RAF-DB ResNet-18. real: multilingual E5-small, Whisper's encoder, a face-expression network,
+    after `lfmim encoders fetch` without a network. real-hub: the same models from the model hub
+    (docs/encoders.md)."""
     text: str = ""
-    """Folder or hub id of a BERT, or of another family that is registered (docs/extending.md)."""
+    """Folder or hub id of a BERT, or of another family (docs/encoders.md lists them)."""
     audio: str = ""
-    """Folder or hub id of a wav2vec2, or of another family."""
+    """Folder or hub id of a wav2vec2, a Whisper, or another family."""
     vision: str = ""
-    """Folder or hub id of a ResNet, or of another family, or a .pth file of a torchvision ResNet-18
-    (the paper's: trained on RAF-DB)."""
+    """Folder or hub id of a ResNet, a ViT, or another family, or a .pth file of a torchvision
+    ResNet-18 (the paper's: trained on RAF-DB)."""
     text_family: str = ""
     """Encoder family by its name; empty: the one that the source's config.json names."""
     audio_family: str = ""
@@ -382,9 +403,24 @@ class EncoderConfig:
     """As text_revision."""
     vision_revision: str = ""
     """As text_revision."""
+    text_layer: str = ""
+    """Block whose hidden states are the features, counted from 1 (0: the embeddings), or the mean
+    over several: "6", "4-8"; empty: the family's own, for text the last."""
+    audio_layer: str = ""
+    """As text_layer; of Whisper the middle block, unless told otherwise."""
+    vision_crop: Literal["own", "aligned", "loose", "box", "frame"] = "own"
+    """What is shown of a frame: the face aligned by its landmarks, its box with a margin, its box,
+    or the whole frame; own: what the family is made for."""
 
     def __post_init__(self) -> None:
         check_choices(self, "encoders.")
+        for m, layer in self.layers.items():
+            found = LAYERS.fullmatch(layer)
+            _check(
+                not layer or (found is not None and int(found[1]) <= int(found[2] or found[1])),
+                f"encoders.{m}_layer",
+                f"{layer!r} is neither a block, such as 6, nor several, such as 4-8",
+            )
         # No hub id is known for weights trained on RAF-DB, as the other two encoders have one.
         if self.preset == "paper":
             _check(
@@ -397,15 +433,11 @@ class EncoderConfig:
     @property
     def sources(self) -> dict[Modality, str]:
         """Source per modality with the preset's filled in, unless a family is named: it may need
-        none. "" stands for a tiny encoder, or for no source."""
-        paper = {
-            Modality.TEXT: "hfl/chinese-bert-wwm-ext",
-            Modality.AUDIO: "TencentGameMate/chinese-wav2vec2-base",
-        }
+        none. "" stands for what lies in the cache of a machine or comes with the package, or for no
+        source."""
         given = {m: getattr(self, m) for m in Modality}
-        if self.preset == "paper":
-            given |= {m: s for m, s in paper.items() if not (given[m] or self.families[m])}
-        return given
+        preset = HUB_PRESETS.get(self.preset, {})
+        return given | {m: s for m, (s, _) in preset.items() if not (given[m] or self.families[m])}
 
     @property
     def families(self) -> dict[Modality, str]:
@@ -415,7 +447,23 @@ class EncoderConfig:
     @property
     def revisions(self) -> dict[Modality, str | None]:
         # None is the hub's default branch; "" would be looked for as a branch of that name.
-        return {m: getattr(self, f"{m}_revision") or None for m in Modality}
+        given = {m: getattr(self, f"{m}_revision") or None for m in Modality}
+        pinned = HUB_PRESETS.get(self.preset, {}).items()
+        return given | {m: r for m, (s, r) in pinned if not given[m] and self.sources[m] == s}
+
+    @property
+    def layers(self) -> dict[Modality, str]:
+        """Layer asked for per modality; "": the family's own."""
+        return {
+            Modality.TEXT: self.text_layer,
+            Modality.AUDIO: self.audio_layer,
+            Modality.VISION: "",
+        }
+
+    @property
+    def crop(self) -> str:
+        """Kind of crop asked for; "": the family's own."""
+        return "" if self.vision_crop == "own" else self.vision_crop
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -224,6 +224,20 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def resumable_file(path: Path) -> Iterator[Path]:
+    """As `new_file`, but what a writer left that was stopped or failed stays, for the next to go on
+    from: the block looks what is there. One writer at a time."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(path, _reason(error)) from error
+
+
+@contextlib.contextmanager
 def new_folder(path: Path, *, first: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that the block fills and that becomes `path`. Raises WriteError.
 

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from feature_service.encoders.weights import model_type, resolved_revision, weights_sha256
+from feature_service.operators.crop import ALIGNED, Crop
 from lfmim.registry import Registry
 from lfmim.schema import EncoderSpec, InputError, Modality
 
@@ -30,7 +31,8 @@ class Encoder:
     A subclass takes `(source, *, revision, device)`, calls this `__init__`, sets `dim` and what it
     computes with, and defines `__call__`. One with weights sets `model`; one without defines
     `digest` instead. `source` is a folder, a hub id, a file, or "" where the family was chosen by
-    name alone.
+    name alone. One with `has_layers` takes `layer`, too: "6", or "4-8" for the mean of five (see
+    `hidden.Layers`).
     """
 
     modality: ClassVar[Modality]
@@ -41,6 +43,10 @@ class Encoder:
     """Width D of its features."""
     max_length: int = 0
     """Longest sequence it gives, where it cuts; 0: the true length is kept."""
+    has_layers: ClassVar[bool] = False
+    """Whether the hidden states of a layer of one's choice can be had."""
+    crop: Crop = ALIGNED
+    """What a vision encoder is shown of a frame."""
     family: str = ""
     """The name it was chosen by, where that is not what its source says by itself."""
 
@@ -49,10 +55,13 @@ class Encoder:
         InputError if the source cannot be loaded."""
         self.source, self.device = source, device
         self.revision = resolved_revision(source, revision)
+        self.settings: dict[str, Any] = {}
+        """What else the features follow from, beside weights and family: in the spec, so that
+        features of two settings are not taken for one another."""
 
     def __call__(self, values: Sequence[Any]) -> list[np.ndarray]:
-        """Texts (str), waveforms (float32 [S], 16 kHz) or face crops (uint8 [F, 224, 224, 3], RGB)
-        -> float16 [T, D] each, T >= 1, finite.
+        """Texts (str), waveforms (float32 [S], 16 kHz) or crops (uint8 [F, S, S, 3], RGB, as `crop`
+        says) -> float16 [T, D] each, T >= 1, finite.
 
         The features of one must not depend on the others of the call. If it raises, each is given
         alone, and those that fail again are quarantined with the reason.
@@ -82,6 +91,9 @@ class Encoder:
             weights_sha256=digest,
             dim=self.dim,
             max_length=self.max_length,
+            # Stores of before there were others have aligned crops, and no setting that says so.
+            settings=self.settings
+            | ({} if self.crop.kind == ALIGNED.kind else {"crop": self.crop.kind}),
         )
 
 
@@ -91,12 +103,14 @@ OTHERWISE = {Modality.TEXT: "bert", Modality.AUDIO: "wav2vec2", Modality.VISION:
 E = TypeVar("E", bound=type[Encoder])
 
 
-def register_encoder(family: str, *, modality: Modality) -> Callable[[E], E]:
-    """Decorator. Raises ValueError if another class of that name is there already."""
+def register_encoder(*families: str, modality: Modality) -> Callable[[E], E]:
+    """Decorator; several names are relatives that one class serves. Raises ValueError if another
+    class of one of the names is there already."""
 
     def add(cls: E) -> E:
         cls.modality = modality
-        ENCODERS.register(family)(cls)
+        for family in families:
+            ENCODERS.register(family)(cls)
         return cls
 
     return add
@@ -109,12 +123,14 @@ def load_encoder(
     family: str = "",
     revision: str | None = None,
     device: str = "cpu",
+    layer: str = "",
+    crop: str = "",
 ) -> Encoder:
     """The encoder of `source` (folder, hub id or file), of the family that its config.json names or
-    of the `family` given.
+    of the `family` given. `layer` and `crop` (a kind of crop): "" for the family's own.
 
-    Raises InputError for a family that is not known or encodes another modality, and if the source
-    cannot be loaded.
+    Raises InputError for a family that is not known or encodes another modality, for a layer that
+    it has not, and if the source cannot be loaded.
     """
     # The commit first: of a branch that moves meanwhile, family and weights would be of two.
     revision = resolved_revision(source, revision) or None
@@ -129,9 +145,19 @@ def load_encoder(
             "comes from its file: --plugin FILE"
         )
 
-    encoder = ENCODERS[name](source, revision=revision, device=device)
-    # Naming the family that the source has anyway makes no other encoder of it: stores extracted
+    found = ENCODERS[name]
+    if layer and not found.has_layers:
+        raise InputError(
+            f"encoders.{modality}_layer: the family {name!r} has no layers to choose from; leave "
+            "it out"
+        )
+    chosen = {"layer": layer} if layer else {}
+    encoder = found(source, revision=revision, device=device, **chosen)
+    if crop:
+        encoder.crop = Crop(crop, encoder.crop.size)
+    # Naming the class that the source has anyway makes no other encoder of it: stores extracted
     # either way fit together.
-    if name != (own or OTHERWISE[modality]):
+    usual = own or OTHERWISE[modality]
+    if usual not in ENCODERS or ENCODERS[usual] is not found:
         encoder.family = name
     return encoder

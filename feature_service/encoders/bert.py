@@ -1,4 +1,4 @@
-"""Transcripts -> BERT token features."""
+"""Transcripts -> token features of a BERT or one of its relatives."""
 
 from __future__ import annotations
 
@@ -6,20 +6,41 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, BertModel
+from transformers import AutoTokenizer
 
 from feature_service.encoders.base import Encoder, register_encoder
-from feature_service.encoders.weights import from_pretrained
+from feature_service.encoders.hidden import Layers
+from feature_service.encoders.weights import from_pretrained, network_of, without_pooler
 from lfmim.schema import Modality
 
 LENGTH_STEP = 16
 """Padded lengths are multiples of this many tokens."""
 
 
-@register_encoder("bert", modality=Modality.TEXT)
+FAMILIES = (
+    "bert",
+    "albert",
+    "camembert",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "modernbert",
+    "mpnet",
+    "roberta",
+    "xlm-roberta",
+)
+"""Encoders that take token ids and a mask, and read from both sides. (E5, BGE and the like are
+BERTs or XLM-RoBERTas.)"""
+
+
+@register_encoder(*FAMILIES, modality=Modality.TEXT)
 class BertEncoder(Encoder):
-    """Last hidden states of a BERT; at most `max_tokens` tokens with CLS and SEP (paper §3.3:
-    80)."""
+    """Hidden states of the last block, or of `layer`; at most `max_tokens` tokens with CLS and SEP
+    (paper §3.3: 80)."""
+
+    has_layers = True
 
     def __init__(
         self,
@@ -29,20 +50,29 @@ class BertEncoder(Encoder):
         max_tokens: int = 80,
         device: str = "cpu",
         batch_size: int | None = None,
+        layer: str = "",
     ) -> None:
         # resolves the revision once, or a moving branch gives tokenizer and model apart
         super().__init__(source, revision=revision, device=device)
 
-        # The pooler reaches no feature; of a checkpoint without one, its random numbers would
-        # change the weights' hash.
+        network = network_of(source, self.revision, FAMILIES)
         self.model = (
-            from_pretrained(BertModel, source, self.revision, add_pooling_layer=False)
+            from_pretrained(network, source, self.revision, **without_pooler(network))
             .eval()
             .to(device)
         )
-        self.tokenizer = from_pretrained(AutoTokenizer, source, self.revision)
+        self.tokenizer = from_pretrained(
+            AutoTokenizer, source, self.revision, trust_remote_code=False
+        )
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         self.dim, self.max_length = self.model.config.hidden_size, max_tokens
+
+        blocks = self.model.config.num_hidden_layers
+        self.layers = Layers.chosen(layer, blocks, field="encoders.text_layer", default=blocks)
+        self.is_last = self.layers == (blocks, blocks)
+        # the last block's have no setting: stores of before there was a choice have none
+        if not self.is_last:
+            self.settings["layer"] = str(self.layers)
 
     def count_tokens(self, text: str) -> int:
         # verbose: transformers would warn that the text is longer than the model reads, which is
@@ -78,9 +108,16 @@ class BertEncoder(Encoder):
                     mask_BL[row, : len(tokens[i])] = 1
 
                 with torch.inference_mode():
-                    x_BLD = self.model(
-                        input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device)
-                    ).last_hidden_state
+                    out_BLD = self.model(
+                        input_ids=ids_BL.to(self.device),
+                        attention_mask=mask_BL.to(self.device),
+                        output_hidden_states=not self.is_last,
+                    )
+                x_BLD = (
+                    out_BLD.last_hidden_state
+                    if self.is_last
+                    else self.layers.of(out_BLD.hidden_states)
+                )
                 features = x_BLD.to(torch.float16).cpu().numpy()
                 out.update({i: features[row, : len(tokens[i])] for row, i in enumerate(part)})
         return [out[i] for i in range(len(tokens))]

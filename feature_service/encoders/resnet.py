@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import ResNetConfig, ResNetModel
 
-from feature_service.encoders.base import Encoder, register_encoder
+from feature_service.encoders.base import register_encoder
+from feature_service.encoders.frames import FrameEncoder
 from feature_service.encoders.weights import NAMES_SHOWN, from_pretrained, tensor_count
 from lfmim.schema import InputError, Modality, listed
 
@@ -17,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @register_encoder("resnet", modality=Modality.VISION)
-class ResNetEncoder(Encoder):
+class ResNetEncoder(FrameEncoder):
     """Globally pooled features of a ResNet (paper §3.3: ResNet-18 trained on RAF-DB, 512-d)."""
 
     def __init__(
@@ -38,36 +37,13 @@ class ResNetEncoder(Encoder):
         self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
         self.dim = self.model.config.hidden_sizes[-1]
 
-    def __call__(self, crops: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """uint8 [F, S, S, 3] per utterance -> float16 [F, D], the same bytes in any company and
-        order; frames are batched across utterances."""
-        if not crops:
-            return []
-        frames = np.concatenate(crops)
-        # Short clips and faceless frames repeat crops; each run of equal ones is encoded once.
-        new = np.array(
-            [i == 0 or not np.array_equal(frames[i], frames[i - 1]) for i in range(len(frames))]
-        )
-        owner, frames = np.cumsum(new) - 1, frames[new]
-
-        parts = []
-        for start in range(0, len(frames), self.batch_size):
-            batch = frames[start : start + self.batch_size]
-            count = len(batch)
-            # The last pass is filled up: with one shape a frame's features do not depend on the
-            # frames beside it.
-            if count < self.batch_size:
-                batch = np.concatenate(
-                    [batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)]
-                )
-            x = torch.from_numpy(batch).to(self.device)
-            x = x.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
-            with torch.inference_mode():
-                pooled = self.model(
-                    x.contiguous(memory_format=torch.channels_last)
-                ).pooler_output.flatten(1)
-            parts.append(pooled[:count].to(torch.float16).cpu().numpy())
-        return list(np.split(np.concatenate(parts)[owner], np.cumsum([len(c) for c in crops])[:-1]))
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, S, S, 3] -> float32 [B, D]."""
+        x = x.permute(0, 3, 1, 2).float().div_(255).sub_(self.mean).div_(self.std)
+        pooled: torch.Tensor = self.model(
+            x.contiguous(memory_format=torch.channels_last)
+        ).pooler_output
+        return pooled.flatten(1)
 
 
 def load_resnet(source: str, revision: str | None) -> ResNetModel:

@@ -1,34 +1,56 @@
-"""Waveforms -> wav2vec2 frame features, one vector per 20 ms."""
+"""Waveforms -> frame features of a wav2vec2 or one of its relatives, one vector per 20 ms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2Model
+from transformers import Wav2Vec2FeatureExtractor
 
 from feature_service.encoders.base import Encoder, register_encoder
-from feature_service.encoders.weights import from_pretrained
+from feature_service.encoders.hidden import Layers
+from feature_service.encoders.weights import from_pretrained, network_of
 from feature_service.operators.decode import SAMPLE_RATE
-from lfmim.schema import Modality
+from lfmim.schema import InputError, Modality
 
 HOP, RECEPTIVE_FIELD = 320, 400
 """Samples: 20 ms frame shift, 25 ms receptive field (paper §3.3)."""
 CHUNK = 30 * SAMPLE_RATE
+FAMILIES = ("wav2vec2", "data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wavlm")
+"""Convolutions over the waveform, then a transformer; of one make, so of one frame shift."""
 
 
-@register_encoder("wav2vec2", modality=Modality.AUDIO)
+@register_encoder(*FAMILIES, modality=Modality.AUDIO)
 class Wav2Vec2Encoder(Encoder):
-    """Last hidden states of a wav2vec2, kept at their true length."""
+    """Hidden states of the last block, or of `layer`, kept at their true length."""
 
-    def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
+    has_layers = True
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        layer: str = "",
+    ) -> None:
         super().__init__(source, revision=revision, device=device)
         self.normalize = bool(
             from_pretrained(Wav2Vec2FeatureExtractor, source, self.revision).do_normalize
         )
-        self.model = from_pretrained(Wav2Vec2Model, source, self.revision).eval().to(device)
+        network = network_of(source, self.revision, FAMILIES)
+        self.model = from_pretrained(network, source, self.revision).eval().to(device)
         self.dim = self.model.config.hidden_size
+        _check_frames(source, self.model.config)
+
+        blocks = self.model.config.num_hidden_layers
+        self.layers = Layers.chosen(layer, blocks, field="encoders.audio_layer", default=blocks)
+        self.is_last = self.layers == (blocks, blocks)
+        if not self.is_last:
+            self.settings["layer"] = str(self.layers)
 
     def __call__(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 [S] at 16 kHz -> float16 [T, D] with T = (max(S, 400) - 400) // 320 + 1."""
@@ -54,7 +76,21 @@ class Wav2Vec2Encoder(Encoder):
                 self.device
             )
             with torch.inference_mode():
-                parts.append(
-                    self.model(piece[None]).last_hidden_state[0].to(torch.float16).cpu().numpy()
-                )
+                out = self.model(piece[None], output_hidden_states=not self.is_last)
+            x_TD = (out.last_hidden_state if self.is_last else self.layers.of(out.hidden_states))[0]
+            parts.append(x_TD.to(torch.float16).cpu().numpy())
         return np.concatenate(parts)
+
+
+def _check_frames(source: str, config: Any) -> None:
+    """Raise InputError if the convolutions have another frame shift or receptive field."""
+    hop = math.prod(config.conv_stride)
+    field = 1 + sum(
+        (kernel - 1) * math.prod(config.conv_stride[:i])
+        for i, kernel in enumerate(config.conv_kernel)
+    )
+    if (hop, field) != (HOP, RECEPTIVE_FIELD):
+        raise InputError(
+            f"encoder {source!r}: its convolutions make a frame of {field} samples every {hop}; "
+            f"only models with one of {RECEPTIVE_FIELD} every {HOP} are known here"
+        )

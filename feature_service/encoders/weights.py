@@ -4,8 +4,10 @@ the spot."""
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import huggingface_hub
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_MAPPING,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -122,8 +126,41 @@ UNUSED = re.compile(r"(^|\.)(pooler\..*|masked_spec_embed|num_batches_tracked)$"
 NAMES_SHOWN = 20
 
 
-def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: Any) -> Any:
-    """`loader.from_pretrained` for a folder or hub id.
+def network_of(source: str, revision: str | None, families: Sequence[str]) -> Any:
+    """transformers' class for the `model_type` in the source's config.json; of the first of
+    `families` where there is none that can be read.
+
+    Raises InputError if it is not one of them.
+    """
+    found = model_type(source, revision) or families[0]
+    if found not in families:
+        raise InputError(
+            f"encoder {source!r}: is a {found!r} model; {_one_of(families)} is needed here"
+        )
+    return MODEL_MAPPING[CONFIG_MAPPING[found]]
+
+
+def without_pooler(network: Any) -> dict[str, Any]:
+    """What tells the class `network` to build no pooler, where it has one: of a checkpoint without
+    one its random numbers would change the weights' hash, and no feature."""
+    known = inspect.signature(network.__init__).parameters
+    return {"add_pooling_layer": False} if "add_pooling_layer" in known else {}
+
+
+def _one_of(families: Sequence[str]) -> str:
+    return f"a {families[0]!r} one" if len(families) == 1 else f"one of {listed(families, most=20)}"
+
+
+def from_pretrained(
+    loader: Any,
+    source: str,
+    revision: str | None,
+    *,
+    families: Sequence[str] = (),
+    **kwargs: Any,
+) -> Any:
+    """`loader.from_pretrained` for a folder or hub id. `families`: the `model_type`s whose
+    checkpoints a network is in, where that is not its own alone.
 
     Raises InputError if it cannot be loaded, or if a tensor that the features depend on is not in
     the checkpoint or has another shape there: transformers would fill it with random numbers,
@@ -140,10 +177,10 @@ def from_pretrained(loader: Any, source: str, revision: str | None, **kwargs: An
     # Asked before loading: transformers loads a checkpoint of another kind with no more than a
     # warning, and fills what it does not find there with random numbers.
     if network:
-        found, expected = model_type(source, revision), loader.config_class.model_type
-        if found not in ("", expected):
+        found, expected = model_type(source, revision), (loader.config_class.model_type, *families)
+        if found not in ("", *expected):
             raise InputError(
-                f"encoder {source!r}: is a {found!r} model; a {expected!r} one is needed here"
+                f"encoder {source!r}: is a {found!r} model; {_one_of(expected)} is needed here"
             )
 
     info: dict[str, Any] = {}
@@ -250,7 +287,8 @@ def model_type(source: str, revision: str | None) -> str:
 
     try:
         found = json.loads(Path(config).read_text(encoding="utf-8"))
-        return str(found.get("model_type", ""))
+        # what timm writes has no model_type
+        return str(found.get("model_type", "timm_wrapper" if "pretrained_cfg" in found else ""))
     # no path, no file, no JSON, no object in it: loading the model says which
     except (OSError, ValueError, TypeError, AttributeError):
         return ""

@@ -1,14 +1,14 @@
-"""Frames -> landmark-aligned face crops of the most prominent face (MTCNN, facenet-pytorch)."""
+"""Frames -> crops of the most prominent face (MTCNN, facenet-pytorch), or of the whole frame."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
-from skimage.transform import SimilarityTransform
 
+from feature_service.operators.crop import ALIGNED, Crop, whole_frames
 from feature_service.operators.detector import (
     LARGE,
     NO_FACES,
@@ -21,9 +21,6 @@ from feature_service.operators.detector import (
     prominence,
 )
 
-# Eyes, nose and mouth corners in a unit square: the usual five-point template, with a margin as in
-# RAF-DB.
-TEMPLATE = np.array([[0.345, 0.40], [0.655, 0.40], [0.5, 0.575], [0.37, 0.745], [0.63, 0.745]])
 # Every 3rd, 4th or 6th was no faster on the clips tried, and agreed less with a search of them all.
 KEY_STEP = 8
 """One frame in so many is searched for faces; those between follow from their neighbours where
@@ -64,11 +61,11 @@ class FaceCropper:
         self,
         *,
         device: str = "cpu",
-        crop_size: int = 224,
+        crop: Crop = ALIGNED,
         min_probability: float = 0.95,
         key_step: int = KEY_STEP,
     ) -> None:
-        self.crop_size, self.min_probability, self.key_step = crop_size, min_probability, key_step
+        self.crop, self.min_probability, self.key_step = crop, min_probability, key_step
         self.detector = FaceDetector(device=device)
 
     def __call__(self, frames: np.ndarray) -> FaceCrops:
@@ -97,7 +94,10 @@ class FaceCropper:
         with_face = np.flatnonzero(found_F)
         nearest = with_face[np.abs(np.arange(count)[:, None] - with_face[None, :]).argmin(axis=1)]
         nearest = first[owner[nearest]]
-        cut = {int(i): self._crop(frames[i], landmarks[i]) for i in np.unique(nearest)}
+        cut = {
+            int(i): self.crop.cut(frames[i], self.crop.around(boxes[i], landmarks[i]))
+            for i in np.unique(nearest)
+        }
         return FaceCrops(np.stack([cut[int(i)] for i in nearest]), found_F, boxes, landmarks)
 
     def _find(self, frames: np.ndarray, index: np.ndarray) -> list[Faces]:
@@ -180,40 +180,23 @@ class FaceCropper:
         faces = self.detector.refine(frames, index[which], np.concatenate(list(boxes.values())))
         return {i: faces.take(which == i) for i in boxes}
 
-    def _crop(self, frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-        side = self.crop_size
-        to_crop = SimilarityTransform.from_estimate(points, TEMPLATE * side)
-        # Landmarks that are all in one place have no estimate; scikit-image says so by a false
-        # value, not by raising.
-        if not to_crop:
-            to_crop = SimilarityTransform(translation=side / 2 - points.mean(axis=0))
-        # inverse: Pillow's AFFINE asks where in the source each pixel of the result lies
-        matrix = np.linalg.inv(to_crop.params)
-        factor = max(1, int(1.0 / max(float(to_crop.scale), 1e-6)))
 
-        # Only the part of the frame that the crop covers, at multiples of `factor`, with a margin
-        # for interpolation.
-        corners = np.array([[0, 0, 1], [side, 0, 1], [0, side, 1], [side, side, 1]]) @ matrix[:2].T
-        low = np.maximum(np.floor(corners.min(axis=0) / factor).astype(int) - 2, 0) * factor
-        high = np.ceil(corners.max(axis=0)).astype(int) + 2 * factor
-        part = frame[low[1] : max(high[1], low[1] + 1), low[0] : max(high[0], low[0] + 1)]
-        if part.size == 0:  # the face lies outside the frame
-            return np.zeros((side, side, 3), np.uint8)
+Cropper = Callable[[np.ndarray], tuple[np.ndarray | None, np.ndarray | None]]
+"""Frames uint8 [F, H, W, 3] -> crops uint8 [F, S, S, 3] or None, and `face_found` bool [F], or None
+where no face was looked for."""
 
-        image = Image.fromarray(part)
-        matrix[:2, 2] -= low
-        # bilinear sampling of a much larger face would alias: shrink the image first
-        if factor > 1:
-            image = image.reduce(factor)
-            matrix = np.diag([1 / factor, 1 / factor, 1]) @ matrix
-        return np.asarray(
-            image.transform(
-                (side, side),
-                Image.Transform.AFFINE,
-                tuple(matrix[:2].ravel()),
-                Image.Resampling.BILINEAR,
-            )
-        )
+
+def build_cropper(crop: Crop, *, device: str = "cpu") -> Cropper:
+    """What makes crops of this kind and size."""
+    if crop.kind == "frame":
+        return lambda frames: (whole_frames(frames, crop.size), None)
+    faces = FaceCropper(device=device, crop=crop)
+
+    def crop_faces(frames: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        found = faces(frames)
+        return found.crops, found.face_found
+
+    return crop_faces
 
 
 def _same_faces(a: Faces, b: Faces) -> np.ndarray:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from feature_service.operators.face import FaceCropper
+from feature_service.operators.crop import Crop as CropRule
+from feature_service.operators.face import Cropper, build_cropper
 from feature_service.pipeline.stages import ERROR, FRAMES, STAGE, build_stage
 from lfmim.config import ExtractConfig
 from lfmim.data.store import read_table
@@ -22,7 +23,8 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
     The frames are sampled as the store's spec says. A clip that is gone, cannot be decoded or has
     no face is told, not left out.
     """
-    sampling = FeatureSpec.load(store).sampling
+    spec = FeatureSpec.load(store)
+    sampling, rule = spec.sampling, CropRule.of(spec)
     table = read_table(store, [VIDEO, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
     rows = [r for r in table.to_pylist() if r[VIDEO]]
     # a store of imported features was made from no clips, and its spec has no sampling
@@ -35,14 +37,15 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
         store=str(store),
         **{k: sampling[k] for k in ("segments", "frames_per_segment", "seed")},
     )
-    decode, cropper = build_stage("decode", config), FaceCropper()
-    return [_crop(rows[i], decode, cropper) for i in sorted(chosen)]
+    decode, cropper = build_stage("decode", config), build_cropper(rule)
+    return [_crop(rows[i], decode, cropper, faces=rule.kind != "frame") for i in sorted(chosen)]
 
 
-def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
+def _crop(stored: dict[str, Any], decode: Any, cropper: Cropper, *, faces: bool) -> Crop:
     found = stored[FACE_FOUND] or []
     label = stored[LABEL_COLUMNS[Modality.VISION]] or "no label"
-    caption = f"{stored[ID]} · {label} · face in {sum(found)}/{len(found)} frames"
+    shown = f"face in {sum(found)}/{len(found)} frames" if faces else "the whole frame"
+    caption = f"{stored[ID]} · {label} · {shown}"
     # of a URL only the decoder can tell, and does so in its error
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")
@@ -53,11 +56,11 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: FaceCropper) -> Crop:
     if row[ERROR] or frames is None:
         return Crop(caption, None, row[ERROR] or "no video stream")
 
-    with_face = np.flatnonzero(found)
-    if not len(with_face):
+    usable = np.flatnonzero(found) if faces else np.arange(len(frames))
+    if not len(usable):
         return Crop(caption, None, "no face was found")
-    middle = with_face[len(with_face) // 2]
-    crops = cropper(frames[middle : middle + 1]).crops if middle < len(frames) else None
+    middle = usable[len(usable) // 2]
+    crops = cropper(frames[middle : middle + 1])[0] if middle < len(frames) else None
     if crops is None:
         return Crop(caption, None, "the face is not found again: the video has changed")
     return Crop(caption, crops[0])

@@ -41,7 +41,7 @@ from lfmim.schema import (
 
 if TYPE_CHECKING:
     from feature_service.encoders.base import Encoder
-    from feature_service.operators.face import FaceCropper
+    from feature_service.operators.face import Cropper
 
 Row = dict[str, Any]
 STAGES = ("decode", "face", "vision", "text", "audio")
@@ -54,9 +54,15 @@ TINY_SEED = 0
 
 def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
     """Source per modality; tiny encoders are built into the cache of this machine on first use. ""
-    where a family was named without a source."""
+    where a family was named without a source. Raises InputError if a part of the preset `real` has
+    not been fetched."""
     sources = config.sources
-    if absent := [m for m in Modality if not (sources[m] or config.families[m])]:
+    absent = [m for m in Modality if not (sources[m] or config.families[m])]
+    if absent and config.preset in ("real", "real-hub"):
+        from feature_service.pretrained.parts import fetched
+
+        sources |= {m: str(fetched(m)) for m in absent}
+    elif absent:
         from feature_service.encoders.weights import build_tiny_encoders
 
         tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
@@ -90,9 +96,12 @@ def build_stage(
         decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
         work: Callable[[Row], None] = lambda row: _decode(row, decoder)  # noqa: E731
     elif name == "face":
-        from feature_service.operators.face import FaceCropper
+        from feature_service.operators.crop import Crop
+        from feature_service.operators.face import build_cropper
 
-        cropper = FaceCropper(device=device)
+        # of the spec rather than of the encoder, whose weights need not be loaded here
+        crop = Crop.of(spec) if spec else build_encoder(Modality.VISION, config.encoders).crop
+        cropper = build_cropper(crop, device=device)
         work = lambda row: _face(row, cropper)  # noqa: E731
     else:
         encoder = build_encoder(Modality(name), config.encoders, device)
@@ -119,6 +128,8 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
         family=config.families[modality],
         revision=config.revisions[modality],
         device=device,
+        layer=config.layers[modality],
+        crop=config.crop if modality is Modality.VISION else "",
     )
 
 
@@ -147,14 +158,21 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
     from feature_service.operators.face import KEY_STEP
 
+    encoders, crop_size = {}, 0
+    for m in Modality:
+        encoder = build_encoder(m, config.encoders)
+        encoders[m.value] = encoder.spec
+        if m is Modality.VISION:
+            crop_size = encoder.crop.size
+
     libraries = ("torch", "torchaudio", "transformers", "av", "facenet-pytorch", "pillow")
     return FeatureSpec(
-        encoders={m.value: build_encoder(m, config.encoders).spec for m in Modality},
+        encoders=encoders,
         sampling={
             "segments": config.segments,
             "frames_per_segment": config.frames_per_segment,
             "seed": config.seed,
-            "crop_size": 224,
+            "crop_size": crop_size,
             "sample_rate": SAMPLE_RATE,
             "max_frame_side": config.max_frame_side,
             "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
@@ -197,12 +215,11 @@ def _decode(row: Row, decoder: IsolatedDecoder) -> None:
         raise ClipError("decode", "the row has neither a video nor a text")
 
 
-def _face(row: Row, cropper: FaceCropper) -> None:
+def _face(row: Row, cropper: Cropper) -> None:
     # Frames are by far the most of a row (64 of 1080p: 400 MB); later stages need crops only.
     frames = row.pop(FRAMES, None)
     if frames is not None:
-        found = cropper(frames)
-        row.update({CROPS: found.crops, FACE_FOUND: found.face_found})
+        row[CROPS], row[FACE_FOUND] = cropper(frames)
 
 
 def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder) -> list[Row]:

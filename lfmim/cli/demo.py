@@ -1,5 +1,5 @@
 """The whole way in one command: make a corpus, extract, train, register, evaluate, predict. Needs
-no network.
+no network; uses the encoders of the preset real where they have been fetched.
 
     lfmim demo --folder demo
 """
@@ -21,19 +21,21 @@ def main(args: list[str]) -> int:
     return int(parse(demo, args, prog="lfmim demo", about=__doc__, common=COMMON))
 
 
-def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
+def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
     """Run the demo.
 
     Args:
         folder: where everything goes.
-        clips: utterance videos to make.
+        clips: utterance videos to make; 0: 240, or 180 with the encoders of the preset real, which
+            take longer.
         seed: of the corpus.
     """
     from pathlib import Path
 
     import numpy as np
 
-    from lfmim.config import ExtractConfig, experiment_from_dict
+    from feature_service.pretrained.parts import FETCH, all_fetched
+    from lfmim.config import EncoderConfig, ExtractConfig, experiment_from_dict
     from lfmim.data.demo_corpus import draw_labels, generate_demo_corpus, make_clip
 
     started, root = time.perf_counter(), output_folder(folder, "--folder")
@@ -41,12 +43,20 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
     def say(step: str) -> None:
         print(f"[{time.perf_counter() - started:5.0f} s] {step}", flush=True)
 
+    encoders = EncoderConfig(preset="real" if all_fetched() else "tiny")
+    clips = clips or (180 if encoders.preset == "real" else 240)
     say(f"making {clips} utterance videos")
     manifest = generate_demo_corpus(root / "corpus", clips=clips, seed=seed)
     raw = read_yaml(PRESETS / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
-    extract = ExtractConfig(manifest=str(manifest), store=config.store, face_workers=2)
+    extract = ExtractConfig(
+        manifest=str(manifest), store=config.store, face_workers=2, encoders=encoders
+    )
+    which = {
+        "real": "real (E5, Whisper, face expression)",
+        "tiny": f"tiny (`{FETCH}` gets real ones)",
+    }[encoders.preset]
 
     with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
         from feature_service.pipeline.extract import extract_features
@@ -55,7 +65,7 @@ def demo(*, folder: str = "demo", clips: int = 240, seed: int = 0) -> int:
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
-        say("extracting features (Ray Data)")
+        say(f"extracting features (Ray Data), encoders: {which}")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)

@@ -21,6 +21,7 @@ COMMANDS = {
     "import": ("import_data", "a published data set, features or checkpoint -> clips.csv, a store"),
     "labels": ("labels", "agreement and inconsistency of the labels; splits"),
     "simulate": ("simulate", "a store of known truth, to try the rest on"),
+    "encoders": ("encoders", "what turns media into features; fetch trained ones"),
     "extract": ("extract", "clips.csv -> feature store"),
     "inspect": ("inspect_store", "what a feature store holds, as a page"),
     "train": ("train", "feature store -> trained and registered model"),

@@ -229,6 +229,7 @@ def _encoders(spec: FeatureSpec) -> pd.DataFrame:
             "weights SHA-256": e.weights_sha256,
             "width": str(e.dim),
             "longest": str(e.max_length or "as it is"),
+            "settings": ", ".join(f"{k} {v}" for k, v in e.settings.items()) or "–",
         }
         for m, e in spec.encoders.items()
     }

@@ -29,6 +29,9 @@ class EncoderSpec:
     dim: int
     max_length: int
     """Longest stored sequence; 0 means the true length is kept."""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What else its features follow from, where that is not what its family always did: layer,
+    frames per second, crop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,27 +83,30 @@ class FeatureSpec:
                     found.append(
                         f"{m}.{field}: {_short(a)} ({mine.name}) vs {_short(b)} ({theirs.name})"
                     )
+            found += _unlike(mine.settings, theirs.settings, f"{m}.")
 
-        for key in sorted(set(self.sampling) | set(other.sampling)):
-            if self.sampling.get(key) != other.sampling.get(key):
-                found.append(
-                    f"sampling.{key}: {self.sampling.get(key)} vs {other.sampling.get(key)}"
-                )
-        return found
+        return found + _unlike(self.sampling, other.sampling, "sampling.")
 
     @property
     def fingerprint(self) -> str:
         """Hex digest over everything `differences` compares."""
         parts = {
+            # Settings only where there are some: stores of before them keep their fingerprint.
             "encoders": {
-                m: [e.weights_sha256, e.dim, e.max_length] for m, e in self.encoders.items()
+                m: [e.weights_sha256, e.dim, e.max_length, *([e.settings] if e.settings else [])]
+                for m, e in self.encoders.items()
             },
             "sampling": self.sampling,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False)
+        raw = dataclasses.asdict(self)
+        for encoder in raw["encoders"].values():
+            # 0.2 and its registered models know no such field, and read what has none.
+            if not encoder["settings"]:
+                del encoder["settings"]
+        return json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "FeatureSpec") -> FeatureSpec:
@@ -132,6 +138,14 @@ class FeatureSpec:
                 "make one with lfmim extract"
             )
         return cls.from_json(path.read_bytes(), source=str(path))
+
+
+def _unlike(mine: dict[str, Any], theirs: dict[str, Any], prefix: str) -> list[str]:
+    return [
+        f"{prefix}{key}: {mine.get(key)} vs {theirs.get(key)}"
+        for key in sorted(set(mine) | set(theirs))
+        if mine.get(key) != theirs.get(key)
+    ]
 
 
 def _short(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -123,6 +124,8 @@ INVALID = [
     ),
     (ExperimentConfig, {"store": ""}, "store"),
     (EncoderConfig, {"preset": "paper"}, "encoders.vision"),
+    *((EncoderConfig, {"text_layer": v}, "encoders.text_layer") for v in ("last", "-1", "8-4")),
+    (EncoderConfig, {"audio_layer": "4-"}, "encoders.audio_layer"),
     *(
         (ExtractConfig, {"manifest": "m", "store": "s", f: v}, f)
         for f, v in [
@@ -148,6 +151,7 @@ UNCHECKED = [
     (TrainConfig, {"seed": -1}, "train.seed"),
     (TrainConfig, {"lr": float("inf")}, "train.lr"),
     (EncoderConfig, {"preset": "large"}, "encoders.preset"),
+    (EncoderConfig, {"vision_crop": "round"}, "encoders.vision_crop"),
 ]
 
 
@@ -224,3 +228,17 @@ def test_the_upstream_config_is_the_published_recipe():
         20,
         96,
     )
+
+
+def test_hub_presets_are_pinned_where_their_own_source_is_used():
+    real = EncoderConfig(preset="real-hub")
+    assert all(re.fullmatch(r"[0-9a-f]{40}", real.revisions[m]) for m in ("text", "audio"))
+    assert (real.sources["vision"], real.revisions["vision"]) == ("", None)
+    other = EncoderConfig(preset="real-hub", text="someone/else", audio_revision="v2")
+    assert (other.revisions["text"], other.revisions["audio"]) == (None, "v2")
+    assert other.sources["audio"] == real.sources["audio"]
+    assert EncoderConfig(preset="real", text="x").sources == {
+        "text": "x",
+        "audio": "",
+        "vision": "",
+    }

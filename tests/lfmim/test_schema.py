@@ -30,6 +30,7 @@ encoders = st.builds(
     weights_sha256=st.sampled_from(["a", "b"]),
     dim=st.integers(1, 3),
     max_length=st.integers(0, 2),
+    settings=st.dictionaries(st.just("layer"), st.sampled_from(["6", "4-8"])),
 )
 specs = st.builds(
     FeatureSpec,
@@ -165,6 +166,41 @@ def test_differences_name_modality_field_and_encoder(field, value):
     )
     assert difference.startswith(f"audio.{field}: ")
     assert "toy-audio" in difference
+
+
+def test_specs_of_before_settings_are_what_they_were():
+    """As the preset tiny's is; the fingerprint is what runs and registered models are known by."""
+    hashes = {
+        "audio": ("a6014e2f0749393e287edb3148ca90cd212ef9081f0650d4c5601ae975856d6c", 0),
+        "text": ("b4108aab72d049a2d08fc00607027d8512aa6feb60b90ebc9ddf9a09e1aa1bad", 80),
+        "vision": ("9781573965f558623718d96ea032c6e8e74bb6edf9c3eea0552c76398a561abf", 0),
+    }
+    encoders = {
+        m: {"name": m, "revision": "", "weights_sha256": h, "dim": 64, "max_length": n}
+        for m, (h, n) in hashes.items()
+    }
+    sampling = {
+        "crop_size": 224,
+        "face_detector": "mtcnn, every 8th frame, followed",
+        "frames_per_segment": 8,
+        "max_frame_side": 1920,
+        "sample_rate": 16000,
+        "seed": 0,
+        "segments": 8,
+    }
+    raw = {"encoders": encoders, "sampling": sampling, "library_versions": {}}
+    spec = FeatureSpec.from_json(json.dumps(raw))
+    assert spec.fingerprint == "3e3b4ff91a95b8f9"
+    # and 0.2 reads what it has written itself
+    assert json.loads(spec.to_json()) == raw
+
+
+def test_a_setting_makes_features_differ_and_is_named():
+    audio = dataclasses.replace(SPEC.encoders["audio"], settings={"layer": "6"})
+    other = dataclasses.replace(SPEC, encoders={**SPEC.encoders, "audio": audio})
+    assert SPEC.differences(other) == ["audio.layer: None vs 6"]
+    assert SPEC.fingerprint != other.fingerprint
+    assert FeatureSpec.from_json(other.to_json()) == other
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from lfmim.storage import (
     new_folder,
     output_file,
     output_folder,
+    resumable_file,
     write_bytes,
     write_text,
 )
@@ -384,3 +385,21 @@ def test_a_cache_on_object_storage_is_refused(monkeypatch):
     monkeypatch.setenv("LFMIM_CACHE", "s3://bucket/cache")
     with pytest.raises(InputError, match=r"^LFMIM_CACHE s3://bucket/cache: is a URL"):
         cache_folder()
+
+
+def test_a_resumable_file_keeps_what_a_failed_writer_left(tmp_path):
+    path = tmp_path / "new" / "file.bin"
+
+    def fill_the_disk() -> None:
+        with resumable_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(WriteError, match="No space left"):
+        fill_the_disk()
+    assert not path.exists()
+    with resumable_file(path) as temporary:
+        assert temporary.read_bytes() == b"half"
+        temporary.write_bytes(b"half and half")
+    assert path.read_bytes() == b"half and half"
+    assert list(path.parent.iterdir()) == [path]

@@ -154,11 +154,11 @@ def test_the_same_weights_by_another_family_are_another_encoder(tiny):
         (
             {"audio_family": "mfc"},
             r"encoders\.audio_family: the family 'mfc' is not known; known for audio: "
-            r"mfcc, wav2vec2\. .*--plugin FILE",
+            r".*mfcc, .*wav2vec2.*\. .*--plugin FILE",
         ),
         (
             {"text_family": "mfcc"},
-            r"encoders\.text_family: the family 'mfcc' encodes audio; known for text: bert\.",
+            r"encoders\.text_family: the family 'mfcc' encodes audio; known for text: .*bert, ",
         ),
         (
             {"audio": "vision"},
@@ -166,7 +166,7 @@ def test_the_same_weights_by_another_family_are_another_encoder(tiny):
         ),
         (
             {"vision": "unheard-of"},
-            r"encoders\.vision: '.*': the family 'unheard-of' is not known; .*: resnet\.",
+            r"encoders\.vision: '.*': the family 'unheard-of' is not known; .*, resnet, ",
         ),
         (
             {"audio_family": "wav2vec2"},
@@ -175,7 +175,7 @@ def test_the_same_weights_by_another_family_are_another_encoder(tiny):
         ),
         (
             {"text": "audio", "text_family": "bert"},
-            r"encoder '.*audio': is a 'wav2vec2' model; a 'bert' one is needed here",
+            r"encoder '.*audio': is a 'wav2vec2' model; one of bert, .* is needed here",
         ),
     ],
     ids=lambda x: "-".join(x.values()) if isinstance(x, dict) else "",
