@@ -231,6 +231,13 @@ class TrainConfig:
     beta: BetaConfig = dataclasses.field(default_factory=BetaConfig)
     grad_clip: float = 0.0
     """Largest L2 norm of all gradients together; 0 leaves them alone."""
+    loss: Literal["cross_entropy", "focal", "logit_adjusted"] = "cross_entropy"
+    """Of emotions: cross-entropy; focal (gamma 2), which weighs samples less that are right
+    already; or logit-adjusted, which in training adds the log of each class's share of the labels
+    to the logits."""
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    """Weight of a sample by its class: one over the class's number of training labels, or over its
+    effective number. Of each head, 1 on average."""
     label_smoothing: float = 0.0
     """Share of an emotion label that is spread evenly over the classes."""
     modality_dropout: float = 0.0
@@ -498,12 +505,21 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+NEWER = ("loss", "class_weights")
+"""Fields of TrainConfig that 0.1 did not have."""
+
+
 def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
-    the names of 0.1, so that what was begun then goes on."""
-    return {
+    the names of 0.1, and without newer fields at their defaults, so that what was begun then goes
+    on."""
+    parts = {
         part: in_former_names(part, to_dict(getattr(config, part))) for part in ("model", "train")
     }
+    for field in NEWER:
+        if parts["train"][field] == getattr(TrainConfig, field):
+            del parts["train"][field]
+    return parts
 
 
 def experiment_from_dict(raw: dict[str, Any], *, stored: bool = False) -> ExperimentConfig:

@@ -33,7 +33,7 @@ from lfmim.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from lfmim.training.losses import head_losses
+from lfmim.training.losses import Objective, head_losses
 from lfmim.training.regularization import drop_modalities, drop_steps
 from lfmim.training.step import (
     TrainStep,
@@ -181,6 +181,12 @@ def new_model(
         )
     if not any(c.beta.as_dict()[h] for h in model.answers):
         raise InputError(f"train.beta: every head of {name} has weight 0")
+    if config.model.task == "sentiment" and (c.loss, c.class_weights) != ("cross_entropy", "none"):
+        field = "loss" if c.loss != "cross_entropy" else "class_weights"
+        raise InputError(
+            f"train.{field}: {getattr(c, field)} is of classes, and sentiment scores have none; "
+            "leave it out"
+        )
     if c.modality_dropout and not model.accepts_absent:
         raise InputError(f"train.modality_dropout: {name} needs every modality; set it to 0")
 
@@ -236,7 +242,9 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
 
     train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
-    step = TrainStep.of(config, model, optimizer, device, wrap)
+    # Every worker has the labels of the whole split, so counts need no exchange.
+    objective = Objective.of(c, train_data.labels, len(labels.classes))
+    step = TrainStep.of(config, model, optimizer, device, wrap, objective)
     # Empty where the run so far had no scaler; it may go on where it needs one.
     if state and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])

@@ -20,7 +20,7 @@ from lfmim.metrics import HeadSums, SentimentSums
 from lfmim.models import cpu
 from lfmim.models.layers import TransformerLayer
 from lfmim.schema import HEADS
-from lfmim.training.losses import head_losses, weighted_loss
+from lfmim.training.losses import PLAIN, Objective, head_losses, weighted_loss
 
 # 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still
 # runs (the default of 25 would hold nearly all until the end). No static_graph: it and no_sync
@@ -123,7 +123,7 @@ class TrainStep:
     autocast: torch.autocast
     beta_H: Tensor
     grad_clip: float = 0.0
-    label_smoothing: float = 0.0
+    objective: Objective = PLAIN
     world: int = 1
     micro_batch: int = sys.maxsize
     threads: int = 1
@@ -138,8 +138,10 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        objective: Objective | None = None,
     ) -> TrainStep:
-        """The step that the config asks for; `wrap` may wrap the model for data parallelism."""
+        """The step that the config asks for; `wrap` may wrap the model for data parallelism.
+        `objective` None: cross-entropy, smoothed as the config has it."""
         c, world = config.train, rank_and_world()[1]
 
         precision = resolve_precision(c.precision, device)
@@ -159,7 +161,7 @@ class TrainStep:
             ),
             beta_H=torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device),
             grad_clip=c.grad_clip,
-            label_smoothing=c.label_smoothing,
+            objective=objective or Objective(c.label_smoothing),
             world=world,
             micro_batch=micro_batch_size(c.micro_batch, device, config.model),
             threads=step_threads(device, precision=precision, compiled=compiled, world=world),
@@ -196,7 +198,7 @@ class TrainStep:
     def _forward(self, part: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         with self.autocast:
             logits = self.model(part.features, part.masks).logits
-        losses_BH = head_losses(logits, part.labels, label_smoothing=self.label_smoothing)
+        losses_BH = head_losses(logits, part.labels, self.objective)
         return weighted_loss(losses_BH, part.counts, self.beta_H), logits, losses_BH.detach()
 
     def _in_turn(self, parts: Sequence[Batch]) -> Iterator[Computed]:
