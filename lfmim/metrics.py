@@ -165,11 +165,21 @@ class HeadMetrics:
         """What a checkpoint is chosen by; higher is better."""
         return self.accuracy
 
+    @property
+    def uar(self) -> float:
+        """Unweighted average recall: the mean recall of the classes that have labels. What always
+        guessing one class scores is one over their number."""
+        counts = np.array(self.confusion, dtype=float)
+        support = counts.sum(axis=1)
+        recall = counts.diagonal()[support > 0] / support[support > 0]
+        return float(recall.mean()) if len(recall) else float("nan")
+
     def scalars(self) -> dict[str, float]:
         """Flat figures for a tracker."""
         return {
             "loss": self.loss,
             "accuracy": self.accuracy,
+            "uar": self.uar,
             "weighted_f1": self.weighted_f1,
             "macro_f1": self.macro_f1,
             **{f"f1_{e}": v for e, v in self.f1.items()},

@@ -140,7 +140,8 @@ class Predictor:
                     out[h].append(np.full((len(part), outputs), np.nan, np.float32))
                     continue
                 # CH-SIMS' scores are in [-1, 1]; the head is linear and does not know.
-                p = logits[h].softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
+                scaled = logits[h] / self.meta.temperature.get(h, 1.0)
+                p = scaled.softmax(dim=1) if config.task == "emotion" else logits[h].clamp(-1, 1)
                 out[h].append(torch.where(present[h][:, None], p, torch.nan).cpu().numpy())
 
         return {h: np.concatenate(parts) for h, parts in out.items()}

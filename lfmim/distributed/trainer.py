@@ -35,6 +35,7 @@ from lfmim.schema import (
 )
 from lfmim.storage import output_folder, write_text
 from lfmim.tracking import RegisteredVersion
+from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import (
     META,
     CheckpointMeta,
@@ -190,6 +191,7 @@ def train_run(
             meta = load_meta(last)
             # Where no score was a number no epoch is the best; the last is registered.
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
+            calibrate(best, load_split(store, "valid", config.model, config.train.cache))
             registered = tracking.register(
                 uri,
                 run_id,

@@ -95,6 +95,29 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSp
     return figure
 
 
+def reliability_diagrams(heads: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Accuracy against confidence of each head's answers, bin by bin (`calibration`); bars on the
+    diagonal are as often right as they say."""
+    shown = {h: m for h, m in heads.items() if m["count"]}
+    figure = new_figure(3.4 * len(shown), 3.4)
+    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    for axis, (head, m) in zip(axes, shown.items(), strict=True):
+        bins = m["reliability"]
+        middle = (np.arange(len(bins)) + 0.5) / len(bins)
+        # Paler where few answers are: three of them say little.
+        most = max(b["count"] for b in bins)
+        for x, b in zip(middle, bins, strict=True):
+            if b["count"]:
+                shade = 0.25 + 0.75 * b["count"] / most
+                axis.bar(x, b["accuracy"], 0.9 / len(bins), color="C0", alpha=shade)
+        axis.plot([0, 1], [0, 1], "k--", linewidth=1)
+        axis.set(
+            title=f"{head}: ECE {m['ece']:.3f}", xlabel="probability", xlim=(0, 1), ylim=(0, 1)
+        )
+    axes[0].set_ylabel("share that is right")
+    return figure
+
+
 def test_curves(runs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """Accuracy (sentiment: MAE) of the multimodal head over epochs, a line per system, averaged
     over its runs."""

@@ -47,6 +47,13 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
         else "needs text, audio and vision of every utterance"
     )
 
+    heads = ", ".join(f"{h} {t:.2f}" for h, t in meta.temperature.items())
+    calibrated = (
+        f"Probabilities are calibrated on validation, by temperatures: {heads}."
+        if heads
+        else "Probabilities are softmax outputs, not calibrated."
+    )
+
     return f"""# {name}
 
 ## What it is
@@ -79,7 +86,7 @@ education in the EU.
 - Labels are observers' judgements; they differ between observers and cultures.
 - It knows the speakers, language, recording conditions and acting of its training data only; no
   figure here is by speaker group, so fairness between groups is untested.
-- Probabilities are softmax outputs, not calibrated. Emotions without validation labels above are
+- {calibrated} Emotions without validation labels above are
   untested.
 - One utterance at a time: no context, no change of emotion within it.
 
@@ -136,6 +143,7 @@ def _shown(metrics: Metrics, labels: LabelSpec) -> dict[str, float]:
     return {
         "accuracy": metrics.accuracy,
         "majority": metrics.majority,
+        "UAR": metrics.uar,
         "weighted F1": metrics.weighted_f1,
         "macro F1": metrics.macro_f1,
         **{f"F1 {e}": metrics.f1[e] for e in labels.report_order},

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from lfmim.data.loading import split_labels
+from lfmim.data.manifest import cell
 from lfmim.data.store import read_table, sequences
-from lfmim.evaluation.figures import confusion_matrices, learning_curves
-from lfmim.metrics import Metrics, sums_for
+from lfmim.evaluation.calibration import calibration
+from lfmim.evaluation.figures import confusion_matrices, learning_curves, reliability_diagrams
+from lfmim.metrics import HeadMetrics, Metrics, sums_for
 from lfmim.predictor import Predictor
 from lfmim.schema import (
     FEATURE_COLUMNS,
@@ -26,6 +28,7 @@ from lfmim.schema import (
     LABEL_COLUMNS,
     MULTIMODAL,
     SENTIMENT_COLUMNS,
+    SPEAKER,
     InputError,
 )
 from lfmim.storage import write_text
@@ -53,8 +56,14 @@ COLUMNS = {
         "pearson": "Pearson r",
     },
 }
-"""Columns of the report per task: field of the metrics -> heading. The page has an F1 per class,
-too."""
+"""Columns of the report per task: field of the metrics -> heading. The page has UAR, the
+calibration error and an F1 per class, too."""
+GROUPS = ("gender", "age", SPEAKER)
+"""Columns of a store of which every value is a group of utterances with figures of its own."""
+GROUP_COLUMNS = {
+    "emotion": {"accuracy": "accuracy", "uar": "UAR", "weighted_f1": "weighted F1"},
+    "sentiment": {"mae": "MAE", "pearson": "Pearson r"},
+}
 PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
 td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
 table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}img{max-width:100%}"""
@@ -73,6 +82,7 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         *(FEATURE_COLUMNS[m] for m in dims),
         *LABEL_COLUMNS.values(),
         *SENTIMENT_COLUMNS.values(),
+        *GROUPS,
     ]
     table = read_table(store, columns, split)
     labels = split_labels(table, store, split, task)
@@ -97,9 +107,51 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         "best_epoch": predictor.meta.best_epoch + 1,
         "task": task,
         "labels": predictor.meta.labels.to_dict(),
-        "heads": {h: dataclasses.asdict(v) for h, v in own.items()},
+        "heads": {h: _as_dict(own[h], found[h], labels[:, i]) for i, h in enumerate(HEADS)},
         "against_multimodal_label": {h: getattr(v, HEADLINE[task]) for h, v in against_m.items()},
+        "groups": {
+            column: _group_figures(table[column].to_pylist(), found, labels, classes, task)
+            for column in GROUPS
+            if column in table.column_names
+        },
     }
+
+
+def _as_dict(metrics: Metrics, found: Tensor, labels: Tensor) -> dict[str, Any]:
+    """One head's metrics; of emotions with UAR and calibration."""
+    out = dataclasses.asdict(metrics)
+    if isinstance(metrics, HeadMetrics):
+        known = (labels != IGNORE_LABEL) & ~found.isnan().any(dim=1)
+        out |= {"uar": metrics.uar, **calibration(found[known].numpy(), labels[known].numpy())}
+    return out
+
+
+def _group_figures(
+    values: Sequence[object],
+    found: Mapping[str, Tensor],
+    labels: Tensor,
+    classes: Sequence[str],
+    task: str,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Group -> head -> count and GROUP_COLUMNS; heads without labels in a group are left out. {}
+    for a column of one value, which has nothing to compare."""
+    names = [cell(v) for v in values]
+    # Ages are many; by decade there are enough utterances of each to say something.
+    if all(n.isdecimal() for n in names if n) and len(set(names)) > 10:
+        names = [n and f"{int(n) // 10 * 10}-{int(n) // 10 * 10 + 9}" for n in names]
+    if len({*names} - {""}) < 2:
+        return {}
+
+    out = {}
+    for name in sorted({*names} - {""}):
+        rows = torch.tensor([n == name for n in names])
+        metrics = _metrics({h: p[rows] for h, p in found.items()}, labels[rows], classes)
+        out[name] = {
+            h: {"count": m.count, **{c: getattr(m, c) for c in GROUP_COLUMNS[task]}}
+            for h, m in metrics.items()
+            if m.count
+        }
+    return out
 
 
 def _metrics(
@@ -127,7 +179,11 @@ def write_report(
     """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
     labels, columns = predictor.meta.labels, COLUMNS[report["task"]]
     if report["task"] == "emotion":
-        columns = columns | {f"f1_{c}": f"F1 {c}" for c in labels.report_order}
+        columns = (
+            columns
+            | {"uar": "UAR", "ece": "ECE"}
+            | {f"f1_{c}": f"F1 {c}" for c in labels.report_order}
+        )
     # `f1` is one dict per head; flat it can be a column per emotion as the other figures are.
     table = {
         head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}}
@@ -150,16 +206,47 @@ def write_report(
         else ("The checkpoint was imported: how it was chosen is not known")
     )
 
+    reliability = (
+        "<h2>Calibration</h2><p>How often answers of each probability are right; darker: more "
+        f"answers.</p>{inline_image(reliability_diagrams(report['heads']))}"
+        if report["task"] == "emotion"
+        else ""
+    )
+
     page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
 <style>{PAGE_STYLE}</style>
 <h1>{html.escape(title)}</h1>
 <p>Split <b>{report["split"]}</b>, {report["rows"]} utterances. {chosen}; each head is measured
 against its own label.</p>
 <table><tr>{header}</tr>{rows}</table>
+{_groups_html(report)}
 <h2>Confusion</h2>{inline_image(confusion_matrices(report["heads"], labels))}
+{reliability}
 <h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""
     write_text(folder / "report.json", json.dumps(report, indent=1))
     return write_text(folder / "index.html", page)
+
+
+def _groups_html(report: Mapping[str, Any]) -> str:
+    """A table per column of GROUPS that the store has, of the multimodal head or the only one."""
+    parts = []
+    columns = GROUP_COLUMNS[report["task"]]
+    for column, groups in report["groups"].items():
+        # Of a text-only corpus the text head is all there is to compare.
+        heads = [h for h in reversed(HEADS) if any(h in g for g in groups.values())]
+        if not heads:
+            continue
+        head = heads[0]
+        rows = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{g[head]['count']}</td>"
+            + "".join(f"<td>{g[head][c]:.3f}</td>" for c in columns)
+            + "</tr>"
+            for name, g in groups.items()
+            if head in g
+        )
+        titles = "".join(f"<th>{c}</th>" for c in (column, "n", *columns.values()))
+        parts.append(f"<h2>By {column}, {head} head</h2><table><tr>{titles}</tr>{rows}</table>")
+    return "".join(parts)
 
 
 def inline_image(figure: Figure) -> str:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class CheckpointMeta:
     best_score: float
     labels: LabelSpec = dataclasses.field(default_factory=default_labels)
     """Of the store it was trained on. Checkpoints of before it do not hold it: CHERMA's."""
+    temperature: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Head -> what its logits are divided by; a head that is not in it: 1."""
 
     @classmethod
     def start(
@@ -97,6 +99,15 @@ def save_checkpoint(
     memory = io.BytesIO()
     torch.save(state, memory)
 
+    # The folder gets its name when all three are written, so a killed job leaves no half of one.
+    with new_folder(folder) as temporary:
+        write_bytes(temporary / WEIGHTS, weights)
+        write_bytes(temporary / STATE, memory.getvalue())
+        write_meta(temporary, meta)
+
+
+def write_meta(folder: Path, meta: CheckpointMeta) -> None:
+    """Write `checkpoint.json`, in place of one that is there. Raises WriteError."""
     raw = {
         "config": to_dict(meta.config),
         "spec": json.loads(meta.spec.to_json()),
@@ -105,13 +116,9 @@ def save_checkpoint(
         "history": meta.history,
         "best_epoch": meta.best_epoch,
         "best_score": meta.best_score,
+        "temperature": dict(meta.temperature),
     }
-
-    # The folder gets its name when all three are written, so a killed job leaves no half of one.
-    with new_folder(folder) as temporary:
-        write_bytes(temporary / WEIGHTS, weights)
-        write_bytes(temporary / STATE, memory.getvalue())
-        write_text(temporary / META, json.dumps(raw, indent=1))
+    write_text(folder / META, json.dumps(raw, indent=1))
 
 
 def epoch_folder(home: Path, epoch: int) -> Path:
@@ -155,6 +162,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
                 if "labels" in raw
                 else default_labels()
             ),
+            temperature={h: float(t) for h, t in raw.get("temperature", {}).items()},
         )
     # What a config or spec refuses says so in its own words; InputError is a ValueError.
     except InputError:

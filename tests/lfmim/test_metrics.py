@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
 from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, sums_for
 from lfmim.schema import HEADS, IGNORE_LABEL
@@ -49,6 +49,7 @@ def test_agrees_with_scikit_learn(seed, n, classes):
         assert m.accuracy == pytest.approx(f1_score(y, p, average="micro"))
         assert m.weighted_f1 == pytest.approx(f1_score(y, p, average="weighted", zero_division=0))
         assert m.macro_f1 == pytest.approx(f1_score(y, p, average="macro", zero_division=0))
+        assert m.uar == pytest.approx(recall_score(y, p, labels=np.unique(y), average="macro"))
         assert list(m.f1) == list(EMOTIONS)
         np.testing.assert_allclose(
             list(m.f1.values()), f1_score(y, p, average=None, labels=range(C), zero_division=0)

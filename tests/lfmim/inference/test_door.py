@@ -95,11 +95,14 @@ def test_four_and_eight_classes_go_all_the_way_and_refuse_each_other(tmp_path, e
         assert trained.meta.labels == spec
         model = lfmim.load_model(f"models:/{name}@champion", storage=str(tmp_path / "runs"))
         assert model.labels == spec.classes
+        assert set(model.predictor.meta.temperature) == set(model.heads)
 
         report = evaluate_store(model.predictor, store)
         assert list(report["heads"]["text"]["f1"]) == list(spec.classes)
         page = write_report(tmp_path / f"report-{name}", report, model.predictor, title=name)
-        assert f"<th>F1 {spec.report_order[0]}</th>" in page.read_text(encoding="utf-8")
+        html = page.read_text(encoding="utf-8")
+        assert f"<th>F1 {spec.report_order[0]}</th>" in html
+        assert "<h2>Calibration</h2>" in html
         stores[name] = lfmim.FeatureStore.open(store)
         found = model.predict(stores[name])
         assert {len(p) for p in found.probabilities_multimodal} == {len(spec.classes)}

@@ -14,13 +14,15 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.config import BetaConfig, ExperimentConfig, ModelConfig, TrainConfig, hash_parts
 from lfmim.data.loading import load_split
 from lfmim.models import cpu
+from lfmim.predictor import Predictor
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
+from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
-from lfmim.training.losses import head_losses
+from lfmim.training.losses import Objective, class_weights, head_losses, weighted_loss
 from tests.support.toy import SPEC
 from tests.support.two_workers import random_data, worker
 
@@ -414,10 +416,112 @@ def test_label_smoothing_is_the_librarys(data):
     expected = torch.nn.CrossEntropyLoss(label_smoothing=0.2, reduction="none")(
         logits["text"], labels[:, 0]
     )
-    assert torch.equal(head_losses(logits, labels, label_smoothing=0.2)[:, 0], expected)
+    assert torch.equal(head_losses(logits, labels, Objective(0.2))[:, 0], expected)
 
 
 def test_modality_dropout_needs_a_model_that_can_do_without(data):
     model = dataclasses.replace(SMALL, name="pmr")
     with pytest.raises(InputError, match=r"train\.modality_dropout: pmr"):
         train(experiment(model, modality_dropout=0.1), SPEC, *data)
+
+
+COUNTS = torch.tensor([[90, 9, 1, 0, 0, 0, 0]] * 4)
+
+
+def test_class_weights_are_one_on_average_and_the_published_ones():
+    for kind in ("inverse", "effective"):
+        weight = class_weights(COUNTS, kind)
+        torch.testing.assert_close((weight * COUNTS).sum(dim=1), torch.full((4,), 100.0))
+        assert bool((weight[:, 3:] == 0).all())
+    inverse, effective = (class_weights(COUNTS, k)[0] for k in ("inverse", "effective"))
+    torch.testing.assert_close(inverse[2] / inverse[0], torch.tensor(90.0))
+    # Cui et al. 2019: (1 - β^90) / (1 - β^1) with β = 0.999
+    torch.testing.assert_close(effective[2] / effective[0], torch.tensor((1 - 0.999**90) / 0.001))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"loss": "focal"}, {"loss": "logit_adjusted"}, {"class_weights": "inverse"}],
+    ids=str,
+)
+def test_losses_for_rare_classes(fields):
+    """By the formulas; and the workers' shares of a batch add up to the whole's."""
+    whole = random_data(SPEC, 37, missing=0.3)
+    config = TrainConfig(label_smoothing=0.0, **fields)
+    objective = Objective.of(config, whole.labels, 7)
+    g = torch.Generator().manual_seed(3)
+    logits = {h: torch.randn(37, 7, generator=g) for h in HEADS}
+    found = head_losses(logits, whole.labels, objective)
+
+    for i, h in enumerate(HEADS):
+        known = whole.labels[:, i] != IGNORE_LABEL
+        y, x = whole.labels[known, i], logits[h][known]
+        counts = torch.bincount(y, minlength=7)
+        if fields.get("loss") == "logit_adjusted":
+            x = x + (counts.clamp(min=1) / counts.clamp(min=1).sum()).log()
+        p = x.softmax(dim=1)[torch.arange(len(y)), y]
+        expected = -p.log()
+        if fields.get("loss") == "focal":
+            expected = (1 - p) ** 2 * expected
+        if "class_weights" in fields:
+            expected = expected * (len(y) / counts / (counts > 0).sum())[y]
+        torch.testing.assert_close(found[known, i], expected)
+        assert not found[~known, i].any()
+    if not fields:
+        assert objective == Objective()
+
+    counts = (whole.labels != IGNORE_LABEL).sum(dim=0)
+    shares = [
+        head_losses({h: x[r::3] for h, x in logits.items()}, whole.labels[r::3], objective)
+        for r in range(3)
+    ]
+    parts = sum(weighted_loss(share, counts, torch.ones(4)) for share in shares)
+    torch.testing.assert_close(parts, weighted_loss(found, counts, torch.ones(4)))
+
+
+def test_newer_losses_train_and_leave_older_hashes_alone(data):
+    config = experiment(epochs=1, loss="focal", class_weights="effective")
+    meta = train(config, SPEC, *data)
+    assert meta.history[0]["train"]["text"]["loss"] > 0
+    old = hash_parts(experiment())["train"]
+    assert {"loss", "class_weights"} & set(old) == set()
+    assert hash_parts(config)["train"] == {
+        **hash_parts(experiment(epochs=1))["train"],
+        "loss": "focal",
+        "class_weights": "effective",
+    }
+    scores = dataclasses.replace(SMALL, task="sentiment")
+    for part in data:
+        object.__setattr__(part, "labels", part.labels.clamp(min=0) / 7)
+    with pytest.raises(InputError, match=r"train\.loss: focal is of classes"):
+        train(dataclasses.replace(config, model=scores), SPEC, *data)
+
+
+@pytest.mark.integration
+def test_temperatures_lower_the_loss_and_change_no_answer(data, tmp_path):
+    sharp = experiment(epochs=3, lr=0.02)
+    meta = train(sharp, SPEC, *data, on_epoch=saver(tmp_path))
+    folder = tmp_path / str(meta.best_epoch)
+    before = Predictor.from_checkpoint(folder)
+    assert before.meta.temperature == {}
+    calibrate(folder, data[1])
+    after = Predictor.from_checkpoint(folder)
+    assert set(after.meta.temperature) == set(HEADS)
+    assert dataclasses.replace(after.meta, temperature={}) == before.meta
+
+    rows = {
+        m: [x[:n].numpy() for x, n in zip(data[1].features[m], data[1].lengths[m], strict=True)]
+        for m in data[1].features
+    }
+    was, now = before.predict(rows), after.predict(rows)
+    for i, h in enumerate(HEADS):
+        np.testing.assert_array_equal(was[h].argmax(axis=1), now[h].argmax(axis=1))
+        y = data[1].labels[:, i].numpy()
+        nll = [-np.log(p[np.arange(len(y)), y]).mean() for p in (was[h], now[h])]
+        assert nll[1] <= nll[0] + 1e-6
+    # a second call fits nothing anew, and a run that goes on from there is not calibrated
+    first = load_meta(folder)
+    calibrate(folder, data[0])
+    assert load_meta(folder) == first
+    longer = dataclasses.replace(sharp, train=dataclasses.replace(sharp.train, epochs=5))
+    assert train(longer, SPEC, *data, resume=tmp_path / "2").temperature == {}
