@@ -55,7 +55,7 @@ def evaluate(
     from rich.table import Table
 
     from lfmim import tracking
-    from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, write_report
+    from lfmim.evaluation.report import COLUMNS, HEADLINE, evaluate_store, shown, write_report
 
     predictor = tracking.load_predictor(
         tracking.tracking_uri(TrackingConfig(uri=mlflow), storage), model
@@ -78,8 +78,8 @@ def evaluate(
         table.add_row(
             head,
             str(m["count"]),
-            *(f"{m[c]:.3f}" for c in columns),
-            f"{figures['against_multimodal_label'][head]:.3f}",
+            *(shown(m[c]) for c in columns),
+            shown(figures["against_multimodal_label"][head]),
         )
     Console().print(table)
     print(f"report: {page}")

@@ -234,8 +234,10 @@ def _subsets(model: EmotionNet, data: UtteranceTensors) -> dict[str, float]:
         return {}
 
     out = {}
-    for size in range(1, len(MODALITIES) + 1):
-        for kept in combinations(MODALITIES, size):
+    # A corpus may have one or two of them.
+    there = [m for m in MODALITIES if m in data.lengths]
+    for size in range(1, len(there) + 1):
+        for kept in combinations(there, size):
             # Absent is length 0: nothing of the modality is valid, so it is masked, not zeroed.
             lengths = {m: n if m in kept else torch.zeros_like(n) for m, n in data.lengths.items()}
             part = dataclasses.replace(data, lengths=lengths)

@@ -28,14 +28,16 @@ def new_figure(width: float, height: float) -> Figure:
 def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the
     entries have it, test (as the paper's Figure 3)."""
-    figure = new_figure(3.2 * len(HEADS), 5.5)
-    axes = figure.subplots(2, len(HEADS), sharex=True, sharey="row")
+    # A head without labels, as of a modality that the corpus lacks, has nothing to draw.
+    heads = [h for h in HEADS if any(entry["valid"][h]["count"] for entry in history)] or HEADS
+    figure = new_figure(3.2 * len(heads), 5.5)
+    axes = figure.subplots(2, len(heads), sharex=True, sharey="row", squeeze=False)
     # Counted from 0 in checkpoints, from 1 for people.
     epochs = [entry["epoch"] + 1 for entry in history]
     emotions = all("accuracy" in entry["valid"][HEADS[-1]] for entry in history)
 
     for row, metric in enumerate(("loss", "accuracy" if emotions else "mae")):
-        for column, head in enumerate(HEADS):
+        for column, head in enumerate(heads):
             axis = axes[row, column]
             for part, style in (("train", "--"), ("valid", "-"), ("test", ":")):
                 # TFN, LMF and others answer the multimodal head alone; test is in a benchmark's
@@ -59,10 +61,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSpec) -> Figure:
-    """One matrix per head: share of each label (rows) by prediction (columns), counts written in.
+    """One matrix per head with labels: share of each label (rows) by prediction (columns), counts
+    written in.
 
     Emotions are in the report order of `labels`; sentiment has its five classes."""
-    heads = [h for h in HEADS if h in metrics]
+    heads = [h for h in HEADS if h in metrics and metrics[h]["count"]]
     # Room for a count in each cell, however many classes there are.
     side = max(4.6, 0.55 * len(labels.classes) + 0.8)
     figure = new_figure(side * len(heads), side + 0.2)

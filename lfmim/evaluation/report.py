@@ -7,6 +7,7 @@ import dataclasses
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,8 +192,8 @@ def write_report(
     }
     rows = "".join(
         f"<tr><th>{head}</th><td>{m['count']}</td>"
-        + "".join(f"<td>{m[c]:.3f}</td>" for c in columns)
-        + f"<td>{report['against_multimodal_label'][head]:.3f}</td></tr>"
+        + "".join(f"<td>{shown(m[c])}</td>" for c in columns)
+        + f"<td>{shown(report['against_multimodal_label'][head])}</td></tr>"
         for head, m in table.items()
     )
 
@@ -227,6 +228,11 @@ against its own label.</p>
     return write_text(folder / "index.html", page)
 
 
+def shown(value: float) -> str:
+    """A figure for people; a head without labels has NaN, which is a dash."""
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
 def _groups_html(report: Mapping[str, Any]) -> str:
     """A table per column of GROUPS that the store has, of the multimodal head or the only one."""
     parts = []
@@ -239,7 +245,7 @@ def _groups_html(report: Mapping[str, Any]) -> str:
         head = heads[0]
         rows = "".join(
             f"<tr><th>{html.escape(name)}</th><td>{g[head]['count']}</td>"
-            + "".join(f"<td>{g[head][c]:.3f}</td>" for c in columns)
+            + "".join(f"<td>{shown(g[head][c])}</td>" for c in columns)
             + "</tr>"
             for name, g in groups.items()
             if head in g

@@ -293,12 +293,13 @@ def mean_cka(results: Results) -> dict[str, float]:
 
 
 def modality_deviation(results: Results, system: str) -> npt.NDArray[np.float64] | None:
-    """[emotions in report order] standard deviation of F1 over the three modalities, averaged over
-    seeds; None for a system without uni-modal heads."""
+    """[emotions in report order] standard deviation of F1 over the modalities with a head and
+    labels, averaged over seeds; None where there are not two."""
     runs = runs_of(results, system)
-    if not all(m in r["test"] for r in runs for m in MODALITIES):
+    heads = [m for m in MODALITIES if all(m in r["test"] for r in runs)]
+    if len(heads) < 2:
         return None
 
     order = label_spec_of(results).report_order
-    f1 = np.array([[[r["test"][m]["f1"][e] for m in MODALITIES] for e in order] for r in runs])
+    f1 = np.array([[[r["test"][m]["f1"][e] for m in heads] for e in order] for r in runs])
     return np.asarray(f1.std(axis=2).mean(axis=0))

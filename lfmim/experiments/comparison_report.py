@@ -97,11 +97,14 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
     bars = {s: (100 * d, None) for s, d in deviations.items() if d is not None}
     if bars:
         found["figure_4c"] = (
-            "Standard deviation of F1 over the three modalities (Figure 4 c)",
+            "Standard deviation of F1 over the modalities (Figure 4 c)",
             grouped_bars(label_spec_of(results).report_order, bars, "deviation of F1 (%)"),
         )
 
+    # Of a corpus of two modalities there is one pair.
+    measured = [r["cka"] for s in mean_cka(results) for r in runs_of(results, s)]
     pairs = [f"{a}-{b}" for a, b in combinations(MODALITIES, 2)]
+    pairs = [p for p in pairs if all(p in found for found in measured)]
     cka = {
         s: np.array([[r["cka"][p] for p in pairs] for r in runs_of(results, s)])
         for s in mean_cka(results)
@@ -122,10 +125,9 @@ def summary(results: Results) -> str:
             emotions = [e for e in label_spec_of(results).report_order if e in table]
             parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
 
-    parts.append(
-        "Linear CKA between uni-modal representations: "
-        + ", ".join(f"{s} {v:.3f}" for s, v in mean_cka(results).items())
-    )
+    if cka := mean_cka(results):
+        shares = ", ".join(f"{s} {v:.3f}" for s, v in cka.items())
+        parts.append(f"Linear CKA between uni-modal representations: {shares}")
     return "\n\n".join(parts)
 
 

@@ -62,12 +62,19 @@ def toy_rows(
 
 
 def write_toy_store(
-    folder: Path, *, labels: LabelSpec = LABELS, dims: dict[Modality, int] = DIMS
+    folder: Path,
+    *,
+    labels: LabelSpec = LABELS,
+    dims: dict[Modality, int] = DIMS,
+    empty: Sequence[Modality] = (),
 ) -> Path:
-    """A store of 61 training, 23 validation and 20 test rows, of the modalities in `dims`."""
+    """A store of 61 training, 23 validation and 20 test rows, of the modalities in `dims`; those
+    of `empty` are absent from every row."""
     encoders = {m: e for m, e in SPEC.encoders.items() if m in dims}
     write_spec(folder, dataclasses.replace(SPEC, encoders=encoders), labels)
     for k, (split, count) in enumerate((("train", 61), ("valid", 23), ("test", 20))):
         rows = toy_rows(count, k, split=split, classes=labels.classes)
+        for row in rows:
+            row |= dict.fromkeys((FEATURE_COLUMNS[m] for m in empty), None)
         write_part(folder, rows_to_table(rows, store_schema(dims), dims))
     return folder
