@@ -29,7 +29,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the
     entries have it, test (as the paper's Figure 3)."""
     # A head without labels, as of a modality that the corpus lacks, has nothing to draw.
-    heads = [h for h in HEADS if any(entry["valid"][h]["count"] for entry in history)] or HEADS
+    valid = [entry["valid"] for entry in history]
+    heads = [h for h in HEADS if any(h in v and v[h].get("count", 1) for v in valid)] or HEADS
     figure = new_figure(3.2 * len(heads), 5.5)
     axes = figure.subplots(2, len(heads), sharex=True, sharey="row", squeeze=False)
     # Counted from 0 in checkpoints, from 1 for people.
@@ -65,7 +66,7 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]], labels: LabelSp
     written in.
 
     Emotions are in the report order of `labels`; sentiment has its five classes."""
-    heads = [h for h in HEADS if h in metrics and metrics[h]["count"]]
+    heads = [h for h in HEADS if h in metrics and metrics[h].get("count", 1)]
     # Room for a count in each cell, however many classes there are.
     side = max(4.6, 0.55 * len(labels.classes) + 0.8)
     figure = new_figure(side * len(heads), side + 0.2)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -111,9 +112,9 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         "heads": {h: _as_dict(own[h], found[h], labels[:, i]) for i, h in enumerate(HEADS)},
         "against_multimodal_label": {h: getattr(v, HEADLINE[task]) for h, v in against_m.items()},
         "groups": {
-            column: _group_figures(table[column].to_pylist(), found, labels, classes, task)
+            column: _group_figures(names, found, labels, classes, task)
             for column in GROUPS
-            if column in table.column_names
+            if len({*(names := _groups(table, column))} - {""}) > 1
         },
     }
 
@@ -127,22 +128,26 @@ def _as_dict(metrics: Metrics, found: Tensor, labels: Tensor) -> dict[str, Any]:
     return out
 
 
+def _groups(table: pa.Table, column: str) -> list[str]:
+    """The group of each row; "" if it has none. Ages that are many are put together by decade: of
+    each year there are too few utterances to say something."""
+    if column not in table.column_names:
+        return []
+    names = [cell(v) for v in table[column].to_pylist()]
+    numbers = all(n.isdecimal() for n in names if n)
+    if column == "age" and numbers and len(set(names)) > 10:
+        names = [n and f"{int(n) // 10 * 10}-{int(n) // 10 * 10 + 9}" for n in names]
+    return names
+
+
 def _group_figures(
-    values: Sequence[object],
+    names: Sequence[str],
     found: Mapping[str, Tensor],
     labels: Tensor,
     classes: Sequence[str],
     task: str,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Group -> head -> count and GROUP_COLUMNS; heads without labels in a group are left out. {}
-    for a column of one value, which has nothing to compare."""
-    names = [cell(v) for v in values]
-    # Ages are many; by decade there are enough utterances of each to say something.
-    if all(n.isdecimal() for n in names if n) and len(set(names)) > 10:
-        names = [n and f"{int(n) // 10 * 10}-{int(n) // 10 * 10 + 9}" for n in names]
-    if len({*names} - {""}) < 2:
-        return {}
-
+    """Group -> head -> count and GROUP_COLUMNS; heads without labels in a group are left out."""
     out = {}
     for name in sorted({*names} - {""}):
         rows = torch.tensor([n == name for n in names])

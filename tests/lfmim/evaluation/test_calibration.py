@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from lfmim.evaluation.calibration import BINS, calibration
 from lfmim.evaluation.figures import reliability_diagrams
-from lfmim.evaluation.report import _group_figures
+from lfmim.evaluation.report import _group_figures, _groups
 from lfmim.schema import HEADS
 
 
@@ -39,8 +40,12 @@ def test_groups_have_their_own_counts():
         "weighted_f1": pytest.approx(1 / 3),
     }
     assert (found["f"]["audio"]["count"], found["m"]["audio"]["accuracy"]) == (2, 0)
-    ages = [str(a) for a in range(20, 32)]
-    twelve = {h: p[:1].expand(12, 2) for h, p in always.items()}
-    by_age = _group_figures(ages, twelve, labels[:1].expand(12, 4), ("a", "b"), "emotion")
-    assert {k: v["text"]["count"] for k, v in by_age.items()} == {"20-29": 10, "30-39": 2}
-    assert _group_figures(["x", "", "x"], always, labels, ("a", "b"), "emotion") == {}
+    assert list(_group_figures(["x", "", "x"], always, labels, ("a", "b"), "emotion")) == ["x"]
+
+
+def test_many_ages_are_decades_and_numbers_of_speakers_are_not():
+    numbers = [*map(str, range(20, 32)), None]
+    table = pa.table({"age": numbers, "speaker": numbers})
+    assert _groups(table, "age") == ["20-29"] * 10 + ["30-39"] * 2 + [""]
+    assert _groups(table, "speaker") == [*numbers[:-1], ""]
+    assert _groups(table, "gender") == []

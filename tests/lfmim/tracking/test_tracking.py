@@ -272,7 +272,7 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
         )
         assert f"{best[head]['accuracy']:.3f}" in row
         assert [f"{best[head]['f1'][e]:.3f}" for e in REPORT_ORDER] == [
-            c.strip() for c in row.split("|")[6:-1]
+            c.strip() for c in row.split("|")[7:-1]
         ]
     for part in (
         "## What it is",
