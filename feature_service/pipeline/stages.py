@@ -159,7 +159,9 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
     """The config with hub encoders at the commits in `spec`: a branch may move before a worker
     loads it."""
     commits: dict[str, Any] = {
-        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision
+        f"{m}_revision": encoder.revision
+        for m, encoder in spec.encoders.items()
+        if encoder.revision
     }
     return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
 
