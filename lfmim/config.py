@@ -478,6 +478,8 @@ class ExtractConfig:
     labels: str = ""
     """Label spec: a shipped name (cherma, meld, iemocap4, ...) or a YAML file; empty: the
     manifest's own (clips.csv: clips.labels.yaml), else cherma."""
+    modalities: list[str] = dataclasses.field(default_factory=lambda: [m.value for m in Modality])
+    """Which of text, audio, vision to extract; a store has features and encoders of these alone."""
     encoders: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
     segments: int = 8
     """Equal stretches that a clip's frames are divided into (paper §3.3)."""
@@ -520,6 +522,14 @@ class ExtractConfig:
     def __post_init__(self) -> None:
         for field in ("manifest", "store"):
             _check(bool(getattr(self, field)), field, "must not be empty")
+        known = [m.value for m in Modality]
+        _check(
+            bool(self.modalities)
+            and len(set(self.modalities)) == len(self.modalities)
+            and set(self.modalities) <= set(known),
+            "modalities",
+            f"{self.modalities} must be one or more of {', '.join(known)}, each once",
+        )
         _check_least(self, "", 1, "segments", "frames_per_segment", "face_workers")
         _check_least(self, "", 1, "encoder_workers", "rows_per_part")
         _check_least(self, "", 1, "max_frame_side", "max_media_mb")
@@ -534,6 +544,11 @@ class ExtractConfig:
         )
         _check(self.decode_workers >= 0, "decode_workers", "must not be negative")
         _check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
+
+    @property
+    def extracted(self) -> tuple[Modality, ...]:
+        """`modalities`, in the order of Modality."""
+        return tuple(m for m in Modality if m in self.modalities)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class DecodedClip:
 class DecodeOptions:
     """What changes the result, and the bounds a clip must keep."""
 
+    pictures: bool = True
+    """False: the sound alone is decoded."""
     segments: int = 8
     frames_per_segment: int = 8
     seed: int = 0

@@ -46,7 +46,7 @@ def decode_clip(
     `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept.
     Raises ClipError if the file cannot be read, is empty, no media, damaged, truncated, larger than
     `max_bytes` or longer than `max_duration_s`, needs too much memory, or has neither video nor
-    audio.
+    audio (of sound alone, `pictures` False, the waveform is then None).
     """
     try:
         with open_media(str(video), max_bytes=options.max_bytes) as file:
@@ -94,13 +94,14 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
             packets = audio_packets(file, container, [*videos[:1], *audios[:1]], shown, options)
             # The sound first: `packets` is lazy, and `shown` is whole only when it is used up.
             waveform, heard = decode_audio(file, packets, options)
-            if videos:
+            if videos and options.pictures:
                 frames, indices, seen = decode_video(
                     file, container, videos[0], shown, key, stated, options
                 )
         except av.FFmpegError as error:
             raise ClipError("decode", f"the stream is damaged: {_first_line(error)}") from error
-        if frames is None and waveform is None:
+        # Of sound alone, whether nothing is too little is up to who asked: there may be a text.
+        if frames is None and waveform is None and options.pictures:
             raise ClipError("decode", "has neither a video nor an audio stream with content")
 
         seconds = joint_seconds(seen, heard, stated)
@@ -108,8 +109,10 @@ def _decode(file: BinaryIO, key: str, options: DecodeOptions) -> DecodedClip:
         only_ours = (
             len(container.streams) == len(videos) + len(audios) == len(videos[:1]) + len(audios[:1])
         )
-        # A tenth and half a second of room: FLAC and FLV never state quite what they hold.
-        if only_ours and seconds < 0.9 * stated - 0.5:
+        # A tenth and half a second of room: FLAC and FLV never state quite what they hold. Sound
+        # may end before the pictures that nobody looked at.
+        looked = options.pictures or not videos
+        if looked and only_ours and seconds < 0.9 * stated - 0.5:
             if whole is None or frames is None:
                 raise ClipError(
                     "decode", f"is truncated: ends at {seconds:.1f} s of {stated:.1f} s"

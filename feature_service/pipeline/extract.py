@@ -21,7 +21,14 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.exceptions import ExecutionTimeoutError
 
-from feature_service.pipeline.stages import STAGES, Row, build_feature_spec, build_stage, pinned
+from feature_service.pipeline.stages import (
+    STAGES,
+    Row,
+    build_feature_spec,
+    build_stage,
+    pinned,
+    stages_of,
+)
 from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
 from feature_service.pipeline.writer import StoreWriter
 from lfmim.config import ExtractConfig
@@ -237,6 +244,9 @@ def _run_stages(
 
     # Two streams side by side: rows of text alone never queue behind a video.
     text_alone = (todo[VIDEO] == "") & (todo[TEXT] != "")
+    # Without it such rows have nothing to be encoded, which decoding says of each.
+    if Modality.TEXT not in config.extracted:
+        text_alone[:] = False
     streams = []
     if not text_alone.all():
         media = _source(todo[~text_alone], schema, cpus).map_batches(
@@ -247,7 +257,7 @@ def _run_stages(
             compute=ActorPoolStrategy(min_size=1, max_size=config.decode_workers or max(1, cpus)),
             **place,
         )
-        for stage in STAGES[1:]:
+        for stage in stages_of(config)[1:]:
             media = _model_stage(media, stage, config, spec, schema)
         streams.append(media)
     if text_alone.any():

@@ -30,12 +30,12 @@ from feature_service.pipeline.extract import (
 from feature_service.pipeline.stages import (
     ERROR,
     STAGE,
-    STAGES,
     UNCUT_TOKENS,
     Row,
     build_feature_spec,
     build_stage,
     pinned,
+    stages_of,
 )
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
 from lfmim.data.importers.array_files import GIVEN
@@ -86,6 +86,7 @@ def predict_clip(
     """One clip, in this process. Raises InputError if it cannot be read or the encoders are not the
     model's."""
     _check_encoders(predictor)
+    config = for_model(config, predictor)
     spec = build_feature_spec(config)
     predictor.check_spec(spec, have="the configured encoders")
     # or a branch of the hub that moves now would give other features than were just checked
@@ -101,7 +102,7 @@ def predict_clip(
         STAGE: "",
         DURATION: 0.0,
     }
-    for stage in STAGES:
+    for stage in stages_of(config):
         (row,) = build_stage(stage, config, spec=spec)([row])
 
     if row[ERROR]:
@@ -114,6 +115,12 @@ def predict_clip(
         )
     features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
     return to_frame(predictor.predict(features), predictor.meta.labels.classes).iloc[0]
+
+
+def for_model(config: ExtractConfig, predictor: Predictor) -> ExtractConfig:
+    """The config with the modalities that the model reads: what it does not, nobody extracts."""
+    read = [m.value for m in MODALITIES if m in predictor.meta.spec.encoders]
+    return dataclasses.replace(config, modalities=read)
 
 
 def _check_encoders(predictor: Predictor) -> None:
@@ -163,6 +170,7 @@ def predict_manifest(
     (`predict_store`)."""
     # before hours of extraction that this model could not read
     _check_encoders(predictor)
+    config = for_model(config, predictor)
     predictor.check_spec(build_feature_spec(config), have="the configured encoders")
     # new clips, which mostly have no label, have the classes of the model that they are for
     labels = manifest_labels(config.manifest, config.labels, predictor.meta.labels)

@@ -14,7 +14,7 @@ import dataclasses
 import importlib.metadata
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ Row = dict[str, Any]
 STAGES = ("decode", "face", "vision", "text", "audio")
 ERROR, STAGE = "error", "stage"
 FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
+RAW = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: FRAMES}
+"""What a row has of a modality once its clip is decoded."""
 UNCUT_TOKENS = "uncut_tokens"
 """Tokens of a text of which the encoder reads only the first; absent where it reads all."""
 TINY_SEED = 0
@@ -70,6 +72,14 @@ def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
     return sources
 
 
+def stages_of(config: ExtractConfig) -> tuple[str, ...]:
+    """Those of STAGES that the config's modalities need, in their order."""
+    needed = {"decode", *config.extracted}
+    if Modality.VISION in config.extracted:
+        needed.add("face")
+    return tuple(s for s in STAGES if s in needed)
+
+
 def build_stage(
     name: str, config: ExtractConfig, device: str = "cpu", *, spec: FeatureSpec | None = None
 ) -> Callable[[list[Row]], list[Row]]:
@@ -86,6 +96,7 @@ def build_stage(
 
     if name == "decode":
         options = DecodeOptions(
+            pictures=Modality.VISION in config.extracted,
             segments=config.segments,
             frames_per_segment=config.frames_per_segment,
             seed=config.seed,
@@ -94,7 +105,8 @@ def build_stage(
             max_bytes=config.max_media_mb << 20,
         )
         decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
-        work: Callable[[Row], None] = lambda row: _decode(row, decoder)  # noqa: E731
+        wanted = config.extracted
+        work: Callable[[Row], None] = lambda row: _decode(row, decoder, wanted)  # noqa: E731
     elif name == "face":
         from feature_service.operators.crop import Crop
         from feature_service.operators.face import build_cropper
@@ -107,9 +119,7 @@ def build_stage(
         encoder = build_encoder(Modality(name), config.encoders, device)
         if spec is not None:
             _check_weights(Modality(name), encoder.spec, spec.encoders[name])
-        raw = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: CROPS}[
-            Modality(name)
-        ]
+        raw = CROPS if name == Modality.VISION else RAW[Modality(name)]
         after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
         if name == Modality.TEXT:
             after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
@@ -149,7 +159,9 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
     """The config with hub encoders at the commits in `spec`: a branch may move before a worker
     loads it."""
     commits: dict[str, Any] = {
-        f"{m}_revision": spec.encoders[m].revision for m in Modality if spec.encoders[m].revision
+        f"{m}_revision": encoder.revision
+        for m, encoder in spec.encoders.items()
+        if encoder.revision
     }
     return dataclasses.replace(config, encoders=dataclasses.replace(config.encoders, **commits))
 
@@ -158,25 +170,28 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
     from feature_service.operators.face import KEY_STEP
 
-    encoders, crop_size = {}, 0
-    for m in Modality:
+    encoders: dict[str, EncoderSpec] = {}
+    sampling: dict[str, Any] = {}
+    for m in config.extracted:
         encoder = build_encoder(m, config.encoders)
         encoders[m.value] = encoder.spec
+        # Only what changes a feature that is there: a model of sound is none of a face detector.
+        if m is Modality.AUDIO:
+            sampling["sample_rate"] = SAMPLE_RATE
         if m is Modality.VISION:
-            crop_size = encoder.crop.size
+            sampling |= {
+                "segments": config.segments,
+                "frames_per_segment": config.frames_per_segment,
+                "seed": config.seed,
+                "crop_size": encoder.crop.size,
+                "max_frame_side": config.max_frame_side,
+                "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
+            }
 
     libraries = ("torch", "torchaudio", "transformers", "av", "facenet-pytorch", "pillow")
     return FeatureSpec(
         encoders=encoders,
-        sampling={
-            "segments": config.segments,
-            "frames_per_segment": config.frames_per_segment,
-            "seed": config.seed,
-            "crop_size": crop_size,
-            "sample_rate": SAMPLE_RATE,
-            "max_frame_side": config.max_frame_side,
-            "face_detector": f"mtcnn, every {KEY_STEP}th frame, followed",
-        },
+        sampling=sampling,
         library_versions={name: importlib.metadata.version(name) for name in libraries},
     )
 
@@ -197,8 +212,8 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
     return row
 
 
-def _decode(row: Row, decoder: IsolatedDecoder) -> None:
-    if row[VIDEO]:
+def _decode(row: Row, decoder: IsolatedDecoder, wanted: Sequence[Modality]) -> None:
+    if row[VIDEO] and set(wanted) != {Modality.TEXT}:
         clip = decoder(row[VIDEO], key=row[ID])
         row.update(
             {
@@ -211,8 +226,15 @@ def _decode(row: Row, decoder: IsolatedDecoder) -> None:
                 AUDIO_STREAMS: clip.audio_streams,
             }
         )
-    elif not row[TEXT]:
-        raise ClipError("decode", "the row has neither a video nor a text")
+
+    there = [
+        m for m, raw in RAW.items() if m in wanted and row.get(raw) is not None and len(row[raw])
+    ]
+    if not there:
+        names = {Modality.TEXT: "text", Modality.AUDIO: "sound", Modality.VISION: "picture"}
+        lacks = f"no {' and no '.join(names[m] for m in wanted)}"
+        empty = not (row[VIDEO] or row[TEXT])
+        raise ClipError("decode", f"the row has {'neither a video nor a text' if empty else lacks}")
 
 
 def _face(row: Row, cropper: Cropper) -> None:

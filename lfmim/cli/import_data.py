@@ -23,8 +23,9 @@ registered model.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from lfmim.cli.arguments import parse_one
 from lfmim.cli.import_checkpoint import WAS, import_checkpoint
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.importers.base import IMPORTERS
-from lfmim.schema import InputError
+from lfmim.schema import TEXT, VIDEO, InputError, Modality
 from lfmim.storage import output_folder
 
+SOUND_ALONE = frozenset({".wav", ".ogg", ".mp3", ".flac", ".m4a", ".opus", ".aac"})
 STORE_OPTIONS = """
     store: folder of a feature store to extract the manifest into, with the default settings of
         `lfmim extract`; empty: only the manifest is written.
@@ -100,10 +102,29 @@ def _fill(manifest: str, store: str, encoders: EncoderConfig) -> int:
     beside = arrays_beside(Path(manifest))
     # What is extracted stays, as a rerun continues in it.
     target = f"{store}.extracted" if beside else store
-    code = extract(ExtractConfig(manifest=manifest, store=target, encoders=encoders))
+    config = ExtractConfig(manifest=manifest, store=target, encoders=encoders)
+    config = dataclasses.replace(config, modalities=_possible(manifest, beside))
+    code = extract(config)
     if code or not beside:
         return code
 
     lines = import_join(Path(target), Path(store), beside)
     print("\n".join([*lines, f"written: {store}"]))
     return 0
+
+
+def _possible(manifest: str, given: Collection[Modality]) -> list[str]:
+    """The modalities that the manifest's clips can have, but those that are `given` as arrays: an
+    encoder of the others would only make columns without a value."""
+    from lfmim.data.manifest import manifest_labels, read_manifest
+
+    frame = read_manifest(manifest, labels=manifest_labels(manifest))
+    clips = [v for v in frame[VIDEO] if v]
+    there = {
+        Modality.TEXT: bool((frame[TEXT] != "").any()),
+        Modality.AUDIO: bool(clips),
+        Modality.VISION: any(Path(v).suffix.lower() not in SOUND_ALONE for v in clips),
+    }
+    # A manifest with nothing at all: extraction says so of each row.
+    found = [m.value for m in Modality if there[m] and m not in given]
+    return found or [m.value for m in Modality]
