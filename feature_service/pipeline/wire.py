@@ -115,6 +115,7 @@ def wire_to_rows(table: pa.Table) -> list[Row]:
     dims = {
         FEATURE_COLUMNS[m]: table.schema.field(FEATURE_COLUMNS[m]).type.value_type.list_size
         for m in Modality
+        if FEATURE_COLUMNS[m] in table.schema.names
     }
 
     rows: list[Row] = []
