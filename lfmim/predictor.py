@@ -39,8 +39,9 @@ class Predictor:
     """Probabilities, or sentiment scores, per head from feature sequences; fp32, where the model
     is."""
 
-    def __init__(self, model: EmotionNet, meta: CheckpointMeta) -> None:
-        self.model, self.meta = model.eval(), meta
+    def __init__(self, model: EmotionNet, meta: CheckpointMeta, *, note: str = "") -> None:
+        """`note`: what everybody who reads its answers must be told; "" nothing."""
+        self.model, self.meta, self.note = model.eval(), meta, note
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Predictor:

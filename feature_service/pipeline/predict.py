@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -37,7 +38,8 @@ from feature_service.pipeline.stages import (
     pinned,
     stages_of,
 )
-from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
+from feature_service.pretrained.parts import CACHE
+from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, config_hash
 from lfmim.data.importers.array_files import GIVEN
 from lfmim.data.manifest import manifest_labels, read_manifest
 from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
@@ -65,10 +67,13 @@ CPUS_PER_WORKER = 0.5
 ROWS_PER_PART = 4096
 FLUSH_SECONDS = 10.0
 MODEL_FILE = "model"
+NOTE = "note"
+PRESET_PLACES = {f"/{CACHE}/": "real", "/face_expression_net": "real", "/tiny-v1-": "tiny"}
+"""Part of an encoder's path -> the preset that keeps it there."""
 
 
 def prediction_schema(predictor: Predictor) -> pa.Schema:
-    """Columns of the predictions: those of `to_frame`, and
+    """Columns of the predictions: those of `to_frame`, the predictor's `note` if it has one, and
     `stage` and `error`, the reason of a row without prediction."""
     heads: list[tuple[str, pa.DataType]]
     if predictor.meta.config.model.task == "emotion":
@@ -77,7 +82,8 @@ def prediction_schema(predictor: Predictor) -> pa.Schema:
             heads += [(f"label_{h}", pa.string()), (f"probabilities_{h}", pa.list_(pa.float32()))]
     else:
         heads = [(SENTIMENT_COLUMNS[h], pa.float32()) for h in HEADS]
-    return pa.schema([(ID, pa.string()), *heads, (STAGE, pa.string()), (ERROR, pa.string())])
+    note = [(NOTE, pa.string())] if predictor.note else []
+    return pa.schema([(ID, pa.string()), *heads, *note, (STAGE, pa.string()), (ERROR, pa.string())])
 
 
 def predict_clip(
@@ -118,9 +124,40 @@ def predict_clip(
 
 
 def for_model(config: ExtractConfig, predictor: Predictor) -> ExtractConfig:
-    """The config with the modalities that the model reads: what it does not, nobody extracts."""
-    read = [m.value for m in MODALITIES if m in predictor.meta.spec.encoders]
-    return dataclasses.replace(config, modalities=read)
+    """The config with the modalities that the model reads, as what it does not nobody extracts,
+    and, where none were named, with the encoders that it was trained on."""
+    encoders = predictor.meta.spec.encoders
+    read = [m.value for m in MODALITIES if m in encoders]
+    config = dataclasses.replace(config, modalities=read)
+    if config.encoders != EncoderConfig():
+        return config
+    return dataclasses.replace(config, encoders=encoders_of(predictor.meta.spec))
+
+
+def encoders_of(spec: FeatureSpec) -> EncoderConfig:
+    """The encoders by the names in a FeatureSpec. A preset's lie in this machine's own cache; what
+    is found is compared with the spec later."""
+    from feature_service.encoders.base import ENCODERS
+
+    named: dict[str, Any] = {}
+    for modality, encoder in spec.encoders.items():
+        # The path is that of the machine which made the store.
+        preset = next((p for place, p in PRESET_PLACES.items() if place in encoder.name), "")
+        family, _, source = encoder.name.rpartition(":")
+        if source in ENCODERS:
+            family, source = source, ""
+
+        if preset:
+            # Of two presets in one store, `tiny` is what a modality without a name gets anyway.
+            named["preset"] = preset if preset != "tiny" else named.get("preset", "tiny")
+        else:
+            named |= {modality: source, f"{modality}_family": family}
+            named[f"{modality}_revision"] = encoder.revision
+        if layer := encoder.settings.get("layer"):
+            named[f"{modality}_layer"] = layer
+        if modality == Modality.VISION:
+            named["vision_crop"] = encoder.settings.get("crop", "aligned")
+    return EncoderConfig(**named)
 
 
 def _check_encoders(predictor: Predictor) -> None:
@@ -403,7 +440,7 @@ def predict_table(predictor: Predictor, table: pa.Table) -> pa.Table:
     frame = to_frame(answers, predictor.meta.labels.classes)
 
     rows: list[Row] = [
-        {ID: name, STAGE: "predict" if problem else "", ERROR: problem}
+        {ID: name, NOTE: predictor.note, STAGE: "predict" if problem else "", ERROR: problem}
         for name, problem in zip(table[ID].to_pylist(), problems, strict=True)
     ]
     for i, prediction in zip(good, frame.to_dict("records"), strict=True):

@@ -24,7 +24,6 @@ from lfmim.progress import watch
 from lfmim.schema import InputError
 from lfmim.storage import resumable_file
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 ACCEPT = (
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, "
     "text/html;q=0.01"
@@ -55,12 +54,26 @@ class Index:
 
 
 def configured() -> Index:
-    """As pip would: environment variables, else its configuration files, else its own default."""
+    """As pip would: environment variables, else its configuration files, else its own default.
+    Raises InputError if none of them names an index."""
     found = _pip_settings()
-    main = os.environ.get("PIP_INDEX_URL") or found.get("index-url") or DEFAULT_INDEX
+    main = os.environ.get("PIP_INDEX_URL") or found.get("index-url") or default_index()
     extra = os.environ.get("PIP_EXTRA_INDEX_URL") or found.get("extra-index-url") or ""
     certificates = os.environ.get("PIP_CERT") or found.get("cert") or ""
     return Index((main.strip(), *extra.split()), certificates)
+
+
+def default_index() -> str:
+    """Where pip looks if nobody says otherwise. Raises InputError without pip."""
+    try:
+        # pip has no public name for it.
+        from pip._internal.models.index import PyPI
+    except ImportError as error:
+        raise InputError(
+            "no package index is configured, and without pip there is no default: set "
+            "PIP_INDEX_URL to the simple index that your packages come from"
+        ) from error
+    return str(PyPI.simple_url)
 
 
 def _pip_settings() -> dict[str, str]:

@@ -3,19 +3,32 @@
 lfmim predict --video clip.mp4 --text "今天真高兴"
 lfmim predict --manifest new.csv --output predictions.parquet
 lfmim predict --store features --output predictions.jsonl
+lfmim predict --video clip.mp4 --model builtin:face
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lfmim.cli.arguments import parse
 from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.distributed import session
-from lfmim.schema import HEADS, MULTIMODAL, SENTIMENT_COLUMNS, InputError, LabelSpec
+from lfmim.schema import (
+    HEADS,
+    MULTIMODAL,
+    SENTIMENT_COLUMNS,
+    InputError,
+    LabelSpec,
+    NothingThereError,
+)
 from lfmim.storage import local_path, output_file, output_folder
 
+if TYPE_CHECKING:
+    from lfmim.predictor import Predictor
+
+CHAMPION = "models:/lfmim@champion"
 COMMON = ("video", "text", "manifest", "store", "output", "model", "storage", "mlflow")
 
 
@@ -39,7 +52,7 @@ def predict(
     store: str = "",
     output: str = "predictions.jsonl",
     features: str = "",
-    model: str = "models:/lfmim@champion",
+    model: str = CHAMPION,
     storage: str = "runs",
     mlflow: str = "",
     encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
@@ -62,11 +75,13 @@ def predict(
             run is continued.
         features: feature store for the manifest's clips; default <output>.features. A rerun
             continues in it.
-        model: models:/<name>@champion, models:/<name>/<version>, or the folder of a model (a
-            downloaded one, or a checkpoint of a run).
+        model: models:/<name>@champion, models:/<name>/<version>, the folder of a model (a
+            downloaded one, or a checkpoint of a run), or builtin:face, which also answers where no
+            model was ever registered: the expression that a face looks like, untrained on your
+            data.
         storage: run.storage of the training run, for the embedded registry.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
-        encoders: the encoders the model was trained on.
+        encoders: the encoders the model was trained on; by default those that it names itself.
         workers: actors that predict.
         face_workers: actors for face detection.
         encoder_workers: actors per encoder stage.
@@ -111,9 +126,11 @@ def predict(
         session.check_shared(
             store=store, features=features, output=output, storage="" if mlflow else storage
         )
-    predictor = tracking.load_predictor(tracking.tracking_uri(track, storage), model)
+    predictor = _load(model, tracking.tracking_uri(track, storage), bool(video or manifest))
     from feature_service.pipeline.predict import predict_clip, predict_manifest, predict_store
 
+    if predictor.note:
+        print(predictor.note, file=sys.stderr)
     if not manifest and not store:
         answer = dict(predict_clip(predictor, config, video=video, text=text))
         _show(answer, predictor.meta.labels, video or text)
@@ -157,6 +174,24 @@ def predict(
             )
     print(f"predictions: {output}")
     return 0
+
+
+def _load(model: str, uri: str, media: bool) -> Predictor:
+    """The model asked for; where none was ever registered, and there are `media` to look at, the
+    built-in one."""
+    from feature_service.pretrained.builtin import BUILTIN_FACE, builtin_face
+    from lfmim import tracking
+
+    if model == BUILTIN_FACE:
+        return builtin_face()
+    try:
+        return tracking.load_predictor(uri, model)
+    except NothingThereError as error:
+        # Only for whoever did not ask for one: a model's name that is not there is a mistake.
+        if model != CHAMPION or not media:
+            raise
+        print(f"no model yet ({error})", file=sys.stderr)
+        return builtin_face()
 
 
 def _show(row: Mapping[str, Any], labels: LabelSpec, title: str) -> None:

@@ -138,8 +138,8 @@ class Model:
     ) -> dict[str, Any]:
         """One clip and what is said in it -> the columns of `predict`, by name.
 
-        `encoders` are those the model was trained on (default: the preset `tiny`). Raises
-        InputError for a clip that cannot be read and for other encoders.
+        `encoders`: by default those that the model names. Raises InputError for a clip that cannot
+        be read and for encoders that are not the model's.
         """
         from feature_service.pipeline.predict import predict_clip
 
@@ -154,12 +154,16 @@ class Model:
 def load_model(
     uri: str = "models:/lfmim@champion", *, storage: str = "runs", mlflow: str = ""
 ) -> Model:
-    """A registered model, `models:/<name>@champion` or `models:/<name>/<version>`, or a model's
-    folder.
+    """A registered model, `models:/<name>@champion` or `models:/<name>/<version>`, a model's
+    folder, or `builtin:face`, which nobody has trained (its limits: `predictor.note`).
 
     `mlflow` is the tracking server; without it $MLFLOW_TRACKING_URI, else the database in
     `storage`. Raises InputError if the model is not there, listing what is.
     """
+    from feature_service.pretrained.builtin import BUILTIN_FACE, builtin_face
+
+    if uri == BUILTIN_FACE:
+        return Model(builtin_face(), uri)
     from lfmim import tracking
 
     server = tracking.tracking_uri(TrackingConfig(uri=mlflow), storage)

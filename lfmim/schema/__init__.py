@@ -26,6 +26,7 @@ from lfmim.schema.columns import (
 )
 from lfmim.schema.errors import (
     InputError,
+    NothingThereError,
     WorkerError,
     listed,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "InputError",
     "LabelSpec",
     "Modality",
+    "NothingThereError",
     "WorkerError",
     "default_labels",
     "fitting_labels",

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class NothingThereError(InputError):
+    """Nothing was ever put where something is looked for: a registry without any model."""
+
+
 class WorkerError(RuntimeError):
     """A worker of the job failed, or none of them gets on. The message carries what the worker
     said.

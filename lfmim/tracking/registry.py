@@ -34,6 +34,7 @@ from lfmim.schema import (
     SENTIMENT_COLUMNS,
     InputError,
     LabelSpec,
+    NothingThereError,
     default_labels,
     listed,
 )
@@ -357,6 +358,7 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
     name = f"{model_name} version {which}" if which.isdecimal() else f"models:/{model_name}@{which}"
 
     models = {m.name: m for m in client.search_registered_models(max_results=1000)}
+    kind = InputError if models else NothingThereError
     if not models:
         there = "no model is registered there; train and register one with lfmim train"
     elif model_name not in models:
@@ -372,7 +374,7 @@ def not_registered(uri: str, model_name: str, which: str) -> InputError:
         if which == CHALLENGER:
             there += "; the next version that is trained and not at once champion is the challenger"
 
-    return InputError(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
+    return kind(f"{name}: not in the registry at {shown(uri)}; {there}{other_places(uri)}")
 
 
 @told

@@ -16,7 +16,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES, SQLITE
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import OperationalError
 
-from lfmim.schema import InputError, listed
+from lfmim.schema import InputError, NothingThereError, listed
 from lfmim.tracking.database import TRACKING_ERRORS, database_file, gist, unusable
 
 P = ParamSpec("P")
@@ -86,7 +86,7 @@ def _check_database(uri: str, *, create: bool) -> None:
     try:
         file = database_file(uri)
         if file is not None and not file.exists():
-            raise InputError(f"{file.parent}: there is no {file.name}{other_places(uri)}")
+            raise NothingThereError(f"{file.parent}: there is no {file.name}{other_places(uri)}")
         engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
         missing = set(Base.metadata.tables) - set(sqlalchemy.inspect(engine).get_table_names())
     except (*TRACKING_ERRORS, ImportError) as error:

@@ -194,7 +194,7 @@ def test_wheels_of_a_folder_are_checked(tmp_path):
 
 
 def test_the_index_is_the_one_that_pip_would_ask(monkeypatch, tmp_path):
-    assert configured() == Index((index.DEFAULT_INDEX,))
+    assert configured() == Index((index.default_index(),))
 
     def write(path: Path, text: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def test_the_index_is_the_one_that_pip_would_ask(monkeypatch, tmp_path):
     assert configured().urls[0] == "http://b/simple"
     assert configured().urls[1:] == ("http://d", "http://e")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    assert configured() == Index((index.DEFAULT_INDEX,))
+    assert configured() == Index((index.default_index(),))
     monkeypatch.setenv("PIP_INDEX_URL", "http://f/simple")
     monkeypatch.setenv("PIP_CERT", "/other.pem")
     assert configured() == Index(("http://f/simple",), "/other.pem")
