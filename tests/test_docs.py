@@ -203,3 +203,16 @@ def test_options_that_a_page_names_alone_exist():
     }
     assert ("docs/tuning.md", "--repeatable") in named
     assert not sorted((page, option) for page, option in named if option not in known)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_written_at_100_columns(page):
+    """Tables and what is indented or fenced, that is code and output, are as wide as they are."""
+    fenced, wide = False, []
+    for number, line in enumerate((ROOT / page).read_text(encoding="utf-8").splitlines(), start=1):
+        fenced ^= line.lstrip().startswith("```")
+        bare = not fenced and not line.lstrip().startswith("|") and not line.startswith("    ")
+        # A link's address cannot be broken.
+        if bare and len(line) > 100 and " " in line.strip()[:100]:
+            wide.append(number)
+    assert not wide
