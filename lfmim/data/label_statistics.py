@@ -32,6 +32,8 @@ WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+(?:'[^\W\d_]+)*|\d+")
 """A Chinese character, a word of letters, or a number; punctuation does not count."""
 COUNTED = ("gender", "age")
 """Columns of which Table 1 counts the values."""
+MOST_COUNTED = 12
+"""Different values of such a column that are listed one by one."""
 
 
 def labels_of(path: str, given: str = "") -> LabelSpec:
@@ -134,7 +136,13 @@ def corpus_statistics(frame: pd.DataFrame) -> pd.DataFrame:
 
     for column in (c for c in COUNTED if c in frame):
         counts = frame[column].map(cell).value_counts()
-        items |= {f"{column}, {value or 'unknown'}": f"{n:,}" for value, n in counts.items()}
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        # Ages in years are a distribution, not a list of eighty lines.
+        if len(counts) > MOST_COUNTED and numbers.notna().any():
+            least, middle, most = numbers.min(), numbers.median(), numbers.max()
+            items[f"{column}, least / median / most"] = f"{least:g} / {middle:g} / {most:g}"
+        else:
+            items |= {f"{column}, {value or 'unknown'}": f"{n:,}" for value, n in counts.items()}
 
     whole = complete(frame)
     items["utterances with all four labels"] = f"{len(whole):,}"
