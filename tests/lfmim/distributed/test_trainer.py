@@ -284,6 +284,8 @@ def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, 
         "precision": "fp32",
         "compile": "off",
         "cache": "host",
+        "loss": "focal",
+        "class_weights": "inverse",
     }
     free = set()
     names = [k for part in ("model", "train") for k in flatten(to_dict(config)[part], f"{part}.")]
