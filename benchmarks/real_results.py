@@ -26,13 +26,13 @@ def lfmim(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "lfmim", *words], check=True)
 
 
-def benchmark(store: Path, systems: list[str], *settings: object) -> None:
+def benchmark(store: Path, sizes: str, systems: list[object], *settings: object) -> None:
     """Tables of `store` in <store>-table: the baseline first."""
-    names = f"[{','.join(['logistic', *systems])}]"
+    names = f"[{','.join(map(str, ['logistic', *systems]))}]"
     report = store.with_name(f"{store.name}-table")
     lfmim(
-        "benchmark", "--store", store, "--report", report, "--systems", names, "--seeds", SEEDS,
-        "--curves", 0, "--config", HERE / "real" / "sizes.yaml", *settings,
+        "benchmark", "--config", HERE / "real" / sizes, "--store", store, "--report", report,
+        "--systems", names, "--seeds", SEEDS, "--curves", 0, *settings,
     )  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def ravdess(real: Path, folder: Path) -> None:
             "--store", store, "--encoders.preset", preset,
         )  # fmt: skip
     for preset in ("real", "tiny"):
-        benchmark(folder / f"ravdess-{preset}", [HERE / "real" / "ravdess.yaml", "strong"])
+        recipe = HERE / "real" / "ravdess.yaml"
+        benchmark(folder / f"ravdess-{preset}", "ravdess_sizes.yaml", [recipe, "strong"])
 
 
 def meld(real: Path, folder: Path) -> None:
@@ -74,8 +75,7 @@ def texts(table: Path, store: Path, selection: str) -> None:
         "extract", "--manifest", table, "--store", store, "--encoders.preset", "real",
         "--modalities", "[text]", "--encoder_workers", 2,
     )  # fmt: skip
-    recipe = HERE / "real" / "text.yaml"
-    benchmark(store, [recipe], "--train.selection", selection)
+    benchmark(store, "text_sizes.yaml", ["lfmim"], "--train.selection", selection)
 
 
 def crema_d(real: Path, folder: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoModel, BertTokenizer, Wav2Vec2FeatureExtractor
 
-from feature_service.encoders import bert, vit, wav2vec2
+from feature_service.encoders import bert, face_expression, vit, wav2vec2
 from feature_service.encoders.base import ENCODERS, load_encoder
 from feature_service.encoders.bert import BertEncoder
 from feature_service.encoders.vit import VisionTransformerEncoder
@@ -22,7 +26,10 @@ from feature_service.operators.crop import Crop
 from feature_service.pipeline.stages import WAVEFORM, build_feature_spec, build_stage
 from feature_service.pipeline.wire import new_row
 from lfmim.config import EncoderConfig, ExtractConfig
-from lfmim.schema import FEATURE_COLUMNS, InputError, Modality
+from lfmim.data.demo_corpus import make_clip
+from lfmim.data.store import read_table, stored_ids
+from lfmim.schema import FEATURE_COLUMNS, ID, FeatureSpec, InputError, Modality
+from tests.support.toy import ROOT
 
 TEXTS = [
     "今天真高兴",
@@ -334,3 +341,83 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint, tmp_path):
         (folder / name).write_text(json.dumps(raw))
     encoder = load_encoder(Modality.TEXT, str(folder))
     assert encoder.spec.weights_sha256 == BertEncoder(str(checkpoint("bert"))).spec.weights_sha256
+
+
+TEXT_NAMES = sorted(bert.FAMILIES)
+AUDIO_NAMES = [*sorted(wav2vec2.FAMILIES), "whisper", "mfcc_pitch"]
+VISION_NAMES = [
+    "resnet",
+    "vit",
+    "deit",
+    "dinov2",
+    "swin",
+    "convnext",
+    "clip",
+    "face_expression_net",
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    labels = {"text": "anger", "audio": "fear", "vision": "sadness"}
+    rows = ["id,video,text"]
+    for n in range(6):
+        text = make_clip(folder / f"{n}.mp4", labels, key=str(n), seed=n)
+        rows.append(f"{n},{n}.mp4,{text}")
+    (folder / "m.csv").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", range(len(TEXT_NAMES)), ids=TEXT_NAMES)
+def test_an_extraction_with_each_family_killed_and_resumed(
+    ray_cluster, checkpoint, clips, tmp_path, turn
+):
+    """All families in as many jobs as text has: a job that is killed after its first part and run
+    again has the store of an undisturbed one, to the byte."""
+    import ray
+
+    text = TEXT_NAMES[turn]
+    audio, vision = (names[turn % len(names)] for names in (AUDIO_NAMES, VISION_NAMES))
+    options = ["--encoders.text", str(checkpoint(text))]
+    for modality, family in (("audio", audio), ("vision", vision)):
+        if family == "mfcc_pitch":
+            options += ["--encoders.audio_family", family]
+        elif family == "face_expression_net":
+            options += ["--encoders.vision", str(face_expression.FOLDER)]
+        elif family == "resnet":
+            options += ["--encoders.vision", str(build_tiny_encoders(tmp_path / "t")["vision"])]
+        else:
+            options += [f"--encoders.{modality}", str(checkpoint(family))]
+
+    def extract(store: Path) -> subprocess.Popen:
+        words = ["-m", "lfmim", "extract", "--manifest", clips / "m.csv", "--store", store]
+        words += ["--rows_per_part", 1, "--storage", tmp_path / "runs", *options]
+        address = ray.get_runtime_context().gcs_address
+        env = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(
+            [sys.executable, *map(str, words)], env=env, stderr=subprocess.PIPE, text=True
+        )
+
+    def finish(store: Path) -> None:
+        job = extract(store)
+        _, said = job.communicate(timeout=240)
+        assert job.returncode == 0, said
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(whole)
+    job = extract(broken)
+    while not list(broken.glob("part-*")):
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    assert len(stored_ids(broken)) < 6
+    finish(broken)
+
+    columns = [ID, *FEATURE_COLUMNS.values()]
+    assert read_table(whole).num_rows == 6
+    assert read_table(whole, columns).equals(read_table(broken, columns))
+    assert FeatureSpec.load(whole) == FeatureSpec.load(broken)
