@@ -53,6 +53,7 @@ def _merged(runs: Sequence[Mapping[str, Any]], how: str) -> dict[str, Any]:
     counts = [r["test"][MULTIMODAL]["count"] for r in runs]
     return {
         **runs[0],
+        "fold": None,
         "ids": [ids[i] for i in order],
         "labels": labels,
         "predictions": predictions,
