@@ -3,20 +3,34 @@ once.
 
     lfmim benchmark --store features --report benchmark
     lfmim benchmark --store features --systems [lfmim,pmr,strong] --seeds 5
+    lfmim benchmark --store features --folds 5 --seeds 1
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lfmim.cli.arguments import PRESETS, parse
 from lfmim.distributed import session
 from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.storage import local_path, output_folder
 
-COMMON = ("store", "report", "systems", "seeds", "model.task", "train.epochs", "tracking.uri")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+COMMON = (
+    "store",
+    "report",
+    "systems",
+    "seeds",
+    "folds",
+    "model.task",
+    "train.epochs",
+    "tracking.uri",
+)
 
 
 def main(args: list[str]) -> int:
@@ -30,37 +44,13 @@ def main(args: list[str]) -> int:
     from pathlib import Path
 
     from lfmim import tracking
-    from lfmim.data.loading import load_split
-    from lfmim.experiments.comparison_report import summary, write_comparison
-    from lfmim.experiments.systems import benchmark_experiment, load_presets, system_names
+    from lfmim.experiments.comparison_report import about_folds, summary, write_comparison
+    from lfmim.experiments.systems import load_presets, system_names
     from lfmim.progress import share
-    from lfmim.schema import HEADS, IGNORE_LABEL, MULTIMODAL, FeatureSpec, InputError
-    from lfmim.training.loop import check_data
 
-    # Bad input is told before a cluster is started, and before hours of runs: a system that needs
-    # all modalities, or a split without labels, would otherwise fail at its turn.
-    store = Path(config.store)
     names = system_names(config)
     presets = load_presets(names, PRESETS)
-    splits = [
-        load_split(store, split, config.model, config.train.cache)
-        for split in ("train", "valid", "test")
-    ]
-    for system in names:
-        check_data(
-            benchmark_experiment(config, system, 0, presets).model, FeatureSpec.load(store), *splits
-        )
-    for split, data, head, why in (
-        ("valid", splits[1], config.train.selection, "checkpoints are chosen"),
-        ("test", splits[2], MULTIMODAL, "systems are compared"),
-    ):
-        if bool((data.labels[:, HEADS.index(head)] == IGNORE_LABEL).all()):
-            raise InputError(
-                f"{store}: split '{split}' has no {config.model.task} label of head '{head}', by "
-                f"which the {why}"
-            )
-    # Each run loads its own. `data`, too: the loop's variable still holds the last split.
-    del splits, data
+    _check(config, presets)
 
     uri = tracking.tracking_uri(config.tracking, config.report)
     tracking.prepare(uri, config.tracking)
@@ -77,14 +67,16 @@ def main(args: list[str]) -> int:
             else (f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
         )
         print(
-            f"[{left}] {done}/{total} {result['system']} seed {result['seed']}: validation "
+            f"[{left}] {done}/{total} {result['system']} seed {result['seed']}"
+            f"{f' fold {k}' if (k := result.get('fold')) else ''}: validation "
             f"{result['valid_score']:.4f}, best epoch {result['best_epoch'] + 1} of "
             f"{result['epochs']}, {result['seconds']:.0f} s",
             flush=True,
         )
 
+    folds = f" x {config.folds} folds" if config.folds else ""
     what = (
-        f"benchmark of {len(names)} systems x {config.seeds} seeds, "
+        f"benchmark of {len(names)} systems x {config.seeds} seeds{folds}, "
         f"{share(config.cpus_per_run, config.gpus_per_run)} a run | {config.report}"
     )
     with session.ray_session(what, cpus=config.cpus_per_run, gpus=config.gpus_per_run):
@@ -102,7 +94,65 @@ def main(args: list[str]) -> int:
     page = write_comparison(
         Path(config.report), results, failed, title=f"Systems compared on {config.store}"
     )
+    if results[0].get("folds"):
+        print(about_folds(results[0]["folds"]))
     print(summary(results))
     run_id = tracking.log_comparison(uri, config, results, Path(config.report))
     print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")
     return 1 if failed else 0
+
+
+def _check(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError for bad input before a cluster is started, and before hours of runs: a
+    system that needs all modalities, or a split without labels, would otherwise fail at its
+    turn."""
+    from pathlib import Path
+
+    import torch
+
+    from lfmim.data.loading import load_split
+    from lfmim.data.splits import Fold, store_folds
+    from lfmim.experiments.systems import benchmark_experiment, system_names
+    from lfmim.schema import SPLITS, FeatureSpec
+    from lfmim.training.loop import check_data
+
+    store = Path(config.store)
+    spec = FeatureSpec.load(store)
+    first = Fold(1, config.folds) if config.folds else None
+    data = {s: load_split(store, s, config.model, config.train.cache, first) for s in SPLITS}
+    for system in system_names(config):
+        check_data(benchmark_experiment(config, system, 0, presets).model, spec, *data.values())
+    if first is None:
+        for split, part in data.items():
+            _check_labels(config, split, part.labels)
+        return
+
+    # One fold's splits are the whole store, so that its features are read once and not per fold.
+    folds = store_folds(store, config.folds)
+    row_of = {name: i for i, name in enumerate(n for part in data.values() for n in part.ids)}
+    labels = torch.cat([part.labels for part in data.values()])
+    for k in range(1, config.folds + 1):
+        for split in SPLITS:
+            rows = [row_of[name] for name in folds.ids(Fold(k, config.folds), split)]
+            _check_labels(config, split, labels[rows], f" of fold {k}")
+
+
+def _check_labels(config: BenchmarkConfig, split: str, labels: Tensor, of: str = "") -> None:
+    """Raise InputError if `labels` [N, heads] of a split lack those that a benchmark reads."""
+    from lfmim.schema import HEADS, IGNORE_LABEL, MULTIMODAL, InputError
+
+    needed = {
+        "valid": (config.train.selection, "by which the checkpoints are chosen"),
+        "test": (MULTIMODAL, "by which the systems are compared"),
+    }
+    known = labels != IGNORE_LABEL
+    if not bool(known.any()):
+        raise InputError(
+            f"{config.store}: split '{split}'{of} has no {config.model.task} label of any head"
+        )
+    if split in needed and not bool(known[:, HEADS.index(needed[split][0])].any()):
+        head, why = needed[split]
+        raise InputError(
+            f"{config.store}: split '{split}'{of} has no {config.model.task} label of head "
+            f"'{head}', {why}"
+        )

@@ -72,7 +72,8 @@ def with_store(importer: Callable[..., list[str]]) -> Callable[..., Any]:
         if given.get("folds"):
             raise InputError(
                 "--folds with --store: each fold would be extracted anew. Extract the manifest, "
-                "then give the store each fold's splits: lfmim import join --manifest"
+                "then `lfmim benchmark --folds`, or give the store one fold's splits: lfmim import "
+                "join --manifest"
             )
         # before an import that may take minutes
         output_folder(store, "--store")

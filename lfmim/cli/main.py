@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": ("demo", "the whole way on a made-up corpus: 6 minutes, no network"),
     "import": ("import_data", "a published data set, features or checkpoint -> clips.csv, a store"),
     "labels": ("labels", "agreement and inconsistency of the labels; splits"),
+    "starter": ("starter", "a first model, from your own copies of RAVDESS and MELD"),
     "simulate": ("simulate", "a store of known truth, to try the rest on"),
     "encoders": ("encoders", "what turns media into features; fetch trained ones"),
     "extract": ("extract", "clips.csv -> feature store"),

@@ -7,6 +7,8 @@ stopped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lfmim.cli.arguments import parse
 from lfmim.config import ExperimentConfig
 from lfmim.distributed import session
@@ -27,7 +29,12 @@ COMMON = (
 
 
 def main(args: list[str]) -> int:
-    config = parse(ExperimentConfig, args, prog="lfmim train", about=__doc__, common=COMMON)
+    return train(parse(ExperimentConfig, args, prog="lfmim train", about=__doc__, common=COMMON))
+
+
+def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = None) -> int:
+    """Run the job and print what came of it; the command's exit code. `version_tags`: as
+    `train_run` takes them."""
     local_path(config.store, "--store")
     output_folder(config.run.storage, "--storage")
     session.check_shared(store=config.store, storage=config.run.storage)
@@ -40,10 +47,10 @@ def main(args: list[str]) -> int:
     # and tracking are the same: either way continues what the other began.
     if c.workers == 1 and not session.on_cluster():
         session.stay_here(what, **needed)
-        result = train_run(config, alone=True)
+        result = train_run(config, version_tags=version_tags, alone=True)
     else:
         with session.ray_session(what, **needed):
-            result = train_run(config)
+            result = train_run(config, version_tags=version_tags)
 
     best = result.meta.history[result.meta.best_epoch]["valid"]
     metric = "accuracy" if config.model.task == "emotion" else "mae"

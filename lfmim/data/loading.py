@@ -3,6 +3,7 @@ memory."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, pad_sequences
+from lfmim.data.splits import Fold, store_folds
 from lfmim.data.store import part_files, read_table, sequences, store_state
 from lfmim.schema import (
     FEATURE_COLUMNS,
@@ -36,20 +38,25 @@ MAPPED_ROWS = 64
 
 
 def load_split(
-    store: Path, split: str, config: ModelConfig, cache: str = "auto"
+    store: Path,
+    split: str,
+    config: ModelConfig,
+    cache: str = "auto",
+    fold: Fold | None = None,
 ) -> UtteranceTensors:
     """A split of a feature store in id order, as a model of `config` takes it (lengths, labels of
-    its task).
+    its task). Of a `fold` of the store it is that fold's, whatever the column `split` says.
 
     In memory, or with `cache` "stream" in memory-mapped files, so that a split may be larger than
     memory: the same values, the same order. Raises InputError if it is empty or without labels, or
     if the files cannot be written.
     """
     if cache == "stream":
-        return _mapped_split(store, split, config)
+        return _mapped_split(store, split, config, fold)
 
     dims = FeatureSpec.load(store).dims
-    table = read_table(store, [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)], split)
+    columns = [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)]
+    table = read_table(store, columns, where=_rows(store, split, fold))
     labels = split_labels(table, store, split, config.task)
     padded = {
         m: pad_sequences(sequences(table, m), m, dim, config.max_lengths[m], cut=config.cuts(m))
@@ -101,22 +108,35 @@ def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.T
     return labels
 
 
-def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTensors:
+def _rows(store: Path, split: str, fold: Fold | None) -> pc.Expression:
+    """Which rows of the store the split has."""
+    if fold is None:
+        return pc.field(SPLIT) == split
+    return pc.field(ID).isin(store_folds(store, fold.count).ids(fold, split))
+
+
+def _mapped_split(
+    store: Path, split: str, config: ModelConfig, fold: Fold | None
+) -> UtteranceTensors:
     """The split's padded features as files in `cache_folder()`/splits, made where they are not
     there yet."""
     dims = FeatureSpec.load(store).dims
     # Two names in one: what is wanted, and of which state of the store.
     shapes = {m: (config.max_lengths[m], dim, config.cuts(m)) for m, dim in dims.items()}
-    what = config_hash(str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()])
+    part = [] if fold is None else [dataclasses.astuple(fold)]
+    what = config_hash(
+        str(store.resolve()), split, [(m.value, *s) for m, s in shapes.items()], *part
+    )
     folder = cache_folder() / "splits" / f"{what}-{config_hash(store_state(store))}"
 
-    table = read_table(store, _label_columns(config), split)
+    rows = _rows(store, split, fold)
+    table = read_table(store, _label_columns(config), where=rows)
     if not folder.is_dir() and table.num_rows:
         try:
             # Workers of a node ask at the same time; each then fills a folder of its own, and the
             # first to finish gives it the name.
             with new_folder(folder, first=True) as scratch:
-                _write_arrays(scratch, store, split, table[ID].to_pylist(), shapes)
+                _write_arrays(scratch, store, rows, table[ID].to_pylist(), shapes)
         except WriteError as error:
             raise InputError(
                 f"train.cache stream: {folder.parent} cannot be written to: "
@@ -150,7 +170,7 @@ def _mapped_split(store: Path, split: str, config: ModelConfig) -> UtteranceTens
 def _write_arrays(
     folder: Path,
     store: Path,
-    split: str,
+    rows: pc.Expression,
     ids: list[str],
     shapes: dict[Modality, tuple[int, int, bool]],
 ) -> None:
@@ -169,26 +189,26 @@ def _write_arrays(
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
     lengths = {m: np.zeros(len(ids), dtype=np.int64) for m in shapes}
-    for table in _tables(store, split, [FEATURE_COLUMNS[m] for m in shapes]):
-        rows = [row_of[name] for name in table[ID].to_pylist()]
+    for table in _tables(store, rows, [FEATURE_COLUMNS[m] for m in shapes]):
+        into = [row_of[name] for name in table[ID].to_pylist()]
         for m, (t, d, cut) in shapes.items():
             padded, length = pad_sequences(sequences(table, m), m, d, t, cut=cut)
-            arrays[m][rows, : padded.shape[1]] = padded.numpy()
-            lengths[m][rows] = length.numpy()
+            arrays[m][into, : padded.shape[1]] = padded.numpy()
+            lengths[m][into] = length.numpy()
 
     for m, array in arrays.items():
         array.flush()
         np.save(folder / f"{m}.lengths.npy", lengths[m])
 
 
-def _tables(store: Path, split: str, columns: list[str]) -> Iterator[pa.Table]:
-    """The split's rows, a few at a time and one part at a time, in no particular order."""
+def _tables(store: Path, rows: pc.Expression, columns: list[str]) -> Iterator[pa.Table]:
+    """The store's `rows`, a few at a time and one part at a time, in no particular order."""
     for part in part_files(store):
         # pyarrow's own defaults (131,072 rows a batch, 16 batches and 4 parts ahead) would hold the
         # very split in memory that is mapped because it does not fit there.
         scanner = pad.dataset(part, format="parquet").scanner(
             columns=[ID, *columns],
-            filter=pad.field(SPLIT) == split,
+            filter=rows,
             batch_size=MAPPED_ROWS,
             batch_readahead=1,
             fragment_readahead=0,

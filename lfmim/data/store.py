@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
@@ -225,10 +226,14 @@ def discard_quarantined(folder: Path) -> None:
 
 
 def read_table(
-    folder: Path, columns: Sequence[str] | None = None, split: str | None = None
+    folder: Path,
+    columns: Sequence[str] | None = None,
+    split: str | None = None,
+    *,
+    where: pc.Expression | None = None,
 ) -> pa.Table:
-    """Columns of the store in id order, optionally of one split; a column it does not have is left
-    out.
+    """Columns of the store in id order, optionally of one split, or of the rows `where` something
+    holds; a column it does not have is left out.
 
     Raises InputError if there is no part.
     """
@@ -242,7 +247,8 @@ def read_table(
         if columns is None
         else [c for c in dict.fromkeys([ID, *columns]) if c in data.schema.names]
     )
-    where = None if split is None else pad.field(SPLIT) == split
+    if split is not None:
+        where = pad.field(SPLIT) == split
     # Parts have random names and rows arrive as they are finished: only by id do two runs of one
     # manifest give the same order, and with it the same training.
     return data.to_table(columns=wanted, filter=where).sort_by(ID)

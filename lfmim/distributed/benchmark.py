@@ -7,7 +7,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from lfmim.config import config_hash, experiment_from_dict, hash_parts, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
+from lfmim.data.splits import Fold, StoreFolds, store_folds
 from lfmim.distributed import at_work
 from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.experiments.comparison import linear_cka
+from lfmim.experiments.folds import merge_folds
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, system_names
 from lfmim.models import MODELS, EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
@@ -42,13 +44,19 @@ TEST_BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One system and seed, and the folder its checkpoints and `result.json` go to."""
+    """One system and seed (of a fold), and the folder its checkpoints and `result.json` go to."""
 
     system: str
     seed: int
     config: dict[str, Any]
     folder: str
     with_curves: bool
+    fold: Fold | None = None
+
+    @property
+    def of_fold(self) -> str:
+        """For messages, behind the seed: " fold 2"."""
+        return f" fold {self.fold.number}" if self.fold else ""
 
 
 def run_benchmark(
@@ -60,17 +68,19 @@ def run_benchmark(
     ] = lambda done, total, result, reused: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same
-    config are reused, begun ones go on from their last epoch.
+    config are reused, begun ones go on from their last epoch. With `config.folds` a system and seed
+    has a run per fold, and one result of them all, if none failed.
 
     `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
-    others; a full disk does, as WriteError.
+    others; a full disk does, as WriteError. Raises InputError for a store without such folds.
     """
     store = Path(config.store).resolve()
     # A run whose process or node dies is called again by Ray, and goes on from its last epoch.
     remote = ray.remote(_train_run).options(
         num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2
     )
-    runs = _runs(config, presets, data_fingerprint(store))
+    folds = store_folds(store, config.folds) if config.folds else None
+    runs = _runs(config, presets, data_fingerprint(store), folds)
 
     results: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -94,39 +104,54 @@ def run_benchmark(
                 # disk would fail every run.
                 if isinstance(error, WriteError):
                     raise WriteError(error.path, error.reason) from error
-                failed.append(f"{run.system} {run.seed}: {str(error).strip().splitlines()[-1]}")
+                reason = str(error).strip().splitlines()[-1]
+                failed.append(f"{run.system} {run.seed}{run.of_fold}: {reason}")
                 continue
             results.append(result)
             on_done(len(results) + len(failed), len(runs), result, False)
 
-    return results, failed
+    return (merge_folds(results, folds) if folds else results), failed
 
 
 def _runs(
-    config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]], fingerprint: str
+    config: BenchmarkConfig,
+    presets: Mapping[str, Mapping[str, Any]],
+    fingerprint: str,
+    folds: StoreFolds | None,
 ) -> list[Run]:
-    """Seed by seed: an interrupted benchmark has all systems of the first seeds."""
+    """Seed by seed: an interrupted benchmark has all systems of the first seeds. Within a seed fold
+    by fold: a process that has loaded a fold trains its systems in turn."""
+    numbers = range(1, config.folds + 1)
+    every: list[Fold | None] = [Fold(k, config.folds) for k in numbers] or [None]
+    # Neither the column nor the speakers are in the data's fingerprint.
+    parts = config_hash(folds.parts) if folds else ""
+
     out = []
-    for seed in range(config.seeds):
+    for seed, fold in product(range(config.seeds), every):
         for system in system_names(config):
             # Nothing in it is drawn: every seed would give the same figures.
             if seed and system in MODELS and MODELS[system].fitted:
                 continue
             experiment = benchmark_experiment(config, system, seed, presets)
-            with_curves = seed < config.curves
+            # Curves are shown of one training: of the first fold.
+            with_curves = seed < config.curves and (fold is None or fold.number == 1)
             # With curves or without are two runs: the latter kept no weights of its epochs.
-            key = config_hash(*hash_parts(experiment).values(), fingerprint, with_curves)
+            key = [*hash_parts(experiment).values(), fingerprint, with_curves]
 
             name = Path(system).stem
-            folder = Path(config.report).resolve() / "runs" / f"{name}-{seed}-{key}"
-            out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves))
+            title = f"{name}-{seed}"
+            if fold:
+                key += [fold.number, parts]
+                title += f"-fold{fold.number}"
+            folder = Path(config.report).resolve() / "runs" / f"{title}-{config_hash(*key)}"
+            out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves, fold))
     return out
 
 
 def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     """One training run, from its last checkpoint where there is one. Leaves a `result.json`."""
     torch.set_num_threads(max(1, int(cpus)))
-    name = f"{run.system} seed {run.seed}"
+    name = f"{run.system} seed {run.seed}{run.of_fold}"
     at_work.begin(name, name)
     started, home = time.perf_counter(), Path(run.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,13 +170,14 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
         keep=None if run.with_curves else 1,
         # Ray gives a process that has ended a run the next one.
         hold=True,
+        fold=run.fold,
         after_epoch=after_epoch,
     )
     seconds = time.perf_counter() - started
 
     # From here on nothing is chosen any more: the only reading of the test split.
     at("test")
-    test = load_split(Path(store), "test", config.model, config.train.cache)
+    test = load_split(Path(store), "test", config.model, config.train.cache, run.fold)
     result = _result(run, meta, test.to(device), seconds)
     at("")
     return result
@@ -173,6 +199,7 @@ def _result(
     result = {
         "system": run.system,
         "seed": run.seed,
+        "fold": run.fold.number if run.fold else None,
         "label_spec": meta.labels.to_dict(),
         "config": run.config,
         "epochs": meta.epoch,
@@ -184,6 +211,7 @@ def _result(
         "flops": flops_per_sample(model, sample.features, sample.masks),
         "test": _scores(model, test),
         "test_curves": curves,
+        "ids": test.ids,
         "labels": test.labels.cpu().T.tolist(),
         "predictions": outputs,
         "cka": cka,

@@ -19,6 +19,7 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
+from lfmim.data.splits import Fold
 from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
 from lfmim.training.checkpoint import (
@@ -43,15 +44,16 @@ def run_epochs(
     device: torch.device,
     keep: int | None,
     hold: bool = False,
+    fold: Fold | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     after_epoch: AfterEpoch = lambda report: None,
 ) -> CheckpointMeta:
     """Train from the newest checkpoint in `folder` to the end; returns the final state's meta.
 
     The newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
-    process, for the next run on them. Under torch.distributed every rank calls it; rank 0 alone
-    writes checkpoints. `after_epoch` is called on every rank once the epoch is saved. Raises as
-    `training.loop.train`, and WriteError.
+    process, for the next run on them. `fold`: its splits are trained and validated on. Under
+    torch.distributed every rank calls it; rank 0 alone writes checkpoints. `after_epoch` is called
+    on every rank once the epoch is saved. Raises as `training.loop.train`, and WriteError.
     """
     resume = _newest(folder)
     history = load_meta(resume).history if resume else []
@@ -71,7 +73,7 @@ def run_epochs(
         after_epoch(report)
 
     load = _held_splits if hold else _splits
-    data = load(store, store_state(store), config.model, config.train.cache)
+    data = load(store, store_state(store), config.model, config.train.cache, fold)
     return train(
         config,
         FeatureSpec.load(store),
@@ -106,9 +108,14 @@ def run_tracked_epochs(
     return run_epochs(config, store, folder, device=device, keep=keep, wrap=wrap, after_epoch=log)
 
 
-def _splits(store: Path, state: object, model: ModelConfig, cache: str) -> Splits:
+def _splits(
+    store: Path, state: object, model: ModelConfig, cache: str, fold: Fold | None
+) -> Splits:
     """Training and validation data of the store in this `state`."""
-    return load_split(store, "train", model, cache), load_split(store, "valid", model, cache)
+    train_data, valid_data = (
+        load_split(store, split, model, cache, fold) for split in ("train", "valid")
+    )
+    return train_data, valid_data
 
 
 _held_splits = functools.lru_cache(maxsize=1)(_splits)

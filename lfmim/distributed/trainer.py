@@ -153,10 +153,14 @@ def describe(config: ExperimentConfig) -> str:
 
 
 def train_run(
-    config: ExperimentConfig, *, tags: Mapping[str, str] | None = None, alone: bool = False
+    config: ExperimentConfig,
+    *,
+    tags: Mapping[str, str] | None = None,
+    version_tags: Mapping[str, str] | None = None,
+    alone: bool = False,
 ) -> TrainResult:
-    """Train, track (a new MLflow run gets `tags`) and register. A rerun continues from the last
-    checkpoint.
+    """Train, track (a new MLflow run gets `tags`) and register (a new version gets `version_tags`).
+    A rerun continues from the last checkpoint.
 
     On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises
     InputError for a store without the splits it needs, before any worker starts.
@@ -199,6 +203,7 @@ def train_run(
                 model_name=config.tracking.model_name,
                 example=_example(store),
                 data_fingerprint=fingerprint,
+                tags=version_tags,
             )
             # Only here is the run FINISHED: without a registered model it is of no use to anybody.
             tracking.finish_run(uri, run_id, meta)

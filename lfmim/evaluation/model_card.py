@@ -11,6 +11,9 @@ from lfmim.models import build_model
 from lfmim.schema import MODALITIES, SENTIMENTS, LabelSpec
 from lfmim.training.checkpoint import CheckpointMeta
 
+SOURCE = ("domain", "licences", "redistribution")
+"""Tags of a version that tell where its data are from, if it has them."""
+
 
 def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[str, str]) -> str:
     """What the model is, on what it was trained, how good it is on validation, and what it is not
@@ -54,6 +57,9 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
         else "Probabilities are softmax outputs, not calibrated."
     )
 
+    told = [f"- {key.capitalize()}: {tags[key]}\n" for key in SOURCE if key in tags]
+    source = "\n" + "".join(told) if told else ""
+
     return f"""# {name}
 
 ## What it is
@@ -71,7 +77,7 @@ refused.
 
 ## Data
 Feature store with data hash `{tags["data"]}`.
-{_figures(meta, model.answers)}
+{source}{_figures(meta, model.answers)}
 ## Intended uses
 Research on multimodal emotion recognition; describing in aggregate the emotion *expressed* in
 utterances like those it was trained on, with a person looking at what matters.

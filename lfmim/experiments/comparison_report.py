@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,13 +29,14 @@ from lfmim.experiments.comparison import (
     table_3,
     table_4,
     table_claims,
+    table_folds,
     table_subsets,
 )
 from lfmim.schema import MODALITIES
 from lfmim.storage import new_file, write_text
 
 # Per utterance or per epoch; the runs' own result.json keep them, and results.json is to be read.
-HEAVY = ("predictions", "labels", "history", "test_curves")
+HEAVY = ("ids", "predictions", "labels", "history", "test_curves")
 
 
 def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
@@ -47,12 +49,13 @@ def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
             "table_4": ("Every head against its own label (Table 4)", table_4(results)),
         }
 
+    found["folds"] = ("Multimodal head in each fold", table_folds(results))
     found["claims"] = ("What was claimed", table_claims(results))
     found["subsets"] = (
         "Multimodal head from every subset of the modalities",
         table_subsets(results),
     )
-    # Empty where no pair of the claims ran, or no system accepts absent modalities.
+    # Empty without folds, where no pair of the claims ran, or no system accepts absent modalities.
     return {name: (title, table) for name, (title, table) in found.items() if not table.empty}
 
 
@@ -131,6 +134,17 @@ def summary(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def about_folds(folds: Mapping[str, Any]) -> str:
+    """How a cross-validation was made, of a result's `folds`."""
+    counts = folds["counts"]
+    return (
+        f"Cross-validation: {folds['how']} Each fold is tested once, by a model that was chosen on "
+        "the next fold and trained on the others; figures are of all "
+        f"{sum(counts)} predictions together ({', '.join(map(str, counts))} per fold), differences "
+        "are resampled over utterances, and curves are those of fold 1."
+    )
+
+
 def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
     """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`;
     returns its path."""
@@ -152,6 +166,9 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         "number of systems (Holm). <i>logistic</i> is regression on features averaged over time; "
         "↓ marks what does not beat it.</p>"
     )
+
+    if folds := results[0].get("folds"):
+        page.append(f"<p>{html.escape(about_folds(folds))}</p>")
 
     for name, (heading, table) in tables(results).items():
         write_text(folder / f"{name}.csv", table.to_csv())

@@ -18,6 +18,7 @@ from lfmim.config import (
     experiment_from_dict,
     to_dict,
 )
+from lfmim.data.splits import LEAST_FOLDS
 from lfmim.former_names import say_renamed, translate
 from lfmim.registry import MODELS
 from lfmim.schema import InputError
@@ -61,6 +62,10 @@ class BenchmarkConfig:
     and for emotions the preset `strong`."""
     seeds: int = 5
     """Each system is trained with seeds 0 .. seeds - 1."""
+    folds: int = 0
+    """Cross-validation: each of so many parts of the store is tested once, by a model that was
+    trained and chosen on the others. The parts are the column `fold` that importers write with
+    their --folds, or else are made of whole speakers. 0: the store's own splits."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """Sizes of every system; `name` is set per system."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -82,6 +87,10 @@ class BenchmarkConfig:
             "report": (bool(self.report), "must not be empty"),
             "systems": (len(set(self.systems)) == len(self.systems), "a system is named twice"),
             "seeds": (self.seeds >= 1, f"{self.seeds} must be at least 1"),
+            "folds": (
+                self.folds == 0 or self.folds >= LEAST_FOLDS,
+                f"{self.folds} must be 0 or at least {LEAST_FOLDS}: one part tests, one validates",
+            ),
             "curves": (self.curves >= 0, f"{self.curves} must not be negative"),
             "cpus_per_run": (self.cpus_per_run > 0, f"{self.cpus_per_run} must be positive"),
             "stuck_minutes": (

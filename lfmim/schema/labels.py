@@ -299,5 +299,11 @@ def default_labels() -> LabelSpec:
 
 
 def fitting_labels(values: set[str]) -> list[str]:
-    """The shipped specs that know all of the words."""
-    return [n for n in shipped_labels() if all(map(read_label_spec(n).knows, values))]
+    """The shipped specs that know all of the words; of several those that neither merge nor drop
+    any, if there are."""
+    known = {n: read_label_spec(n) for n in shipped_labels()}
+    fitting = [n for n, spec in known.items() if all(map(spec.knows, values))]
+
+    words = set(map(_word, values))
+    keeping = [n for n in fitting if not words & {*known[n].merges, *known[n].dropped}]
+    return keeping or fitting

@@ -95,14 +95,16 @@ def register(
     model_name: str,
     example: pd.DataFrame,
     data_fingerprint: str,
+    tags: Mapping[str, str] | None = None,
 ) -> RegisteredVersion:
     """Package the checkpoint as a pyfunc model with its card, register it, and move `champion` if
     validation improves.
 
-    A new version that does not become champion becomes `challenger`. `example`: a few rows of
-    feature columns (nested lists). Scores are compared only if they measure the same: data, head,
-    task, labels, split. The best checkpoint of a run, and of those it continues, is registered
-    once. Raises InputError for a server that fails or is away.
+    A new version gets `tags`, and its card shows those of model_card.SOURCE; one that does not
+    become champion becomes `challenger`. `example`: a few rows of feature columns (nested lists).
+    Scores are compared only if they measure the same: data, head, task, labels, split. The best
+    checkpoint of a run, and of those it continues, is registered once. Raises InputError for a
+    server that fails or is away.
     """
     client = _client(uri)
     meta = load_meta(checkpoint)
@@ -118,7 +120,9 @@ def register(
     entry = (
         found[0]
         if found
-        else _new_version(client, run_id, checkpoint, meta, model_name, example, data_fingerprint)
+        else _new_version(
+            client, run_id, checkpoint, meta, model_name, example, data_fingerprint, tags or {}
+        )
     )
 
     number = str(entry.version)
@@ -148,9 +152,11 @@ def _new_version(
     model_name: str,
     example: pd.DataFrame,
     data_fingerprint: str,
+    more: Mapping[str, str],
 ) -> ModelVersion:
     """The checkpoint, packaged as a logged model of the run and registered from there."""
     tags = {
+        **more,
         "score": repr(meta.best_score),
         "data": data_fingerprint,
         "feature_spec": meta.spec.fingerprint,

@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from lfmim.data.manifest import cell
-from lfmim.data.splits import FOLDS, split_rows
+from lfmim.data.splits import FOLD, FOLDS, Fold, fold_parts, split_rows
 from lfmim.data.tables import write_manifest
 from lfmim.schema import (
     ID,
     LABEL_COLUMNS,
-    MULTIMODAL,
     SPEAKER,
     SPLIT,
     SPLITS,
@@ -30,7 +27,6 @@ from lfmim.schema import (
 
 MEDIA = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".flv", ".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Endings of the files that a folder is searched for."""
-FOLD = "fold"
 
 
 class Labeller:
@@ -87,54 +83,18 @@ def write_corpus(
         lines.append(f"  {how}")
 
     lines += [f"  {line}" for line in [*_counts(frame), *labeller.lines(), *notes]]
-    parts = fold_splits(frame, folds, group=group, seed=seed) if folds else []
+    parts = fold_parts(frame, folds, group=group, seed=seed).tolist() if folds else []
     if folds:
-        of = np.array(parts)
-        frame[FOLD] = [str(k + 1) for k in (of == SPLITS[2]).argmax(axis=0)]
+        frame[FOLD] = [str(part) for part in parts]
 
     write_manifest(frame, output, labels=labeller.spec)
-    for k, splits in enumerate(parts, start=1):
+    for k in range(1, folds + 1):
+        splits = [Fold(k, folds).split_of(part) for part in parts]
         name = output.with_name(f"{output.stem}.fold{k}{output.suffix}")
         write_manifest(frame.assign(**{SPLIT: splits}), name, labels=labeller.spec)
         sizes = ", ".join(f"{s} {splits.count(s)}" for s in SPLITS)
         lines.append(f"  {name.name}: {sizes}")
     return lines
-
-
-def fold_splits(
-    frame: pd.DataFrame, folds: int, *, group: str = SPEAKER, seed: int = 0
-) -> list[list[str]]:
-    """K lists of a split per row: fold k is tested on the k-th part of the groups, validated on the
-    next part and trained on the others, so that each row is tested once and no group is in two
-    splits of a fold.
-
-    The parts keep the shares of the multimodal label as well as whole groups allow; with as many
-    folds as groups each group is a part, in name order. Raises InputError for fewer than 3 folds,
-    or fewer groups than folds.
-    """
-    if folds < 3:
-        raise InputError(f"--folds {folds}: 3 are the least: one part tests, one validates")
-    groups = frame[group].map(cell) if group in frame else pd.Series([""] * len(frame))
-    if (groups == "").any() or groups.nunique() < folds:
-        raise InputError(
-            f"--folds {folds}: {groups[groups != ''].nunique()} values of '{group}' are there; "
-            "every row needs one, and every fold one of its own"
-        )
-
-    part = pd.factorize(groups, sort=True)[0]
-    if groups.nunique() > folds:
-        labels = frame[LABEL_COLUMNS[MULTIMODAL]].map(cell)
-        kind = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        made = kind.split(np.zeros(len(frame)), pd.factorize(labels, sort=True)[0], groups)
-        part = np.empty(len(frame), dtype=np.int64)
-        for k, (_, members) in enumerate(made):
-            part[members] = k
-
-    train, valid, test = SPLITS
-    return [
-        [test if p == k else valid if p == (k + 1) % folds else train for p in part]
-        for k in range(folds)
-    ]
 
 
 def media_files(folder: Path) -> list[Path]:

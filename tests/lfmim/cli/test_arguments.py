@@ -50,7 +50,7 @@ def test_each_help_opens_with_an_example_and_lists_common_options_first(command,
     first = f"usage: lfmim {command} "
     assert out.startswith(first)
     assert importlib.import_module(f"lfmim.cli.{COMMANDS[command][0]}").__doc__
-    if command not in ("import", "labels", "submit", "encoders"):
+    if command not in ("import", "labels", "submit", "encoders", "starter"):
         headings = re.findall(r"^(\S.*):$", out, flags=re.M)
         assert headings[0] == "common options"
 

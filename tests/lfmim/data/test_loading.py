@@ -11,8 +11,9 @@ import torch
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.loading import load_split
+from lfmim.data.splits import Fold
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import InputError
+from lfmim.schema import SPLITS, InputError
 from lfmim.training.loop import train
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
@@ -72,6 +73,23 @@ def test_the_files_are_made_once_and_follow_the_store(store, tmp_path):
     assert again != made
     with pytest.raises(InputError, match="no rows of split 'test'"):
         load_split(store, "test", MODEL, "stream")
+
+
+@pytest.mark.parametrize("cache", ["auto", "stream"])
+def test_a_fold_has_its_own_rows_whatever_the_column_split_says(store, cache):
+    rows = [row | {"speaker": f"s{i % 5}"} for i, row in enumerate(toy_rows(30, 4, split="more"))]
+    write_spec(store.parent / "folds", SPEC)
+    write_part(store.parent / "folds", rows_to_table(rows, store_schema(DIMS), DIMS))
+    tested = []
+    for k in range(1, 6):
+        ids = [
+            load_split(store.parent / "folds", split, MODEL, cache, Fold(k, 5)).ids
+            for split in SPLITS
+        ]
+        assert sorted(name for part in ids for name in part) == [row["id"] for row in rows]
+        assert [len(part) for part in ids] == [18, 6, 6]
+        tested += ids[2]
+    assert sorted(tested) == [row["id"] for row in rows]
 
 
 PEAK = """

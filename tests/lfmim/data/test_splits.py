@@ -1,6 +1,9 @@
-"""6:2:2 splits: sizes, determinism, shares of labels, no speaker in two splits."""
+"""6:2:2 splits: sizes, determinism, shares of labels, no speaker in two splits; folds: exhaustive,
+no speaker in two."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfmim.data.splits import METHODS, split_rows
+from lfmim.data.splits import METHODS, Fold, fold_parts, split_rows, store_folds
+from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import SPLITS, InputError
-from tests.support.toy import EMOTIONS
+from tests.support.toy import DIMS, EMOTIONS, SPEC, toy_rows
 
 
 def frame(n: int, speakers: int = 20, seed: int = 0) -> pd.DataFrame:
@@ -74,3 +78,70 @@ def test_what_cannot_be_split_is_told():
     ):
         with pytest.raises(InputError, match=message):
             split_rows(bad, method, group=group)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), speakers=st.integers(3, 30), data=st.data())
+def test_each_speaker_is_tested_in_one_fold_and_is_in_no_two_splits_of_any(seed, speakers, data):
+    rows = frame(200, speakers, seed)
+    folds = data.draw(st.integers(3, min(10, rows["speaker"].nunique())))
+    parts = fold_parts(rows, folds, seed=seed)
+    assert (parts == fold_parts(rows, folds, seed=seed)).all()
+    made = pd.DataFrame({k: [Fold(k, folds).split_of(p) for p in parts] for k in set(parts)})
+    assert made.shape[1] == folds
+    for split in ("valid", "test"):
+        assert made.eq(split).sum(axis=1).eq(1).all()
+    for _, of_fold in made.items():
+        assert set(of_fold) == set(SPLITS)
+        assert of_fold.groupby(rows["speaker"].to_numpy()).nunique().eq(1).all()
+
+
+def test_folds_of_as_many_speakers_are_in_name_order_and_too_few_are_refused():
+    rows = pd.DataFrame({"speaker": [f"s{i % 7}" for i in range(70)], "label_multimodal": "a"})
+    assert fold_parts(rows, 7)[:7].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    # All labels are rarer than the folds: no ground to stratify by.
+    rare = frame(9, 9).assign(
+        speaker=[f"s{i}" for i in range(9)], label_multimodal=list("abcdefghi")
+    )
+    assert set(fold_parts(rare, 4)) == {1, 2, 3, 4}
+    for folds, why in ((2, "3 are the least"), (8, "7 values of 'speaker'")):
+        with pytest.raises(InputError, match=why):
+            fold_parts(rows, folds)
+
+
+def write_folds(folder: Path, *, speakers: int, fold: list[str] | None = None) -> Path:
+    """A store of 60 rows, all of split train."""
+    rows = toy_rows(60)
+    for i, row in enumerate(rows):
+        row["speaker"] = f"s{i % speakers}" if speakers else None
+        row["fold"] = fold[i] if fold else None
+    write_spec(folder, SPEC)
+    schema = store_schema(DIMS, ["fold"] if fold else [])
+    write_part(folder, rows_to_table(rows, schema, DIMS))
+    return folder
+
+
+def test_a_store_has_its_own_folds_or_those_of_its_speakers(tmp_path):
+    own = write_folds(tmp_path / "own", speakers=6, fold=[str(i % 3 + 1) for i in range(60)])
+    found = store_folds(own, 3)
+    assert found.parts["train0004"] == 2
+    assert "the store's column 'fold'; no speaker is in two folds" in found.how
+    assert found.ids(Fold(3, 3), "valid") == [f"train{i:04}" for i in range(0, 60, 3)]
+    mixed = write_folds(tmp_path / "mixed", speakers=4, fold=[str(i % 3 + 1) for i in range(60)])
+    assert "4 of 4 speakers are in several folds" in store_folds(mixed, 3).how
+
+    made = store_folds(write_folds(tmp_path / "made", speakers=12), 4)
+    assert set(made.parts.values()) == {1, 2, 3, 4}
+    assert "made of 12 whole speakers" in made.how
+
+
+def test_what_a_store_has_in_place_of_its_folds_is_told(tmp_path):
+    own = write_folds(tmp_path / "own", speakers=6, fold=["1", "2", "3", "4"] * 15)
+    with pytest.raises(InputError, match=r"'fold': 15 rows '1', .* --folds 5 needs each of 1 to 5"):
+        store_folds(own, 5)
+    gap = write_folds(tmp_path / "gap", speakers=6, fold=["1", "2", "3", ""] * 15)
+    with pytest.raises(InputError, match="15 rows '', 15 rows '1'"):
+        store_folds(gap, 3)
+    none = write_folds(tmp_path / "none", speakers=0)
+    with pytest.raises(InputError, match=r"no column 'fold'.* 0 values of 'speaker'.*--folds 3"):
+        store_folds(none, 3)

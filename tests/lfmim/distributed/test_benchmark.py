@@ -11,9 +11,11 @@ from mlflow.tracking import MlflowClient
 
 from lfmim import tracking
 from lfmim.config import ModelConfig, TrainConfig
+from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.experiments.comparison_report import summary, write_comparison
 from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.schema import HEADS, MULTIMODAL
+from tests.support.toy import DIMS, SPEC, toy_rows
 
 
 @pytest.mark.ray
@@ -88,6 +90,41 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
         "report/index.html",
         "report/table_2.csv",
     }
+
+
+@pytest.mark.ray
+def test_folds_answer_every_utterance_once_and_go_on(ray_cluster, tmp_path):
+    from lfmim.distributed.benchmark import run_benchmark
+
+    rows = [row | {"speaker": f"s{i % 6}"} for i, row in enumerate(toy_rows(60))]
+    write_spec(tmp_path / "store", SPEC)
+    write_part(tmp_path / "store", rows_to_table(rows, store_schema(DIMS), DIMS))
+    config = BenchmarkConfig(
+        store=str(tmp_path / "store"),
+        report=str(tmp_path / "report"),
+        systems=["logistic", "lfmim"],
+        seeds=1,
+        folds=3,
+        model=ModelConfig(
+            d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8
+        ),
+        train=TrainConfig(optimizer="adamw", epochs=1, batch_size=16),
+    )
+    results, failed = run_benchmark(config, {})
+    assert not failed
+    assert {r["system"] for r in results} == {"logistic", "lfmim"}
+    for r in results:
+        assert r["ids"] == [row["id"] for row in rows]
+        assert r["test"][MULTIMODAL]["count"] == 60 == sum(r["folds"]["counts"])
+    runs = list((tmp_path / "report" / "runs").glob("*/result.json"))
+    assert len(runs) == 6
+
+    # One that is gone is made again, alone.
+    stamps = {p: p.stat().st_mtime_ns for p in runs}
+    runs[0].unlink()
+    again, _ = run_benchmark(config, {})
+    assert {p for p in runs if p.stat().st_mtime_ns != stamps[p]} == {runs[0]}
+    assert {r["system"]: r["test"] for r in again} == {r["system"]: r["test"] for r in results}
 
 
 @pytest.mark.ray

@@ -89,6 +89,7 @@ def test_bad_presets_are_refused_by_name(tmp_path, text, message):
         ({"systems": ["pmr", "pmr"]}, "twice"),
         ({"seeds": 0}, "seeds"),
         ({"curves": -1}, "curves"),
+        ({"folds": 2}, "folds: 2 must be 0 or at least 3"),
         ({"store": ""}, "store"),
     ],
 )

@@ -10,7 +10,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from lfmim.data.importers.corpora import fold_splits
 from lfmim.data.importers.crema_d import import_crema_d
 from lfmim.data.importers.folders import import_folders
 from lfmim.data.importers.iemocap import import_iemocap
@@ -41,22 +40,6 @@ def touched(root: Path, *names: str) -> Path:
 
 def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def test_each_group_is_tested_once_and_is_in_no_two_splits_of_a_fold():
-    speakers = [f"s{i % 7}" for i in range(70)]
-    frame = pd.DataFrame({"speaker": speakers, "label_multimodal": ["a", "b"] * 35})
-    for folds in (3, 7):
-        made = fold_splits(frame, folds)
-        tested = pd.DataFrame(made).eq("test").sum()
-        assert (tested == 1).all()
-        for split in made:
-            assert set(split) == {"train", "valid", "test"}
-            assert frame.assign(split=split).groupby("speaker").split.nunique().eq(1).all()
-    assert fold_splits(frame, 7)[2][:7] == ["train"] * 2 + ["test", "valid"] + ["train"] * 3
-    for folds, why in ((2, "3 are the least"), (8, "7 values of 'speaker'")):
-        with pytest.raises(InputError, match=why):
-            fold_splits(frame, folds)
 
 
 def test_ravdess_with_action_units(real, tmp_path):
