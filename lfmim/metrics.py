@@ -200,7 +200,9 @@ class SentimentSums:
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         heads, kind = len(HEADS), {"dtype": torch.float64, "device": device}
-        self.confusion = {k: torch.zeros(heads, k, k, **kind) for k in EDGES}  # type: ignore[call-overload]
+        self.confusion = {}
+        for k in EDGES:
+            self.confusion[k] = torch.zeros(heads, k, k, **kind)  # type: ignore[call-overload]
         self.nonzero = torch.zeros(heads, 2, 2, **kind)  # type: ignore[call-overload]
         self.moments = torch.zeros(heads, 6, **kind)  # type: ignore[call-overload]
         self.loss = torch.zeros(heads, **kind)  # type: ignore[call-overload]

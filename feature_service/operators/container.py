@@ -12,8 +12,8 @@ import av
 from feature_service.operators.clip import ClipError, DecodeOptions
 
 FORMATS = (
-    "3gp,aac,aiff,amr,asf,ast,au,avi,caf,dv,flac,flv,gxf,ivf,m4v,matroska,mov,mp3,mp4,mpeg,mpegts,mpegvideo,mxf,"
-    "nut,ogg,rm,w64,wav,webm,wv"
+    "3gp,aac,aiff,amr,asf,ast,au,avi,caf,dv,flac,flv,gxf,ivf,m4v,matroska,mov,mp3,mp4,"
+    "mpeg,mpegts,mpegvideo,mxf,nut,ogg,rm,w64,wav,webm,wv"
 )
 """FFmpeg demuxers that may open a file: no pictures, no text, and none that follows references to
 other files."""

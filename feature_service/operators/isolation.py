@@ -51,7 +51,8 @@ class IsolatedDecoder:
         ours, theirs = socket.socketpair()
         # A file, not a pipe: nobody reads along, and a full pipe would hold the child up. Append
         # mode, so that after `truncate` it writes at the new end.
-        self._said = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115 (as long as the child)
+        # As long as the child.
+        self._said = tempfile.TemporaryFile(mode="a+b", buffering=0)  # noqa: SIM115
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno())],

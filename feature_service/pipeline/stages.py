@@ -260,7 +260,8 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
             _guarded(modality.value, lambda r: _store(r, encoder, encoder([r[raw]])[0]), row)
     else:
         for row, features in zip(todo, encoded, strict=True):
-            _guarded(modality.value, lambda r, f=features: _store(r, encoder, f), row)  # type: ignore[misc]
+            keep = lambda r, f=features: _store(r, encoder, f)  # noqa: E731
+            _guarded(modality.value, keep, row)
 
     # the text is a column of the store; crops and waveforms have done their work
     for row in rows:

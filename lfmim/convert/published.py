@@ -160,6 +160,7 @@ def _sizes(
 
     # Dropout and the cut of audio leave no trace in the tensors: those are the published code's.
     # Pooling has a weight per position, the learned first token's included: length + 1.
+    lengths = {f"max_{m}": shape(f"mix_{SHORT[m]}", axes=1)[0] - 1 for m in MODALITIES}
     config = ModelConfig(
         name="upstream",
         d_model=d_model,
@@ -167,7 +168,7 @@ def _sizes(
         num_layers=1 + max(layers),
         fex_tokens=fex,
         dim_feedforward=shape("transformer_m.0.mlp.c_fc.weight", axes=2)[0],
-        **{f"max_{m}": shape(f"mix_{SHORT[m]}", axes=1)[0] - 1 for m in MODALITIES},  # type: ignore[arg-type]
+        **lengths,  # type: ignore[arg-type]
         audio_excess="cut",
         dropout_attention=0.2,
         dropout_ffn=0.1,

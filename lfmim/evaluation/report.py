@@ -68,7 +68,8 @@ GROUP_COLUMNS = {
 }
 PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
 td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}img{max-width:100%}"""
+table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}
+img{max-width:100%}"""
 
 
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:

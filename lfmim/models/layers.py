@@ -82,7 +82,8 @@ class InputProjection(nn.Module):
 
         # A kernel-1 convolution is a matrix product over channels: F.linear spares two transposes.
         z_BTD = F.linear(x_BTF, self.conv.weight[:, :, 0], self.conv.bias)
-        return self.dropout(z_BTD + self.positions[: z_BTD.shape[1]].to(z_BTD.dtype))  # type: ignore[no-any-return]
+        positions_TD = self.positions[: z_BTD.shape[1]].to(z_BTD.dtype)
+        return self.dropout(z_BTD + positions_TD)  # type: ignore[no-any-return]
 
 
 def input_projections(config: ModelConfig, dims: Mapping[Modality, int]) -> nn.ModuleDict:

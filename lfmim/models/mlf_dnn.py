@@ -30,7 +30,8 @@ class ConcatFusion(nn.Module):
 
     def fuse(self, z: Mapping[Modality, Tensor]) -> Tensor:
         """Vectors [B, d_model] per modality -> [B, d_model]."""
-        return self.layers(torch.cat([z[m] for m in MODALITIES], dim=1))  # type: ignore[no-any-return]
+        joined = torch.cat([z[m] for m in MODALITIES], dim=1)
+        return self.layers(joined)  # type: ignore[no-any-return]
 
 
 @register_model("mlf-dnn")

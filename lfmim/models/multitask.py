@@ -91,5 +91,6 @@ class Multitask(EmotionNet):
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
         z = {m: self.encoders[m](self.inputs[m](features[m]), masks[m]) for m in MODALITIES}
-        pooled = {**{m.value: x for m, x in z.items()}, MULTIMODAL: self.fusion.fuse(z)}  # type: ignore[operator]
+        fused = self.fusion.fuse(z)  # type: ignore[operator]
+        pooled = {**{m.value: x for m, x in z.items()}, MULTIMODAL: fused}
         return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)

@@ -39,7 +39,8 @@ class TensorFusion(nn.Module):
             nn.functional.pad(self.reduce[m](z[m]), (1, 0), value=1.0) for m in MODALITIES
         )
 
-        return self.fusion(torch.einsum("bi,bj,bk->bijk", z_t, z_a, z_v).flatten(1))  # type: ignore[no-any-return]
+        cube = torch.einsum("bi,bj,bk->bijk", z_t, z_a, z_v)
+        return self.fusion(cube.flatten(1))  # type: ignore[no-any-return]
 
 
 @register_model("tfn")

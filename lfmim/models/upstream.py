@@ -55,7 +55,8 @@ class FullLengthInput(nn.Module):
         x_BTF = torch.where(valid_BT[..., None], (x_BTF - self.mean) * self.scale, 0.0)
         x_BTF = x_BTF[:, : self.length]
         # Linear after padding, as in the published code: a padded position holds the bias, not 0.
-        return self.linear(F.pad(x_BTF, (0, 0, 0, self.length - x_BTF.shape[1])))  # type: ignore[no-any-return]
+        x_BTF = F.pad(x_BTF, (0, 0, 0, self.length - x_BTF.shape[1]))
+        return self.linear(x_BTF)  # type: ignore[no-any-return]
 
 
 class StackInput(nn.Module):
@@ -79,7 +80,8 @@ class StackInput(nn.Module):
         index_T = torch.arange(1, x_BTD.shape[1] + 1, device=x_BTD.device)
         # The published code takes an exact zero in channel 0 for padding, whose position is row 0.
         index_BT = torch.where(x_BTD[..., 0] == 0, 0, index_T)
-        return self.norm(self.dropout(x_BTD + self.positions[index_BT]))  # type: ignore[no-any-return]
+        x_BTD = self.dropout(x_BTD + self.positions[index_BT])
+        return self.norm(x_BTD)  # type: ignore[no-any-return]
 
 
 class SandwichLayer(nn.Module):
@@ -192,7 +194,8 @@ class Upstream(EmotionNet):
             # After the multimodal layer, which reads the streams as they enter their layer i.
             for m in MODALITIES:
                 per_layer = 2 if m is Modality.VISION else 1
-                for uni_layer in self.stacks[m][per_layer * i : per_layer * (i + 1)]:  # type: ignore[index]
+                mine = slice(per_layer * i, per_layer * (i + 1))
+                for uni_layer in self.stacks[m][mine]:  # type: ignore[index]
                     z[m] = uni_layer(z[m])
 
         states = {**z, MULTIMODAL: x_m}

@@ -254,7 +254,8 @@ with ray_session("local"):
     import grpc
     channel = grpc.insecure_channel(ray.get_runtime_context().gcs_address)
     try:
-        gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest())
+        question = gcs_service_pb2.GetAllNodeInfoRequest()
+        gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).GetAllNodeInfo(question)
         print("OPEN")
     except grpc.RpcError as error:
         print(error.code().name)

@@ -268,7 +268,8 @@ def test_a_plugin_model_that_reads_the_old_names(caplog):
     class Mine(EmotionNet):
         def __init__(self, config: ModelConfig) -> None:
             super().__init__()
-            self.sizes = (config.width, config.heads, config.layers, config.ffn_multiple)  # type: ignore[attr-defined]
+            old = config
+            self.sizes = (old.width, old.heads, old.layers, old.ffn_multiple)
 
     assert Mine(NEW.model).sizes == (16, 2, 1, 2)
     assert Mine(BASE.model).sizes == (128, 8, 4, 4)

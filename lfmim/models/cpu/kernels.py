@@ -263,4 +263,5 @@ def attention(q: Tensor, kv: Tensor | None, mask_B11S: Tensor, num_heads: int, p
     """Scaled dot-product attention [B, T, D] with dropout of `p` on its weights: queries `q` [B, T,
     D] over keys and values `kv` [B, S, 2D], or `q` [B, T, 3D] holds all three. `mask_B11S`: True
     where a key may be attended to, for at least one key per row."""
-    return _Attention.apply(q, kv, mask_B11S, num_heads, p)  # type: ignore[no-any-return,no-untyped-call]
+    out: Tensor = _Attention.apply(q, kv, mask_B11S, num_heads, p)  # type: ignore[no-untyped-call]
+    return out

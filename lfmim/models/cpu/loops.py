@@ -175,7 +175,8 @@ def _vector_code(write: Callable[..., None]) -> Any:
 
     # numba reads an intrinsic's parameters off its signature, where *kinds would count as one.
     parameters = list(inspect.signature(write).parameters.values())[1:]
-    typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # numba counts an intrinsic's parameters
+    # numba counts an intrinsic's parameters
+    typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             inspect.Parameter("typing", inspect.Parameter.POSITIONAL_OR_KEYWORD),
             *(p.replace(annotation=inspect.Parameter.empty) for p in parameters),
