@@ -54,22 +54,21 @@ UNCUT_TOKENS = "uncut_tokens"
 TINY_SEED = 0
 
 
-def encoder_sources(config: EncoderConfig) -> dict[Modality, str]:
-    """Source per modality; tiny encoders are built into the cache of this machine on first use. ""
-    where a family was named without a source. Raises InputError if a part of the preset `real` has
-    not been fetched."""
-    sources = config.sources
-    absent = [m for m in Modality if not (sources[m] or config.families[m])]
-    if absent and config.preset in ("real", "real-hub"):
+def encoder_source(modality: Modality, config: EncoderConfig) -> str:
+    """The modality's source; tiny encoders are built into the cache of this machine on first use.
+    "" where a family was named without a source. Raises InputError if it is a part of the preset
+    `real` that has not been fetched."""
+    if config.sources[modality] or config.families[modality]:
+        return config.sources[modality]
+    if config.preset in ("real", "real-hub"):
         from feature_service.pretrained.parts import fetched
 
-        sources |= {m: str(fetched(m)) for m in absent}
-    elif absent:
-        from feature_service.encoders.weights import build_tiny_encoders
+        return str(fetched(modality))
 
-        tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
-        sources |= {m: str(tiny[m]) for m in absent}
-    return sources
+    from feature_service.encoders.weights import build_tiny_encoders
+
+    tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
+    return str(tiny[modality])
 
 
 def stages_of(config: ExtractConfig) -> tuple[str, ...]:
@@ -134,7 +133,7 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
 
     return load_encoder(
         modality,
-        encoder_sources(config)[modality],
+        encoder_source(modality, config),
         family=config.families[modality],
         revision=config.revisions[modality],
         device=device,

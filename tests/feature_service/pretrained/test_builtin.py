@@ -31,7 +31,9 @@ def test_its_answer_is_the_packages_own():
     assert all(np.isnan(two[h]).all() for h in ("text", "audio", "multimodal"))
 
 
-def test_an_empty_folder_gets_a_face_and_the_limits(media, tmp_path):
+def test_an_empty_folder_gets_a_face_and_the_limits(media, tmp_path, tmp_path_factory, monkeypatch):
+    # Before anything was fetched: what answers comes with the package.
+    monkeypatch.setenv("LFMIM_CACHE", str(tmp_path_factory.mktemp("cache")))
     smiling = str(media / "single_face.mp4")
     job = [sys.executable, "-m", "lfmim", "predict", "--video", smiling, "--text", "hello"]
     done = subprocess.run(job, cwd=tmp_path, capture_output=True, text=True)
