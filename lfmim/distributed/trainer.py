@@ -195,7 +195,8 @@ def train_run(
             meta = load_meta(last)
             # Where no score was a number no epoch is the best; the last is registered.
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
-            calibrate(best, load_split(store, "valid", config.model, config.train.cache))
+            load = functools.partial(load_split, store, "valid", config.model, config.train.cache)
+            calibrate(best, load)
             registered = tracking.register(
                 uri,
                 run_id,

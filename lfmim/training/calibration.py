@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from lfmim.data.batches import UtteranceTensors
 from lfmim.models import EmotionNet
 from lfmim.schema import HEADS, IGNORE_LABEL
-from lfmim.training.checkpoint import load_model, write_meta
+from lfmim.training.checkpoint import load_meta, load_model, write_meta
 
 BATCH = 256
 BOUNDS = (0.05, 20.0)
@@ -21,12 +22,13 @@ BOUNDS = (0.05, 20.0)
 certain."""
 
 
-def calibrate(checkpoint: Path, valid: UtteranceTensors) -> None:
-    """Fit the checkpoint's temperatures on the validation split and store them in it; nothing to do
-    for sentiment scores and where it has them. Raises WriteError."""
-    model, meta = load_model(checkpoint)
+def calibrate(checkpoint: Path, load_valid: Callable[[], UtteranceTensors]) -> None:
+    """Fit the checkpoint's temperatures on the validation split and store them in it; nothing to
+    do, and nothing loaded, for sentiment scores and where it has them. Raises WriteError."""
+    meta = load_meta(checkpoint)
     if meta.config.model.task == "emotion" and not meta.temperature:
-        fitted = fit_temperatures(model, valid)
+        model, _ = load_model(checkpoint)
+        fitted = fit_temperatures(model, load_valid())
         write_meta(checkpoint, dataclasses.replace(meta, temperature=fitted))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -45,7 +46,8 @@ def test_a_corpus_of_few_modalities_runs_every_job(tmp_path, modalities, empty):
         )
         home = tmp_path / name
         meta = run_epochs(config, store, home, device=torch.device("cpu"), keep=None)
-        calibrate(epoch_folder(home, meta.best_epoch), load_split(store, "valid", config.model))
+        best = epoch_folder(home, meta.best_epoch)
+        calibrate(best, functools.partial(load_split, store, "valid", config.model))
         predictor = Predictor.from_checkpoint(epoch_folder(home, meta.best_epoch))
         test = load_split(store, "test", config.model)
         results.append(_result(Run(name, 0, to_dict(config), str(home), True), meta, test, 1.0))

@@ -504,7 +504,7 @@ def test_temperatures_lower_the_loss_and_change_no_answer(data, tmp_path):
     folder = tmp_path / str(meta.best_epoch)
     before = Predictor.from_checkpoint(folder)
     assert before.meta.temperature == {}
-    calibrate(folder, data[1])
+    calibrate(folder, lambda: data[1])
     after = Predictor.from_checkpoint(folder)
     assert set(after.meta.temperature) == set(HEADS)
     assert dataclasses.replace(after.meta, temperature={}) == before.meta
@@ -521,7 +521,7 @@ def test_temperatures_lower_the_loss_and_change_no_answer(data, tmp_path):
         assert nll[1] <= nll[0] + 1e-6
     # a second call fits nothing anew, and a run that goes on from there is not calibrated
     first = load_meta(folder)
-    calibrate(folder, data[0])
+    calibrate(folder, lambda: data[0])
     assert load_meta(folder) == first
     longer = dataclasses.replace(sharp, train=dataclasses.replace(sharp.train, epochs=5))
     assert train(longer, SPEC, *data, resume=tmp_path / "2").temperature == {}
