@@ -106,6 +106,13 @@ def read_reported(
     return frame, label_report(sum((b.words for b in batches), Counter()), labels)
 
 
+def check_first_rows(path: str, labels: LabelSpec, *, need_media: bool = True) -> None:
+    """Raise what `read_reported` would for the first rows, of a small manifest for all: in seconds,
+    before a cluster is started. Of tar shards the first is looked at."""
+    for _ in read_batches(path, labels=labels, need_media=need_media, scan=map):
+        break
+
+
 def read_batches(
     path: str, *, labels: LabelSpec, need_media: bool = True, scan: Scan = in_threads
 ) -> Iterator[Batch]:

@@ -1,5 +1,5 @@
 """The feature store: a folder of Parquet parts, `feature_spec.json`, `label_spec.json` and
-`errors/` (quarantined rows).
+`errors/` (quarantined rows). What an extraction has not finished is none of its parts.
 
 Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the
 true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
+from lfmim.data.parts import done_shards, not_covered
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -196,8 +197,9 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
 
 
 def part_files(folder: Path) -> list[str]:
-    """The parts, in name order."""
-    return sorted(str(p) for p in folder.glob("part-*.parquet"))
+    """The parts, in name order, without those that were merged into another."""
+    names = not_covered(p.name for p in folder.glob("part-*.parquet"))
+    return [str(folder / name) for name in sorted(names)]
 
 
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -210,19 +212,33 @@ def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
-    return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()
+    parts = part_files(folder)
+    if not parts:
+        return set()
+    return set(pad.dataset(parts, format="parquet").to_table(columns=[ID])[ID].to_pylist())
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
-    parts = part_files(folder / ERRORS_FOLDER)
+    parts = error_files(folder)
     return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
-def discard_quarantined(folder: Path) -> None:
-    """Forget the quarantined rows, so that they are tried again."""
-    for part in part_files(folder / ERRORS_FOLDER):
-        os.unlink(part)
+def error_files(folder: Path) -> list[str]:
+    """The parts of quarantined rows, without those of shards that are not finished."""
+    done = done_shards(Path(p).name for p in part_files(folder))
+    return [p for p in part_files(folder / ERRORS_FOLDER) if done_shards([Path(p).name]) <= done]
+
+
+def forget_quarantined(folder: Path, ids: pa.Array) -> None:
+    """Take rows out of the quarantine, as they are to be tried again. Raises WriteError."""
+    for part in error_files(folder):
+        table = pq.read_table(part)
+        left = table.filter(pc.invert(pc.is_in(table[ID], ids)))
+        if not len(left):
+            Path(part).unlink()
+        elif len(left) < len(table):
+            write_part(folder / ERRORS_FOLDER, left, Path(part).name)
 
 
 def read_table(
@@ -238,10 +254,11 @@ def read_table(
     Raises InputError if there is no part.
     """
     parts = part_files(folder)
-    if not parts:
+    # A shard of which every row is quarantined has a part without rows.
+    data = pad.dataset(parts, format="parquet") if parts else None
+    if data is None or not data.head(1, columns=[ID]).num_rows:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
 
-    data = pad.dataset(parts, format="parquet")
     wanted = (
         None
         if columns is None
