@@ -24,12 +24,12 @@ from feature_service.pipeline.workers import Worker
 from feature_service.pipeline.writer import Tally
 from lfmim.config import ExtractConfig
 from lfmim.data.manifest import check_first_rows, manifest_labels
-from lfmim.data.parts import done_shards
 from lfmim.data.shards import Sample
-from lfmim.data.store import exclusive, part_files, write_spec
+from lfmim.data.store import part_shards, write_spec
 from lfmim.distributed import at_work
 from lfmim.progress import Log, no_log, watch
 from lfmim.schema import SPEC_FILE, FeatureSpec, LabelSpec
+from lfmim.storage import as_path, exclusive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def extract_features(
     otherwise. Clips that cannot be used are quarantined, never dropped.
     """
     started = time.perf_counter()
-    store = Path(config.store)
+    store = as_path(config.store)
     labels = labels or manifest_labels(config.manifest, config.labels)
     check_first_rows(config.manifest, labels, need_media=need_media)
     spec = build_feature_spec(config)
@@ -115,8 +115,7 @@ def extract_features(
             write_spec(store, spec, labels)
         plan = _plan(store, config, labels, need_media)
         write_spec(store, spec, labels)
-        done = done_shards(Path(p).name for p in part_files(store))
-        todo = list(plan.pending(done))
+        todo = list(plan.pending(part_shards(store)))
         total = Tally()
         if todo:
             _extract(config, spec, plan, todo, total, log)

@@ -33,9 +33,15 @@ from lfmim.data.manifest import (
     read_batches,
     refuse_duplicates,
 )
-from lfmim.data.parts import done_shards, part_name, shards_of
+from lfmim.data.parts import part_name, shards_of
 from lfmim.data.shards import Scan, in_threads
-from lfmim.data.store import error_files, forget_quarantined, part_files
+from lfmim.data.store import (
+    error_files,
+    forget_quarantined,
+    open_part,
+    part_files,
+    part_shards,
+)
 from lfmim.schema import ID, SENTIMENT_COLUMNS, TEXT, VIDEO, LabelSpec, Modality
 from lfmim.storage import new_file, write_text
 
@@ -108,8 +114,8 @@ def plan_path(store: Path, number: int) -> Path:
 
 def read_shard(store: Path, shard: Shard) -> list[dict[str, Any]]:
     """The shard's rows as the manifest has them."""
-    with (store / PLAN_FOLDER / shard.file).open("rb") as file:
-        rows: list[dict[str, Any]] = pq.ParquetFile(file).read_row_group(shard.group).to_pylist()
+    file = open_part(str(store / PLAN_FOLDER / shard.file))
+    rows: list[dict[str, Any]] = file.read_row_group(shard.group).to_pylist()
     return rows
 
 
@@ -162,7 +168,7 @@ def make_plan(
     )
     # At every start: a run may have been killed between the plan and this.
     if about.get("retried"):
-        tried = _ids_of(store, plan.pending(done_shards(Path(p).name for p in part_files(store))))
+        tried = _ids_of(store, plan.pending(part_shards(store)))
         forget_quarantined(store, tried)
         bad = np.setdiff1d(bad, _as_array(tried))
     return plan._replace(quarantined=int(_among(ids, bad).sum()))
@@ -338,7 +344,7 @@ def _done(store: Path, plans: list[dict[str, Any]]) -> np.ndarray:
         return held is None or held.plan not in known
 
     done = np.unique(_digests([p for p in (*parts, *error_files(store)) if no_plan(p)]))
-    finished = done_shards(Path(p).name for p in parts)
+    finished = part_shards(store)
     for about in plans:
         number = 0
         for name, _, rows in about["files"]:
@@ -356,14 +362,12 @@ def _done(store: Path, plans: list[dict[str, Any]]) -> np.ndarray:
 def _ids(path: Path, groups: list[int]) -> pa.Array:
     if not groups:
         return pa.array([], pa.string())
-    with path.open("rb") as file:
-        table = pq.ParquetFile(file).read_row_groups(groups, columns=[ID])
-    return table[ID].combine_chunks()
+    return open_part(str(path)).read_row_groups(groups, columns=[ID])[ID].combine_chunks()
 
 
 def _digests(parts: Iterable[str]) -> np.ndarray:
     """Of the ids in the parts."""
-    ids = [pq.read_table(part, columns=[ID])[ID].combine_chunks() for part in parts]
+    ids = [open_part(part).read(columns=[ID])[ID].combine_chunks() for part in parts]
     return _as_array(pa.concat_arrays([*ids, pa.array([], pa.string())]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import ray
 
@@ -15,6 +14,7 @@ from lfmim.config import ExtractConfig
 from lfmim.distributed import at_work
 from lfmim.progress import at, gpu_percent
 from lfmim.schema import ID, FeatureSpec, Modality
+from lfmim.storage import as_path
 
 ROWS_AT_ONCE = 256
 """Rows that an encoder is given at once; it makes its batches of them itself."""
@@ -31,7 +31,7 @@ class Worker:
         self, name: str, config: ExtractConfig, spec: FeatureSpec, extra: list[str], *, gpu: bool
     ) -> None:
         self.config, self.spec, self.extra = config, spec, extra
-        self.store = Path(config.store)
+        self.store = as_path(config.store)
         self.node = ray.get_runtime_context().get_node_id()
         at_work.begin(name, "extract")
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from lfmim.data.parts import Shards, done_shards, part_name, shards_of
-from lfmim.data.store import error_files, exclusive, part_files, write_part
+from lfmim.data.parts import Shards, part_name, shards_of
+from lfmim.data.store import PARTS, error_files, open_part, part_files, part_shards, write_part
 from lfmim.schema import ERRORS_FOLDER
+from lfmim.storage import exclusive, listing
 
 PART_ROWS = 512
 
@@ -25,7 +25,7 @@ def compact(store: Path, rows: int = PART_ROWS) -> tuple[int, int]:
     """
     with exclusive(store):
         before = part_files(store)
-        done = done_shards(Path(p).name for p in before)
+        done = part_shards(store)
         # The errors first: of a part that is not there they would count for nothing.
         for folder, files in ((store / ERRORS_FOLDER, error_files(store)), (store, before)):
             for group in list(_groups(files, rows, done)):
@@ -43,7 +43,7 @@ def _groups(
     group: list[tuple[Shards, str]] = []
     rows = 0
     for held, file in planned:
-        count = pq.read_metadata(file).num_rows
+        count = open_part(file).metadata.num_rows
         if group:
             last = group[-1][0]
             between = ((held.plan, shard) for shard in range(last.last + 1, held.first))
@@ -60,12 +60,12 @@ def _groups(
 def _merge(folder: Path, group: list[tuple[Shards, str]]) -> None:
     if len(group) > 1:
         first, last = group[0][0], group[-1][0]
-        table = pa.concat_tables([pq.read_table(file) for _, file in group])
+        table = pa.concat_tables([open_part(file).read() for _, file in group])
         write_part(folder, table, part_name(first.plan, first.first, last.last))
 
 
 def _remove_merged(folder: Path) -> None:
     counted = set(part_files(folder))
-    for part in folder.glob("part-*.parquet"):
-        if str(part) not in counted:
-            part.unlink()
+    for part in listing(folder, PARTS):
+        if str(part.path) not in counted:
+            part.path.unlink()

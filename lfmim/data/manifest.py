@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lfmim.data.formats import read_csv, read_jsonl, read_parquet
-from lfmim.data.shards import Scan, file_system, in_threads, parse_member, read_shards
+from lfmim.data.shards import Scan, in_threads, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -35,6 +35,7 @@ from lfmim.schema import (
     fitting_labels,
     read_label_spec,
 )
+from lfmim.storage import file_system
 
 READERS: dict[str, Callable[..., Iterator[pd.DataFrame]]] = {
     ".csv": read_csv,

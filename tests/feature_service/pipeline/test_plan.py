@@ -23,11 +23,10 @@ from feature_service.pipeline.writer import commit
 from lfmim.config import ExtractConfig
 from lfmim.data import manifest as manifests
 from lfmim.data.compaction import compact
-from lfmim.data.parts import done_shards
 from lfmim.data.store import (
     ERROR_SCHEMA,
-    exclusive,
     part_files,
+    part_shards,
     quarantined,
     rows_to_table,
     store_schema,
@@ -35,6 +34,7 @@ from lfmim.data.store import (
     write_part,
 )
 from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, InputError, Modality, default_labels
+from lfmim.storage import exclusive
 from tests.support.toy import DIMS, SPEC, toy_rows
 
 LABELS = default_labels()
@@ -60,8 +60,7 @@ def plan_of(config: ExtractConfig) -> Plan:
 
 
 def pending(config: ExtractConfig, plan: Plan) -> list[Shard]:
-    done = done_shards(Path(p).name for p in part_files(Path(config.store)))
-    return list(plan.pending(done))
+    return list(plan.pending(part_shards(Path(config.store))))
 
 
 def run(config: ExtractConfig, plan: Plan, shards: Sequence[Shard], bad: str = "") -> None:
