@@ -63,7 +63,7 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
-        say(f"extracting features (Ray Data), encoders: {which}")
+        say(f"extracting features (Ray), encoders: {which}")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)
