@@ -219,9 +219,10 @@ class TrainConfig:
     """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's
     cache; GPU: all."""
     cache: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where features wait: on the device; in host memory, copied batch by batch; or in
-    memory-mapped files of $LFMIM_CACHE, for stores larger than memory. auto: on the device if that
-    takes at most half of its free memory, else in host memory."""
+    """Where features wait: on the device; in host memory, copied batch by batch; or (stream) in
+    memory-mapped files of $LFMIM_CACHE, which a node's workers share. auto: on the device if that
+    takes at most half of its free memory; else in files if the split may take more than a sixteenth
+    of the machine's memory, else in host memory."""
     seed: int = 0
     """Seeds the initial weights, the order of the samples and dropout."""
 

@@ -113,7 +113,7 @@ def _splits(
 ) -> Splits:
     """Training and validation data of the store in this `state`."""
     train_data, valid_data = (
-        load_split(store, split, model, cache, fold) for split in ("train", "valid")
+        load_split(store, split, model, cache, fold, state) for split in ("train", "valid")
     )
     return train_data, valid_data
 

@@ -18,7 +18,7 @@ def random_data(
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, len(EMOTIONS), (n, len(HEADS)), generator=g)
     labels[torch.rand(labels.shape, generator=g) < missing] = IGNORE_LABEL
-    return UtteranceTensors(
+    return UtteranceTensors.from_padded(
         [str(i) for i in range(n)],
         {m: torch.randn(n, 5, d, generator=g).half() for m, d in spec.dims.items()},
         {m: torch.randint(1, 6, (n,), generator=g) for m in spec.dims},

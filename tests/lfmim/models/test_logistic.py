@@ -26,7 +26,7 @@ def split(seed, n=60, classes=3, sentiment=False, modalities=MODALITIES):
         # Some signal, so that one C is better than another.
         features[m][:, :, 0] += labels[:, [HEADS.index(m)]]
     scores = labels.float() - 1 + 0.1 * torch.randn(labels.shape, generator=g)
-    return UtteranceTensors(
+    return UtteranceTensors.from_padded(
         [str(i) for i in range(n)],
         {m: x.half() for m, x in features.items()},
         {m: torch.randint(1, 6, (n,), generator=g) for m in modalities},
@@ -46,9 +46,8 @@ def fit(tmp_path, train_data, valid_data, spec=SPEC, **model):
 
 def means(data, head):
     def mean(m):
-        x, n = data.features[m].float(), data.lengths[m]
-        mask = torch.arange(x.shape[1])[None, :, None] < n[:, None, None]
-        return ((x * mask).sum(1) / n[:, None]).double().numpy()
+        rows = [data.sequence(m, i).float().mean(0) for i in range(len(data))]
+        return torch.stack(rows).double().numpy()
 
     return np.concatenate([mean(m) for m in MODALITIES if head in (m, MULTIMODAL)], axis=1)
 
