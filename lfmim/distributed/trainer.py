@@ -42,6 +42,7 @@ from lfmim.training.checkpoint import (
     epoch_folder,
     latest_checkpoint,
     load_meta,
+    newest_checkpoint,
 )
 from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, worker_device
 from lfmim.training.step import resolve_precision
@@ -214,7 +215,7 @@ def train_run(
 def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     """Raise InputError if the folder holds epochs of another model, recipe or data, or more than
     are asked for."""
-    last = latest_checkpoint(folder)
+    last = newest_checkpoint(folder)
     # Nothing is trained that could be mixed up.
     if last is None:
         return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from lfmim.config import ExperimentConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec
-from lfmim.training.loop import train
+from lfmim.training.loop import EpochReport, Save, train
 from tests.support.toy import EMOTIONS
 
 
@@ -27,8 +29,15 @@ def random_data(
 
 
 def worker(
-    rank: int, world: int, folder: str, config: ExperimentConfig, spec: FeatureSpec, n: int
+    rank: int,
+    world: int,
+    folder: str,
+    config: ExperimentConfig,
+    spec: FeatureSpec,
+    n: int,
+    resume: str = "",
 ) -> None:
+    """Trains, and leaves `RANK.pt`; what is saved within an epoch in `EPOCH-PAUSE`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
@@ -39,8 +48,26 @@ def worker(
         models.append(model)
         return torch.nn.parallel.DistributedDataParallel(model)
 
+    pauses: list[int] = []
+    epochs = [0]
+
+    def on_pause(save: Save) -> None:
+        pauses.append(epochs[0])
+        if rank == 0:
+            save(Path(folder) / f"{epochs[0]}-{pauses.count(epochs[0])}")
+
+    def on_epoch(report: EpochReport, save: Save) -> None:
+        epochs[0] = report.epoch + 1
+
     meta = train(
-        config, spec, random_data(spec, n, missing=0.3), random_data(spec, n, seed=1), wrap=wrap
+        config,
+        spec,
+        random_data(spec, n, missing=0.3),
+        random_data(spec, n, seed=1),
+        wrap=wrap,
+        on_epoch=on_epoch,
+        on_pause=on_pause,
+        resume=Path(resume) if resume else None,
     )
     torch.save({"history": meta.history, "weights": models[0].state_dict()}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
