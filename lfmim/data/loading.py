@@ -7,20 +7,21 @@ import contextlib
 import dataclasses
 import fcntl
 import shutil
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, join_sequences
 from lfmim.data.splits import Fold, store_folds
-from lfmim.data.store import part_files, read_table, sequences, store_state
+from lfmim.data.store import open_parts, part_files, read_table, sequences, store_state
 from lfmim.progress import at_step
 from lfmim.schema import (
     FEATURE_COLUMNS,
@@ -34,11 +35,13 @@ from lfmim.schema import (
     LabelSpec,
     Modality,
 )
-from lfmim.storage import WriteError, make_folder, new_folder
+from lfmim.storage import WriteError, is_remote, make_folder, new_folder, reaching
 
 MAPPED_ROWS = 64
 """Utterances in memory at a time while a split is written for mapping, besides one row group of the
 store."""
+PARTS_AHEAD = 4
+"""Parts of an object store that are fetched at once, each whole."""
 MEMORY_SHARE = 1 / 16
 """Of the memory that this process may have: `auto` maps a split that may take more. A node has
 several workers, and while a split is loaded it is in memory twice."""
@@ -90,9 +93,10 @@ def _is_large(store: Path, rows: pc.Expression, shapes: dict[Modality, Shape]) -
     row_bytes = sum(longest * dim * 2 for longest, dim, _ in shapes.values())
     limit = MEMORY_SHARE * _memory()
     parts = part_files(store)
-    if not parts or pad.dataset(parts, format="parquet").count_rows() * row_bytes <= limit:
-        return False
-    count: int = pad.dataset(parts, format="parquet").count_rows(filter=rows)
+    with reaching(store):
+        if not parts or open_parts(parts).count_rows() * row_bytes <= limit:
+            return False
+        count: int = open_parts(parts).count_rows(filter=rows)
     return count * row_bytes > limit
 
 
@@ -270,11 +274,16 @@ def _check_room(folder: Path, size: int, done: int, rows: int) -> None:
 
 
 def _tables(store: Path, rows: pc.Expression, columns: list[str]) -> Iterator[pa.Table]:
-    """The store's `rows`, a few at a time and one part at a time, in no particular order."""
+    """The store's `rows`, a few at a time, in no particular order; of an object store a part at a
+    time."""
+    if is_remote(store):
+        yield from _fetched(store, rows, [ID, *columns])
+        return
+
     for part in part_files(store):
         # pyarrow's own defaults (131,072 rows a batch, 16 batches and 4 parts ahead) would hold the
         # very split in memory that is mapped because it does not fit there.
-        scanner = pad.dataset(part, format="parquet").scanner(
+        scanner = open_parts([part]).scanner(
             columns=[ID, *columns],
             filter=rows,
             batch_size=MAPPED_ROWS,
@@ -285,3 +294,19 @@ def _tables(store: Path, rows: pc.Expression, columns: list[str]) -> Iterator[pa
         for batch in scanner.to_batches():
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
+
+
+def _fetched(store: Path, rows: pc.Expression, columns: list[str]) -> Iterator[pa.Table]:
+    """`_tables` of an object store: the wait for one part is spent on the next ones."""
+
+    def fetch(part: str) -> pa.Table:
+        return open_parts([part]).to_table(columns=columns, filter=rows)
+
+    with reaching(store), ThreadPoolExecutor(PARTS_AHEAD) as pool:
+        coming: deque[Future[pa.Table]] = deque()
+        for part in part_files(store):
+            if len(coming) == PARTS_AHEAD:
+                yield coming.popleft().result()
+            coming.append(pool.submit(fetch, part))
+        while coming:
+            yield coming.popleft().result()

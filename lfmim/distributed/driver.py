@@ -8,7 +8,6 @@ of its figures is up to who calls it.
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold
 from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
+from lfmim.storage import remove_folder
 from lfmim.training.checkpoint import (
     UNFINISHED,
     CheckpointMeta,
@@ -70,7 +70,7 @@ def run_epochs(
             save(now)
             improved.extend([report.epoch] * report.best)
             # Of an epoch that is over.
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            remove_folder(folder / UNFINISHED)
             if keep is not None:
                 best = improved[-keep:] if keep else []
                 remove_checkpoints(folder, keep={now, *(epoch_folder(folder, e) for e in best)})

@@ -17,7 +17,7 @@ import torch
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, hash_parts, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import exclusive, read_table, sequences, store_state
+from lfmim.data.store import read_table, sequences, store_state
 from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
@@ -33,7 +33,7 @@ from lfmim.schema import (
     LabelSpec,
     default_labels,
 )
-from lfmim.storage import output_folder, write_text
+from lfmim.storage import exclusive, output_folder, write_text
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import (
@@ -84,11 +84,11 @@ def _labels(store: Path) -> tuple[pa.Table, str]:
     return _read_labels(store, spec, store_state(store))
 
 
-# A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `parts`
+# A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `state`
 # are the key: a store that has grown is read again.
 @functools.lru_cache(maxsize=1)
 def _read_labels(
-    store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]
+    store: Path, spec: str, state: tuple[tuple[str, int, int], ...]
 ) -> tuple[pa.Table, str]:
     """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])

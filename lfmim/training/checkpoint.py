@@ -12,7 +12,6 @@ import dataclasses
 import io
 import json
 import math
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from torch import nn
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
 from lfmim.models import EmotionNet, build_model
 from lfmim.schema import FeatureSpec, InputError, LabelSpec, default_labels
-from lfmim.storage import new_folder, write_bytes, write_text
+from lfmim.storage import new_folder, remove_folder, write_bytes, write_text
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
 UNFINISHED = "unfinished"
@@ -151,7 +150,7 @@ def remove_checkpoints(home: Path, *, keep: Collection[Path] = ()) -> None:
     """Delete a run's checkpoints but those to keep."""
     for old in (*home.glob("epoch_*"), home / UNFINISHED):
         if old not in keep:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
 
 
 def load_meta(folder: Path) -> CheckpointMeta:

@@ -9,7 +9,8 @@ import torch
 from lfmim.config import ExperimentConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.schema import HEADS, IGNORE_LABEL, FeatureSpec
-from lfmim.training.loop import EpochReport, Save, train
+from lfmim.training.checkpoint import load_meta, load_state
+from lfmim.training.loop import Save, train
 from tests.support.toy import EMOTIONS
 
 
@@ -35,39 +36,33 @@ def worker(
     config: ExperimentConfig,
     spec: FeatureSpec,
     n: int,
-    resume: str = "",
+    again: str = "",
 ) -> None:
-    """Trains, and leaves `RANK.pt`; what is saved within an epoch in `EPOCH-PAUSE`."""
+    """Trains, and leaves `RANK.pt`, and in folders EPOCH-STEP what is saved within an epoch. With
+    `again` one of these is continued from, which leaves `RANK-again.pt`."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
     )
+    data = random_data(spec, n, missing=0.3), random_data(spec, n, seed=1)
     models = []
 
     def wrap(model: torch.nn.Module) -> torch.nn.Module:
         models.append(model)
         return torch.nn.parallel.DistributedDataParallel(model)
 
-    pauses: list[int] = []
-    epochs = [0]
-
     def on_pause(save: Save) -> None:
-        pauses.append(epochs[0])
         if rank == 0:
-            save(Path(folder) / f"{epochs[0]}-{pauses.count(epochs[0])}")
+            save(Path(folder) / "paused")
+            epoch = load_meta(Path(folder) / "paused").epoch
+            step = load_state(Path(folder) / "paused")["part"]["step"]
+            (Path(folder) / "paused").replace(Path(folder) / f"{epoch}-{step}")
 
-    def on_epoch(report: EpochReport, save: Save) -> None:
-        epochs[0] = report.epoch + 1
-
-    meta = train(
-        config,
-        spec,
-        random_data(spec, n, missing=0.3),
-        random_data(spec, n, seed=1),
-        wrap=wrap,
-        on_epoch=on_epoch,
-        on_pause=on_pause,
-        resume=Path(resume) if resume else None,
-    )
+    meta = train(config, spec, *data, wrap=wrap, on_pause=on_pause)
     torch.save({"history": meta.history, "weights": models[0].state_dict()}, f"{folder}/{rank}.pt")
+    if again:
+        torch.distributed.barrier()
+        meta = train(config, spec, *data, wrap=wrap, resume=Path(folder) / again)
+        left = {"history": meta.history, "weights": models[1].state_dict()}
+        torch.save(left, f"{folder}/{rank}-again.pt")
     torch.distributed.destroy_process_group()

@@ -3,6 +3,7 @@ changes."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data import loading
 from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold
-from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import SPLITS, InputError
+from lfmim.data.store import rows_to_table, store_schema, store_state, write_part, write_spec
+from lfmim.schema import LABELS_FILE, SPLITS, InputError
 from lfmim.training.loop import train
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
@@ -80,6 +81,12 @@ def test_the_files_are_made_once_and_follow_the_store(store, tmp_path):
     load_split(store, "train", MODEL, "stream")
     (again,) = (p for p in folder.iterdir() if p.is_dir())
     assert again != made
+
+    # the classes are the store's, too: data held for the next run of a process are not of others
+    before = store_state(store)
+    labels = json.loads((store / LABELS_FILE).read_text(encoding="utf-8"))
+    (store / LABELS_FILE).write_text(json.dumps(labels | {"name": "mine"}), encoding="utf-8")
+    assert store_state(store) != before
     with pytest.raises(InputError, match="no rows of split 'test'"):
         load_split(store, "test", MODEL, "stream")
 

@@ -104,22 +104,20 @@ def test_a_run_continued_within_an_epoch_equals_the_undisturbed_one(threads, fie
 def test_two_workers_continue_within_an_epoch_and_so_does_one_of_them(tmp_path):
     config = experiment(epochs=2)
 
-    def spawn(name: str, resume: str = "") -> list[dict]:
-        (tmp_path / name).mkdir()
-        mp.spawn(worker, (2, str(tmp_path / name), config, SPEC, 29, resume), nprocs=2)
-        return [torch.load(tmp_path / name / f"{r}.pt", weights_only=True) for r in (0, 1)]
-
-    whole = spawn("whole")
-    assert {p.name for p in (tmp_path / "whole").glob("*-*")} == {
+    mp.spawn(worker, (2, str(tmp_path), config, SPEC, 29, "1-2"), nprocs=2)
+    assert {p.name for p in tmp_path.glob("?-?")} == {
         f"{epoch}-{step}" for epoch in (0, 1) for step in (1, 2, 3)
     }
-    rest = spawn("rest", str(tmp_path / "whole" / "1-2"))
+    whole, rest = (
+        [torch.load(tmp_path / f"{r}{name}.pt", weights_only=True) for r in (0, 1)]
+        for name in ("", "-again")
+    )
     for before, after in zip(whole, rest, strict=True):
         assert figures(after["history"]) == figures(before["history"])
         assert equal(after["weights"], before["weights"])
 
     # another number of workers takes over the sums: every sample of the epoch counts once
-    history, _ = run(config, tmp_path / "alone", resume=tmp_path / "whole" / "1-2")
+    history, _ = run(config, tmp_path / "alone", resume=tmp_path / "1-2")
     for head in HEADS:
         assert history[1]["train"][head]["count"] == whole[0]["history"][1]["train"][head]["count"]
 
