@@ -147,7 +147,8 @@ def describe(config: ExperimentConfig) -> str:
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
     return (
-        f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
+        f"train {config.model.name}: {f'{c.min_workers} to ' * bool(c.min_workers)}{c.workers} "
+        f"worker{'s' * (c.workers > 1)} x "
         f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision "
         f"{precision} | checkpoints {storage / name} | mlflow {uri}"
     )
