@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import fsspec
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold
 from lfmim.data.store import rows_to_table, store_schema, store_state, write_part, write_spec
 from lfmim.schema import LABELS_FILE, SPLITS, InputError
+from lfmim.storage import as_path
 from lfmim.training.loop import train
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
@@ -89,6 +91,47 @@ def test_the_files_are_made_once_and_follow_the_store(store, tmp_path):
     assert store_state(store) != before
     with pytest.raises(InputError, match="no rows of split 'test'"):
         load_split(store, "test", MODEL, "stream")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 server on loopback, with a bucket `features`."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (
+        ("ENDPOINT_URL", f"http://{host}:{port}"),
+        ("ACCESS_KEY_ID", "test"),
+        ("SECRET_ACCESS_KEY", "test"),
+        ("DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.mkdir("features")
+    yield fs
+    server.stop()
+
+
+@pytest.mark.integration
+def test_a_store_in_a_bucket_fills_the_files_once_with_what_a_disk_gives(
+    store, bucket, monkeypatch
+):
+    bucket.put([str(p) for p in sorted(store.iterdir())], "features/store/")
+    remote = as_path("s3://features/store")
+    read = []
+    fetched = loading._fetched
+    monkeypatch.setattr(loading, "_fetched", lambda *args: read.append(1) or fetched(*args))
+    here = load_split(store, "train", MODEL, "host")
+    for cache in ("stream", "stream", "host"):
+        there = load_split(remote, "train", MODEL, cache)
+        assert there.ids == here.ids
+        assert torch.equal(there.labels, here.labels)
+        for m in here.features:
+            assert all(
+                torch.equal(there.sequence(m, i), here.sequence(m, i)) for i in range(len(here))
+            )
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("cache", ["auto", "stream"])
