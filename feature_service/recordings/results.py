@@ -82,7 +82,7 @@ def result_row(
         if p is not None:
             row |= {
                 f"label_{head}": classes[int(p.argmax())],
-                f"probabilities_{head}": [float(v) for v in np.float32(p)],
+                f"probabilities_{head}": p.astype(np.float32).tolist(),
                 f"calibrated_{head}": head in calibrated,
                 f"abstain_{head}": bool(p.max() < abstain),
             }

@@ -54,31 +54,35 @@ def hear(file: BinaryIO) -> Heard:
     """The first sound of an open recording; its pictures are not decoded. Seconds count from the
     first of its sound and pictures. Raises ClipError for what is no media or damaged."""
     try:
-        with open_container(file) as container:
-            videos = [
-                s for s in container.streams.video if not s.disposition & Disposition.attached_pic
-            ]
-            stated = (container.duration or 0) / av.time_base
-            begin = [float(s.start_time * s.time_base) for s in videos[:1] if s.start_time]
-            zero = begin[0] if begin else 0.0
-            if not container.streams.audio:
-                return Heard([], np.empty(0, np.float32), 0.0, stated)
-
-            sound = _Sound(container, container.streams.audio[0])
-            listener = Listener()
-            for piece in sound:
-                listener.add(piece)
-            first = sound.first_s if sound.first_s is not None else zero
-            start = first - min(zero, first) if videos else 0.0
-            speech, loudness, seconds = listener.result()
-            return Heard(
-                [(a + start, b + start) for a, b in speech],
-                loudness,
-                start,
-                max(stated, start + seconds),
-            )
+        opened = open_container(file)
     except (av.FFmpegError, ValueError) as error:
         raise ClipError("decode", f"is no audio or video file, or damaged ({error})") from error
+    with opened as container:
+        try:
+            return _heard(container)
+        except av.FFmpegError as error:
+            raise ClipError("decode", f"the stream is damaged ({error})") from error
+
+
+def _heard(container: Any) -> Heard:
+    stated = (container.duration or 0) / av.time_base
+    if not container.streams.audio:
+        return Heard([], np.empty(0, np.float32), 0.0, stated)
+    sound, listener = _Sound(container, container.streams.audio[0]), Listener()
+    for piece in sound:
+        listener.add(piece)
+    speech, loudness, seconds = listener.result()
+
+    # Cover art is a video stream to FFmpeg, and has no time.
+    starts = [
+        s.start_time * s.time_base
+        for s in container.streams.video
+        if s.start_time is not None and not s.disposition & Disposition.attached_pic
+    ]
+    first = sound.first_s or 0.0
+    start = first - min([first, *map(float, starts[:1])])
+    speech = [(a + start, b + start) for a, b in speech]
+    return Heard(speech, loudness, start, max(stated, start + seconds))
 
 
 class Listener:

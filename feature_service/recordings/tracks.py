@@ -6,12 +6,13 @@ By place alone: no face is compared with another, so nothing here is biometric i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from feature_service.operators.detector import Faces, overlap
+from feature_service.recordings.speech import Heard
 
 SAME_FACE = 0.3
 """Overlap (IoU) from which two boxes, one after the other, may be of one face."""
@@ -117,31 +118,29 @@ def by_track(sights: Sequence[Sight]) -> dict[int, list[Sight]]:
     return dict(sorted(found.items(), key=lambda item: -_prominence(item[1])))
 
 
-def speaking(
-    tracks: dict[int, list[Sight]], loudness: dict[float, float], frames: int
-) -> int | None:
-    """Which track of a stretch speaks; None without any.
+def speaking(tracks: Mapping[int, Sequence[Sight]], heard: Heard, frames: int) -> int | None:
+    """Which of the tracks of a stretch, as `by_track` gives them, speaks; None without any.
 
-    Of those seen on at least PRESENT of its frames, the one whose mouth moves most as the sound
-    does (the correlation of its motion with the `loudness` by time), where that is at least VOICED;
-    else the one of the largest face. With one face alone it is that.
+    Of those seen on at least PRESENT of its `frames`, the one whose mouth moves most as the sound
+    does, where that is at least VOICED; else the one of the largest face. One face alone is that.
     """
     present = [t for t, sights in tracks.items() if len(sights) >= PRESENT * frames]
-    heard = {t: voiced(tracks[t], loudness) for t in present} if len(present) > 1 else {}
-    best = max(heard, key=lambda t: heard[t], default=None)
-    if best is not None and heard[best] >= VOICED:
+    moving = {t: voiced(tracks[t], heard) for t in present} if len(present) > 1 else {}
+    best = max(moving, key=lambda t: moving[t], default=None)
+    if best is not None and moving[best] >= VOICED:
         return best
     return next(iter(present or tracks), None)
 
 
-def voiced(sights: Sequence[Sight], loudness: dict[float, float]) -> float:
+def voiced(sights: Sequence[Sight], heard: Heard) -> float:
     """Correlation of a mouth's motion with the logarithm of the sound's loudness; 0 where one of
     them does not change."""
-    pairs = [(s.motion, loudness[s.time_s] + QUIET) for s in sights if s.motion == s.motion]
-    if len(pairs) < MIN_MOTIONS:
+    known = [s for s in sights if not np.isnan(s.motion)]
+    if len(known) < MIN_MOTIONS:
         return 0.0
-    motion, sound = np.array(pairs).T
-    a, b = motion - motion.mean(), np.log(sound) - np.log(sound).mean()
+    motion = np.array([s.motion for s in known])
+    sound = np.log(heard.loudness_at(np.array([s.time_s for s in known])) + QUIET)
+    a, b = motion - motion.mean(), sound - sound.mean()
     norm = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / norm if norm else 0.0
 

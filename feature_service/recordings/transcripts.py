@@ -55,7 +55,7 @@ def read_transcript(path: Path, *, tiers: str = "") -> list[Cue]:
         raise InputError(f"{path}: no known transcript; give one of {', '.join(READERS)}")
     tiered = reader in (_elan, _textgrid)
     if tiers and not tiered:
-        raise InputError(f"{path}: has no tiers; leave --tiers out")
+        raise InputError(f"{path}: has no tiers; leave their names out")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
 
@@ -169,12 +169,12 @@ def _tiers(found: Mapping[str, Sequence[Interval]], given: str, path: Path) -> P
     asked = [name.strip() for name in given.split(",") if name.strip()]
     words = asked or [name for name in found if name.lower() == TEXT] or list(found)
     if unknown := [name for name in words if name not in found]:
-        raise InputError(f"{path}: --tiers: no tier {unknown[0]!r}; it has {', '.join(found)}")
+        raise InputError(f"{path}: no tier {unknown[0]!r}; it has {', '.join(found)}")
     # A tier of words beside one of phones or gestures: which is which only people know.
     if len(words) > 1 and not asked:
         raise InputError(
-            f"{path}: which tiers hold the words? Name them: --tiers TIER,TIER. Its tiers: "
-            f"{', '.join(found)}"
+            f"{path}: which of its tiers hold the words? Name them (tiers), or call one "
+            f"'text'. They are {', '.join(found)}"
         )
 
     for name in words:

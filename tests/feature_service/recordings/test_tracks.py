@@ -10,7 +10,7 @@ import pytest
 
 from feature_service.operators.detector import NO_FACES, Faces
 from feature_service.operators.face import FaceCropper
-from feature_service.recordings.speech import hear
+from feature_service.recordings.speech import HOP, RATE, Heard, hear
 from feature_service.recordings.tracks import Sight, Tracker, by_track, speaking
 
 HEIGHT, FPS = 256, 8
@@ -64,7 +64,9 @@ def seen(track, motions, size=40.0):
 
 
 def test_the_mouth_that_moves_with_the_sound_speaks_else_the_largest():
-    loud = {float(t): v for t, v in enumerate([0.1, 0.9, 0.2, 0.8, 0.1, 0.7, 0.2, 0.9, 0.1])}
+    values = [0.1, 0.9, 0.2, 0.8, 0.1, 0.7, 0.2, 0.9, 0.1]
+    seconds = np.arange(9 * RATE // HOP) * HOP / RATE
+    loud = Heard([], np.array(values, np.float32)[np.minimum(8, seconds + 0.5).astype(int)], 0, 9)
     nan = float("nan")
     large = seen(1, [nan, 1, 5, 1, 6, 1, 5, 1, 5], 90)
     small = seen(2, [nan, 7, 1, 8, 2, 7, 1, 9, 2])
@@ -106,7 +108,5 @@ def test_two_clips_side_by_side_without_a_switch(media):
 
     with open(media / "talking_head.mp4", "rb") as file:
         heard = hear(file)
-    times = np.array([n / FPS for n in range(len(frames))])
-    loudness = dict(zip(times.tolist(), heard.loudness_at(times).tolist(), strict=True))
-    speaker = speaking(tracks, loudness, len(frames))
+    speaker = speaking(tracks, heard, len(frames))
     assert tracks[speaker][0].box[0] < middle
