@@ -13,7 +13,7 @@ from lfmim.distributed import ops
 from lfmim.progress import watch
 from lfmim.training.loop import EpochReport
 
-pytestmark = [pytest.mark.ray, pytest.mark.integration]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def scraped() -> dict[str, float]:
