@@ -2,7 +2,7 @@
 
 Adapted: a modality's vector is the last state of one LSTM over the shared front end (theirs: BERT's
 mean for text, stacked bidirectional LSTMs for sound and sight); dropout is the comparison's. The
-weights of the three regularisers are the ones they report for CMU-MOSI.
+weights of the three regularisers are fixed; theirs were searched for each corpus.
 """
 
 from __future__ import annotations

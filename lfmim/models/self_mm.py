@@ -81,7 +81,7 @@ class SelfMM(EmotionNet):
         # Theirs has BERT's first state for text, an LSTM for sound and sight.
         encoders = {m: DNNEncoder if m is Modality.TEXT else LSTMEncoder for m in MODALITIES}
         self.encoders = nn.ModuleDict({m: encoders[m](config) for m in MODALITIES})
-        widths = {**dict.fromkeys(MODALITIES, d), MULTIMODAL: len(MODALITIES) * d}
+        widths = {m.value: d for m in MODALITIES} | {MULTIMODAL: len(MODALITIES) * d}
         self.projections = nn.ModuleDict(
             {
                 h: nn.Sequential(Dropout(config.dropout_ffn), nn.Linear(n, d), nn.ReLU())

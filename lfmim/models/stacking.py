@@ -42,10 +42,9 @@ class Stacking(Logistic):
         """Shapes as LFMIM.forward."""
         z = {m.value: self.inputs[m](features[m], masks[m]) for m in self.modalities}
         logits = {m: self.heads[m](x) for m, x in z.items()}
-        answers = logits.values()
-        if self.config.task == "emotion":
-            answers = [x.softmax(dim=1) for x in answers]
-        z[MULTIMODAL] = torch.cat(list(answers), dim=1)
+        classes = self.config.task == "emotion"
+        answers = [x.softmax(dim=1) if classes else x for x in logits.values()]
+        z[MULTIMODAL] = torch.cat(answers, dim=1)
         return ModelOutput({**logits, MULTIMODAL: self.heads[MULTIMODAL](z[MULTIMODAL])}, z)
 
     @torch.no_grad()
@@ -90,10 +89,10 @@ class Stacking(Logistic):
         return answers
 
     def _weight(self, head: str) -> Array:
-        return self.heads[head].weight.detach().double().cpu().numpy()  # type: ignore[operator, union-attr, no-any-return]
+        return self.heads[head].weight.detach().double().cpu().numpy()  # type: ignore[operator]
 
     def _bias(self, head: str) -> Array:
-        return self.heads[head].bias.detach().double().cpu().numpy()  # type: ignore[operator, union-attr, no-any-return]
+        return self.heads[head].bias.detach().double().cpu().numpy()  # type: ignore[operator]
 
     def _answers(self, logits: Array) -> Array:
         from scipy.special import softmax

@@ -294,7 +294,8 @@ def _fit(
     started = time.perf_counter()
     # Every worker fits on the whole: the same numbers, and no weights to send around.
     speakers = train_data.speakers or [""] * len(train_data)
-    model.fit(*(functools.partial(_batches, data) for data in splits), speakers)
+    train_batches, valid_batches = (functools.partial(_batches, data) for data in splits)
+    model.fit(train_batches, valid_batches, speakers)
     seconds = time.perf_counter() - started
 
     metrics = [evaluate(model, data, batch_size=size) for data in splits]

@@ -241,6 +241,17 @@ def test_the_text_encoder_reads_the_last_valid_state():
         torch.testing.assert_close(z[row], encoder.out(h[0, 0]))
 
 
+def test_hidden_steps_are_no_steps_of_the_text_encoder():
+    """train.step_dropout masks some in between: the LSTM reads those that are left, up to the
+    last."""
+    model = build(name="mlmf")
+    encoder, x = model.encoders["text"], torch.randn(1, 6, 16)
+    valid = torch.tensor([[True, False, True, True, False, False]])
+    torch.testing.assert_close(
+        encoder(x, valid), encoder(x[:, [0, 2, 3]], torch.ones(1, 3, dtype=torch.bool))
+    )
+
+
 def test_the_ch_sims_models_differ_in_their_fusion_alone():
     z = {m: torch.randn(3, 16) for m in MODALITIES}
     mlf, mlmf, mtfn = (build(name=n) for n in ("mlf-dnn", "mlmf", "mtfn"))
