@@ -144,7 +144,7 @@ class PMR(EmotionNet):
         return ModelOutput({h: self.heads[h](p) for h, p in pooled.items()}, pooled)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As nn.Module's. Raises InputError for weights of the PMR of before version 0.3."""
+        """As nn.Module's. Raises InputError for weights of the former PMR."""
         if "layers.0.norm.weight" in state_dict:
             raise InputError(
                 "model 'pmr': these weights are of an earlier PMR, whose attentions had no "
