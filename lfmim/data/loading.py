@@ -20,6 +20,7 @@ import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, join_sequences
+from lfmim.data.manifest import cell
 from lfmim.data.splits import Fold, store_folds
 from lfmim.data.store import open_parts, part_files, read_table, sequences, store_state
 from lfmim.progress import at_step
@@ -29,6 +30,7 @@ from lfmim.schema import (
     IGNORE_LABEL,
     LABEL_COLUMNS,
     SENTIMENT_COLUMNS,
+    SPEAKER,
     SPLIT,
     FeatureSpec,
     InputError,
@@ -84,7 +86,7 @@ def load_split(
         lengths[m] = torch.from_numpy(length)
         starts[m] = lengths[m].cumsum(0) - lengths[m]
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
-    return UtteranceTensors(ids, features, starts, lengths, labels, spec)
+    return UtteranceTensors(ids, features, starts, lengths, labels, spec, _speakers(table))
 
 
 def _is_large(store: Path, rows: pc.Expression, shapes: dict[Modality, Shape]) -> bool:
@@ -124,7 +126,14 @@ def check_labels(table: pa.Table, store: Path, split: str, config: ModelConfig) 
 
 
 def _label_columns(config: ModelConfig) -> list[str]:
-    return list((SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values())
+    columns = SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS
+    return [*columns.values(), SPEAKER]
+
+
+def _speakers(table: pa.Table) -> list[str]:
+    if SPEAKER not in table.column_names:
+        return []
+    return [cell(value) for value in table[SPEAKER].to_pylist()]
 
 
 def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.Tensor:
@@ -204,7 +213,8 @@ def _mapped_split(
 
     labels = split_labels(table, store, split, config.task)
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
-    return UtteranceTensors(ids, features, starts, lengths, labels, spec, mapped=True)
+    speakers = _speakers(table)
+    return UtteranceTensors(ids, features, starts, lengths, labels, spec, speakers, mapped=True)
 
 
 @contextlib.contextmanager
