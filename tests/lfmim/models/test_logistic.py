@@ -155,6 +155,7 @@ def test_stacking_takes_the_joint_label_where_a_modality_has_none(tmp_path):
     data, valid = split(0), split(1)
     for part in (data, valid):
         part.labels[:, :3] = IGNORE_LABEL
-        part.features[MODALITIES[1]][:, :, 1] += 2 * part.labels[:, [3]]
+        for i, label in enumerate(part.labels[:, 3]):
+            part.sequence(MODALITIES[1], i)[:, 1] += 2 * label
     meta, _ = fit(tmp_path, data, valid, name="stacking")
     assert meta.history[0]["valid"][MULTIMODAL]["accuracy"] > 0.6
