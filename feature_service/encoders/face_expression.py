@@ -104,9 +104,8 @@ class FaceExpressionEncoder(FrameEncoder):
         device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, device=device)
+        super().__init__(source, revision=revision, device=device, batch_size=batch_size)
         self.model = load_network(Path(source)).eval().to(device)
-        self.batch_size = batch_size or (8 if device == "cpu" else 64)
         self.dim = CHANNELS[-1]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
