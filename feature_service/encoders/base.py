@@ -12,6 +12,7 @@ its name (`encoders.audio_family`).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -26,6 +27,9 @@ from feature_service.encoders.weights import model_type, resolved_revision, weig
 from feature_service.operators.crop import ALIGNED, Crop
 from lfmim.registry import Registry
 from lfmim.schema import EncoderSpec, InputError, Modality
+
+QUEUED = 8
+"""Copies to a GPU that may wait: two passes' and more."""
 
 
 class Encoder:
@@ -52,7 +56,7 @@ class Encoder:
     """What a vision encoder is shown of a frame."""
     family: str = ""
     """The name it was chosen by, where that is not what its source says by itself."""
-    gpu_precision: ClassVar[str] = ""
+    gpu_precision: str = ""
     """What `auto` is on a GPU: the fastest that was measured to change features by 0.2 % at most
     (docs/encoders.md). "": it does not compute within `computing`, and has fp32 alone."""
     precision: str = "fp32"
@@ -61,6 +65,7 @@ class Encoder:
         """`revision`: branch, tag or commit of a hub model; it becomes the commit. Subclasses raise
         InputError if the source cannot be loaded."""
         self.source, self.device = source, device
+        self._queued: collections.deque[torch.cuda.Event] = collections.deque()
         self.precision = self.precision_on(device)
         self.revision = resolved_revision(source, revision)
         self.settings: dict[str, Any] = {}
@@ -90,9 +95,16 @@ class Encoder:
     def sent(self, values: np.ndarray) -> torch.Tensor:
         """On `device`; to a GPU the copy is queued, and the next pass is prepared meanwhile."""
         x = torch.from_numpy(values)
-        if torch.device(self.device).type == "cuda":
-            x = x.pin_memory()
-        return x.to(self.device, non_blocking=True)
+        if torch.device(self.device).type != "cuda":
+            return x.to(self.device)
+        # each that waits holds its source in memory that cannot be paged out
+        if len(self._queued) == QUEUED:
+            self._queued.popleft().synchronize()
+        there = x.pin_memory().to(self.device, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self.device))
+        self._queued.append(copied)
+        return there
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the whole text, for the report of texts that `max_length` cuts; 0: not told."""

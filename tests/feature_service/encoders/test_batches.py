@@ -238,6 +238,12 @@ def test_precision_by_device_and_by_what_was_measured():
         resolve_precision("tf32", "cpu", measured="tf32")
 
 
+def test_tf32_is_for_the_families_that_it_was_measured_for(batching):
+    names = ("bert", "wav2vec2", "whisper", "resnet", "data2vec-audio")
+    found = {name: batching(name).precision_on("cuda") for name in names}
+    assert found == dict.fromkeys(names, "tf32") | {"data2vec-audio": "fp32"}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_tf32_is_set_for_the_pass_and_put_back_after_it(precision):
     def flags() -> tuple[bool, bool]:
