@@ -59,6 +59,8 @@ class Encoder:
     gpu_precision: str = ""
     """What `auto` is on a GPU: the fastest that was measured to change features by 0.2 % at most
     (docs/encoders.md). "": it does not compute within `computing`, and has fp32 alone."""
+    in_float32: ClassVar[tuple[str, ...]] = ()
+    """Of its families those for which that is fp32: not measured, or changed more."""
     precision: str = "fp32"
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
@@ -66,8 +68,10 @@ class Encoder:
         InputError if the source cannot be loaded."""
         self.source, self.device = source, device
         self._queued: collections.deque[torch.cuda.Event] = collections.deque()
-        self.precision = self.precision_on(device)
         self.revision = resolved_revision(source, revision)
+        if model_type(source, self.revision) in self.in_float32:
+            self.gpu_precision = "fp32"
+        self.precision = self.precision_on(device)
         self.settings: dict[str, Any] = {}
         """What else the features follow from, beside weights and family: in the spec, so that
         features of two settings are not taken for one another."""
@@ -101,7 +105,7 @@ class Encoder:
         if len(self._queued) == QUEUED:
             self._queued.popleft().synchronize()
         there = x.pin_memory().to(self.device, non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record(torch.cuda.current_stream(self.device))
         self._queued.append(copied)
         return there

@@ -49,6 +49,7 @@ class BertEncoder(Encoder):
 
     has_layers = True
     gpu_precision = "tf32"
+    in_float32 = ("deberta",)
 
     def __init__(
         self,

@@ -95,6 +95,7 @@ class FaceExpressionEncoder(FrameEncoder):
     face's box, 112 x 112."""
 
     crop = Crop("box", SIDE)
+    gpu_precision = "fp32"
 
     def __init__(
         self,

@@ -42,6 +42,8 @@ class VisionTransformerEncoder(FrameEncoder):
     Side, mean and deviation of its images are those of the preprocessor_config.json beside it.
     """
 
+    in_float32 = ("timm_wrapper",)
+
     def __init__(
         self,
         source: str,

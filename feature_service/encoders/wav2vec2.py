@@ -27,8 +27,6 @@ GPU_FRAMES = 32 * 225
 """Of a pass on a GPU: 32 clips of 4.5 s."""
 FAMILIES = ("wav2vec2", "data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wavlm")
 """Convolutions over the waveform, then a transformer; of one make, so of one frame shift."""
-FLOAT32 = ("data2vec-audio",)
-"""Families of whose features TF32 changed more than 0.2 % (docs/encoders.md)."""
 
 
 @register_encoder(*FAMILIES, modality=Modality.AUDIO)
@@ -41,6 +39,7 @@ class Wav2Vec2Encoder(Encoder):
 
     has_layers = True
     gpu_precision = "tf32"
+    in_float32 = ("data2vec-audio",)
 
     def __init__(
         self,
@@ -60,9 +59,6 @@ class Wav2Vec2Encoder(Encoder):
         self.dim = self.model.config.hidden_size
         _check_frames(source, self.model.config)
 
-        if self.model.config.model_type in FLOAT32:
-            self.gpu_precision = "fp32"
-            self.precision = self.precision_on(device)
         self.budget = (0 if device == "cpu" else GPU_FRAMES) if budget is None else budget
         # unpadded rows go through the model as it is
         self.lengths = hide_padding(self.model) if self.budget else None
