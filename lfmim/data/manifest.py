@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from lfmim.data.formats import read_csv, read_jsonl, read_parquet
-from lfmim.data.shards import file_system, parse_member, read_shards
+from lfmim.data.shards import parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -37,6 +37,7 @@ from lfmim.schema import (
     fitting_labels,
     read_label_spec,
 )
+from lfmim.storage import file_system
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
     ".csv": read_csv,

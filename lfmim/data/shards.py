@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from lfmim.schema import ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError, LabelSpec
+from lfmim.storage import file_system
 from lfmim.text_files import decode, parse_json, whole
 
 MEDIA_SUFFIXES = frozenset(
@@ -53,18 +51,6 @@ _MEMBER = re.compile(
     r"(?P<shard>.+\.tar)#member=(?P<name>[^&]*)&offset=(?P<offset>\d+)&size=(?P<size>\d+)"
 )
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-def file_system(location: str) -> tuple[Any, str]:
-    """The file system of a local path or fsspec URL, and the path there.
-
-    A local path is taken as it stands: for fsspec itself `::` in a name would chain file systems.
-    """
-    scheme, mark, path = location.partition("://")
-    if mark and scheme not in ("file", "local"):
-        found: tuple[Any, str] = fsspec.core.url_to_fs(location)
-        return found
-    return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path if mark else location))
 
 
 def member_uri(shard: str, name: str, offset: int, size: int) -> str:

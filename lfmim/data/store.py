@@ -1,5 +1,5 @@
-"""The feature store: a folder of Parquet parts, `feature_spec.json`, `label_spec.json` and
-`errors/` (quarantined rows).
+"""The feature store: a folder, local or in an object store, of Parquet parts, `feature_spec.json`,
+`label_spec.json` and `errors/` (quarantined rows).
 
 Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the
 true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
@@ -7,13 +7,9 @@ true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +44,14 @@ from lfmim.schema import (
     Modality,
     default_labels,
 )
-from lfmim.storage import WriteError, make_folder, new_file, write_text
+from lfmim.storage import as_path, listing, new_file, reaching, write_text
+from lfmim.storage.arrow import arrow_files
 
 ERROR_SCHEMA = pa.schema(
     [(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())]
 )
 
-LOCK_FILE = ".lock"
+PARTS = "part-*.parquet"
 ROW_GROUP = 64
 """Rows that a reader decodes at a time; it decodes several groups in parallel."""
 
@@ -110,45 +107,8 @@ def feature_array(sequences: Iterable[np.ndarray | None], dim: int) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array([*offsets, total], pa.int32()), values)
 
 
-@contextmanager
-def exclusive(folder: Path, what: str = "feature store") -> Iterator[None]:
-    """Be the only writer of the store, or of `what` the folder is. Raises InputError if another run
-    is, WriteError if the folder cannot be written; a killed run's claim ends with it."""
-    make_folder(folder)
-    # "a+", not "w": the line in it says who holds the store, and must outlive our opening it.
-    try:
-        lock = open(folder / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise WriteError(folder, error.strerror or str(error)) from error
-
-    with lock:
-        # The kernel's lock and not the file's presence is the claim: it goes with its process.
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise InputError(
-                f"{folder}: another run is writing into this {what} ({lock.read().strip()}); wait "
-                "for it, or name another"
-            ) from error
-
-        lock.truncate(0)
-        # Past Python's buffer: a rival can read it at once, and a full disk shows here and not when
-        # the file is closed, after the work.
-        try:
-            os.write(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        except OSError as error:
-            raise WriteError(folder, error.strerror or str(error)) from error
-
-        # Left by a run that was killed while writing; whoever holds the lock is the only writer.
-        for left in (*folder.glob(".*.tmp"), *(folder / ERRORS_FOLDER).glob(".*.tmp")):
-            left.unlink()
-        yield
-
-
 def write_part(folder: Path, table: pa.Table, name: str = "") -> None:
-    """Write one part under a temporary name, then rename: a killed or failing writer leaves no half
-    part behind.
+    """Write one part whole, or none: a killed or failing writer leaves no half part behind.
 
     `name` (part-*.parquet) is for writers whose parts are the same each time; otherwise it is
     unique. Raises WriteError.
@@ -199,15 +159,27 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
 
 def part_files(folder: Path) -> list[str]:
     """The parts, in name order."""
-    return sorted(str(p) for p in folder.glob("part-*.parquet"))
+    return [str(part.path) for part in listing(folder, PARTS)]
+
+
+def open_parts(parts: Sequence[str]) -> pad.Dataset:
+    """Parts, of which there is one at least, as one dataset."""
+    files, names = zip(*(arrow_files(as_path(part)) for part in parts), strict=True)
+    with reaching(parts[0]):
+        return pad.dataset(list(names), format="parquet", filesystem=files[0])
+
+
+def open_part(part: str) -> pq.ParquetFile:
+    """One part, to be read by row groups."""
+    files, name = arrow_files(as_path(part))
+    with reaching(part):
+        return pq.ParquetFile(name, filesystem=files)
 
 
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes whenever the store does: name, size and time of every part. It stands for their
+    """What changes whenever the store does: name, size and stamp of every part. It stands for their
     content, since hashing that would mean reading the whole store."""
-    return tuple(
-        (p, stat.st_size, stat.st_mtime_ns) for p in part_files(folder) for stat in (os.stat(p),)
-    )
+    return tuple((str(part.path), part.size, part.stamp) for part in listing(folder, PARTS))
 
 
 def stored_ids(folder: Path) -> set[str]:
@@ -218,13 +190,16 @@ def stored_ids(folder: Path) -> set[str]:
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
     parts = part_files(folder / ERRORS_FOLDER)
-    return pad.dataset(parts, format="parquet").to_table() if parts else ERROR_SCHEMA.empty_table()
+    if not parts:
+        return ERROR_SCHEMA.empty_table()
+    with reaching(folder):
+        return open_parts(parts).to_table()
 
 
 def discard_quarantined(folder: Path) -> None:
     """Forget the quarantined rows, so that they are tried again."""
     for part in part_files(folder / ERRORS_FOLDER):
-        os.unlink(part)
+        as_path(part).unlink()
 
 
 def read_table(
@@ -243,7 +218,7 @@ def read_table(
     if not parts:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
 
-    data = pad.dataset(parts, format="parquet")
+    data = open_parts(parts)
     wanted = (
         None
         if columns is None
@@ -253,7 +228,8 @@ def read_table(
         where = pad.field(SPLIT) == split
     # Parts have random names and rows arrive as they are finished: only by id do two runs of one
     # manifest give the same order, and with it the same training.
-    return data.to_table(columns=wanted, filter=where).sort_by(ID)
+    with reaching(folder):
+        return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

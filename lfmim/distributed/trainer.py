@@ -17,7 +17,7 @@ import torch
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, hash_parts, to_dict
 from lfmim.data.loading import check_labels, load_split
-from lfmim.data.store import exclusive, read_table, sequences, store_state
+from lfmim.data.store import read_table, sequences, store_state
 from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
@@ -33,7 +33,7 @@ from lfmim.schema import (
     LabelSpec,
     default_labels,
 )
-from lfmim.storage import output_folder, write_text
+from lfmim.storage import exclusive, output_folder, write_text
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import (

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lfmim.data.demo_corpus import make_clip
-from lfmim.data.store import exclusive, quarantined, read_table, stored_ids
+from lfmim.data.store import quarantined, read_table, stored_ids
 from lfmim.schema import ID, InputError
+from lfmim.storage import exclusive
 from tests.support.clips import write_clip
 from tests.support.toy import ROOT
 

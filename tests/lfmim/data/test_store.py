@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from lfmim.data.store import (
     ERROR_SCHEMA,
     discard_quarantined,
-    exclusive,
     feature_array,
     feature_type,
     quarantined,
@@ -41,6 +40,7 @@ from lfmim.schema import (
     Modality,
     read_label_spec,
 )
+from lfmim.storage import exclusive
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
 lengths = st.lists(st.one_of(st.none(), st.integers(0, 4)), max_size=8)
@@ -167,7 +167,7 @@ def test_a_sequence_of_another_width_is_refused(shape):
 def test_one_writer_at_a_time_and_a_killed_one_leaves_no_claim(tmp_path):
     (tmp_path / ".part-1.parquet.tmp").write_bytes(b"half")
     code = (
-        "import sys, time; from pathlib import Path; from lfmim.data.store import exclusive\n"
+        "import sys, time; from pathlib import Path; from lfmim.storage import exclusive\n"
         "with exclusive(Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -25,10 +25,11 @@ from lfmim.config import (
     hash_parts,
     to_dict,
 )
-from lfmim.data.store import exclusive, rows_to_table, store_schema, write_part
+from lfmim.data.store import rows_to_table, store_schema, write_part
 from lfmim.distributed.trainer import MAY_CHANGE, check_run, data_fingerprint, describe, train_run
 from lfmim.former_names import FORMER
 from lfmim.schema import FEATURE_COLUMNS, InputError
+from lfmim.storage import exclusive
 from lfmim.training.checkpoint import META, WEIGHTS, load_meta
 from tests.support.toy import DIMS, toy_rows
 

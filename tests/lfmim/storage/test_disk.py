@@ -19,7 +19,7 @@ import torch
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.importers.dump import ImportReport, write_store
-from lfmim.data.store import exclusive, write_part, write_spec
+from lfmim.data.store import write_part, write_spec
 from lfmim.data.tables import write_manifest
 from lfmim.evaluation.label_report import write_label_report
 from lfmim.experiments.comparison_report import write_comparison
@@ -28,6 +28,8 @@ from lfmim.schema import HEADS, LABEL_COLUMNS, InputError
 from lfmim.storage import (
     WriteError,
     disk_failure,
+    exclusive,
+    input_path,
     local_path,
     make_folder,
     new_file,
@@ -41,20 +43,24 @@ from lfmim.storage import (
 from lfmim.training.checkpoint import CheckpointMeta, load_model, save_checkpoint
 from tests.support.toy import DIMS, EMOTIONS, LABELS, ROOT, SPEC, toy_rows
 
+SLIPS = [
+    "s3:/bucket/x",
+    "s3:///bucket/x",
+    "s3:bucket/x",
+    "simplecache::s3://bucket/x",
+    "runs/s3://bucket",
+    "s3:",
+    "s3://",
+]
 URLS = [
     "s3://bucket/x",
     "S3://bucket/x",
     "gs://bucket",
-    "s3:/bucket/x",
-    "s3:bucket/x",
     "s3a://b/x",
     "https://h/x",
-    "simplecache::s3://bucket/x",
     "hdfs://n:9000/x",
-    "runs/s3://bucket",
     "abfs://c@account/x",
     "x+y://z",
-    "s3:",
 ]
 FILE_URLS = ["file:///tmp/x", "file:/tmp/x", "FILE:///tmp/x"]
 LOCAL = [
@@ -71,10 +77,10 @@ LOCAL = [
 ]
 
 
-@pytest.mark.parametrize("text", URLS + FILE_URLS)
-def test_a_url_is_refused_and_no_folder_is_named_after_its_scheme(text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", SLIPS + URLS + FILE_URLS)
+def test_no_folder_is_named_after_a_scheme(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for ask in (output_folder, output_file, local_path):
+    for ask in (output_folder, output_file, input_path, local_path)[3 if text in URLS else 0 :]:
         with pytest.raises(InputError, match=r"^--store .*is a URL") as error:
             ask(text, "--store")
         assert text in str(error.value)
