@@ -20,6 +20,7 @@ from feature_service.operators.container import Packet, opened_again
 from feature_service.operators.sound import (
     SILENCE,
     Cut,
+    Packets,
     Sound,
     decode_audio,
     from_the_start,
@@ -89,7 +90,7 @@ def sound_of(
     late = float(head.start - clock.zero)
     low, high = (max(0, round((t - late) * head.rate)) for t in stretch)
     first, seconds = 0, max(stretch[0] - late - PREROLL, 0.0)
-    packets = lambda: from_the_start(file, stream.index)  # noqa: E731
+    packets: Packets = lambda: from_the_start(file, stream.index)  # noqa: E731
     if (
         seconds > PREROLL
         and container.format.name.split(",")[0] in SEEKABLE
@@ -138,6 +139,7 @@ def _position(file: BinaryIO, stream: Any, head: _Head, seconds: float) -> int |
     at = (placed.pts * placed.time_base - head.start) * head.rate
     tick = placed.time_base * head.rate
 
+    position: int
     if tick <= 1:
         position = round(at)
     else:
