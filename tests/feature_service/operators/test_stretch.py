@@ -83,7 +83,8 @@ def test_frames_are_those_shown_in_it(tmp_path, name, options):
                 for index, picture in zip(clip.frame_indices.tolist(), clip.frames, strict=True)
             )
         ]
-        assert same in ([-1], [0], [1])
+        assert len(same) == 1
+        assert abs(same[0] - first) <= 1
         assert clip.frame_reader == "pyav"
         assert abs(len(clip.waveform) - (end - start) * clip.sample_rate) <= 1
 
