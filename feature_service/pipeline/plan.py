@@ -42,7 +42,7 @@ from lfmim.data.store import (
     part_files,
     part_shards,
 )
-from lfmim.schema import ID, SENTIMENT_COLUMNS, TEXT, VIDEO, LabelSpec, Modality
+from lfmim.schema import ID, NUMBER_COLUMNS, TEXT, VIDEO, LabelSpec, Modality
 from lfmim.storage import new_file, write_text
 
 PLAN_FOLDER = "plan"
@@ -217,12 +217,11 @@ class _Seen:
 
 
 def _table(frame: pd.DataFrame, extra: Sequence[str]) -> pa.Table:
-    """A batch as the plan keeps it: text, and scores as float64."""
-    scores = set(SENTIMENT_COLUMNS.values())
+    """A batch as the plan keeps it: text, and numbers as float64."""
     names = [*KNOWN_COLUMNS, *extra]
     columns = [
         pa.array(frame[name], pa.float64())
-        if name in scores
+        if name in NUMBER_COLUMNS
         else pa.array([v if v is None else str(v) for v in frame[name]], pa.string())
         for name in names
     ]
@@ -264,7 +263,7 @@ def _write_rows(
     for table, here in _spooled(spool, wanted):
         for name in seen.extra:
             if name not in table.column_names:
-                kind = pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string()
+                kind = pa.float64() if name in NUMBER_COLUMNS else pa.string()
                 table = table.append_column(name, pa.nulls(len(table), kind))
         table = table.select([*KNOWN_COLUMNS, *seen.extra])
         is_media = _has_media(table, config)
