@@ -14,10 +14,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from lfmim import logs
 from lfmim.registry import use_plugins
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
@@ -89,6 +90,9 @@ def parse(
 
     for name in ("config", "plugin"):
         found.pop(name, None)
+    # The command line's is taken before (take_log_format); this one may be of a YAML file.
+    if found.pop("log_format") == "json" and not logs.is_json():
+        logs.use_json(prog.removeprefix("lfmim "))
     return target(**vars(parser.instantiate(found)))
 
 
@@ -147,6 +151,9 @@ def build_parser(
     parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
     plugin_help = "Python file with a model, importer or encoder of your own (docs/extending.md)"
     parser.add_argument("--plugin", action="append", metavar="FILE", help=plugin_help)
+    log_help = "json: what goes to stderr is JSON objects, one a line (docs/operations.md)"
+    formats = ("text", "json")
+    parser.add_argument("--log_format", choices=formats, default="text", help=log_help)
     if isinstance(target, type):
         parser.add_class_arguments(target, as_group=False)
     else:
@@ -196,11 +203,18 @@ def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[
         for option, action in parser._option_string_actions.items()
         if getattr(action, "_typehint", None) is bool
     }
+    lists = {
+        option
+        for option, action in parser._option_string_actions.items()
+        if get_origin(getattr(action, "_typehint", None)) is list
+    }
     out: list[str] = []
     for given, after in zip(args, [*args[1:], ""], strict=False):
         option, equals, value = given.partition("=")
         if not option.startswith("--"):
-            out.append(preset(given) if out and out[-1] in NAMED else given)
+            before = out[-1] if out else ""
+            given = preset(given) if before in NAMED else given
+            out.append(_as_list(given) if before in lists else given)
             continue
 
         option = "--" + option[2:].replace("-", "_")
@@ -209,8 +223,14 @@ def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[
             option = was[option]
         if option in flags and not equals and (not after or after.startswith("-")):
             equals, value = "=", "true"
-        out.append(option + equals + (preset(value) if option in NAMED else value))
+        value = preset(value) if option in NAMED else value
+        out.append(option + equals + (_as_list(value) if equals and option in lists else value))
     return out
+
+
+def _as_list(value: str) -> str:
+    """`a,b` as jsonargparse takes a list: `[a,b]`."""
+    return value if value.startswith("[") else f"[{value}]"
 
 
 def preset(config: str) -> str:
@@ -263,3 +283,21 @@ def take_plugins(args: Sequence[str]) -> list[str]:
             rest.append(argument)
     use_plugins(files)
     return rest
+
+
+def take_log_format(args: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments without `--log_format`, on every command, and what it names: text or json.
+
+    Raises InputError for another format.
+    """
+    rest: list[str] = []
+    named, given = "text", iter(args)
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option in ("--log_format", "--log-format"):
+            named = value if equals else next(given, "")
+        else:
+            rest.append(argument)
+    if named not in ("text", "json"):
+        raise InputError(f"--log_format {named}: must be text or json")
+    return rest, named

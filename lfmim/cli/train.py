@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from lfmim.cli.arguments import parse
 from lfmim.config import ExperimentConfig
 from lfmim.distributed import session
+from lfmim.metrics import not_learned
 from lfmim.storage import local_path, output_folder
 
 COMMON = (
@@ -42,7 +43,8 @@ def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = Non
 
     # `describe` reads the store and asks the tracker: bad input is told before a cluster is started
     c, what = config.run, describe(config)
-    needed = {"cpus": c.workers * c.cpus_per_worker, "gpus": c.workers * c.gpus_per_worker}
+    least = c.min_workers or c.workers
+    needed = {"cpus": least * c.cpus_per_worker, "gpus": least * c.gpus_per_worker}
     # A single worker without a cluster needs no Ray, whose start costs half a minute. Checkpoints
     # and tracking are the same: either way continues what the other began.
     if c.workers == 1 and not session.on_cluster():
@@ -59,6 +61,8 @@ def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = Non
         f"validation {metric} "
         + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"])
     )
+    if said := not_learned(best):
+        print(f"note: {said}; docs/model.md, «The paper's recipe», says what to look at")
     print(result.registered)
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
     return 0
