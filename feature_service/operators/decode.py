@@ -24,6 +24,7 @@ from feature_service.operators.container import (
 from feature_service.operators.frames import decode_video, sample_frame_indices
 from feature_service.operators.media import file_size, open_media, stated_size
 from feature_service.operators.sound import SAMPLE_RATE, decode_audio
+from lfmim.storage import StorageError
 
 __all__ = [
     "SAMPLE_RATE",
@@ -46,7 +47,8 @@ def decode_clip(
     `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept.
     Raises ClipError if the file cannot be read, is empty, no media, damaged, truncated, larger than
     `max_bytes` or longer than `max_duration_s`, needs too much memory, or has neither video nor
-    audio (of sound alone, `pictures` False, the waveform is then None).
+    audio (of sound alone, `pictures` False, the waveform is then None). StorageError if the object
+    store it is in cannot be used.
     """
     try:
         with open_media(str(video), max_bytes=options.max_bytes) as file:
@@ -58,6 +60,11 @@ def decode_clip(
     # whole machine
     except MemoryError as error:
         raise ClipError("decode", "decoding it needs more memory than a clip may take") from error
+    # What every clip there would meet is the job's end, and no fault of this one.
+    except StorageError as error:
+        if error.general:
+            raise
+        raise ClipError("decode", f"cannot be read: {error.reason}") from error
     # fsspec's file systems raise FileNotFoundError(path): no errno, and so no strerror
     except OSError as error:
         raise ClipError(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from feature_service.operators.decode import ClipError, DecodedClip, DecodeOptions, decode_clip
+from lfmim.storage import StorageError
 
 MEMORY_BYTES = 4 << 30
 """Private memory of a decoder."""
@@ -107,7 +108,8 @@ class IsolatedDecoder:
             self._child = None
 
     def __call__(self, video: str, *, key: str) -> DecodedClip:
-        """As `decode_clip`; ClipError also if the decoder crashed or took more than `timeout_s`."""
+        """As `decode_clip`; ClipError also if the decoder crashed or took more than
+        `timeout_s`."""
         self.start()
         assert self._child is not None
         process, connection = self._child
@@ -119,6 +121,8 @@ class IsolatedDecoder:
                 self.close()
                 raise ClipError("decode", f"timed out after {self.timeout_s:g} s")
             head = json.loads(connection.recv_bytes())
+            if "storage" in head:
+                raise StorageError(*head["storage"])
             if "error" in head:
                 raise ClipError(head["stage"], head["error"])
             arrays = {
@@ -194,6 +198,8 @@ def _answer(
         clip = decode_clip(request["video"], key=request["key"], options=options)
     except ClipError as error:
         return {"stage": error.stage, "error": str(error)}, []
+    except StorageError as error:
+        return {"storage": (error.path, error.reason, error.general)}, []
     # a client of some object store may raise anything
     except Exception as error:
         return {"stage": "decode", "error": f"{type(error).__name__}: {error}"[:500]}, []
