@@ -17,9 +17,7 @@ _LIBRARIES = (
     *("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "huggingface_hub"),
     *("aiohttp", "httpx", "httpx2", "requests"),
 )
-_RIGHTS = (
-    "the credentials must allow listing, reading, writing and deleting there (docs/storage.md)"
-)
+_RIGHTS = "the credentials must allow listing, reading, writing and deleting there (docs/object-storage.md)"
 _RENEW = "get new ones, then run the same command again"
 _BY_CODE = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the name",
@@ -39,7 +37,7 @@ _BY_CODE = {
     "command again later",
     "503": "the service is not available, after several tries; run the same command again later",
     "NoCredentialsError": "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "or give the machine a role (docs/storage.md)",
+    "or give the machine a role (docs/object-storage.md)",
     "PartialCredentialsError": "the credentials are incomplete; set AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
     "EndpointConnectionError": "nobody answers there; check AWS_ENDPOINT_URL and the network",
