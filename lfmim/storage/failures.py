@@ -17,7 +17,7 @@ _LIBRARIES = (
     *("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "huggingface_hub"),
     *("aiohttp", "httpx", "httpx2", "requests"),
 )
-_RIGHTS = "the credentials must allow listing, reading, writing and deleting there (docs/object-storage.md)"
+_RIGHTS = "the credentials must allow listing, reading, writing and deleting there"
 _RENEW = "get new ones, then run the same command again"
 _BY_CODE = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the name",
