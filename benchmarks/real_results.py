@@ -27,8 +27,8 @@ def lfmim(*arguments: object) -> None:
 
 
 def benchmark(store: Path, sizes: str, systems: list[object], *settings: object) -> None:
-    """Tables of `store` in <store>-table: the baseline first."""
-    names = f"[{','.join(map(str, ['logistic', *systems]))}]"
+    """Tables of `store` in <store>-table: the baselines first."""
+    names = f"[{','.join(map(str, systems))}]"
     report = store.with_name(f"{store.name}-table")
     lfmim(
         "benchmark", "--config", HERE / "real" / sizes, "--store", store, "--report", report,

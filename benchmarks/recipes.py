@@ -16,6 +16,7 @@ missing. Prints and writes a Markdown table.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 import sys
@@ -44,8 +45,9 @@ from lfmim.evaluation.report import markdown_table
 from lfmim.experiments.search import searchable, with_params
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
 from lfmim.former_names import say_renamed, translate
-from lfmim.schema import FeatureSpec
+from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import write_text
+from lfmim.text_files import read_yaml
 from lfmim.training.loop import train
 
 
@@ -60,10 +62,21 @@ def plan(
         base = benchmark_experiment(benchmark, system, 0, presets)
         rows[system, ""] = base
         for change in changes:
-            fields = {
-                k: yaml.safe_load(v) for k, v in (item.split("=", 1) for item in change.split("+"))
-            }
-            fields, renamed = translate(fields, d_model=base.model.d_model)
+            items = [item.split("=", 1) for item in change.split("+")]
+            if bare := [item[0] for item in items if len(item) == 1]:
+                raise InputError(
+                    f"--changes {change}: {bare[0]!r} has no value; write FIELD=VALUE, several "
+                    "joined by +"
+                )
+            fields, renamed = translate(
+                {k: yaml.safe_load(v) for k, v in items}, d_model=base.model.d_model
+            )
+            if unknown := sorted(set(fields) - set(common)):
+                near = difflib.get_close_matches(unknown[0], common, n=1)
+                raise InputError(
+                    f"--changes {change}: no field {unknown[0]!r}"
+                    + (f"; did you mean {near[0]}?" if near else "; fields are model.* and train.*")
+                )
             say_renamed(renamed, "--changes")
             rows[system, change.replace("+", ", ")] = with_params(base, fields)
         if system in presets:
@@ -107,8 +120,10 @@ def main() -> None:
         "--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each"
     )
     o = parser.parse_args()
+    # Of a benchmark's config: its other settings are of the benchmark itself.
+    raw = read_yaml(Path(o.common)) or {}
     common = experiment_from_dict(
-        {**yaml.safe_load(Path(o.common).read_text(encoding="utf-8")), "store": o.store}
+        {"store": o.store, **{part: raw.get(part) or {} for part in ("model", "train")}}
     )
     rows = plan(
         BenchmarkConfig(store=o.store, model=common.model, train=common.train), o.systems, o.changes
@@ -152,4 +167,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -166,6 +166,13 @@ class HeadMetrics:
         return self.accuracy
 
     @property
+    def beats_majority(self) -> bool:
+        """Whether the accuracy is above that of always guessing the commonest class by more than
+        two of its standard errors."""
+        error = (self.majority * (1 - self.majority) / self.count) ** 0.5 if self.count else 0.0
+        return self.accuracy > self.majority + 2 * error
+
+    @property
     def uar(self) -> float:
         """Unweighted average recall: the mean recall of the classes that have labels. What always
         guessing one class scores is one over their number."""
@@ -331,3 +338,14 @@ Metrics = HeadMetrics | SentimentMetrics
 def metrics_from_dict(raw: Mapping[str, Any]) -> Metrics:
     """Inverse of dataclasses.asdict for either kind, as checkpoints' histories hold them."""
     return (SentimentMetrics if "mae" in raw else HeadMetrics)(**raw)
+
+
+def not_learned(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which heads of one epoch's validation, as a checkpoint's history holds them, do no better
+    than always guessing the commonest class; "" if none, or for sentiment scores."""
+    heads = [
+        f"{head} {m['accuracy']:.4f} (commonest class {m['majority']:.4f})"
+        for head, m in metrics.items()
+        if m["count"] and "majority" in m and not HeadMetrics(**m).beats_majority
+    ]
+    return f"no better than always guessing the commonest class: {', '.join(heads)}" * bool(heads)

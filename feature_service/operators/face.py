@@ -71,29 +71,40 @@ class FaceCropper:
     def __call__(self, frames: np.ndarray) -> FaceCrops:
         """`frames` uint8 [F, H, W, 3] RGB. Frames without a face get the crop of the nearest frame
         that has one."""
+        faces, first = self.find(frames)
+        boxes = np.full((len(frames), 4), np.nan, np.float32)
+        landmarks = np.full((len(frames), 5, 2), np.nan, np.float32)
+        for i, here in enumerate(faces):
+            best = most_prominent(here, self.min_probability)
+            if best is not None:
+                boxes[i], landmarks[i] = here.boxes[best], here.landmarks[best]
+        return self.cut(frames, first, boxes, landmarks)
+
+    def find(self, frames: np.ndarray) -> tuple[list[Faces], np.ndarray]:
+        """The faces worth considering of each of `frames` uint8 [F, H, W, 3], and int [F], the
+        first of the run of equal frames that each is in."""
         count = len(frames)
         # A clip of fewer frames than are sampled repeats them: finding, cropping and encoding each
         # run of equal ones once took clips of 16 frames from 1.9 to 6 a second.
         first = np.array(
             [i for i in range(count) if i == 0 or not np.array_equal(frames[i], frames[i - 1])], int
         )
-        boxes = np.full((len(first), 4), np.nan, np.float32)
-        landmarks = np.full((len(first), 5, 2), np.nan, np.float32)
-        for i, faces in enumerate(self._find(frames, first)):
-            best = most_prominent(faces, self.min_probability)
-            if best is not None:
-                boxes[i], landmarks[i] = faces.boxes[best], faces.landmarks[best]
-
-        # repeated frames share a detection
+        found = self._find(frames, first)
         owner = np.searchsorted(first, np.arange(count), side="right") - 1
-        boxes, landmarks = boxes[owner], landmarks[owner]
+        return [found[k] for k in owner], first[owner]
+
+    def cut(
+        self, frames: np.ndarray, first: np.ndarray, boxes: np.ndarray, landmarks: np.ndarray
+    ) -> FaceCrops:
+        """The crops of one face, of which `boxes` float32 [F, 4] and `landmarks` float32 [F, 5, 2]
+        are NaN on frames without it; `first` as of `find`."""
         found_F = ~np.isnan(boxes[:, 0])
         if not found_F.any():
             return FaceCrops(None, found_F, boxes, landmarks)
 
         with_face = np.flatnonzero(found_F)
-        nearest = with_face[np.abs(np.arange(count)[:, None] - with_face[None, :]).argmin(axis=1)]
-        nearest = first[owner[nearest]]
+        gaps = np.abs(np.arange(len(frames))[:, None] - with_face[None, :])
+        nearest = first[with_face[gaps.argmin(axis=1)]]
         cut = {
             int(i): self.crop.cut(frames[i], self.crop.around(boxes[i], landmarks[i]))
             for i in np.unique(nearest)

@@ -14,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -196,11 +196,18 @@ def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[
         for option, action in parser._option_string_actions.items()
         if getattr(action, "_typehint", None) is bool
     }
+    lists = {
+        option
+        for option, action in parser._option_string_actions.items()
+        if get_origin(getattr(action, "_typehint", None)) is list
+    }
     out: list[str] = []
     for given, after in zip(args, [*args[1:], ""], strict=False):
         option, equals, value = given.partition("=")
         if not option.startswith("--"):
-            out.append(preset(given) if out and out[-1] in NAMED else given)
+            before = out[-1] if out else ""
+            given = preset(given) if before in NAMED else given
+            out.append(_as_list(given) if before in lists else given)
             continue
 
         option = "--" + option[2:].replace("-", "_")
@@ -209,8 +216,14 @@ def _today(parser: Parser, args: Sequence[str], was: Mapping[str, str]) -> list[
             option = was[option]
         if option in flags and not equals and (not after or after.startswith("-")):
             equals, value = "=", "true"
-        out.append(option + equals + (preset(value) if option in NAMED else value))
+        value = preset(value) if option in NAMED else value
+        out.append(option + equals + (_as_list(value) if equals and option in lists else value))
     return out
+
+
+def _as_list(value: str) -> str:
+    """`a,b` as jsonargparse takes a list: `[a,b]`."""
+    return value if value.startswith("[") else f"[{value}]"
 
 
 def preset(config: str) -> str:

@@ -2,7 +2,7 @@
 once.
 
     lfmim benchmark --store features --report benchmark
-    lfmim benchmark --store features --systems [lfmim,pmr,strong] --seeds 5
+    lfmim benchmark --store features --systems lfmim,pmr,strong --seeds 5
     lfmim benchmark --store features --folds 5 --seeds 1
 """
 
@@ -46,6 +46,7 @@ def main(args: list[str]) -> int:
     from lfmim import tracking
     from lfmim.experiments.comparison_report import about_folds, summary, write_comparison
     from lfmim.experiments.systems import load_presets, system_names
+    from lfmim.metrics import not_learned
     from lfmim.progress import share
 
     names = system_names(config)
@@ -73,6 +74,8 @@ def main(args: list[str]) -> int:
             f"{result['epochs']}, {result['seconds']:.0f} s",
             flush=True,
         )
+        if said := not_learned(result["history"][result["best_epoch"]]["valid"]):
+            print(f"  {said}", flush=True)
 
     folds = f" x {config.folds} folds" if config.folds else ""
     what = (

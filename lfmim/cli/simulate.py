@@ -6,9 +6,6 @@ lfmim simulate --store simulated --labels labels.parquet
 
 from __future__ import annotations
 
-import sys
-import time
-
 from lfmim.cli.arguments import parse
 
 COMMON = ("store", "utterances", "dims", "length", "labels", "seed")
@@ -55,6 +52,7 @@ def simulate(
         simulate_corpus,
     )
     from lfmim.data.tables import read_rows
+    from lfmim.progress import watch
     from lfmim.schema import LABEL_COLUMNS, MODALITIES, SPEC_FILE, InputError
     from lfmim.storage import output_folder
 
@@ -77,18 +75,9 @@ def simulate(
     )
     table = read_rows(labels, tuple(LABEL_COLUMNS.values())) if labels else None
 
-    started = time.perf_counter()
-
-    def say(done: int, total: int) -> None:
-        passed = time.perf_counter() - started
-        print(
-            f"\rpart {done} of {total}, about {passed / done * (total - done):.0f} s left ",
-            end="",
-            file=sys.stderr,
-        )
-
-    simulate_corpus(folder, config, table, on_part=say)
-    print(file=sys.stderr)
+    parts = -(-utterances // config.rows_per_part)
+    with watch("simulate", parts, "parts") as show:
+        simulate_corpus(folder, config, table, on_part=lambda done, total: show(done))
 
     joint = label_joint(table)
     # the corpus's truth is known, so no model can do better: what systems are measured against

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from lfmim.cli.arguments import parse
 from lfmim.config import ExperimentConfig
 from lfmim.distributed import session
+from lfmim.metrics import not_learned
 from lfmim.storage import input_path, output_folder
 
 COMMON = (
@@ -59,6 +60,8 @@ def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = Non
         f"validation {metric} "
         + ", ".join(f"{head} {m[metric]:.4f}" for head, m in best.items() if m["count"])
     )
+    if said := not_learned(best):
+        print(f"note: {said}; docs/model.md, «The paper's recipe», says what to look at")
     print(result.registered)
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # run {result.run_id}")
     return 0

@@ -39,6 +39,9 @@ class ModelConfig:
     pooling: Literal["mean", "fex", "attention"] = "mean"
     """Masked mean, FEX token for the multimodal head (masked mean elsewhere), or learned attention
     pooling. `upstream` has a pooling of its own."""
+    feedback: float | Literal["learned"] = "learned"
+    """Of `lfmim-feedback` alone: how much of the multimodal states its uni-modal stacks read, from
+    0 (they read none: LFMIM) to 1 (as much as of their own), or learned per layer and modality."""
     standardize: bool = False
     """Standardise each feature by the training split's mean and deviation (stored with the
     weights)."""
@@ -81,6 +84,12 @@ class ModelConfig:
         )
         # Sinusoidal positions come in pairs, a sine and a cosine.
         check(self.d_model % 2 == 0, "model.d_model", f"{self.d_model} must be even")
+        check(
+            self.feedback == "learned"
+            or (not isinstance(self.feedback, str) and 0 <= self.feedback <= 1),
+            "model.feedback",
+            f"{self.feedback!r} is neither 'learned' nor in [0, 1]",
+        )
         check_share(self, "model.", "dropout_attention", "dropout_ffn", "dropout_embedding")
 
     # Hidden from mypy, which takes a __getattr__ for leave to read any name of a config.

@@ -40,20 +40,26 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-NEWER = ("loss", "class_weights")
-"""Fields of TrainConfig that 0.1 did not have."""
+NEWER = {"model": ("feedback",), "train": ("loss", "class_weights")}
+"""Fields of ModelConfig and TrainConfig that 0.1 did not have."""
+REVISED = {"pmr": 2, "upstream": 2}
+"""Models that compute, or start, otherwise than under the same name before, and the how many-th it
+is: what was trained before is another run, and no benchmark takes its result for today's."""
 
 
 def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
     the names of 0.1, and without newer fields at their defaults, so that what was begun then goes
-    on."""
+    on; of REVISED models not."""
     parts = {
         part: in_former_names(part, to_dict(getattr(config, part))) for part in ("model", "train")
     }
-    for field in NEWER:
-        if parts["train"][field] == getattr(TrainConfig, field):
-            del parts["train"][field]
+    for (part, fields), kind in zip(NEWER.items(), (ModelConfig, TrainConfig), strict=True):
+        for field in fields:
+            if parts[part][field] == getattr(kind, field):
+                del parts[part][field]
+    if config.model.name in REVISED:
+        parts["model"]["revision"] = REVISED[config.model.name]
     return parts
 
 

@@ -48,6 +48,11 @@ class Batch:
     counts: Tensor
     """[heads] float32: labelled samples in the *global* batch, the divisor of the loss."""
 
+    @property
+    def share(self) -> Tensor:
+        """0-d float32: these rows' share of the global batch, by the head with most labels."""
+        return self.weight.sum() / self.counts.amax().clamp(min=1)
+
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of at most `size` rows, rows of like length together, each padded to its
         own longest.
@@ -105,6 +110,8 @@ class UtteranceTensors:
     labels: Tensor
     label_spec: LabelSpec = dataclasses.field(default_factory=default_labels)
     """What the classes are called."""
+    speakers: list[str] = dataclasses.field(default_factory=list)
+    """Who speaks, "" where unknown; []: nobody knows of any."""
     mapped: bool = False
     """The features lie in files: the next batch is read while one is computed."""
 

@@ -16,6 +16,7 @@ import torch
 
 from lfmim.config import ModelConfig, cache_folder, config_hash
 from lfmim.data.batches import UtteranceTensors, encode_labels, pad_sequences
+from lfmim.data.manifest import cell
 from lfmim.data.splits import Fold, store_folds
 from lfmim.data.store import open_parts, part_files, read_table, sequences, store_state
 from lfmim.schema import (
@@ -24,6 +25,7 @@ from lfmim.schema import (
     IGNORE_LABEL,
     LABEL_COLUMNS,
     SENTIMENT_COLUMNS,
+    SPEAKER,
     SPLIT,
     FeatureSpec,
     InputError,
@@ -67,6 +69,7 @@ def load_split(
         {m: n for m, (_, n) in padded.items()},
         labels,
         LabelSpec.load(store),
+        _speakers(table),
     )
 
 
@@ -85,7 +88,14 @@ def check_labels(table: pa.Table, store: Path, split: str, config: ModelConfig) 
 
 
 def _label_columns(config: ModelConfig) -> list[str]:
-    return list((SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS).values())
+    columns = SENTIMENT_COLUMNS if config.task == "sentiment" else LABEL_COLUMNS
+    return [*columns.values(), SPEAKER]
+
+
+def _speakers(table: pa.Table) -> list[str]:
+    if SPEAKER not in table.column_names:
+        return []
+    return [cell(value) for value in table[SPEAKER].to_pylist()]
 
 
 def split_labels(table: pa.Table, store: Path, split: str, task: str) -> torch.Tensor:
@@ -163,7 +173,7 @@ def _mapped_split(
     # "c" (copy on write): torch warns of arrays that it may not write, and nothing writes these.
     features = {m: torch.from_numpy(np.load(folder / f"{m}.npy", mmap_mode="c")) for m in dims}
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
-    return UtteranceTensors(ids, features, lengths, labels, spec, mapped=True)
+    return UtteranceTensors(ids, features, lengths, labels, spec, _speakers(table), mapped=True)
 
 
 def _write_arrays(

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from lfmim.experiments.systems import BASELINE
+from lfmim.config import experiment_from_dict
+from lfmim.experiments.systems import BASELINES
 from lfmim.schema import (
     HEADS,
     IGNORE_LABEL,
@@ -20,6 +21,7 @@ from lfmim.schema import (
     LabelSpec,
     default_labels,
 )
+from lfmim.training.loop import learning_rate, warmup_factor
 
 Results = Sequence[Mapping[str, Any]]
 REFERENCE = "lfmim"
@@ -162,13 +164,24 @@ def _against_reference(results: Results) -> dict[str, dict[str, str]]:
 
 
 def _against_baseline(results: Results, system: str, head: str = MULTIMODAL) -> dict[str, str]:
-    """Difference to the baseline and its p-value; an arrow marks who is below it."""
-    if BASELINE not in systems_of(results) or head not in runs_of(results, BASELINE)[0]["test"]:
-        return {}
-    if system == BASELINE:
-        return {f"vs {BASELINE}": "", "p": ""}
-    d = difference(results, system, BASELINE, head)
-    return {f"vs {BASELINE}": f"{_interval(d)}{' ↓' if d.mean < 0 else ''}", "p": p_text(d.p)}
+    """Difference to each baseline and its p-value; an arrow marks who is below it."""
+    # Their uni-modal heads are the same regressions.
+    asked = BASELINES if head == MULTIMODAL else BASELINES[:1]
+    columns: dict[str, str] = {}
+    for baseline in asked:
+        if baseline not in systems_of(results):
+            continue
+        if head not in runs_of(results, baseline)[0]["test"]:
+            continue
+        difference_column, p_column = f"vs {baseline}", f"p vs {baseline}"
+        # Each pair once: of two baselines the later stands against the earlier.
+        if system in BASELINES and BASELINES.index(system) <= BASELINES.index(baseline):
+            columns |= {difference_column: "", p_column: ""}
+            continue
+        d = difference(results, system, baseline, head)
+        mark = " ↓" if d.mean < 0 else ""
+        columns |= {difference_column: f"{_interval(d)}{mark}", p_column: p_text(d.p)}
+    return columns
 
 
 def _cost(results: Results, system: str) -> dict[str, str]:
@@ -176,8 +189,32 @@ def _cost(results: Results, system: str) -> dict[str, str]:
     return {
         "parameters": f"{runs[0]['parameters']:,}",
         "MFLOPs/sample": f"{runs[0]['flops'] / 1e6:.1f}",
+        **_budget(runs),
         "seeds": str(len(runs)),
     }
+
+
+def _budget(runs: Results) -> dict[str, str]:
+    """Optimizer steps, averaged over the runs, and the sum of their learning rates; "" for a fitted
+    model and where a result does not hold its config."""
+    if not runs[0]["config"] or not any(entry["lr"] for entry in runs[0]["history"]):
+        return {"steps": "", "Σ lr": ""}
+
+    config = experiment_from_dict(dict(runs[0]["config"]), stored=True).train
+    found = []
+    for run in runs:
+        # No epoch reads fewer samples than its best-labelled head counts.
+        samples = max(m["count"] for m in run["history"][0]["train"].values())
+        steps = -(-samples // config.batch_size)
+        rates = [
+            learning_rate(config, epoch) * warmup_factor(config, epoch, step, steps)
+            for epoch in range(len(run["history"]))
+            for step in range(steps)
+        ]
+        found.append((len(rates), sum(rates)))
+    steps_, total = np.mean(found, axis=0)
+    momentum = f", momentum {config.momentum:g}" if config.momentum else ""
+    return {"steps": f"{steps_:,.0f}", "Σ lr": f"{total:.3g} ({config.optimizer}{momentum})"}
 
 
 def _interval(d: Difference) -> str:

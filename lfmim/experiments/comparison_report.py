@@ -163,8 +163,10 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         "the test split is read once, after that. Differences are of accuracy in points "
         "(sentiment: of minus the absolute error), with 95 % intervals and p-values of a "
         "bootstrap over test utterances (paired) and seeds; p against LFMIM is corrected for the "
-        "number of systems (Holm). <i>logistic</i> is regression on features averaged over time; "
-        "↓ marks what does not beat it.</p>"
+        "number of systems (Holm). <i>logistic</i> is regression on features averaged over time, "
+        "<i>stacking</i> one on what such regressions make of each modality; ↓ marks a system "
+        "below them. Steps and the sum of learning rates (Σ lr) say what budget a recipe had: "
+        "systems whose budgets differ are not told apart by their models alone.</p>"
     )
 
     if folds := results[0].get("folds"):

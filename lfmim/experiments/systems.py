@@ -24,13 +24,15 @@ from lfmim.registry import MODELS
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
 
-BASELINE = "logistic"
-"""What every other system has to beat, and so the first row of every report."""
-SYSTEMS = (BASELINE, "tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
-"""The baseline and the systems of the paper's Tables 2 and 4; lfmim-ml is lfmim with every head
-trained on the multimodal label."""
-SENTIMENT_SYSTEMS = (BASELINE, "mlf-dnn", "mlmf", "mtfn", "lfmim")
-"""The baseline and the systems of the paper's Table 3."""
+BASELINES = ("logistic", "stacking")
+"""What every other system has to beat, and so the first rows of every report."""
+SYSTEMS = ("tfn", "lmf", "eft", "lft", "mult", "pmr", "lfmim-ml", "lfmim")
+"""The systems of the paper's Tables 2 and 4; lfmim-ml is lfmim with every head trained on the
+multimodal label."""
+SENTIMENT_SYSTEMS = ("mlf-dnn", "mlmf", "mtfn", "lfmim")
+"""The systems of the paper's Table 3."""
+RIVALS = ("misa", "self-mm", "almt", "merbench", "lefsa")
+"""Systems of the years since, for either task."""
 COMMON = {
     "model": (
         "task",
@@ -59,7 +61,8 @@ class BenchmarkConfig:
     systems: list[str] = dataclasses.field(default_factory=list)
     """Models (lfmim-ml: lfmim trained on the multimodal label alone), names of presets in
     lfmim/configs, or YAML files with sections `model` and `train`. Empty: the paper's for the task,
-    and for emotions the preset `strong`."""
+    its later rivals, and for emotions the preset `strong`. The baselines `logistic` and `stacking`
+    always come first."""
     seeds: int = 5
     """Each system is trained with seeds 0 .. seeds - 1."""
     folds: int = 0
@@ -106,10 +109,15 @@ class BenchmarkConfig:
 
 
 def system_names(config: BenchmarkConfig) -> list[str]:
-    """`config.systems`, or the default ones. (No property: the command line would make a subcommand
-    of it.)"""
-    default = [*SYSTEMS, "strong"] if config.model.task == "emotion" else list(SENTIMENT_SYSTEMS)
-    return list(config.systems) or default
+    """The baselines, and `config.systems` or the default ones. (No property: the command line would
+    make a subcommand of it.)"""
+    default = (
+        [*SYSTEMS, *RIVALS, "strong"]
+        if config.model.task == "emotion"
+        else [*SENTIMENT_SYSTEMS, *RIVALS]
+    )
+    asked = list(config.systems) or default
+    return [*(b for b in BASELINES if b not in asked), *asked]
 
 
 def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
@@ -127,8 +135,8 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
         files = (folder / f"{name}.yaml", Path(name))
         path = next((p for p in files if p.is_file() and p.suffix == ".yaml"), None)
         if path is None:
-            shipped = (p.stem for p in sorted(folder.glob("*.yaml")))
-            known = dict.fromkeys([*SYSTEMS, *MODELS, *shipped])
+            shipped = (p.stem for p in sorted(folder.glob("*.yaml")) if _is_preset(read_yaml(p)))
+            known = dict.fromkeys([*BASELINES, *SYSTEMS, *MODELS, *shipped])
             raise InputError(
                 f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
                 "sections model and train"
@@ -137,11 +145,15 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
         raw = read_yaml(path)
         # Of `lfmim/configs` some are for other commands: cluster_extract would give a run with
         # nothing but defaults, under a name that promises something.
-        if not isinstance(raw, dict) or not isinstance(raw.get("train"), dict):
+        if not _is_preset(raw):
             raise InputError(f"{path}: no section 'train', so it is not a preset")
         presets[name], renamed = translate({"model": raw.get("model") or {}, "train": raw["train"]})
         say_renamed(renamed, str(path))
     return presets
+
+
+def _is_preset(raw: Any) -> bool:
+    return isinstance(raw, dict) and isinstance(raw.get("train"), dict)
 
 
 def benchmark_experiment(

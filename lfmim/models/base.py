@@ -8,7 +8,7 @@ class Mean(EmotionNet):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ class ModelOutput(NamedTuple):
     """[B, C] float, one per class; for sentiment scores [B, 1]."""
     pooled: dict[str, Tensor]
     """[B, D] float, the representations that the logits are made from."""
+    auxiliary: Tensor | None = None
+    """0-d float32, in training alone: a loss of the model's own beside those of its heads, a mean
+    over the batch."""
 
 
 Batches = Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor], Tensor]]
@@ -50,12 +53,24 @@ class EmotionNet(nn.Module):
     """Whether a sample, or the whole store, may lack a modality."""
     fitted: ClassVar[bool] = False
     """Whether `fit` gives the weights at once; otherwise gradient steps do."""
+    makes_labels: ClassVar[bool] = False
+    """Whether `make_labels` gives the labels that the uni-modal heads are trained on."""
     inputs: nn.ModuleDict
     """Per modality a module with buffers `mean` and `scale` (layers.InputProjection)."""
 
-    def fit(self, train: Callable[[], Batches], valid: Callable[[], Batches]) -> None:
+    def fit(
+        self,
+        train: Callable[[], Batches],
+        valid: Callable[[], Batches],
+        speakers: Sequence[str],
+    ) -> None:
         """Find the weights of a `fitted` model; each call of `train` and `valid` gives the split's
-        batches once."""
+        batches once. `speakers`: who speaks in each training sample, "" where unknown."""
+        raise NotImplementedError
+
+    def make_labels(self, train: Callable[[], Batches], epoch: int) -> Tensor:
+        """Labels [N, heads] of the training split for epoch `epoch` (from 0), in the order and type
+        of those in its batches, which each call of `train` gives once."""
         raise NotImplementedError
 
 

@@ -6,7 +6,7 @@ reads the l-th uni-modal states at its own l-th layer. Shape suffixes as in laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,8 @@ class LFMIM(EmotionNet):
             if layer:
                 fused = [f + self.alpha_bar[layer - 1, i] * z_bar[i] for i, f in enumerate(fused)]
 
+            read = self.uni_modal_inputs(layer, z, z_bar)
+
             # [FEX^l; Ż_t^l; Ż_a^l; Ż_v^l] -> [FEX^{l+1}; Z̄_t^{l+1}; Z̄_a^{l+1}; Z̄_v^{l+1}]
             out = self.stacks[MULTIMODAL][layer](  # type: ignore[index]
                 torch.cat([fex_BKD, *fused], dim=1), mask_m
@@ -112,10 +114,10 @@ class LFMIM(EmotionNet):
             fex_BKD, *z_bar = out.split(lengths, dim=1)
 
             # Z_u^{l+1}, only now: layer l of the multimodal stack reads what layer l of a uni-modal
-            # one reads. Nothing but z[m] goes in, which is the independence of §4.2; and z[m] is
-            # not detached above, so the multimodal label trains the uni-modal stacks (§4.4).
+            # one reads. z[m] is not detached above, so the multimodal label trains the uni-modal
+            # stacks (§4.4).
             for m in self.modalities:
-                z[m] = self.stacks[m][layer](z[m], uni_mask[m])  # type: ignore[index]
+                z[m] = self.stacks[m][layer](read[m], uni_mask[m])  # type: ignore[index]
 
         # ŷ_u of all four; the softmax of §4.2 is in the loss
         states = {
@@ -124,3 +126,12 @@ class LFMIM(EmotionNet):
         }
         pooled = {h: self.pools[h](self.norms[h](x), valid) for h, (x, valid) in states.items()}
         return ModelOutput(logits={h: self.heads[h](p) for h, p in pooled.items()}, pooled=pooled)
+
+    def uni_modal_inputs(
+        self, layer: int, z: Mapping[Modality, Tensor], z_bar: Sequence[Tensor]
+    ) -> Mapping[Modality, Tensor]:
+        """What layer `layer` (from 0) of the uni-modal stacks reads of their states and the
+        multimodal stack's, [B, T_u, D] each; `z_bar`, in the order of `modalities`, is empty for
+        the first."""
+        # Nothing but z goes in: the independence of §4.2.
+        return z

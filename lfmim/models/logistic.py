@@ -6,7 +6,7 @@ side. What a neural system has to beat: on small corpora it often does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,11 +74,24 @@ class Logistic(EmotionNet):
         return ModelOutput({h: self.heads[h](x) for h, x in z.items()}, z)
 
     @torch.no_grad()
-    def fit(self, train: Callable[[], Batches], valid: Callable[[], Batches]) -> None:
+    def fit(
+        self,
+        train: Callable[[], Batches],
+        valid: Callable[[], Batches],
+        speakers: Sequence[str],
+    ) -> None:
         """Weights from the training split; C per head by its score on validation. A head without
         labels keeps a weight of 0."""
-        # Over the rows that have the modality; a feature that never changes says nothing.
-        plain, _, present = self._pooled(train())
+        self.standardize(train)
+        (x, y, _), (x_valid, y_valid, _) = self.pooled(train()), self.pooled(valid())
+        for head in self.answers:
+            i = HEADS.index(head)
+            self.fit_head(head, x[head], y[:, i], x_valid[head], y_valid[:, i])
+
+    def standardize(self, train: Callable[[], Batches]) -> None:
+        """Each modality's mean and deviation over the rows that have it; a feature that never
+        changes says nothing."""
+        plain, _, present = self.pooled(train())
         for m in self.modalities:
             there = plain[m][present[m]]
             if len(there):
@@ -87,17 +100,7 @@ class Logistic(EmotionNet):
                 _set(self.inputs[m], "mean", there.mean(axis=0))
                 _set(self.inputs[m], "scale", scale)
 
-        (x, y, _), (x_valid, y_valid, _) = self._pooled(train()), self._pooled(valid())
-        for head in self.answers:
-            i = HEADS.index(head)
-            known, asked = y[:, i] != IGNORE_LABEL, y_valid[:, i] != IGNORE_LABEL
-            weight, bias = self._best(
-                x[head][known], y[known, i], x_valid[head][asked], y_valid[asked, i]
-            )
-            _set(self.heads[head], "weight", weight)
-            _set(self.heads[head], "bias", bias)
-
-    def _pooled(
+    def pooled(
         self, batches: Batches
     ) -> tuple[dict[str, Array], npt.NDArray[Any], dict[str, npt.NDArray[np.bool_]]]:
         """What the heads read [N, D], labels [N, heads], and which rows have a modality [N]."""
@@ -117,26 +120,43 @@ class Logistic(EmotionNet):
             {m: torch.cat(kept).numpy() for m, kept in there.items()},
         )
 
-    def _best(
-        self, x: Array, y: npt.NDArray[Any], x_valid: Array, y_valid: npt.NDArray[Any]
-    ) -> tuple[Array, Array]:
-        """Weight [outputs, D] and bias [outputs] of the C that scores best; of equally good ones
-        the strongest regularisation."""
+    def fit_head(
+        self,
+        head: str,
+        x: Array,
+        y: npt.NDArray[Any],
+        x_valid: Array,
+        y_valid: npt.NDArray[Any],
+    ) -> float:
+        """Give the head the weights of the C that scores best on validation; returns it. Of equally
+        good ones the strongest regularisation. Rows without a label are left out."""
+        known, asked = y != IGNORE_LABEL, y_valid != IGNORE_LABEL
+        x, y, x_valid, y_valid = x[known], y[known], x_valid[asked], y_valid[asked]
         outputs, width = self.config.outputs, x.shape[1]
-        best, best_score = (np.zeros((outputs, width)), np.zeros(outputs)), -np.inf
-        if not len(y):
-            return best
+        weight, bias = np.zeros((outputs, width)), np.zeros(outputs)
+        best, best_score = STRENGTHS[0], -np.inf
 
-        emotion = self.config.task == "emotion"
-        for strength in STRENGTHS:
-            found = _softmax(x, y, strength, outputs) if emotion else _ridge(x, y, strength)
+        for strength in STRENGTHS if len(y) else ():
+            found = self.regression(x, y, strength)
             answer = x_valid @ found[0].T + found[1]
-            right = answer.argmax(axis=1) == y_valid if emotion else -np.abs(answer[:, 0] - y_valid)
+            if self.config.task == "emotion":
+                right = answer.argmax(axis=1) == y_valid
+            else:
+                right = -np.abs(answer[:, 0] - y_valid)
             # Without a validation label there is nothing to choose by: the first stays.
             score = float(right.mean()) if len(right) else 0.0
             if score > best_score:
-                best, best_score = found, score
+                (weight, bias), best, best_score = found, strength, score
+
+        _set(self.heads[head], "weight", weight)
+        _set(self.heads[head], "bias", bias)
         return best
+
+    def regression(self, x: Array, y: npt.NDArray[Any], strength: float) -> tuple[Array, Array]:
+        """Weight [outputs, D] and bias [outputs] of labelled rows with C = `strength`."""
+        if self.config.task == "sentiment":
+            return _ridge(x, y, strength)
+        return _softmax(x, y, strength, self.config.outputs)
 
 
 def _softmax(x: Array, y: npt.NDArray[Any], strength: float, outputs: int) -> tuple[Array, Array]:

@@ -25,8 +25,7 @@ from lfmim.schema import HEADS, MODALITIES, MULTIMODAL, Modality
 
 
 class LSTMEncoder(nn.Module):
-    """[B, T, D] -> [B, D]: the LSTM's state at the last valid step (right padding comes after it),
-    dropout, Linear."""
+    """[B, T, D] -> [B, D]: the LSTM's state at the last valid step, dropout, Linear."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,7 +34,11 @@ class LSTMEncoder(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model)
 
     def forward(self, x_BTD: Tensor, valid_BT: Tensor) -> Tensor:
-        states_BTD, _ = self.lstm(x_BTD)
+        # Valid steps first, in their order: train.step_dropout hides some in between, which an LSTM
+        # has no mask for. Where only padding is masked nothing moves.
+        order_BT = (~valid_BT).to(torch.uint8).argsort(dim=1, stable=True)
+        states_BTD, _ = self.lstm(x_BTD.gather(1, order_BT[..., None].expand_as(x_BTD)))
+
         # Not the h_n that the LSTM returns as well: that is its state after the padding. Packed
         # sequences would give the right one, but their lengths must go to the CPU first.
         last = (valid_BT.sum(dim=1) - 1).clamp(min=0)

@@ -120,7 +120,8 @@ class Upstream(EmotionNet):
     for vision.
 
     The mixing scalars start from N(0, 1). Where the published weights do not tell, the start is
-    ours: `init_weights`, tokens ~ N(0, 0.02²), pooling weights 1/length.
+    ours: `init_weights`, tokens ~ N(0, 0.02²), pooling weights 1/length, input biases as torch
+    starts them.
     """
 
     answers = HEADS
@@ -168,6 +169,11 @@ class Upstream(EmotionNet):
         nn.init.normal_(self.mixing)
         for start in self.starts.values():
             nn.init.normal_(start.tokens, std=0.02)  # type: ignore[arg-type]
+        # torch's own start, not 0: of a bias of 0 a padded position is exactly 0, where the
+        # gradient of two LayerNorms in a row is so large (1 / eps) that one step ends the stream.
+        for projection in self.inputs.values():
+            bound = 1 / math.sqrt(projection.linear.in_features)  # type: ignore[union-attr, arg-type]
+            nn.init.uniform_(projection.linear.bias, -bound, bound)  # type: ignore[union-attr, arg-type]
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward; masked positions are read as zero vectors, as in the published

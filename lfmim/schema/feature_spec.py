@@ -85,7 +85,9 @@ class FeatureSpec:
                     )
             found += _unlike(mine.settings, theirs.settings, f"{m}.")
 
-        return found + _unlike(self.sampling, other.sampling, "sampling.")
+        # A seed first: where it differs, it is why the rest does.
+        found += _unlike(self.sampling, other.sampling, "sampling.")
+        return sorted(found, key=lambda line: not line.startswith("sampling.seed:"))
 
     @property
     def fingerprint(self) -> str:

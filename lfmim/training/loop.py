@@ -43,6 +43,9 @@ from lfmim.training.step import (
     resolve_precision,
 )
 
+FIT_BATCH = 256
+"""Samples at a time of what a model itself goes through."""
+
 
 class NonFiniteLossError(RuntimeError):
     """The loss became NaN or infinite; training on would only destroy the weights."""
@@ -256,11 +259,18 @@ def train(
         save_checkpoint(folder, kept, meta, state)
 
     while not meta.over:
+        if model.makes_labels:
+            made = model.make_labels(functools.partial(_batches, train_data), meta.epoch)
+            train_data = dataclasses.replace(train_data, labels=made)
         report = _epoch(c, step, train_data, valid_data, meta, averaged)
         meta = meta.after(report.as_dict())
         # partial binds this epoch's meta; a closure would read the loop's variable once called.
         on_epoch(report, functools.partial(save, meta=meta))
     return meta
+
+
+def _batches(data: UtteranceTensors) -> Batches:
+    return ((b.features, b.masks, b.labels) for b in data.batches(FIT_BATCH))
 
 
 def _fit(
@@ -278,15 +288,14 @@ def _fit(
     if config.train.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
 
-    device, size = next(model.parameters()).device, 256
+    device, size = next(model.parameters()).device, FIT_BATCH
     splits = [data.to(device, config.train.cache) for data in (train_data, valid_data)]
-
-    def batches(data: UtteranceTensors) -> Batches:
-        return ((b.features, b.masks, b.labels) for b in data.batches(size))
 
     started = time.perf_counter()
     # Every worker fits on the whole: the same numbers, and no weights to send around.
-    model.fit(*(functools.partial(batches, data) for data in splits))
+    speakers = train_data.speakers or [""] * len(train_data)
+    train_batches, valid_batches = (functools.partial(_batches, data) for data in splits)
+    model.fit(train_batches, valid_batches, speakers)
     seconds = time.perf_counter() - started
 
     metrics = [evaluate(model, data, batch_size=size) for data in splits]

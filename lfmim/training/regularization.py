@@ -6,18 +6,20 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lfmim.data.batches import Batch
 from lfmim.schema import HEADS, IGNORE_LABEL
+from lfmim.training.step import rank_and_world
 
 
 def drop_modalities(batch: Batch, probability: float) -> Batch:
     """Each sample loses each modality with `probability`, but never its last one (Neverova et al.
     2016).
 
-    A lost modality is masked throughout and its head's label ignored. Draws from torch's global
-    RNG.
+    A lost modality is masked throughout and its head's label ignored, also in `counts`. Draws from
+    torch's global RNG; every worker has to call it.
     """
     # [B, modalities]; -1 where absent, so that an absent modality has never the largest draw.
     present = torch.stack([mask.any(dim=1) for mask in batch.masks.values()], dim=1)
@@ -31,8 +33,11 @@ def drop_modalities(batch: Batch, probability: float) -> Batch:
         masks[m] = mask & keep[:, i, None]
         labels[~keep[:, i], HEADS.index(m)] = IGNORE_LABEL
 
-    # `counts`, of the global batch, stays: what the other workers drop is not known here.
-    return dataclasses.replace(batch, masks=masks, labels=labels)
+    # Of the global batch: what the other workers dropped counts as well.
+    counts = (labels != IGNORE_LABEL).sum(dim=0).float()
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(counts)
+    return dataclasses.replace(batch, masks=masks, labels=labels, counts=counts)
 
 
 def drop_steps(batch: Batch, probability: float) -> Batch:

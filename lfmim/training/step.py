@@ -197,9 +197,12 @@ class TrainStep:
 
     def _forward(self, part: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         with self.autocast:
-            logits = self.model(part.features, part.masks).logits
+            logits, _, auxiliary = self.model(part.features, part.masks)
         losses_BH = head_losses(logits, part.labels, self.objective)
-        return weighted_loss(losses_BH, part.counts, self.beta_H), logits, losses_BH.detach()
+        loss = weighted_loss(losses_BH, part.counts, self.beta_H)
+        if auxiliary is not None:
+            loss = loss + auxiliary * part.share
+        return loss, logits, losses_BH.detach()
 
     def _in_turn(self, parts: Sequence[Batch]) -> Iterator[Computed]:
         """Gradients are added up as the parts go backward."""

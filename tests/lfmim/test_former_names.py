@@ -326,8 +326,11 @@ def test_what_was_hashed_is_hashed_and_what_was_trained_is_trained(model, train)
     now = experiment_from_dict({"store": "s", "model": model, "train": train}, stored=True)
     assert experiment_from_dict(before, stored=True) == now
     assert now.model.feedforward == before["model"]["width"] * before["model"]["ffn_multiple"]
-    old = {k: v for k, v in before["train"].items() if k not in NEWER}
-    assert hash_parts(now) == {"model": before["model"], "train": old}
+    old = {
+        part: {k: v for k, v in before[part].items() if k not in fields}
+        for part, fields in NEWER.items()
+    }
+    assert hash_parts(now) == old
 
 
 def test_the_hash_of_the_defaults_is_that_of_0_1():
@@ -337,3 +340,9 @@ def test_the_hash_of_the_defaults_is_that_of_0_1():
     same = dataclasses.replace(BASE, model=ModelConfig(dim_feedforward=512))
     hashes = {config_hash(*hash_parts(c).values()) for c in (BASE, odd, same)}
     assert len(hashes) == 3
+
+
+def test_a_model_that_was_revised_is_another_run():
+    pmr = dataclasses.replace(BASE, model=ModelConfig(name="pmr"))
+    assert hash_parts(pmr)["model"].pop("revision") > 1
+    assert "revision" not in hash_parts(BASE)["model"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, sums_for
+from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, not_learned, sums_for
 from lfmim.schema import HEADS, IGNORE_LABEL
 from lfmim.training.losses import head_losses
 from tests.support.toy import EMOTIONS
@@ -212,3 +212,23 @@ def test_a_missing_score_adds_nothing_whatever_is_predicted():
     sums.update(scores, labels, torch.zeros(2, len(HEADS)))
     m = sums.compute()["vision"]
     assert (m.count, m.mae, m.accuracy_5) == (1, 0.0, 1.0)
+
+
+def test_who_has_not_learned_is_named():
+    """400 samples, 40 % of one class: within two standard errors, 4.9 points, nothing is shown."""
+    labels = np.array([0] * 160 + [1] * 120 + [2] * 120)
+    c = len(EMOTIONS)
+
+    def history(right: int) -> dict:
+        answers = np.zeros(400, dtype=int)
+        answers[160 : 160 + right] = 1
+        confusion = np.zeros((c, c))
+        np.add.at(confusion, (labels, answers), 1)
+        return vars(HeadMetrics.from_confusion(confusion, EMOTIONS))
+
+    said = not_learned({"text": history(60), "multimodal": history(15)})
+    assert "multimodal 0.4375 (commonest class 0.4000)" in said
+    assert "text" not in said
+    assert not_learned({"text": history(60)}) == ""
+    nobody = vars(HeadMetrics.from_confusion(np.zeros((c, c)), EMOTIONS))
+    assert not_learned({"text": nobody}) == ""

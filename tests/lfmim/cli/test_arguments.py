@@ -14,6 +14,7 @@ import pytest
 from lfmim.cli.arguments import PRESETS, parse, preset
 from lfmim.cli.main import COMMANDS, main
 from lfmim.config import ExperimentConfig
+from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.schema import InputError
 from tests.support.toy import ROOT
 
@@ -72,6 +73,16 @@ def test_a_dash_is_an_underscore_and_a_flag_needs_no_value(capsys):
     assert (a.train.batch_size, a.model.standardize, a.run.workers) == (7, True, 2)
     assert not experiment("--store", "s-t", "--model.standardize", "false").model.standardize
     assert experiment("--store", "s-t").store == "s-t"
+
+
+@pytest.mark.parametrize("given", ["lfmim,pmr", "[lfmim,pmr]", "lfmim, pmr"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_a_list_needs_no_brackets(given, equals):
+    words = [f"--systems={given}"] if equals else ["--systems", given]
+    config = parse(
+        BenchmarkConfig, ["--store", "s", *words], prog="lfmim benchmark", about="a\n\n", common=()
+    )
+    assert config.systems == ["lfmim", "pmr"]
 
 
 def test_old_words_are_taken_and_said(capsys):

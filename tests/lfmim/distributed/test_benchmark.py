@@ -13,7 +13,7 @@ from lfmim import tracking
 from lfmim.config import ModelConfig, TrainConfig
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.experiments.comparison_report import summary, write_comparison
-from lfmim.experiments.systems import BenchmarkConfig
+from lfmim.experiments.systems import BASELINES, BenchmarkConfig
 from lfmim.schema import HEADS, MULTIMODAL
 from tests.support.toy import DIMS, SPEC, toy_rows
 
@@ -30,7 +30,7 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     config = BenchmarkConfig(
         store=str(toy_store),
         report=str(tmp_path / "report"),
-        systems=["logistic", "lmf", "lfmim", "mine", "broken"],
+        systems=["lmf", "lfmim", "mine", "broken"],
         seeds=1,
         model=ModelConfig(
             d_model=16, num_heads=2, num_layers=1, max_text=8, max_audio=8, max_vision=8
@@ -42,11 +42,12 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     results, failed = run_benchmark(
         config, presets, on_done=lambda done, total, _, reused: told.append((done, total))
     )
-    assert sorted(r["system"] for r in results) == ["lfmim", "lmf", "logistic", "mine"]
+    names = ["lfmim", "lmf", "logistic", "mine", "stacking"]
+    assert sorted(r["system"] for r in results) == names
     assert len(failed) == 1
     assert failed[0].startswith("broken 0: ")
     assert "modality_dropout" in failed[0]
-    assert told[-1][1] == 5
+    assert told[-1][1] == 6
     by_name = {r["system"]: r for r in results}
     assert set(by_name["lfmim"]["test"]) == set(HEADS)
     assert set(by_name["lmf"]["test"]) == {MULTIMODAL}
@@ -54,7 +55,7 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     assert by_name["lmf"]["subsets"] == {}
     for r in results:  # the chosen epoch's curve point is the test result
         assert r["test_curves"][r["best_epoch"]] == r["test"]
-        assert len(r["test_curves"]) == (1 if r["system"] == "logistic" else 2)
+        assert len(r["test_curves"]) == (1 if r["system"] in BASELINES else 2)
         assert (
             r["subsets"].get("text+audio+vision", r["test"][MULTIMODAL]["accuracy"])
             == (r["test"][MULTIMODAL]["accuracy"])
@@ -63,10 +64,8 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     stamps = {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")}
     # Of a run that ended only the chosen epoch is left.
     left = {p.parent.name: [*p.parent.glob("epoch_*")] for p in runs.glob("*/result.json")}
-    assert [len(epochs) for epochs in left.values()] == [1, 1, 1, 1]
-    again, _ = run_benchmark(
-        dataclasses.replace(config, systems=["logistic", "lmf", "lfmim", "mine"]), presets
-    )
+    assert [len(epochs) for epochs in left.values()] == [1] * len(names)
+    again, _ = run_benchmark(dataclasses.replace(config, systems=["lmf", "lfmim", "mine"]), presets)
     assert {p: p.stat().st_mtime_ns for p in runs.glob("*/result.json")} == stamps
     assert sorted(json.dumps(r, sort_keys=True) for r in again) == sorted(
         json.dumps(r, sort_keys=True) for r in json.loads(json.dumps(results))
@@ -82,7 +81,7 @@ def test_a_benchmark_from_store_to_report(ray_cluster, toy_store, tmp_path):
     children = client.search_runs(
         [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
     )
-    assert {c.data.tags["system"] for c in children} == {"logistic", "lfmim", "lmf", "mine"}
+    assert {c.data.tags["system"] for c in children} == set(names)
     child = next(c for c in children if c.data.tags["system"] == "lfmim")
     assert child.data.metrics["test/text/accuracy"] == by_name["lfmim"]["test"]["text"]["accuracy"]
     assert len(client.get_metric_history(child.info.run_id, "valid/multimodal/accuracy")) == 2
@@ -102,7 +101,7 @@ def test_folds_answer_every_utterance_once_and_go_on(ray_cluster, tmp_path):
     config = BenchmarkConfig(
         store=str(tmp_path / "store"),
         report=str(tmp_path / "report"),
-        systems=["logistic", "lfmim"],
+        systems=["lfmim"],
         seeds=1,
         folds=3,
         model=ModelConfig(
@@ -112,12 +111,12 @@ def test_folds_answer_every_utterance_once_and_go_on(ray_cluster, tmp_path):
     )
     results, failed = run_benchmark(config, {})
     assert not failed
-    assert {r["system"] for r in results} == {"logistic", "lfmim"}
+    assert {r["system"] for r in results} == {*BASELINES, "lfmim"}
     for r in results:
         assert r["ids"] == [row["id"] for row in rows]
         assert r["test"][MULTIMODAL]["count"] == 60 == sum(r["folds"]["counts"])
     runs = list((tmp_path / "report" / "runs").glob("*/result.json"))
-    assert len(runs) == 6
+    assert len(runs) == 9
 
     # One that is gone is made again, alone.
     stamps = {p: p.stat().st_mtime_ns for p in runs}
@@ -149,6 +148,7 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(ray_cluster, toy_stor
     results, failed = run_benchmark(config, presets)
     assert {f.split(":")[0] for f in failed} == {"wild 0", "wild 1"}
     assert all("not finite" in f for f in failed)
-    want = {(s, k) for s in ("lfmim", "averaged") for k in (0, 1)}
+    want = {(s, k) for s in ("lfmim", "averaged") for k in (0, 1)} | {(b, 0) for b in BASELINES}
     assert {(r["system"], r["seed"]) for r in results} == want
-    assert all(len(r["test_curves"]) == (2 if r["seed"] == 0 else 0) for r in results)
+    trained = [r for r in results if r["system"] not in BASELINES]
+    assert all(len(r["test_curves"]) == (2 if r["seed"] == 0 else 0) for r in trained)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 
+from lfmim.config import ExperimentConfig, TrainConfig, to_dict
 from lfmim.experiments.comparison import (
     difference,
     linear_cka,
@@ -228,10 +230,38 @@ def test_every_system_and_head_stands_beside_the_baseline():
     # 0.5 and 0.6 against 0.7: both are marked, with p-values of a difference that large.
     for system in ("eft", "lfmim"):
         assert table.loc[system, "vs logistic"].endswith("↓")
-        assert table.loc[system, "p"] == "< 0.001"
+        assert table.loc[system, "p vs logistic"] == "< 0.001"
+    both = table_2([result("logistic", 0, 0.2), result("stacking", 0, 0.7), *RUNS])
+    assert both.loc["lfmim", "vs stacking"].endswith("↓")
+    assert both.loc["lfmim", "vs logistic"].startswith("+")
+    assert both.loc["stacking", "vs logistic"].startswith("+")
+    assert both.loc["logistic", "vs stacking"] == both.loc["stacking", "vs stacking"] == ""
     heads = table_4([result("logistic", 0, 0.2), *RUNS])
     assert "vs logistic" in heads.columns
     better = heads.loc["lfmim audio", "vs logistic"]
     assert better.startswith("+")
     assert not better.endswith("↓")
     assert "vs logistic" not in table_2(RUNS).columns
+
+
+def test_the_budget_of_a_recipe_is_stated():
+    """61 samples in batches of 16 are 4 steps; inverse_epoch gives 0.1 and 0.05, momentum stays
+    beside the sum."""
+    config = ExperimentConfig(
+        store="s", train=TrainConfig(lr=0.1, epochs=2, batch_size=16, momentum=0.9)
+    )
+    run = result("lfmim", 0, 0.5)
+    for entry in run["history"]:
+        for m in entry["train"].values():
+            m["count"] = 61
+    run |= {
+        "config": to_dict(config),
+        "history": [{**run["history"][0], "lr": lr} for lr in (0.1, 0.05)],
+    }
+    row = table_2([run]).loc["lfmim"]
+    assert (row["steps"], row["Σ lr"]) == ("8", "0.6 (sgd, momentum 0.9)")
+    warm = to_dict(dataclasses.replace(config.train, warmup_epochs=1))
+    run["config"]["train"] = warm
+    # 1/4, 2/4, 3/4 and 4/4 of 0.1, then four steps of 0.05
+    assert table_2([run]).loc["lfmim", "Σ lr"].startswith("0.45 ")
+    assert table_2(RUNS).loc["lfmim", "steps"] == ""

@@ -8,6 +8,8 @@ import pytest
 
 from lfmim.config import ModelConfig, TrainConfig
 from lfmim.experiments.systems import (
+    BASELINES,
+    RIVALS,
     SENTIMENT_SYSTEMS,
     SYSTEMS,
     BenchmarkConfig,
@@ -56,13 +58,31 @@ def test_a_preset_has_its_own_recipe_at_the_common_size_and_budget():
     assert strong.model.dropout_ffn == ModelConfig().dropout_ffn  # not the benchmark's
 
 
-def test_default_systems_are_the_papers():
-    assert system_names(CONFIG) == [*SYSTEMS, "strong"]
+def test_baselines_come_first_and_default_systems_are_the_papers_and_later_ones():
+    assert system_names(CONFIG) == [*BASELINES, *SYSTEMS, *RIVALS, "strong"]
     sentiment = dataclasses.replace(
         CONFIG, model=dataclasses.replace(CONFIG.model, task="sentiment")
     )
-    assert system_names(sentiment) == list(SENTIMENT_SYSTEMS)
-    assert system_names(dataclasses.replace(CONFIG, systems=["lmf"])) == ["lmf"]
+    assert system_names(sentiment) == [*BASELINES, *SENTIMENT_SYSTEMS, *RIVALS]
+    assert system_names(dataclasses.replace(CONFIG, systems=["lmf"])) == [*BASELINES, "lmf"]
+    named = dataclasses.replace(CONFIG, systems=["lmf", "logistic"])
+    assert system_names(named) == ["stacking", "lmf", "logistic"]
+
+
+def test_only_what_can_be_a_system_is_offered():
+    with pytest.raises(InputError, match="unknown system 'x'") as refused:
+        load_presets(["x"], CONFIGS)
+    offered = str(refused.value)
+    assert "strong" in offered
+    assert "paper-momentum" in offered
+    assert "cluster_extract" not in offered
+    assert "search" not in offered
+
+
+def test_paper_momentum_is_paper_but_for_it():
+    presets = load_presets(["paper", "paper-momentum"], CONFIGS)
+    paper, faster = (benchmark_experiment(CONFIG, s, 0, presets).train for s in presets)
+    assert dataclasses.replace(paper, momentum=0.9) == faster
 
 
 @pytest.mark.parametrize(

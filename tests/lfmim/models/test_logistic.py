@@ -1,11 +1,14 @@
-"""The fitted baseline against scikit-learn's own pipeline, and what data may lack."""
+"""The fitted baselines against scikit-learn's own pipeline, and what data may lack."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -34,9 +37,9 @@ def split(seed, n=60, classes=3, sentiment=False, modalities=MODALITIES):
     )
 
 
-def fit(tmp_path, train_data, valid_data, spec=SPEC, **model):
+def fit(tmp_path, train_data, valid_data, spec=SPEC, name="logistic", **model):
     config = ExperimentConfig(
-        store="-", model=ModelConfig(name="logistic", **model), train=TrainConfig(epochs=7)
+        store="-", model=ModelConfig(name=name, **model), train=TrainConfig(epochs=7)
     )
     meta = train(
         config, spec, train_data, valid_data, on_epoch=lambda r, save: save(tmp_path / "c")
@@ -103,3 +106,56 @@ def test_a_store_of_one_modality_is_fitted(tmp_path):
     meta, model = fit(tmp_path, data, data, spec)
     assert model.answers == (audio.value, MULTIMODAL)
     assert meta.history[0]["valid"]["audio"]["accuracy"] > 0.4
+
+
+@pytest.mark.parametrize("sentiment", [False, True])
+def test_stacking_reads_own_label_answers_out_of_fold_by_speaker(tmp_path, sentiment):
+    speakers = [f"s{i % 7}" for i in range(60)]
+    data = dataclasses.replace(split(0, sentiment=sentiment), speakers=speakers)
+    valid = split(1, sentiment=sentiment)
+    task = "sentiment" if sentiment else "emotion"
+    _, model = fit(tmp_path / "s", data, valid, name="stacking", task=task)
+    _, plain = fit(tmp_path / "l", data, valid, task=task)
+
+    def line(c):
+        return Ridge(alpha=1 / c) if sentiment else LogisticRegression(C=c, max_iter=2000)
+
+    def best(x, y, x_valid, y_valid):
+        def score(c):
+            answer = line(c).fit(x, y).predict(x_valid)
+            return -np.abs(answer - y_valid).mean() if sentiment else (answer == y_valid).mean()
+
+        return max(STRENGTHS, key=score)
+
+    read, read_valid = [], []
+    for i, m in enumerate(MODALITIES):
+        np.testing.assert_allclose(
+            logits(model, valid, m), logits(plain, valid, m), rtol=1e-5, atol=1e-6
+        )
+        scaler = StandardScaler().fit(means(data, m))
+        x, x_valid = scaler.transform(means(data, m)), scaler.transform(means(valid, m))
+        y = data.labels[:, i].numpy()
+        c = best(x, y, x_valid, valid.labels[:, i].numpy())
+        method = "predict" if sentiment else "predict_proba"
+        held = cross_val_predict(line(c), x, y, groups=speakers, cv=GroupKFold(5), method=method)
+        whole = getattr(line(c).fit(x, y), method)(x_valid)
+        read.append(held.reshape(60, -1))
+        read_valid.append(whole.reshape(60, -1))
+
+    y, y_valid = data.labels[:, 3].numpy(), valid.labels[:, 3].numpy()
+    x, x_valid = np.concatenate(read, axis=1), np.concatenate(read_valid, axis=1)
+    want = line(best(x, y, x_valid, y_valid)).fit(x, y).predict(x_valid)
+    ours = logits(model, valid, MULTIMODAL)
+    if sentiment:
+        np.testing.assert_allclose(ours[:, 0], want, atol=1e-3)
+    else:
+        assert (ours.argmax(axis=1) == want).mean() > 0.98
+
+
+def test_stacking_takes_the_joint_label_where_a_modality_has_none(tmp_path):
+    data, valid = split(0), split(1)
+    for part in (data, valid):
+        part.labels[:, :3] = IGNORE_LABEL
+        part.features[MODALITIES[1]][:, :, 1] += 2 * part.labels[:, [3]]
+    meta, _ = fit(tmp_path, data, valid, name="stacking")
+    assert meta.history[0]["valid"][MULTIMODAL]["accuracy"] > 0.6

@@ -32,6 +32,8 @@ def test_a_sample_keeps_a_modality_and_loses_the_label_of_what_it_lost(probabili
         label = out.labels[:, HEADS.index(m)]
         assert label.equal(torch.where(kept[:, i], batch.labels[:, HEADS.index(m)], IGNORE_LABEL))
     assert out.labels[:, -1].equal(batch.labels[:, -1])
+    # What is divided by is what is left.
+    assert out.counts.equal((out.labels != IGNORE_LABEL).sum(dim=0).float())
 
 
 @settings(max_examples=25, deadline=None)

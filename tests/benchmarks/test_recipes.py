@@ -1,0 +1,34 @@
+"""benchmarks/recipes.py: bad input is one message, a benchmark's config is taken."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+import pytest
+
+from tests.support.toy import ROOT
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--store", "none"], r"none: no feature_spec.json there"),
+        (["--store", "none", "--changes", "lr"], r"--changes lr: 'lr' has no value"),
+        (["--store", "none", "--changes", "train.rl=1"], r"no field 'train.rl'; did you mean"),
+        (["--store", "none", "--systems", "lfmin"], r"unknown system 'lfmin'"),
+        (["--store", "none", "--common", "none.yaml"], r"none.yaml"),
+        # The config itself is fine, what a benchmark alone has is left aside.
+        (["--store", "none", "--common", "small.yaml"], r"none: no feature_spec.json there"),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path, monkeypatch, words, message):
+    (tmp_path / "small.yaml").write_text(
+        "systems: [lfmim]\ncurves: 0\ncpus_per_run: 1\nmodel: {d_model: 16, num_heads: 2}\n"
+        "train: {epochs: 1}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setattr(sys, "argv", ["recipes.py", *words])
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        runpy.run_path(str(ROOT / "benchmarks" / "recipes.py"), run_name="__main__")
