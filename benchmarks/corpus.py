@@ -93,7 +93,7 @@ def noise_corpus(
     labels = torch.randint(
         len(default_labels().classes), (n, len(HEADS)), generator=g, device=device
     )
-    return UtteranceTensors([f"u{i:06d}" for i in range(n)], features, lengths, labels)
+    return UtteranceTensors.from_padded([f"u{i:06d}" for i in range(n)], features, lengths, labels)
 
 
 def forward_flops(data: UtteranceTensors, config: ModelConfig) -> dict[str, float]:

@@ -122,9 +122,7 @@ def write_files(data: UtteranceTensors, folder: Path) -> None:
     for m in MODALITIES:
         (folder / m).mkdir(parents=True, exist_ok=True)
         for i, name in enumerate(data.ids):
-            np.save(
-                folder / m / f"{name}.npy", data.features[m][i, : data.lengths[m][i]].cpu().numpy()
-            )
+            np.save(folder / m / f"{name}.npy", data.sequence(m, i).cpu().numpy())
     labels = [
         {"id": n, **dict(zip(HEADS, row, strict=True))}
         for n, row in zip(data.ids, data.labels.tolist(), strict=True)

@@ -233,10 +233,7 @@ def prepare(folder: Path, size: str, n: int) -> None:
                     LABEL_COLUMNS[h]: data.label_spec.classes[int(data.labels[i, k])]
                     for k, h in enumerate(HEADS)
                 },
-                **{
-                    FEATURE_COLUMNS[m]: data.features[m][i, : data.lengths[m][i]].numpy()
-                    for m in dims
-                },
+                **{FEATURE_COLUMNS[m]: data.sequence(m, i).numpy() for m in dims},
             }
             for i, name in enumerate(data.ids)
         ]

@@ -91,9 +91,14 @@ class HeadSums:
         for i, of_head in zip(answered, counts, strict=True):
             self.confusion[i] += of_head
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What the sums are, always in the same order."""
+        return [self.confusion, self.loss]
+
     def all_reduce(self) -> HeadSums:
         """Sum over torch.distributed workers, in place; nothing to do without a process group."""
-        _reduce((self.confusion, self.loss))
+        _reduce(self.tensors)
         return self
 
     def compute(self) -> dict[str, HeadMetrics]:
@@ -241,9 +246,14 @@ class SentimentSums:
             y, p = y.double(), p.double()
             self.moments[i] += torch.stack([(y - p).abs(), y, p, y * y, p * p, y * p]).sum(dim=1)
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """As HeadSums.tensors."""
+        return [*self.confusion.values(), self.nonzero, self.moments, self.loss]
+
     def all_reduce(self) -> SentimentSums:
         """As HeadSums.all_reduce."""
-        _reduce((*self.confusion.values(), self.nonzero, self.moments, self.loss))
+        _reduce(self.tensors)
         return self
 
     def compute(self) -> dict[str, SentimentMetrics]:

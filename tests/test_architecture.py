@@ -21,6 +21,7 @@ RANK = {
     "lfmim.former_names": 2,
     "lfmim.config": 3,
     "lfmim.progress": 2,
+    "lfmim.logs": 2,
     "lfmim.metrics": 4,
     "lfmim.data": 4,
     "lfmim.models": 4,

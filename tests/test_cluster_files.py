@@ -101,7 +101,7 @@ def test_instance_types_exist_and_have_what_their_group_offers(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
-def test_launcher_commands(name, tmp_path):
+def test_launcher_commands(name):
     config = load(LAUNCHER[name])
     commands = [c for key, value in config.items() if key.endswith("_commands") for c in value]
     for command in commands:
@@ -109,42 +109,68 @@ def test_launcher_commands(name, tmp_path):
     # the variables reach Ray, so every job
     for start in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert any(
-            "ray start" in c and c.startswith("set -a; . ~/lfmim/cluster.env; set +a;")
+            "ray start" in c and c.startswith("set -a; . ~/site/cluster.env; set +a;")
             for c in config[start]
         )
     # reached through SSH
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
-    assert any(
-        "pip install" in c and "-c ~/lfmim/constraints.txt" in c for c in config["setup_commands"]
-    )
-    home = tmp_path / "lfmim"
-    home.mkdir()
-    token = {"~/.ray/auth_token": "~/.ray/auth_token"}
     # with RAY_AUTH_MODE=token a node without it does not start
+    token = {"~/.ray/auth_token": "~/.ray/auth_token"}
     assert token.items() <= config["file_mounts"].items()
-    for remote, local in config["file_mounts"].items() - token.items():
-        (home / Path(remote).name).write_bytes((ROOT / local).read_bytes())
-    requirements = next(
-        c for c in config["setup_commands"] if "requirements.txt" in c and "tomllib" in c
-    )
-    env = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    subprocess.run(["bash", "-c", requirements], check=True, env=env)
-    assert (home / "requirements.txt").read_text().splitlines() == RAY
-    names = [re.split(r"[\[=<>~! ]", line)[0].lower() for line in RAY]
-    assert set(names) <= {n.lower() for n in PINNED}, "a dependency without a tested version"
     used = set(re.findall(r"\$(LFMIM_\w+|MLFLOW_\w+)", " ".join(commands)))
     assert used == {"LFMIM_SHARED", "LFMIM_NFS"} <= set(environment())
 
 
+@pytest.mark.parametrize("name", LAUNCHER)
+def test_nodes_start_the_image_and_install_nothing_that_it_has(name, own_home):
+    from ray.autoscaler.sdk import get_docker_host_mount_location
+
+    config = load(LAUNCHER[name])
+    docker = config["docker"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert docker["image"] == f"lfmim-on-ray:{version}"
+    commands = [c for key, value in config.items() if key.endswith("_commands") for c in value]
+    assert not [c for c in commands if "pip install" in c and "boto3" not in c]
+    # the same name inside as outside, where it is mounted before the container starts
+    shared = environment()["LFMIM_SHARED"]
+    assert f"-v {shared}:{shared}" in docker["run_options"]
+    (folder,) = (to for to, local in config["file_mounts"].items() if local == "docs/cluster")
+    on_the_host = get_docker_host_mount_location(config["cluster_name"]) + folder
+    (mount,) = (c for c in config["initialization_commands"] if "mount -t nfs4" in c)
+    assert mount.startswith(f". {on_the_host}/cluster.env;")
+    home = re.search(r"^WORKDIR (\S+)/\w+$", (DOCS / "Dockerfile").read_text(), re.M)[1]
+    assert folder == f"{home}/site"
+
+
+def test_the_image_has_the_tested_versions_and_all_that_a_job_imports(tmp_path):
+    lines = (DOCS / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    steps = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    kinds = [kind for kind, _ in steps]
+    assert kinds[0] == "FROM"
+    assert set(kinds) <= {"FROM", "WORKDIR", "COPY", "RUN", "ENV"}
+    assert f"FROM rayproject/ray:{PINNED['ray']}-py311" in lines
+    copied: list[str] = []
+    for kind, rest in steps:
+        if kind == "COPY":
+            copied += [word for word in rest.split()[:-1] if not word.startswith("--")]
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"lfmim", "feature_service", "jobs", "pyproject.toml", "constraints.txt"} == set(copied)
+    # what is installed is what pyproject.toml asks for, in the tested versions
+    (run,) = (rest for kind, rest in steps if kind == "RUN")
+    listing, install = run.split(" && ")[0], run.split("&&")[1]
+    assert "-c constraints.txt -r requirements.txt" in install
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", listing.split("&&")[0]], check=True, env=env, cwd=tmp_path)
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == RAY
+    names = [re.split(r"[\[=<>~! ]", line)[0].lower() for line in RAY]
+    assert set(names) <= {n.lower() for n in PINNED}, "a dependency without a tested version"
+
+
 def test_on_premises_nodes_without_gpu_offer_the_decode_resource(tmp_path):
-    command = load(LAUNCHER["local"])["worker_start_ray_commands"][-1].replace(
-        "~/venv/bin/ray", "echo"
-    )
-    command = command.replace(". ~/lfmim/cluster.env", ":").replace("ulimit -n 65536", ":")
+    command = load(LAUNCHER["local"])["worker_start_ray_commands"][-1]
+    command = command.replace("ray start", "echo").replace(". ~/site/cluster.env", ":")
     for gpu, expected in ((False, {"decode"}), (True, set())):
         fake = tmp_path / str(gpu)
         fake.mkdir()
@@ -255,6 +281,14 @@ POD = closed(
 CLUSTER = closed(
     "headGroupSpec authOptions",
     rayVersion=TEXT,
+    gcsFaultToleranceOptions=closed(
+        "redisAddress redisPassword",
+        redisAddress=TEXT,
+        redisPassword=closed(
+            "valueFrom",
+            valueFrom=closed("secretKeyRef", secretKeyRef=closed("name key", name=NAME, key=TEXT)),
+        ),
+    ),
     enableInTreeAutoscaling=FLAG,
     authOptions=closed("mode", mode={"const": "token"}),
     autoscalerOptions=closed(
@@ -308,6 +342,31 @@ def test_manifests_have_the_crds_shape(name, kind):
     wrong["spec"]["rayclusterSpec"] = {}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
+
+
+def test_what_the_head_knows_is_kept_where_only_the_cluster_reaches_it():
+    docs = manifests("kuberay.yaml")
+    redis, service, policy = docs["StatefulSet"], docs["Service"], docs["redis policy"]
+    options = docs["RayCluster"]["spec"]["gcsFaultToleranceOptions"]
+    (port,) = service["spec"]["ports"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port['port']}"
+    pod = redis["spec"]["template"]
+    labels = pod["metadata"]["labels"]
+    assert service["spec"]["selector"] == labels == redis["spec"]["selector"]["matchLabels"]
+    (container,) = pod["spec"]["containers"]
+    # one password for both, in no file
+    secret = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    (variable,) = container["env"]
+    assert variable["valueFrom"]["secretKeyRef"] == secret
+    assert f"$({variable['name']})" in container["args"]
+    jsonschema.validate(container["securityContext"], CONFINED)
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    at = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert at["data"] == container["args"][container["args"].index("--dir") + 1]
+    name = docs["RayCluster"]["metadata"]["name"]
+    assert selected(labels, policy)
+    assert admitted({"ray.io/cluster": name}, port["port"], policy)
+    assert not admitted({"app": "anything"}, port["port"], policy)
 
 
 def test_kuberay_offers_what_the_launcher_offers():

@@ -12,17 +12,24 @@ its name (`encoders.audio_family`).
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 
+from feature_service.encoders.precision import computing, resolve_precision
 from feature_service.encoders.weights import model_type, resolved_revision, weights_sha256
 from feature_service.operators.crop import ALIGNED, Crop
 from lfmim.registry import Registry
 from lfmim.schema import EncoderSpec, InputError, Modality
+
+QUEUED = 8
+"""Copies to a GPU that may wait: two passes' and more."""
 
 
 class Encoder:
@@ -49,12 +56,22 @@ class Encoder:
     """What a vision encoder is shown of a frame."""
     family: str = ""
     """The name it was chosen by, where that is not what its source says by itself."""
+    gpu_precision: str = ""
+    """What `auto` is on a GPU: the fastest that was measured to change features by 0.2 % at most
+    (docs/encoders.md). "": it does not compute within `computing`, and has fp32 alone."""
+    in_float32: ClassVar[tuple[str, ...]] = ()
+    """Of its families those for which that is fp32: not measured, or changed more."""
+    precision: str = "fp32"
 
     def __init__(self, source: str, *, revision: str | None = None, device: str = "cpu") -> None:
         """`revision`: branch, tag or commit of a hub model; it becomes the commit. Subclasses raise
         InputError if the source cannot be loaded."""
         self.source, self.device = source, device
+        self._queued: collections.deque[torch.cuda.Event] = collections.deque()
         self.revision = resolved_revision(source, revision)
+        if model_type(source, self.revision) in self.in_float32:
+            self.gpu_precision = "fp32"
+        self.precision = self.precision_on(device)
         self.settings: dict[str, Any] = {}
         """What else the features follow from, beside weights and family: in the spec, so that
         features of two settings are not taken for one another."""
@@ -67,6 +84,31 @@ class Encoder:
         alone, and those that fail again are quarantined with the reason.
         """
         raise NotImplementedError
+
+    def precision_on(self, device: str, precision: str = "auto") -> str:
+        """fp32, tf32 or bf16 for `precision` (as ExtractConfig has it). Raises InputError for tf32
+        on a CPU."""
+        if not self.gpu_precision:
+            return "fp32"
+        return resolve_precision(precision, device, measured=self.gpu_precision)
+
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """Around a pass: no gradients, and the arithmetic of `precision`."""
+        return computing(self.precision, self.device)
+
+    def sent(self, values: np.ndarray) -> torch.Tensor:
+        """On `device`; to a GPU the copy is queued, and the next pass is prepared meanwhile."""
+        x = torch.from_numpy(values)
+        if torch.device(self.device).type != "cuda":
+            return x.to(self.device)
+        # each that waits holds its source in memory that cannot be paged out
+        if len(self._queued) == QUEUED:
+            self._queued.popleft().synchronize()
+        there = x.pin_memory().to(self.device, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record(torch.cuda.current_stream(self.device))
+        self._queued.append(copied)
+        return there
 
     def count_tokens(self, text: str) -> int:
         """Tokens of the whole text, for the report of texts that `max_length` cuts; 0: not told."""
@@ -94,6 +136,7 @@ class Encoder:
             # Stores of before there were others have aligned crops, and no setting that says so.
             settings=self.settings
             | ({} if self.crop.kind == ALIGNED.kind else {"crop": self.crop.kind}),
+            precision=self.precision,
         )
 
 
@@ -125,12 +168,13 @@ def load_encoder(
     device: str = "cpu",
     layer: str = "",
     crop: str = "",
+    precision: str = "auto",
 ) -> Encoder:
     """The encoder of `source` (folder, hub id or file), of the family that its config.json names or
     of the `family` given. `layer` and `crop` (a kind of crop): "" for the family's own.
 
     Raises InputError for a family that is not known or encodes another modality, for a layer that
-    it has not, and if the source cannot be loaded.
+    it has not, for tf32 on a CPU, and if the source cannot be loaded.
     """
     # The commit first: of a branch that moves meanwhile, family and weights would be of two.
     revision = resolved_revision(source, revision) or None
@@ -153,6 +197,7 @@ def load_encoder(
         )
     chosen = {"layer": layer} if layer else {}
     encoder = found(source, revision=revision, device=device, **chosen)
+    encoder.precision = encoder.precision_on(device, precision)
     if crop:
         encoder.crop = Crop(crop, encoder.crop.size)
     # Naming the class that the source has anyway makes no other encoder of it: stores extracted

@@ -95,6 +95,7 @@ class FaceExpressionEncoder(FrameEncoder):
     face's box, 112 x 112."""
 
     crop = Crop("box", SIDE)
+    gpu_precision = "fp32"
 
     def __init__(
         self,
@@ -104,9 +105,8 @@ class FaceExpressionEncoder(FrameEncoder):
         device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, device=device)
+        super().__init__(source, revision=revision, device=device, batch_size=batch_size)
         self.model = load_network(Path(source)).eval().to(device)
-        self.batch_size = batch_size or (8 if device == "cpu" else 64)
         self.dim = CHANNELS[-1]
 
     def features(self, x: torch.Tensor) -> torch.Tensor:

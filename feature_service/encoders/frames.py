@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +10,28 @@ import torch
 
 from feature_service.encoders.base import Encoder
 
+CPU_FRAMES, GPU_FRAMES = 8, 256
+"""Of a pass. On an H200 ResNet-18 took 256 in half the time of four times 64."""
+
 
 class FrameEncoder(Encoder):
-    """One vector per frame. A subclass sets `model`, `dim`, `batch_size` and `crop`, and defines
-    `features`."""
+    """One vector per frame. A subclass sets `model`, `dim` and `crop`, and defines `features`.
 
-    batch_size: int
+    `batch_size`: frames of a pass; by default CPU_FRAMES or GPU_FRAMES.
+    """
+
+    gpu_precision = "tf32"
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        batch_size: int | None = None,
+    ) -> None:
+        super().__init__(source, revision=revision, device=device)
+        self.batch_size = batch_size or (CPU_FRAMES if device == "cpu" else GPU_FRAMES)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """uint8 [B, S, S, 3] RGB on `device` -> [B, D]."""
@@ -25,24 +42,24 @@ class FrameEncoder(Encoder):
         order; frames are batched across utterances."""
         if not crops:
             return []
-        frames = np.concatenate(crops)
         # Short clips and faceless frames repeat crops; each run of equal ones is encoded once.
-        new = np.array(
-            [i == 0 or not np.array_equal(frames[i], frames[i - 1]) for i in range(len(frames))]
-        )
-        owner, frames = np.cumsum(new) - 1, frames[new]
+        new = [
+            [i == 0 or not np.array_equal(frame, clip[i - 1]) for i, frame in enumerate(clip)]
+            for clip in crops
+        ]
+        frames = [frame for x in map(itertools.compress, crops, new) for frame in x]
 
         parts = []
         for start in range(0, len(frames), self.batch_size):
             batch = frames[start : start + self.batch_size]
-            count = len(batch)
             # The last pass is filled up: with one shape a frame's features do not depend on the
             # frames beside it.
-            if count < self.batch_size:
-                batch = np.concatenate(
-                    [batch, np.zeros((self.batch_size - count, *batch.shape[1:]), np.uint8)]
-                )
-            with torch.inference_mode():
-                pooled = self.features(torch.from_numpy(batch).to(self.device))
-            parts.append(pooled[:count].to(torch.float16).cpu().numpy())
-        return list(np.split(np.concatenate(parts)[owner], np.cumsum([len(c) for c in crops])[:-1]))
+            batch_BSSC = np.zeros((self.batch_size, *batch[0].shape), np.uint8)
+            np.stack(batch, out=batch_BSSC[: len(batch)])
+            with self.computing():
+                pooled_BD = self.features(self.sent(batch_BSSC))
+            parts.append(pooled_BD[: len(batch)].to(torch.float16))
+        # On a GPU the passes are only queued until here.
+        encoded = torch.cat(parts).cpu().numpy()
+        owner = np.cumsum(np.concatenate(new)) - 1
+        return list(np.split(encoded[owner], np.cumsum([len(c) for c in crops])[:-1]))

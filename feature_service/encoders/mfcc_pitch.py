@@ -11,7 +11,7 @@ from torchaudio.functional import detect_pitch_frequency
 from torchaudio.transforms import MFCC
 
 from feature_service.encoders.base import Encoder, register_encoder
-from feature_service.operators.decode import SAMPLE_RATE
+from feature_service.operators.clip import SAMPLE_RATE
 from lfmim.schema import Modality
 
 HOP, WINDOW = 320, 400

@@ -27,12 +27,11 @@ class ResNetEncoder(FrameEncoder):
         device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, device=device)
+        super().__init__(source, revision=revision, device=device, batch_size=batch_size)
         self.model = (
             load_resnet(source, self.revision).eval().to(device, memory_format=torch.channels_last)
         )
 
-        self.batch_size = batch_size or (8 if device == "cpu" else 64)
         self.mean = torch.tensor(IMAGENET_MEAN, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(IMAGENET_STD, device=device).view(1, 3, 1, 1)
         self.dim = self.model.config.hidden_sizes[-1]

@@ -42,6 +42,8 @@ class VisionTransformerEncoder(FrameEncoder):
     Side, mean and deviation of its images are those of the preprocessor_config.json beside it.
     """
 
+    in_float32 = ("timm_wrapper",)
+
     def __init__(
         self,
         source: str,
@@ -50,7 +52,7 @@ class VisionTransformerEncoder(FrameEncoder):
         device: str = "cpu",
         batch_size: int | None = None,
     ) -> None:
-        super().__init__(source, revision=revision, device=device)
+        super().__init__(source, revision=revision, device=device, batch_size=batch_size)
         if model_type(source, self.revision) in CLIP:
             self.model = from_pretrained(CLIPVisionModel, source, self.revision, families=CLIP)
         else:
@@ -65,7 +67,6 @@ class VisionTransformerEncoder(FrameEncoder):
         self.std = torch.tensor(expected.std, device=device).view(1, 3, 1, 1)
         # the weights' hash does not tell it, and the features follow from it
         self.settings |= {"mean": list(expected.mean), "std": list(expected.std)}
-        self.batch_size = batch_size or (8 if device == "cpu" else 64)
         # widths have another name in each family's config
         side = expected.side
         with torch.inference_mode():

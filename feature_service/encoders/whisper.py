@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder as Netwo
 from feature_service.encoders.base import Encoder, register_encoder
 from feature_service.encoders.hidden import Layers
 from feature_service.encoders.weights import from_pretrained
-from feature_service.operators.decode import SAMPLE_RATE
+from feature_service.operators.clip import SAMPLE_RATE
 from lfmim.schema import InputError, Modality
 
 WINDOW = 30 * SAMPLE_RATE
@@ -35,6 +35,7 @@ class WhisperEncoder(Encoder):
     """
 
     has_layers = True
+    gpu_precision = "tf32"
 
     def __init__(
         self,
@@ -84,30 +85,46 @@ class WhisperEncoder(Encoder):
             for wave in waveforms
             for start in range(0, max(len(wave), 1), WINDOW)
         ]
-        encoded: list[np.ndarray] = []
+        if not windows:
+            return []
+        encoded: list[torch.Tensor] = []
         for start in range(0, len(windows), self.batch_size):
             encoded += self._encode(windows[start : start + self.batch_size])
+        # On a GPU the passes are only queued until here.
+        whole = torch.cat(encoded).cpu().numpy()
+        counts = [-(-_frames(wave) // FRAMES_PER_VECTOR) for wave in windows]
 
-        out, at = [], 0
+        out, at, first = [], 0, 0
         for wave in waveforms:
             count = max(-(-len(wave) // WINDOW), 1)
-            out.append(np.concatenate(encoded[at : at + count]))
-            at += count
+            vectors = sum(counts[first : first + count])
+            out.append(whole[at : at + vectors])
+            first, at = first + count, at + vectors
         return out
 
-    def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+    def _encode(self, windows: list[np.ndarray]) -> list[torch.Tensor]:
         # All windows are of one length, and the last pass is filled up to the size of the others:
         # with one shape a row does not depend on those beside it.
         given = [*windows, *[np.zeros(1, np.float32)] * (self.batch_size - len(windows))]
-        mel = self.mel(given, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        with torch.inference_mode():
-            states = self.model(mel.to(self.device), output_hidden_states=True).hidden_states
+        mel = self.mel(
+            given, sampling_rate=SAMPLE_RATE, return_tensors="np", device=self.device
+        ).input_features
+        with self.computing():
+            states = self.model(self.sent(mel), output_hidden_states=True).hidden_states
             x_BTD = self.layers.of(states)
+        return [
+            _means(x_TD[: _frames(window)]).to(torch.float16)
+            for x_TD, window in zip(x_BTD, windows, strict=False)
+        ]
 
-        out = []
-        for x_TD, window in zip(x_BTD, windows, strict=False):
-            frames = max(-(-len(window) // HOP), 1)
-            parts = x_TD[:frames].split(FRAMES_PER_VECTOR)
-            pooled = torch.stack([part.mean(dim=0) for part in parts])
-            out.append(pooled.to(torch.float16).cpu().numpy())
-        return out
+
+def _frames(window: np.ndarray) -> int:
+    """Of the clip itself, none of the silence that fills the window."""
+    return max(-(-len(window) // HOP), 1)
+
+
+def _means(x_TD: torch.Tensor) -> torch.Tensor:
+    """Of FRAMES_PER_VECTOR frames each, the last of those that are left."""
+    whole = len(x_TD) // FRAMES_PER_VECTOR * FRAMES_PER_VECTOR
+    means = x_TD[:whole].view(-1, FRAMES_PER_VECTOR, x_TD.shape[1]).mean(dim=1)
+    return means if whole == len(x_TD) else torch.cat([means, x_TD[whole:].mean(0, keepdim=True)])

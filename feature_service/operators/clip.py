@@ -6,6 +6,9 @@ import dataclasses
 
 import numpy as np
 
+SAMPLE_RATE = 16_000
+"""Hz of a waveform, what wav2vec2 reads."""
+
 
 class ClipError(RuntimeError):
     """This clip cannot be used; the row is quarantined with `stage` and the message."""

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from feature_service.operators.clip import ClipError, DecodedClip, DecodeOptions
+from feature_service.operators.clip import SAMPLE_RATE, ClipError, DecodedClip, DecodeOptions
 from feature_service.operators.container import (
     NOTHING,
     TAIL,
@@ -23,7 +23,7 @@ from feature_service.operators.container import (
 )
 from feature_service.operators.frames import decode_video, sample_frame_indices
 from feature_service.operators.media import file_size, open_media, stated_size
-from feature_service.operators.sound import SAMPLE_RATE, decode_audio
+from feature_service.operators.sound import decode_audio
 from lfmim.storage import StorageError
 
 __all__ = [

@@ -9,11 +9,9 @@ import av
 import numpy as np
 
 from feature_service.operators.channels import ChannelPower
-from feature_service.operators.clip import ClipError, DecodeOptions
+from feature_service.operators.clip import SAMPLE_RATE, ClipError, DecodeOptions
 from feature_service.operators.container import Span, check_duration, opened_again
 
-SAMPLE_RATE = 16_000
-"""Hz, what wav2vec2 reads."""
 BAD_AUDIO = 0.1
 """Share of audio packets that may fail to decode (first and last packets of sound streams often
 do)."""

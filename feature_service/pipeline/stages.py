@@ -115,7 +115,7 @@ def build_stage(
         cropper = build_cropper(crop, device=device)
         work = lambda row: _face(row, cropper)  # noqa: E731
     else:
-        encoder = build_encoder(Modality(name), config.encoders, device)
+        encoder = build_encoder(Modality(name), config.encoders, device, config.precision)
         if spec is not None:
             _check_weights(Modality(name), encoder.spec, spec.encoders[name])
         raw = CROPS if name == Modality.VISION else RAW[Modality(name)]
@@ -126,9 +126,11 @@ def build_stage(
     return lambda rows: [_guarded(name, work, row) for row in rows]
 
 
-def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu") -> Encoder:
+def build_encoder(
+    modality: Modality, config: EncoderConfig, device: str = "cpu", precision: str = "auto"
+) -> Encoder:
     """The modality's encoder. Raises InputError if its source cannot be loaded, or its family is
-    not known or another modality's."""
+    not known or another modality's, and for tf32 on a CPU."""
     from feature_service.encoders.base import load_encoder
 
     return load_encoder(
@@ -139,6 +141,7 @@ def build_encoder(modality: Modality, config: EncoderConfig, device: str = "cpu"
         device=device,
         layer=config.layers[modality],
         crop=config.crop if modality is Modality.VISION else "",
+        precision=precision,
     )
 
 
@@ -166,14 +169,18 @@ def pinned(config: ExtractConfig, spec: FeatureSpec) -> ExtractConfig:
 
 
 def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
-    """The FeatureSpec this configuration produces (loads each encoder once, on the CPU)."""
+    """The FeatureSpec this configuration produces (loads each encoder once, on the CPU). Raises
+    InputError as `build_encoder` does."""
     from feature_service.operators.face import KEY_STEP
 
     encoders: dict[str, EncoderSpec] = {}
     sampling: dict[str, Any] = {}
     for m in config.extracted:
         encoder = build_encoder(m, config.encoders)
-        encoders[m.value] = encoder.spec
+        # as the workers compute, not as this process would
+        device = "cuda" if config.gpus_per_worker else "cpu"
+        precision = encoder.precision_on(device, config.precision)
+        encoders[m.value] = dataclasses.replace(encoder.spec, precision=precision)
         # Only what changes a feature that is there: a model of sound is none of a face detector.
         if m is Modality.AUDIO:
             sampling["sample_rate"] = SAMPLE_RATE

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, get_origin
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from lfmim import logs
 from lfmim.registry import use_plugins
 from lfmim.schema import InputError
 from lfmim.text_files import read_yaml
@@ -89,6 +90,9 @@ def parse(
 
     for name in ("config", "plugin"):
         found.pop(name, None)
+    # The command line's is taken before (take_log_format); this one may be of a YAML file.
+    if found.pop("log_format") == "json" and not logs.is_json():
+        logs.use_json(prog.removeprefix("lfmim "))
     return target(**vars(parser.instantiate(found)))
 
 
@@ -147,6 +151,9 @@ def build_parser(
     parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
     plugin_help = "Python file with a model, importer or encoder of your own (docs/extending.md)"
     parser.add_argument("--plugin", action="append", metavar="FILE", help=plugin_help)
+    log_help = "json: what goes to stderr is JSON objects, one a line (docs/operations.md)"
+    formats = ("text", "json")
+    parser.add_argument("--log_format", choices=formats, default="text", help=log_help)
     if isinstance(target, type):
         parser.add_class_arguments(target, as_group=False)
     else:
@@ -276,3 +283,21 @@ def take_plugins(args: Sequence[str]) -> list[str]:
             rest.append(argument)
     use_plugins(files)
     return rest
+
+
+def take_log_format(args: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments without `--log_format`, on every command, and what it names: text or json.
+
+    Raises InputError for another format.
+    """
+    rest: list[str] = []
+    named, given = "text", iter(args)
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option in ("--log_format", "--log-format"):
+            named = value if equals else next(given, "")
+        else:
+            rest.append(argument)
+    if named not in ("text", "json"):
+        raise InputError(f"--log_format {named}: must be text or json")
+    return rest, named

@@ -10,7 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from lfmim.cli.arguments import check_yaml, named_files, preset, take_plugins
+from lfmim import logs
+from lfmim.cli.arguments import (
+    check_yaml,
+    named_files,
+    preset,
+    take_log_format,
+    take_plugins,
+)
 from lfmim.distributed import session
 from lfmim.former_names import say_renamed, translate_options
 from lfmim.schema import InputError, WorkerError
@@ -65,24 +72,31 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     # this one only: what the others import would make each command seconds slower
     module = importlib.import_module(f"lfmim.cli.{COMMANDS[name][0]}")
-    run(module.main, rest, again=getattr(module, "AGAIN", CONTINUE))
+    run(module.main, rest, again=getattr(module, "AGAIN", CONTINUE), job=name)
 
 
 CONTINUE = "run the same command again to continue"
 
 
 def run(
-    command: Callable[[list[str]], int | None], args: Sequence[str], *, again: str = CONTINUE
+    command: Callable[[list[str]], int | None],
+    args: Sequence[str],
+    *,
+    again: str = CONTINUE,
+    job: str = "",
 ) -> NoReturn:
     """Run `command` with its arguments: exit code 2 and one message for bad input, 130 for Ctrl-C,
     143 for SIGTERM, else its own.
 
-    `again` tells the user of a stopped job how to go on.
+    `again` tells the user of a stopped job how to go on; `job` is its name in JSON lines.
     """
     session.catch_sigterm()
 
     try:
-        rest = take_plugins(start_at_home(args))
+        rest, log_format = take_log_format(args)
+        if log_format == "json":
+            logs.use_json(job)
+        rest = take_plugins(start_at_home(rest))
         check_yaml(rest)
         rest, renamed = translate_options(rest)
         say_renamed(renamed)

@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from lfmim import logs
 from lfmim.cli.arguments import described, named_files
 from lfmim.cli.main import COMMANDS
 from lfmim.distributed.session import TOP
@@ -47,6 +48,8 @@ def main(args: list[str]) -> int:
 
     given = parser.parse_args(args)
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
+    # It was taken from the whole line: the job's lines are to be as ours.
+    command += ["--log_format", "json"] if logs.is_json() and command else []
     if not command:
         raise InputError("say what is to run, such as train, and its options")
 

@@ -43,7 +43,8 @@ def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = Non
 
     # `describe` reads the store and asks the tracker: bad input is told before a cluster is started
     c, what = config.run, describe(config)
-    needed = {"cpus": c.workers * c.cpus_per_worker, "gpus": c.workers * c.gpus_per_worker}
+    least = c.min_workers or c.workers
+    needed = {"cpus": least * c.cpus_per_worker, "gpus": least * c.gpus_per_worker}
     # A single worker without a cluster needs no Ray, whose start costs half a minute. Checkpoints
     # and tracking are the same: either way continues what the other began.
     if c.workers == 1 and not session.on_cluster():

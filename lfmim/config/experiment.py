@@ -228,9 +228,10 @@ class TrainConfig:
     """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's
     cache; GPU: all."""
     cache: Literal["auto", "device", "host", "stream"] = "auto"
-    """Where features wait: on the device; in host memory, copied batch by batch; or in
-    memory-mapped files of $LFMIM_CACHE, for stores larger than memory. auto: on the device if that
-    takes at most half of its free memory, else in host memory."""
+    """Where features wait: on the device; in host memory, copied batch by batch; or (stream) in
+    memory-mapped files of $LFMIM_CACHE, which a node's workers share. auto: on the device if that
+    takes at most half of its free memory; else in files if the split may take more than a sixteenth
+    of the machine's memory, else in host memory."""
     seed: int = 0
     """Seeds the initial weights, the order of the samples and dropout."""
 
@@ -263,6 +264,12 @@ class RunConfig:
     """CPUs, that is threads, per worker; a fraction puts several trials of a sweep on one CPU."""
     max_failures: int = 3
     """Worker failures survived before the run is given up."""
+    checkpoint_minutes: float = 10.0
+    """Within an epoch that takes longer a checkpoint is saved every so many minutes, to go on from;
+    0: only after epochs."""
+    min_workers: int = 0
+    """With so many the run begins, or goes on where nodes go away, if there is no room for all
+    `workers`, and grows to those as soon as there is; 0: it waits for all."""
     keep_checkpoints: int = 2
     """Best checkpoints kept, by validation score (the latest is kept as well)."""
     stuck_minutes: float = STUCK_MINUTES
@@ -270,7 +277,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_least(self, "run.", 1, "workers", "keep_checkpoints")
-        check_least(self, "run.", 0, "gpus_per_worker", "max_failures")
+        check_least(self, "run.", 0, "gpus_per_worker", "max_failures", "checkpoint_minutes")
+        check_least(self, "run.", 0, "min_workers")
+        check(
+            self.min_workers <= self.workers,
+            "run.min_workers",
+            f"{self.min_workers} are more than run.workers {self.workers}",
+        )
         cpus = self.cpus_per_worker
         check(cpus > 0, "run.cpus_per_worker", f"{cpus} must be positive")
         check_stuck(self.stuck_minutes, "run.stuck_minutes")

@@ -149,6 +149,10 @@ class ExtractConfig:
     """Actors per encoder stage."""
     gpus_per_worker: float = 0.0
     """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    """Arithmetic of the encoders. auto: fp32 on a CPU; on a GPU tf32 for the families whose
+    features stay within 0.2 % of fp32's so (docs/encoders.md), fp32 for the others. Recorded in the
+    FeatureSpec, and not compared: a model takes features of each."""
     decode_resource: str = ""
     """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker;
     empty: any node."""
@@ -198,6 +202,7 @@ class ExtractConfig:
         )
         check(self.decode_workers >= 0, "decode_workers", "must not be negative")
         check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
+        check_choices(self)
 
     @property
     def extracted(self) -> tuple[Modality, ...]:

@@ -1,4 +1,4 @@
-"""Feature store -> padded tensors once, then batches by index: no per-sample Python in the epoch.
+"""Feature store -> tensors once, then padded batches by index: no per-sample Python in the epoch.
 
 The global order of an epoch depends on (seed, epoch) only, and every worker takes its slice of each
 global batch, so one worker and many see the same samples.
@@ -7,7 +7,7 @@ global batch, so one worker and many see the same samples.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -96,16 +96,19 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceTensors:
-    """A split in memory: padded float16 features [N, T, D_u], lengths [N] (0: absent), labels [N,
-    heads], ids.
+    """A split: float16 feature vectors [V_u + 1, D_u], all samples' one after another without
+    padding; where each sample's begin (`starts` [N]) and how many they are (`lengths` [N], 0:
+    absent); labels [N, heads], ids.
 
-    Modalities are those of the store. Labels are int64 classes or, for the sentiment task, float32
-    scores; IGNORE_LABEL where missing. Batches appear on the labels' device. `lengths` stay on the
+    The last vector is all zeros: what a batch is padded with. Modalities are those of the store.
+    Labels are int64 classes or, for the sentiment task, float32 scores; IGNORE_LABEL where missing.
+    Batches appear on the labels' device. `starts` lie where the features lie; `lengths` stay on the
     host: asking a GPU for the longest one would stall it.
     """
 
     ids: list[str]
     features: dict[Modality, Tensor]
+    starts: dict[Modality, Tensor]
     lengths: dict[Modality, Tensor]
     labels: Tensor
     label_spec: LabelSpec = dataclasses.field(default_factory=default_labels)
@@ -115,24 +118,55 @@ class UtteranceTensors:
     mapped: bool = False
     """The features lie in files: the next batch is read while one is computed."""
 
+    @classmethod
+    def from_padded(
+        cls,
+        ids: list[str],
+        features: Mapping[Modality, Tensor],
+        lengths: dict[Modality, Tensor],
+        labels: Tensor,
+    ) -> UtteranceTensors:
+        """From features [N, T, D_u] of which the first `lengths` [N] vectors count."""
+        flat = {}
+        for m, x in features.items():
+            valid = torch.arange(x.shape[1])[None, :] < lengths[m][:, None]
+            flat[m] = torch.cat([x[valid.to(x.device)], x.new_zeros(1, x.shape[2])])
+        starts = {m: (n.cumsum(0) - n).to(flat[m].device) for m, n in lengths.items()}
+        return cls(ids, flat, starts, lengths, labels)
+
     def __len__(self) -> int:
         return len(self.ids)
+
+    def sequence(self, modality: Modality, row: int) -> Tensor:
+        """The vectors [T, D] of one sample; T is 0 where the modality is absent."""
+        start = int(self.starts[modality][row])
+        return self.features[modality][start : start + int(self.lengths[modality][row])]
 
     def to(self, device: torch.device, cache: str = "device") -> UtteranceTensors:
         """Batches on `device`. The features go there as a whole (`device`), stay in host memory and
         are copied batch by batch (`host`), or whichever leaves the device half its free memory
-        (`auto`). Mapped ones stay in files."""
-        if cache == "auto" and device.type == "cuda":
+        (`auto`). Mapped ones stay in files, unless `auto` finds them room on the device."""
+        if cache == "auto":
             size = sum(x.nbytes for x in self.features.values())
             # [0] is what is free now, not the card's size: other trials may share it. Half is left
             # to what comes later, the optimizer's state and activations.
-            cache = "device" if size < torch.cuda.mem_get_info(device)[0] // 2 else "host"
+            fits = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2
+            stay = not fits
+        else:
+            stay = self.mapped or cache == "host"
 
-        stay = self.mapped or cache == "host"
-        features = self.features if stay else {m: x.to(device) for m, x in self.features.items()}
         # `lengths` stay behind: gather asks for a batch's longest, and asking a GPU would make the
         # host wait for everything that is queued there.
-        return dataclasses.replace(self, features=features, labels=self.labels.to(device))
+        labels = self.labels.to(device)
+        if stay or device.type == "cpu":
+            return dataclasses.replace(self, labels=labels)
+        return dataclasses.replace(
+            self,
+            features={m: x.to(device) for m, x in self.features.items()},
+            starts={m: x.to(device) for m, x in self.starts.items()},
+            labels=labels,
+            mapped=False,
+        )
 
     def with_multimodal_labels(self) -> UtteranceTensors:
         """Every head's label replaced by the multimodal one, except where its modality is
@@ -149,19 +183,21 @@ class UtteranceTensors:
         return dataclasses.replace(self, labels=labels)
 
     def feature_statistics(self) -> dict[Modality, tuple[Tensor, Tensor]]:
-        """Mean and 1/deviation [D_u] float32 per modality over the valid positions of all
-        samples."""
+        """Mean and 1/deviation [D_u] float32 per modality over the vectors of all samples."""
         out = {}
         for m, x in self.features.items():
             # float64: E[x²] - E[x]² loses float32's digits where the mean is large against the
             # deviation, as it is for ResNet features.
             count = 0
-            total, squares = torch.zeros(2, x.shape[2], dtype=torch.float64)
+            total, squares = torch.zeros(2, x.shape[1], dtype=torch.float64)
 
-            for start in range(0, len(x), STATISTICS_ROWS):
-                part, length = (t[start : start + STATISTICS_ROWS] for t in (x, self.lengths[m]))
-                valid = torch.arange(x.shape[1])[None, :] < length[:, None]
-                values = part[valid.to(x.device)].double().cpu()
+            for i in range(0, len(self), STATISTICS_ROWS):
+                length = self.lengths[m][i : i + STATISTICS_ROWS].to(x.device)
+                # Numbers of the vectors: each sample's start, and on from there.
+                first = self.starts[m][i : i + STATISTICS_ROWS] - (length.cumsum(0) - length)
+                vectors = first.repeat_interleave(length)
+                vectors += torch.arange(len(vectors), device=x.device)
+                values = x[vectors].double().cpu()
                 count += len(values)
                 total += values.sum(dim=0)
                 squares += values.square().sum(dim=0)
@@ -187,20 +223,20 @@ class UtteranceTensors:
             length = self.lengths[m][index]
             longest = max(int(length.max()), 1)
 
-            # Whole vectors by their number are copied as blocks of memory, elements of x[index,
-            # :longest] one by one: 14,000 to 18,000 samples/s at the paper's sizes against 5,400.
+            # Whole vectors by their number are copied as blocks of memory, elements one by one:
+            # 14,000 to 18,000 samples/s at the paper's sizes against 5,400.
             position = torch.arange(longest, device=x.device)
-            vectors = index.to(x.device, non_blocking=True)[:, None] * x.shape[1] + position
-            rows = x.flatten(0, 1).index_select(0, vectors.flatten()).view(len(index), longest, -1)
+            valid = position < length.to(x.device, non_blocking=True)[:, None]
+            start = self.starts[m][index.to(x.device, non_blocking=True)]
+            vectors = torch.where(valid, start[:, None] + position, len(x) - 1)
+            rows = x.index_select(0, vectors.flatten()).view(len(index), longest, -1)
 
             # From pageable memory the copy would block the host, non_blocking or not.
             if rows.device != device:
                 rows = rows.pin_memory().to(device, non_blocking=True)
-            features[m] = rows
-            masks[m] = (
-                torch.arange(longest, device=device)[None, :]
-                < length.to(device, non_blocking=True)[:, None]
-            )
+                on_device = torch.arange(longest, device=device)
+                valid = on_device < length.to(device, non_blocking=True)[:, None]
+            features[m], masks[m] = rows, valid
 
         # The row that only fills up is a sample that another worker has: ignored here, it counts
         # neither in the loss nor in any metric.
@@ -216,25 +252,32 @@ class UtteranceTensors:
         rank: int = 0,
         world: int = 1,
         shuffle_seed: tuple[int, int] | None = None,
+        begin: int = 0,
     ) -> Iterator[Batch]:
-        """One epoch's share of worker `rank`: every worker yields equally many batches.
+        """One epoch's share of worker `rank`, from its batch `begin` on: every worker yields
+        equally many batches.
 
         `batch_size` is global. `shuffle_seed` = (seed, epoch), None keeps the stored order; within
         a shuffled batch the shorter come first, for `Batch.split`.
         """
-        share = self._share(batch_size, rank, world, shuffle_seed)
+        share = self._share(batch_size, rank, world, shuffle_seed, begin)
         # Only mapped features are worth a thread: gathering them waits for the disk, which can be
         # done beside the computation.
         yield from _ahead(share) if self.mapped else share
 
     def _share(
-        self, batch_size: int, rank: int, world: int, shuffle_seed: tuple[int, int] | None
+        self,
+        batch_size: int,
+        rank: int,
+        world: int,
+        shuffle_seed: tuple[int, int] | None,
+        begin: int,
     ) -> Iterator[Batch]:
         device = self.labels.device
         order = epoch_order(len(self), shuffle_seed)
         total = torch.stack(list(self.lengths.values())).sum(dim=0)
 
-        for whole in order.split(batch_size):  # type: ignore[no-untyped-call]
+        for whole in order.split(batch_size)[begin:]:  # type: ignore[no-untyped-call]
             # Over the global batch, which every worker knows from the seed: the loss's divisor then
             # is the same however many workers share it, and needs no communication.
             counts = (
@@ -294,6 +337,26 @@ def fit_length(
 
     index = np.linspace(0, len(sequence) - 1, max_length).round().astype(np.int64)
     return np.take(sequence, index, axis=0)
+
+
+def join_sequences(
+    rows: Sequence[np.ndarray | None],
+    modality: Modality,
+    dim: int,
+    max_length: int,
+    *,
+    cut: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences (None: absent, length 0) -> their vectors one after another, float16 [V, dim], and
+    int64 lengths [N]."""
+    fitted = [
+        np.empty((0, dim), np.float16)
+        if x is None
+        else fit_length(x, modality, max_length, cut=cut)
+        for x in rows
+    ]
+    lengths = np.array([len(x) for x in fitted], dtype=np.int64)
+    return np.concatenate([*fitted, np.empty((0, dim), np.float16)]), lengths
 
 
 def pad_sequences(

@@ -50,7 +50,7 @@ ERROR_SCHEMA = pa.schema(
     [(ID, pa.string()), (VIDEO, pa.string()), ("stage", pa.string()), ("error", pa.string())]
 )
 
-PARTS = "part-*.parquet"
+PARTS, SPECS = "part-*.parquet", "*_spec.json"
 ROW_GROUP = 64
 """Rows that a reader decodes at a time; it decodes several groups in parallel."""
 
@@ -173,9 +173,10 @@ def open_part(part: str) -> pq.ParquetFile:
 
 
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes whenever the store does: name, size and stamp of every part. It stands for their
-    content, since hashing that would mean reading the whole store."""
-    return tuple((str(part.path), part.size, part.stamp) for part in listing(folder, PARTS))
+    """What changes whenever the store does: name, size and stamp of every part and of the two
+    specs. It stands for their content, since hashing that would mean reading the whole store."""
+    files = [*listing(folder, PARTS), *listing(folder, SPECS)]
+    return tuple((str(file.path), file.size, file.stamp) for file in files)
 
 
 def stored_ids(folder: Path) -> set[str]:

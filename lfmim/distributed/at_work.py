@@ -144,8 +144,19 @@ _INSIDE = re.compile(r"$| |[\^~]+$|Current thread|Thread 0x|Stack ")
 # How every thread begins, in whosever code.
 _THREAD = re.compile(r'^ *File "[^"]*/threading\.py", line .*\n(?: {4,}.*\n)*', re.MULTILINE)
 _RECORD = re.compile(r"^[^a-z]{0,40}\b(ERROR|CRITICAL|FATAL)\b")
+# As Ray writes it with `--log_format json`, a traceback and all within the one line.
+_JSON_RECORD = re.compile(r'^\{.*"levelname": "(ERROR|CRITICAL|FATAL)"')
 # A worker that is told to stop dies of these, which is no error.
 _STOPPED = ("KeyboardInterrupt", "SystemExit")
+
+
+def _told(line: str) -> str:
+    """What a JSON record says."""
+    try:
+        record = json.loads(line)
+        return f"{record['message']}\n{record.get('exc_text') or ''}".rstrip()
+    except (ValueError, KeyError):
+        return line
 
 
 class WorkerErrors:
@@ -187,6 +198,8 @@ class WorkerErrors:
 
         if worker not in self.open and _RECORD.match(line):
             self._show(worker, line)
+        elif worker not in self.open and _JSON_RECORD.match(line):
+            self._show(worker, _told(line))
 
     def _end(self, worker: tuple[str, str]) -> None:
         block = self.open.pop(worker, None)

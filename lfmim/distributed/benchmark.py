@@ -18,7 +18,7 @@ from lfmim.config import config_hash, experiment_from_dict, hash_parts, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold, StoreFolds, store_folds
-from lfmim.distributed import at_work
+from lfmim.distributed import at_work, ops
 from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.experiments.comparison import linear_cka
@@ -159,6 +159,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     config = experiment_from_dict(run.config, stored=True)
 
     def after_epoch(report: EpochReport) -> None:
+        ops.log_epoch("benchmark", run.system, f"{run.seed}{run.of_fold}", report)
         # Of an epoch that is behind, only the weights are read again; AdamW's state is twice
         # their size.
         (epoch_folder(home, report.epoch - 1) / STATE).unlink(missing_ok=True)

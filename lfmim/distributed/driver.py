@@ -22,14 +22,16 @@ from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold
 from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
+from lfmim.storage import remove_folder
 from lfmim.training.checkpoint import (
+    UNFINISHED,
     CheckpointMeta,
     epoch_folder,
-    latest_checkpoint,
     load_meta,
+    newest_checkpoint,
     remove_checkpoints,
 )
-from lfmim.training.loop import EpochReport, train
+from lfmim.training.loop import EpochReport, Save, train
 from lfmim.training.step import rank_and_world
 
 AfterEpoch = Callable[[EpochReport], None]
@@ -61,16 +63,22 @@ def run_epochs(
     improved = [entry["epoch"] for entry in history if entry["best"]]
     lead = rank_and_world()[0] == 0
 
-    def on_epoch(report: EpochReport, save: Callable[[Path], None]) -> None:
+    def on_epoch(report: EpochReport, save: Save) -> None:
         if lead:
             # The new one first: killed in between, the run still has one to go on from.
             now = epoch_folder(folder, report.epoch)
             save(now)
             improved.extend([report.epoch] * report.best)
+            # Of an epoch that is over.
+            remove_folder(folder / UNFINISHED)
             if keep is not None:
                 best = improved[-keep:] if keep else []
                 remove_checkpoints(folder, keep={now, *(epoch_folder(folder, e) for e in best)})
         after_epoch(report)
+
+    def on_pause(save: Save) -> None:
+        if lead:
+            save(folder / UNFINISHED)
 
     load = _held_splits if hold else _splits
     data = load(store, store_state(store), config.model, config.train.cache, fold)
@@ -81,6 +89,7 @@ def run_epochs(
         device=device,
         wrap=wrap,
         on_epoch=on_epoch,
+        on_pause=on_pause,
         resume=resume,
     )
 
@@ -113,7 +122,7 @@ def _splits(
 ) -> Splits:
     """Training and validation data of the store in this `state`."""
     train_data, valid_data = (
-        load_split(store, split, model, cache, fold) for split in ("train", "valid")
+        load_split(store, split, model, cache, fold, state) for split in ("train", "valid")
     )
     return train_data, valid_data
 
@@ -124,7 +133,7 @@ _held_splits = functools.lru_cache(maxsize=1)(_splits)
 def _newest(folder: Path) -> Path | None:
     """The newest checkpoint, as rank 0 sees it: shared storage may show another node an older one,
     and ranks that begin at different epochs would wait for each other for ever."""
-    found = [latest_checkpoint(folder)]
+    found = [newest_checkpoint(folder)]
     if rank_and_world()[1] > 1:
         dist.broadcast_object_list(found, src=0)
     return found[0]

@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What matters comes as an exception, the rest is noise.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
+from lfmim import logs
 from lfmim.config import TrackingConfig
 from lfmim.registry import PLUGINS
 from lfmim.schema import InputError
@@ -275,6 +276,8 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     elif not SUBMITTED:
         _join(address)
 
+    if logs.is_json():
+        options["logging_config"] = ray.LoggingConfig(encoding="JSON")
     # Ray's C++ side announces its log level there.
     with _no_stderr():
         ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
@@ -322,7 +325,8 @@ def job_session(
     *,
     gpus: float = 0.0,
 ) -> Iterator[Callable[..., None]]:
-    """`ray_session` with an MLflow run of its own; yields the run's `log(figures, step)`."""
+    """`ray_session` with an MLflow run of its own; yields `log(figures, step)`, for the run and for
+    Prometheus (ops.py)."""
     from lfmim import tracking
 
     uri = tracking.tracking_uri(tracking_config, storage)
@@ -337,4 +341,13 @@ def job_session(
         ray_session(f"{what} | mlflow {uri}", gpus=gpus),
         tracking.job_run(uri, tracking_config, run, params) as log,
     ):
-        yield log
+        # Not at the top: as in ray_session.
+        from lfmim.distributed import ops
+
+        measure = ops.log_progress(run.partition("-")[0], run)
+
+        def both(figures: Mapping[str, float], step: int) -> None:
+            log(figures, step)
+            measure(figures, step)
+
+        yield both

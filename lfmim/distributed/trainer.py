@@ -42,6 +42,7 @@ from lfmim.training.checkpoint import (
     epoch_folder,
     latest_checkpoint,
     load_meta,
+    newest_checkpoint,
 )
 from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, worker_device
 from lfmim.training.step import resolve_precision
@@ -83,11 +84,11 @@ def _labels(store: Path) -> tuple[pa.Table, str]:
     return _read_labels(store, spec, store_state(store))
 
 
-# A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `parts`
+# A job asks several times: fingerprint, check of the labels, rows per split. `spec` and `state`
 # are the key: a store that has grown is read again.
 @functools.lru_cache(maxsize=1)
 def _read_labels(
-    store: Path, spec: str, parts: tuple[tuple[str, int, int], ...]
+    store: Path, spec: str, state: tuple[tuple[str, int, int], ...]
 ) -> tuple[pa.Table, str]:
     """Ids, splits and labels, read once for the same parts, and their fingerprint."""
     table = read_table(store, [SPLIT, *LABEL_COLUMNS.values(), *SENTIMENT_COLUMNS.values()])
@@ -146,7 +147,8 @@ def describe(config: ExperimentConfig) -> str:
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
     return (
-        f"train {config.model.name}: {c.workers} worker{'s' * (c.workers > 1)} x "
+        f"train {config.model.name}: {f'{c.min_workers} to ' * bool(c.min_workers)}{c.workers} "
+        f"worker{'s' * (c.workers > 1)} x "
         f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision "
         f"{precision} | checkpoints {storage / name} | mlflow {uri}"
     )
@@ -214,7 +216,7 @@ def train_run(
 def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
     """Raise InputError if the folder holds epochs of another model, recipe or data, or more than
     are asked for."""
-    last = latest_checkpoint(folder)
+    last = newest_checkpoint(folder)
     # Nothing is trained that could be mixed up.
     if last is None:
         return

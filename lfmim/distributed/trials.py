@@ -29,7 +29,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from lfmim.config import experiment_from_dict, to_dict
-from lfmim.distributed import at_work
+from lfmim.distributed import at_work, ops
 from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.order import Order
 from lfmim.experiments.search import (
@@ -317,6 +317,7 @@ def _trial(args: Mapping[str, Any]) -> None:
     at_work.begin(args["home"], f"trial {home.name}")
 
     def after_epoch(report: EpochReport) -> None:
+        ops.log_epoch("tune", home.parent.parent.name, f"{home.parent.name}/{home.name}", report)
         tune.report({"epoch": report.epoch + 1, "score": report.score})
 
     resume = latest_checkpoint(home)

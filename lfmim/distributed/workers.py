@@ -19,13 +19,13 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from lfmim import tracking
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
-from lfmim.distributed import at_work
+from lfmim.distributed import at_work, ops
 from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.progress import at, watch
 from lfmim.schema import InputError
 from lfmim.storage import WriteError, as_path, disk_failure
 from lfmim.storage.arrow import ray_storage
-from lfmim.training.loop import NonFiniteLossError
+from lfmim.training.loop import EpochReport, NonFiniteLossError
 from lfmim.training.step import DDP_OPTIONS
 
 SCORE = "score"
@@ -44,6 +44,8 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
     resources = {"CPU": c.cpus_per_worker}
     if c.gpus_per_worker:
         resources["GPU"] = c.gpus_per_worker
+    # A range, which Ray's types do not have.
+    workers: Any = (c.min_workers, c.workers) if c.min_workers else c.workers
 
     trainer = TorchTrainer(
         _train_worker,
@@ -55,7 +57,9 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
             "run_id": run_id,
         },
         scaling_config=ScalingConfig(
-            num_workers=c.workers, use_gpu=c.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=workers,
+            use_gpu=c.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         run_config=RayRunConfig(
             # A folder of its own: Ray's snapshot of 0.1 lies in the run's, and Ray refuses a run
@@ -146,6 +150,11 @@ def _train_worker(args: dict[str, Any]) -> None:
         node = f"node_{context.get_node_rank()}" if several else None
         figures = tracking.system_metrics(args["uri"], args["run_id"], node)
 
+    def after_epoch(report: EpochReport) -> None:
+        ops.log_epoch("train", Path(args["folder"]).name, str(context.get_world_rank()), report)
+        # Ray waits here for all ranks, and learns that the run gets on.
+        ray.train.report({SCORE: report.score, "epoch": report.epoch})
+
     with figures:
         run_tracked_epochs(
             config,
@@ -155,10 +164,7 @@ def _train_worker(args: dict[str, Any]) -> None:
             args["run_id"],
             device=device,
             wrap=_wrap,
-            # Ray waits here for all ranks, and learns that the run gets on.
-            after_epoch=lambda report: ray.train.report(
-                {SCORE: report.score, "epoch": report.epoch}
-            ),
+            after_epoch=after_epoch,
         )
     at("")
 

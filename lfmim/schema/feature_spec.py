@@ -32,6 +32,9 @@ class EncoderSpec:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What else its features follow from, where that is not what its family always did: layer,
     frames per second, crop."""
+    precision: str = "fp32"
+    """fp32, tf32 or bf16, in which they were computed (informative: the features of one differ so
+    little from another's that a model takes both)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,11 @@ class FeatureSpec:
     def to_json(self) -> str:
         raw = dataclasses.asdict(self)
         for encoder in raw["encoders"].values():
-            # 0.2 and its registered models know no such field, and read what has none.
+            # 0.2 and its registered models know no such fields, and read what has none.
             if not encoder["settings"]:
                 del encoder["settings"]
+            if encoder["precision"] == "fp32":
+                del encoder["precision"]
         return json.dumps(raw, indent=2, sort_keys=True, ensure_ascii=False)
 
     @classmethod

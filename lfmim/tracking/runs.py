@@ -26,6 +26,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from lfmim import logs
 from lfmim.config import (
     ExperimentConfig,
     TrackingConfig,
@@ -368,6 +369,7 @@ def failing(uri: str, run_id: str) -> Iterator[None]:
             client.set_tag(run_id, MESSAGE, f"{type(error).__name__}: {error}"[-LONGEST_TAG:])
             client.set_terminated(run_id, "FAILED")
 
+    logs.name_run(run_id)
     try:
         yield
     except BaseException as error:

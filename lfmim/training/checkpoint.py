@@ -1,8 +1,9 @@
 """Checkpoints: a folder with weights (safetensors), `checkpoint.json` (configs, FeatureSpec,
 LabelSpec, epoch, history) and `state.pt` (optimizer, scaler, with `train.ema_decay` the weights
-that are trained).
+that are trained; within an epoch what is done of it, training/pause.py).
 
-No state of a random generator: an epoch's numbers depend on (seed, epoch, rank) alone.
+After an epoch no state of a random generator: an epoch's numbers depend on (seed, epoch, rank)
+alone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from lfmim.schema import FeatureSpec, InputError, LabelSpec, default_labels
 from lfmim.storage import new_folder, remove_folder, write_bytes, write_text
 
 WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
+UNFINISHED = "unfinished"
+"""In a run's folder: the checkpoint within an epoch, of the run as it is after the epoch before.
+Only to go on from: it has no validation score, so it is nobody's best."""
 PLUGIN_FILE = "plugin.py"
 """In a registered model's checkpoint: the file that defines its plug-in model."""
 
@@ -132,9 +136,19 @@ def latest_checkpoint(home: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
+def newest_checkpoint(home: Path) -> Path | None:
+    """What a run's folder is to be continued from: the newest whole checkpoint, or what was saved
+    within the epoch after it."""
+    last, part = latest_checkpoint(home), home / UNFINISHED
+    if not (part / META).is_file():
+        return last
+    done = load_meta(last).epoch if last else 0
+    return part if load_meta(part).epoch == done else last
+
+
 def remove_checkpoints(home: Path, *, keep: Collection[Path] = ()) -> None:
     """Delete a run's checkpoints but those to keep."""
-    for old in home.glob("epoch_*"):
+    for old in (*home.glob("epoch_*"), home / UNFINISHED):
         if old not in keep:
             remove_folder(old, first=META)
 
@@ -191,7 +205,8 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Optimizer and scaler state, with a moving average also the weights that are trained."""
+    """Optimizer and scaler state, with a moving average also the weights that are trained; `part`
+    of what was saved within an epoch."""
     # weights_only: a pickle would run whatever code a stranger's file holds.
     memory = io.BytesIO((folder / STATE).read_bytes())
     return dict(torch.load(memory, map_location="cpu", weights_only=True))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -34,6 +34,7 @@ from lfmim.training.checkpoint import (
     save_checkpoint,
 )
 from lfmim.training.losses import Objective, head_losses
+from lfmim.training.pause import Part, PauseClock, part_of_epoch, take_up
 from lfmim.training.regularization import drop_modalities, drop_steps
 from lfmim.training.step import (
     TrainStep,
@@ -70,9 +71,13 @@ class EpochReport:
         return dataclasses.asdict(self)
 
 
-OnEpoch = Callable[[EpochReport, Callable[[Path], None]], None]
-"""Called on every worker after every epoch with the report and a function that saves a checkpoint
-into a folder."""
+Save = Callable[[Path], None]
+"""Saves a checkpoint into a folder."""
+OnEpoch = Callable[[EpochReport, Save], None]
+"""Called on every worker after every epoch with the report and what saves it."""
+OnPause = Callable[[Save], None]
+"""Called on every worker within a long epoch (`run.checkpoint_minutes`) with what saves what is
+done of it."""
 
 
 def worker_device(run: RunConfig) -> torch.device:
@@ -210,13 +215,15 @@ def train(
     device: torch.device | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     on_epoch: OnEpoch = lambda report, save: None,
+    on_pause: OnPause = lambda save: None,
     resume: Path | None = None,
 ) -> CheckpointMeta:
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
-    model. Raises InputError if data or recipe do not fit the model, and NonFiniteLossError (on
-    every worker alike) when an epoch's loss is not finite, before anything of it is saved.
+    model, saved after an epoch or within one. Raises InputError if data or recipe do not fit the
+    model, and NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before
+    anything of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     model = new_model(config, spec, train_data, valid_data).to(device)
@@ -252,17 +259,27 @@ def train(
     if state and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
 
-    def save(folder: Path, meta: CheckpointMeta) -> None:
+    def save(folder: Path, meta: CheckpointMeta, part: Part | None = None) -> None:
         state = {"optimizer": optimizer.state_dict(), "scaler": step.scaler.state_dict()}
         if averaged is not None:
             state["weights"] = model.state_dict()
+        if part is not None:
+            state["part"] = part
         save_checkpoint(folder, kept, meta, state)
 
+    def pause(part: Part, meta: CheckpointMeta) -> None:
+        on_pause(functools.partial(save, meta=meta, part=part))
+
+    part, seconds = state.get("part") if state else None, config.run.checkpoint_minutes * 60
+    # Such labels are made by the weights of the epoch's beginning, which are gone within it.
+    seconds = 0.0 if model.makes_labels else seconds
     while not meta.over:
         if model.makes_labels:
             made = model.make_labels(functools.partial(_batches, train_data), meta.epoch)
             train_data = dataclasses.replace(train_data, labels=made)
-        report = _epoch(c, step, train_data, valid_data, meta, averaged)
+        within = _Within(part, seconds, functools.partial(pause, meta=meta))
+        report = _epoch(c, step, train_data, valid_data, meta, averaged, within)
+        part = None
         meta = meta.after(report.as_dict())
         # partial binds this epoch's meta; a closure would read the loop's variable once called.
         on_epoch(report, functools.partial(save, meta=meta))
@@ -327,6 +344,18 @@ def _moving_average(c: TrainConfig, model: nn.Module) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=average)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Within:
+    """How a long epoch is saved before its end."""
+
+    part: Part | None
+    """What is done of it already."""
+    seconds: float
+    """Between two checkpoints; 0: none."""
+    pause: Callable[[Part], None]
+    """Saves one."""
+
+
 def _epoch(
     c: TrainConfig,
     step: TrainStep,
@@ -334,11 +363,11 @@ def _epoch(
     valid_data: UtteranceTensors,
     meta: CheckpointMeta,
     averaged: AveragedModel | None,
+    within: _Within,
 ) -> EpochReport:
     """The epoch that comes after `meta`, trained and validated. Raises NonFiniteLossError."""
-    epoch, started = meta.epoch, time.perf_counter()
-    train_metrics = _train_epoch(c, step, train_data, epoch, averaged)
-    seconds = time.perf_counter() - started
+    epoch = meta.epoch
+    train_metrics, seconds = _train_epoch(c, step, train_data, epoch, averaged, within)
 
     # What is named if nothing moves for run.stuck_minutes.
     at_step(f"epoch {epoch + 1}, validation")
@@ -368,9 +397,11 @@ def _train_epoch(
     data: UtteranceTensors,
     epoch: int,
     averaged: AveragedModel | None,
-) -> Mapping[str, Metrics]:
-    """One pass over this worker's share; the metrics are those of all workers. Raises
-    NonFiniteLossError."""
+    within: _Within,
+) -> tuple[Mapping[str, Metrics], float]:
+    """One pass over this worker's share, or the rest of it; the metrics of all workers and the
+    seconds it took. Raises NonFiniteLossError."""
+    started = time.perf_counter()
     lr, steps = learning_rate(c, epoch), -(-len(data) // c.batch_size)
     rank, world = rank_and_world()
     sums = sums_for(data.labels, data.label_spec.classes)
@@ -380,8 +411,16 @@ def _train_epoch(
     torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
     step.model.train()
 
-    batches = data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch))
-    for number, batch in enumerate(batches):
+    begin, before = 0, 0.0
+    if within.part is not None:
+        begin, before = within.part["step"], within.part["seconds"]
+        take_up(within.part, sums, bad)
+    clock = PauseClock(within.seconds, data.labels.device, begin)
+
+    batches = data.batches(
+        c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch), begin=begin
+    )
+    for number, batch in enumerate(batches, begin):
         at_step(f"epoch {epoch + 1}, step {number + 1} of {steps}")
         for group in step.optimizer.param_groups:
             group["lr"] = lr * warmup_factor(c, epoch, number, steps)
@@ -396,14 +435,27 @@ def _train_epoch(
         if averaged is not None:
             averaged.update_parameters(step.model)
 
+        # After the last step the epoch itself is saved.
+        if number + 1 < steps and clock.due(number + 1):
+            _check_finite(bad, c, epoch)
+            done = before + time.perf_counter() - started
+            within.pause(part_of_epoch(number + 1, done, sums, bad))
+
+    _check_finite(bad, c, epoch)
+    metrics = sums.all_reduce().compute()
+    return metrics, before + time.perf_counter() - started
+
+
+def _check_finite(bad: Tensor, c: TrainConfig, epoch: int) -> None:
+    """Raise NonFiniteLossError if any worker has counted a loss in `bad`."""
     # Every worker raises, or none: one that went on would wait for the others in a collective.
-    if world > 1:
-        dist.all_reduce(bad)
-    if bad.item():
-        precision = resolve_precision(c.precision, data.labels.device)
+    steps = bad.clone()
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(steps)
+    if steps.item():
+        precision = resolve_precision(c.precision, bad.device)
         raise NonFiniteLossError(
-            f"epoch {epoch}: the loss is not finite in {int(bad.item())} steps (lr {lr:g}, "
-            f"precision {precision}); "
+            f"epoch {epoch}: the loss is not finite in {int(steps.item())} steps (lr "
+            f"{learning_rate(c, epoch):g}, precision {precision}); "
             "lower train.lr, set train.grad_clip, or use train.precision fp32"
         )
-    return sums.all_reduce().compute()

@@ -152,8 +152,8 @@ def check_rows_are_their_own(encoder, values: list) -> list[np.ndarray]:
 @pytest.mark.parametrize("family", bert.FAMILIES)
 def test_text_families(checkpoint, family):
     folder = str(checkpoint(family))
-    for size in (1, 3):
-        encoder = BertEncoder(folder, batch_size=size)
+    for budget in (0, 100):
+        encoder = BertEncoder(folder, budget=budget)
         together = check_rows_are_their_own(encoder, TEXTS)
         tokens = [encoder.count_tokens(text) for text in TEXTS]
         assert [len(x) for x in together] == tokens

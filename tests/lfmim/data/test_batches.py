@@ -37,15 +37,16 @@ shapes = {
 
 
 def numbered(n: int) -> UtteranceTensors:
-    """Feature values are the sample's number (exact in float16); some labels are missing."""
+    """Feature values are the sample's number (exact in float16); some labels are missing, and all
+    modalities but text."""
     g = torch.Generator().manual_seed(n)
     number = torch.arange(n, dtype=torch.float16)[:, None, None]
     labels = torch.randint(0, len(EMOTIONS), (n, len(HEADS)), generator=g)
     labels[torch.rand(labels.shape, generator=g) < 0.3] = IGNORE_LABEL
-    return UtteranceTensors(
+    return UtteranceTensors.from_padded(
         [str(i) for i in range(n)],
         {m: number.expand(n, 4, 7) for m in MODALITIES},
-        {m: torch.randint(0, 5, (n,), generator=g) for m in MODALITIES},
+        {m: torch.randint(int(m is Modality.TEXT), 5, (n,), generator=g) for m in MODALITIES},
         labels,
     )
 
@@ -180,9 +181,7 @@ def test_load_split(tmp_path):
                 want = np.zeros((0, 1)) if x is None else fit_length(x, Modality(head), 6)
                 assert data.lengths[Modality(head)][i] == len(want)
                 if len(want):
-                    np.testing.assert_array_equal(
-                        data.features[Modality(head)][i, : len(want)], want
-                    )
+                    np.testing.assert_array_equal(data.sequence(Modality(head), i), want)
 
 
 def test_splits_that_cannot_be_used(toy_store, tmp_path):

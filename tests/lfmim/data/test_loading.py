@@ -3,17 +3,22 @@ changes."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 
+import fsspec
 import pytest
 import torch
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
+from lfmim.data import loading
 from lfmim.data.loading import load_split
 from lfmim.data.splits import Fold
-from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
-from lfmim.schema import SPLITS, InputError
+from lfmim.data.store import rows_to_table, store_schema, store_state, write_part, write_spec
+from lfmim.schema import LABELS_FILE, SPLITS, InputError
+from lfmim.storage import as_path
 from lfmim.training.loop import train
 from tests.support.toy import DIMS, ROOT, SPEC, toy_rows
 
@@ -35,9 +40,16 @@ def test_mapped_equals_in_memory(store):
         memory, mapped = (load_split(store, split, MODEL, cache) for cache in ("auto", "stream"))
         assert mapped.ids == memory.ids
         assert torch.equal(mapped.labels, memory.labels)
+        assert mapped.mapped
+        assert not memory.mapped
         for m, x in memory.features.items():
             assert torch.equal(mapped.lengths[m], memory.lengths[m])
-            assert torch.equal(mapped.features[m][:, : x.shape[1]], x)
+            # no padding, but for the one vector that batches are padded with
+            assert len(mapped.features[m]) == len(x) == int(memory.lengths[m].sum()) + 1
+            for i in range(len(memory)):
+                assert torch.equal(mapped.sequence(m, i), memory.sequence(m, i))
+        for m, of_mapped in mapped.feature_statistics().items():
+            assert all(map(torch.equal, of_mapped, memory.feature_statistics()[m]))
         for a, b in zip(
             mapped.batches(7, shuffle_seed=(0, 1)),
             memory.batches(7, shuffle_seed=(0, 1)),
@@ -63,16 +75,63 @@ def test_training_from_files_gives_the_same_run(store):
 def test_the_files_are_made_once_and_follow_the_store(store, tmp_path):
     folder = tmp_path / "cache" / "splits"
     load_split(store, "train", MODEL, "stream")
-    (made,) = folder.iterdir()
-    stamp = (made / "text.npy").stat().st_mtime_ns
+    (made,) = (p for p in folder.iterdir() if p.is_dir())
+    stamp = (made / "text.f16").stat().st_mtime_ns
     load_split(store, "train", MODEL, "stream")
-    assert (made / "text.npy").stat().st_mtime_ns == stamp
+    assert (made / "text.f16").stat().st_mtime_ns == stamp
     write_part(store, rows_to_table(toy_rows(3, 9, split="train9"), store_schema(DIMS), DIMS))
     load_split(store, "train", MODEL, "stream")
-    (again,) = folder.iterdir()
+    (again,) = (p for p in folder.iterdir() if p.is_dir())
     assert again != made
+
+    # the classes are the store's, too: data held for the next run of a process are not of others
+    before = store_state(store)
+    labels = json.loads((store / LABELS_FILE).read_text(encoding="utf-8"))
+    (store / LABELS_FILE).write_text(json.dumps(labels | {"name": "mine"}), encoding="utf-8")
+    assert store_state(store) != before
     with pytest.raises(InputError, match="no rows of split 'test'"):
         load_split(store, "test", MODEL, "stream")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 server on loopback, with a bucket `features`."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in (
+        ("ENDPOINT_URL", f"http://{host}:{port}"),
+        ("ACCESS_KEY_ID", "test"),
+        ("SECRET_ACCESS_KEY", "test"),
+        ("DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.mkdir("features")
+    yield fs
+    server.stop()
+
+
+@pytest.mark.integration
+def test_a_store_in_a_bucket_fills_the_files_once_with_what_a_disk_gives(
+    store, bucket, monkeypatch
+):
+    bucket.put([str(p) for p in sorted(store.iterdir())], "features/store/")
+    remote = as_path("s3://features/store")
+    read = []
+    fetched = loading._fetched
+    monkeypatch.setattr(loading, "_fetched", lambda *args: read.append(1) or fetched(*args))
+    here = load_split(store, "train", MODEL, "host")
+    for cache in ("stream", "stream", "host"):
+        there = load_split(remote, "train", MODEL, cache)
+        assert there.ids == here.ids
+        assert torch.equal(there.labels, here.labels)
+        for m in here.features:
+            assert all(
+                torch.equal(there.sequence(m, i), here.sequence(m, i)) for i in range(len(here))
+            )
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("cache", ["auto", "stream"])
@@ -90,6 +149,51 @@ def test_a_fold_has_its_own_rows_whatever_the_column_split_says(store, cache):
         assert [len(part) for part in ids] == [18, 6, 6]
         tested += ids[2]
     assert sorted(tested) == [row["id"] for row in rows]
+
+
+def test_auto_maps_a_split_that_may_take_more_than_its_share_of_memory(store, monkeypatch):
+    assert not load_split(store, "train", MODEL).mapped
+    row_bytes = 6 * sum(DIMS.values()) * 2
+    monkeypatch.setattr(loading, "_memory", lambda: 40 * row_bytes / loading.MEMORY_SHARE)
+    assert not load_split(store, "train", MODEL).mapped
+    monkeypatch.setattr(loading, "_memory", lambda: 39 * row_bytes / loading.MEMORY_SHARE)
+    assert load_split(store, "train", MODEL).mapped
+    # it is the split that counts, not the store
+    assert not load_split(store, "valid", MODEL).mapped
+    assert not load_split(store, "train", MODEL, "host").mapped
+
+
+def test_a_disk_too_small_for_the_split_is_told_at_its_beginning(store, tmp_path, monkeypatch):
+    little = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda path: little)
+    with pytest.raises(InputError, match=r"features take about 0\.0 GiB, and .*set LFMIM_CACHE"):
+        load_split(store, "train", MODEL, "stream")
+    assert not [p for p in (tmp_path / "cache" / "splits").iterdir() if p.is_dir()]
+
+
+FILL = """
+import sys
+from pathlib import Path
+from lfmim.config import ModelConfig
+from lfmim.data import loading
+
+read = []
+tables = loading._tables
+loading._tables = lambda *args: read.append(1) or tables(*args)
+data = loading.load_split(Path(sys.argv[1]), "train", ModelConfig(), "stream")
+print(len(data), len(read))
+"""
+
+
+def test_workers_that_ask_at_the_same_time_read_the_store_once(store):
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", FILL, str(store)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        for _ in range(2)
+    ]
+    said = sorted(worker.communicate()[0].split() for worker in workers)
+    assert said == [["40", "0"], ["40", "1"]]
 
 
 PEAK = """

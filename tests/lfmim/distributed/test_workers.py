@@ -70,3 +70,30 @@ def test_a_worker_that_stops_then_dies_is_told_and_the_run_ends_as_asked(
     thread.join(timeout=60)
     assert len(seen) == 2, said
     assert result.meta.epoch == epochs
+
+
+def test_an_elastic_run_begins_with_the_workers_there_is_room_for(
+    ray_cluster, toy_store, tmp_path, empty_database
+):
+    """Two of four, on two CPUs; a run of four alone would wait."""
+    config = ExperimentConfig(
+        store=str(toy_store),
+        model=ModelConfig(d_model=16, num_heads=2, num_layers=1),
+        train=TrainConfig(epochs=3, batch_size=8),
+        run=RunConfig(name="elastic", storage=str(tmp_path / "runs"), workers=4, min_workers=1),
+        tracking=TrackingConfig(uri=f"sqlite:///{empty_database}"),
+    )
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            seen.update(work.stage for work in at_work.at_work())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    result = train_run(config)
+    ended.set()
+    thread.join()
+    assert result.meta.epoch == 3
+    assert seen == {"worker 0", "worker 1"}

@@ -108,10 +108,7 @@ def test_table_3_systems(store, tmp_path, name):
     report = evaluate_store(predictor, store)
     test = load_split(store, "test", model)
     scores = predictor.predict(
-        {
-            m: [x[:n].numpy() for x, n in zip(test.features[m], test.lengths[m], strict=True)]
-            for m in MODALITIES
-        }
+        {m: [test.sequence(m, i).numpy() for i in range(len(test))] for m in MODALITIES}
     )
     for i, head in enumerate(HEADS):
         y, p = test.labels[:, i].numpy(), scores[head][:, 0]

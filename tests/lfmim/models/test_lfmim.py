@@ -179,7 +179,7 @@ def test_a_missing_width_is_named():
 @pytest.mark.integration
 def test_overfits_32_random_samples():
     g = torch.Generator().manual_seed(3)
-    data = UtteranceTensors(
+    data = UtteranceTensors.from_padded(
         [str(i) for i in range(32)],
         {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
         {m: torch.randint(1, 5, (32,), generator=g) for m in MODALITIES},

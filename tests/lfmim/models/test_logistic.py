@@ -29,7 +29,7 @@ def split(seed, n=60, classes=3, sentiment=False, modalities=MODALITIES):
         # Some signal, so that one C is better than another.
         features[m][:, :, 0] += labels[:, [HEADS.index(m)]]
     scores = labels.float() - 1 + 0.1 * torch.randn(labels.shape, generator=g)
-    return UtteranceTensors(
+    return UtteranceTensors.from_padded(
         [str(i) for i in range(n)],
         {m: x.half() for m, x in features.items()},
         {m: torch.randint(1, 6, (n,), generator=g) for m in modalities},
@@ -49,9 +49,8 @@ def fit(tmp_path, train_data, valid_data, spec=SPEC, name="logistic", **model):
 
 def means(data, head):
     def mean(m):
-        x, n = data.features[m].float(), data.lengths[m]
-        mask = torch.arange(x.shape[1])[None, :, None] < n[:, None, None]
-        return ((x * mask).sum(1) / n[:, None]).double().numpy()
+        rows = [data.sequence(m, i).float().mean(0) for i in range(len(data))]
+        return torch.stack(rows).double().numpy()
 
     return np.concatenate([mean(m) for m in MODALITIES if head in (m, MULTIMODAL)], axis=1)
 
@@ -156,6 +155,7 @@ def test_stacking_takes_the_joint_label_where_a_modality_has_none(tmp_path):
     data, valid = split(0), split(1)
     for part in (data, valid):
         part.labels[:, :3] = IGNORE_LABEL
-        part.features[MODALITIES[1]][:, :, 1] += 2 * part.labels[:, [3]]
+        for i, label in enumerate(part.labels[:, 3]):
+            part.sequence(MODALITIES[1], i)[:, 1] += 2 * label
     meta, _ = fit(tmp_path, data, valid, name="stacking")
     assert meta.history[0]["valid"][MULTIMODAL]["accuracy"] > 0.6

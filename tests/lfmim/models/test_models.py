@@ -135,7 +135,7 @@ def test_any_subset_of_modalities_is_answered_or_refused_by_name(name):
     for subset in SUBSETS:
         rows = {m: [x[:3].numpy() if m in subset else None for x in whole[m]] for m in MODALITIES}
         labels = torch.zeros(4, len(HEADS), dtype=torch.long)
-        data = UtteranceTensors(
+        data = UtteranceTensors.from_padded(
             list("abcd"),
             {m: whole[m].half() for m in MODALITIES},
             {m: torch.full((4,), 3 * (m in subset)) for m in MODALITIES},
@@ -297,7 +297,7 @@ def test_tfn_and_lmf_by_hand():
 def test_every_model_learns(name):
     g = torch.Generator().manual_seed(0)
     labels = torch.randint(0, len(EMOTIONS), (32, len(HEADS)), generator=g)
-    data = UtteranceTensors(
+    data = UtteranceTensors.from_padded(
         [str(i) for i in range(32)],
         {m: torch.randn(32, 4, DIMS[m], generator=g).half() for m in MODALITIES},
         {m: torch.randint(2, 5, (32,), generator=g) for m in MODALITIES},
@@ -327,7 +327,7 @@ def test_every_model_learns(name):
 
 
 def test_a_head_that_is_not_there_cannot_select():
-    data = UtteranceTensors(
+    data = UtteranceTensors.from_padded(
         ["a"],
         {m: torch.zeros(1, 1, DIMS[m]).half() for m in MODALITIES},
         {m: torch.ones(1, dtype=torch.long) for m in MODALITIES},
@@ -344,7 +344,7 @@ def test_multimodal_labels_replace_the_others_where_the_modality_is_there():
     labels = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]])
     lengths = {m: torch.tensor([1, 1]) for m in MODALITIES}
     lengths[MODALITIES[1]] = torch.tensor([1, 0])
-    data = UtteranceTensors(
+    data = UtteranceTensors.from_padded(
         ["a", "b"], {m: torch.zeros(2, 1, 2) for m in MODALITIES}, lengths, labels
     )
     assert data.with_multimodal_labels().labels.tolist() == [[3, 3, 3, 3], [0, -100, 0, 0]]

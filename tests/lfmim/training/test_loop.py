@@ -129,10 +129,10 @@ def test_a_non_finite_loss_stops_and_saves_nothing_of_it(tmp_path, bad_epoch):
 
     def on_epoch(report, save):
         save(tmp_path / str(report.epoch))
-        data.features[Modality.AUDIO][3, 0, 0] = math.inf
+        data.sequence(Modality.AUDIO, 3)[0, 0] = math.inf
 
     if bad_epoch == 0:
-        data.features[Modality.AUDIO][3, 0, 0] = math.nan
+        data.sequence(Modality.AUDIO, 3)[0, 0] = math.nan
     with pytest.raises(NonFiniteLossError, match=f"epoch {bad_epoch}.*lr"):
         train(experiment(), SPEC, data, random_data(SPEC, 8), on_epoch=on_epoch)
     assert [p.name for p in tmp_path.iterdir()] == [str(e) for e in range(bad_epoch)]
@@ -510,8 +510,7 @@ def test_temperatures_lower_the_loss_and_change_no_answer(data, tmp_path):
     assert dataclasses.replace(after.meta, temperature={}) == before.meta
 
     rows = {
-        m: [x[:n].numpy() for x, n in zip(data[1].features[m], data[1].lengths[m], strict=True)]
-        for m in data[1].features
+        m: [data[1].sequence(m, i).numpy() for i in range(len(data[1]))] for m in data[1].features
     }
     was, now = before.predict(rows), after.predict(rows)
     for i, h in enumerate(HEADS):
