@@ -44,6 +44,7 @@ from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.operators.decode import decode_clip
 from feature_service.operators.detector import Faces, most_prominent, overlap
 from feature_service.operators.face import FaceCropper
+from feature_service.operators.resample import Resampler
 from feature_service.pipeline.extract import extract_features
 from feature_service.pipeline.stages import (
     CROPS,
@@ -52,6 +53,7 @@ from feature_service.pipeline.stages import (
     STAGE,
     STAGES,
     WAVEFORM,
+    WAVEFORM_RATE,
     build_encoder,
     build_stage,
 )
@@ -65,6 +67,10 @@ MIN_PROBABILITY = 0.95
 COPIES = (2, 6)
 """Times the clips are in the job's manifest: the difference of the two runs is steady work, the
 rest start-up."""
+
+
+KEPT = (FRAMES, CROPS, WAVEFORM, WAVEFORM_RATE)
+"""What the floor needs of a row that has gone through the stages."""
 
 
 def base_encoders(folder: Path) -> EncoderConfig:
@@ -198,7 +204,7 @@ def stage_by_stage(
         for kept, row in zip(prepared, rows, strict=True):
             if row[ERROR]:
                 raise SystemExit(f"{row[ID]}: {row[ERROR]}")
-            kept.update({k: row[k] for k in (FRAMES, CROPS, WAVEFORM) if row.get(k) is not None})
+            kept.update({k: row[k] for k in KEPT if row.get(k) is not None})
     return seconds, prepared
 
 
@@ -209,7 +215,9 @@ def floor(
     torch.set_num_threads(threads)
     work = {
         Modality.TEXT: [WORDS] * len(prepared),
-        Modality.AUDIO: [p[WAVEFORM] for p in prepared if WAVEFORM in p],
+        Modality.AUDIO: [
+            Resampler()(p[WAVEFORM], p[WAVEFORM_RATE]) for p in prepared if WAVEFORM in p
+        ],
         Modality.VISION: [p[CROPS] for p in prepared if CROPS in p],
     }
     seconds = {}

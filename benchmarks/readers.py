@@ -8,6 +8,7 @@ import av
 import numpy as np
 
 from feature_service.operators.decode import SAMPLE_RATE, decode_clip, sample_frame_indices
+from feature_service.operators.resample import Resampler
 
 try:
     import decord
@@ -19,8 +20,7 @@ READER = f"decord {decord.__version__}" if decord else f"PyAV {av.__version__}"
 
 def read_clip(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
     """The frames that the pipeline samples, uint8 [64, H, W, 3], and the sound, float32 [S] at
-    16 kHz, if there is any. Both readers give the same frames, unless the file has an edit list or
-    is turned: decord follows neither."""
+    16 kHz, if there is any. Both give the same frames of the clips that by_decord.py names."""
     return by_decord(path, key) if decord else by_pyav(path, key)
 
 
@@ -37,4 +37,5 @@ def by_decord(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
 def by_pyav(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
     clip = decode_clip(path, key=key)
     assert clip.frames is not None, f"{path}: has no video"
-    return clip.frames, clip.waveform
+    sound = clip.waveform
+    return clip.frames, None if sound is None else Resampler()(sound, clip.sample_rate)

@@ -21,14 +21,18 @@ class ClipError(RuntimeError):
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodedClip:
     """`frames` uint8 [F, H, W, 3] RGB, upright, or None; `frame_indices` int32 [F], the frames'
-    positions in the stream, ascending, or empty; `waveform` float32 [S] at 16 kHz or None.
+    positions in the stream (of a stretch: in that), ascending, or empty; `waveform` float32 [S],
+    mono, at `sample_rate` Hz, the file's own, or None.
 
-    H, W: the displayed size, reduced to `max_frame_side` at most. `sha256`: of the media's bytes.
+    H, W: the displayed size, reduced to `max_frame_side` at most. `frame_reader`: decord, pyav, or
+    None without frames. `sha256`: of the media's bytes, all of them.
     """
 
     frames: np.ndarray | None
     frame_indices: np.ndarray
     waveform: np.ndarray | None
+    sample_rate: int
+    frame_reader: str | None
     duration_s: float
     video_streams: int
     audio_streams: int

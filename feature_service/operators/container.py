@@ -80,6 +80,31 @@ class Packet:
     is_key: bool
     is_shown: bool
     """False outside the container's edit list."""
+    is_fresh: bool = True
+    """False of a keyframe that shows a whole picture only some frames later (H.264)."""
+
+    @classmethod
+    def of(cls, packet: Any) -> Packet:
+        fresh = not packet.is_keyframe or _is_fresh(packet)
+        return cls(
+            packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard, fresh
+        )
+
+
+def _is_fresh(packet: Any) -> bool:
+    codec = packet.stream.codec_context
+    # none where the codec is not known: decoding says so
+    if codec is None or codec.name != "h264":
+        return True
+    # MP4 and Matroska: units after their lengths; the first slice's type is 5 in a picture that
+    # nothing before is needed for, 1 in others.
+    data, at = memoryview(packet), 0
+    while at + 5 <= len(data):
+        kind = data[at + 4] & 31
+        if kind in (1, 5):
+            return kind == 5
+        at += 4 + int.from_bytes(data[at : at + 4])
+    return False
 
 
 def audio_packets(
@@ -101,9 +126,7 @@ def audio_packets(
         if packet.stream.type == "audio":
             yield packet
         elif packet.size:
-            shown.append(
-                Packet(packet.pts, packet.duration or 0, packet.is_keyframe, not packet.is_discard)
-            )
+            shown.append(Packet.of(packet))
             # A recording that was never closed states no duration: its packets' times are then
             # all that can stop one that is too long.
             stamp = packet.pts if packet.pts is not None else packet.dts

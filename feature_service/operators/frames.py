@@ -14,11 +14,27 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
+from feature_service.operators import by_decord
 from feature_service.operators.clip import ClipError, DecodeOptions
 from feature_service.operators.container import NOTHING, TAIL, Packet, Span, opened_again
 
+PYAV = "pyav"
 UPRIGHT = (1.0, 0.0, 0.0, 1.0)
 """A display matrix that changes nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pictures:
+    """`frames` uint8 [F, H, W, 3] RGB, upright, or None, their `indices` int32 [F], when the stream
+    is shown, and which library read them."""
+
+    frames: np.ndarray | None
+    indices: np.ndarray
+    span: Span
+    reader: str | None
+
+
+NO_PICTURES = Pictures(None, np.empty(0, np.int32), NOTHING, None)
 
 
 def sample_frame_indices(
@@ -59,16 +75,18 @@ def decode_video(
     key: str,
     stated: float,
     options: DecodeOptions,
-) -> tuple[np.ndarray | None, np.ndarray, Span]:
-    """The sampled frames uint8 [F, H, W, 3] RGB, upright, their indices int32 [F], and when the
-    stream is shown; None, no indices and NOTHING for a stream without frames.
+    *,
+    window: tuple[int, int] | None = None,
+) -> Pictures:
+    """The sampled frames of the stream, or of those shown at times in [low, high) of its `window`.
 
-    `packets`: the stream's, all of them. `stated`: seconds that the container says it lasts, or 0.
-    Raises ClipError where frames that the packets promise cannot be decoded.
+    `packets`: the stream's, all of them or those around the window. `stated`: seconds that the
+    container says it lasts, or 0. Raises ClipError where frames that the packets promise cannot be
+    decoded.
     """
-    index = _index_frames(packets)
+    index = _index_frames(packets, window)
     if not index.times:
-        return None, np.empty(0, np.int32), NOTHING
+        return NO_PICTURES
 
     indices = sample_frame_indices(
         len(index.times),
@@ -80,23 +98,28 @@ def decode_video(
     # a clip of few frames repeats them: each is decoded and converted once
     unique, inverse = np.unique(indices, return_inverse=True)
     pick = _frames_at if index.timed else _frames_in_order
+    frames = pick(file, container, stream, index, unique.tolist())
+    first = next(frames)
+    matrix = _display_matrix(first)
+    height, width = _shown_size(first, stream, matrix, options.max_frame_side)
 
-    images: np.ndarray | None = None
-    matrix: tuple[float, ...] = UPRIGHT
-    for n, frame in enumerate(pick(file, container, stream, index, unique.tolist())):
-        if images is None:
-            matrix = _display_matrix(frame)
+    as_stored = matrix == UPRIGHT and (first.height, first.width) == (height, width)
+    # Of a stretch, PyAV: decord goes through all of a recording to count its frames.
+    plain = as_stored and index.timed and window is None
+    reader, images = by_decord.DECORD, None
+    if plain and by_decord.reads(container, stream, packets, first):
+        images = by_decord.read(file, len(index.times), unique.tolist(), height, width)
+    if images is None:
         # The first frame sets the size for all: a stream may change its own midway, and they go
         # into one array.
-        size = options.max_frame_side if images is None else images.shape[1:3]
-        image = _upright(frame, stream, matrix, size)
-        if images is None:
-            images = np.empty((len(unique), *image.shape), np.uint8)
-        images[n] = image
+        size = (width, height) if _swaps(matrix) else (height, width)
+        reader, images = PYAV, np.empty((len(unique), *size, 3), np.uint8)
+        for n, frame in enumerate(itertools.chain([first], frames)):
+            images[n] = _upright(frame, matrix, height, width)
 
-    assert images is not None
     span = _video_span(index, packets, stream, stated)
-    return images if len(unique) == len(indices) else images[inverse], indices, span
+    images = images if len(unique) == len(indices) else images[inverse]
+    return Pictures(images, indices, span, reader)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,8 +133,10 @@ class _FrameIndex:
     timed: bool
 
 
-def _index_frames(packets: Sequence[Packet]) -> _FrameIndex:
+def _index_frames(packets: Sequence[Packet], window: tuple[int, int] | None) -> _FrameIndex:
     times = [p.pts for p in packets if p.is_shown]
+    if window:
+        times = [t for t in times if t is not None and window[0] <= t < window[1]]
     # hidden keyframes, too: what is shown first may build on one that the edit list hides
     keys = sorted(p.pts for p in packets if p.is_key and p.pts is not None)
     known = [t for t in times if t is not None]
@@ -203,33 +228,38 @@ def _frames_in_order(
         yield last
 
 
-def _upright(frame: Any, stream: Any, matrix: tuple[float, ...], size: Any) -> np.ndarray:
-    """RGB as a player shows it: square pixels, turned and mirrored by the display matrix (a, b, c,
-    d).
-
-    `size`: (H, W) or the longest side.
-    """
-    a, b, c, d = matrix
-    # A matrix may also lean or stretch: it is taken for the nearest of the eight orientations.
-    swaps = abs(b) + abs(c) > abs(a) + abs(d)
-
-    if isinstance(size, tuple):
-        height, width = size[::-1] if swaps else size
-    else:
-        aspect = float(stream.sample_aspect_ratio or 1)
-        if swaps and b and c and abs(abs(b / c) - 1) > 0.01:
-            # FFmpeg takes it from the matrix, but does not see that the sides change places
-            aspect = abs(b / c)
-        # Where pixels are not square, the coarser side is stretched: reducing the other would lose
-        # detail.
-        width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)
-        scale = min(1.0, size / max(width, height))
-        width, height = max(1, round(width * scale)), max(1, round(height * scale))
-
+def _upright(frame: Any, matrix: tuple[float, ...], height: int, width: int) -> np.ndarray:
+    """RGB as a player shows it, of that size before it is turned and mirrored by the display matrix
+    (a, b, c, d)."""
+    a, _, c, d = matrix
     image = frame.to_ndarray(format="rgb24", width=width, height=height)
-    if swaps:
-        image, a, d = image.swapaxes(0, 1), c, b
+    if _swaps(matrix):
+        image, a, d = image.swapaxes(0, 1), c, matrix[1]
     return np.asarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def _shown_size(
+    frame: Any, stream: Any, matrix: tuple[float, ...], longest: int
+) -> tuple[int, int]:
+    """Height and width with square pixels, the longer reduced to `longest` at most, before the
+    frame is turned."""
+    _, b, c, _ = matrix
+    aspect = float(stream.sample_aspect_ratio or 1)
+    if _swaps(matrix) and b and c and abs(abs(b / c) - 1) > 0.01:
+        # FFmpeg takes it from the matrix, but does not see that the sides change places
+        aspect = abs(b / c)
+    # Where pixels are not square, the coarser side is stretched: reducing the other would lose
+    # detail.
+    width, height = frame.width * max(aspect, 1.0), frame.height / min(aspect, 1.0)
+    scale = min(1.0, longest / max(width, height))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _swaps(matrix: tuple[float, ...]) -> bool:
+    """Whether height and width change places. A matrix may also lean or stretch: it is taken for
+    the nearest of the eight orientations."""
+    a, b, c, d = matrix
+    return abs(b) + abs(c) > abs(a) + abs(d)
 
 
 def _display_matrix(frame: Any) -> tuple[float, ...]:

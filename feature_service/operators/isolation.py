@@ -107,14 +107,16 @@ class IsolatedDecoder:
             self._finalizer()
             self._child = None
 
-    def __call__(self, video: str, *, key: str) -> DecodedClip:
-        """As `decode_clip`; ClipError also if the decoder crashed or took more than
-        `timeout_s`."""
+    def __call__(
+        self, video: str, *, key: str, stretch: tuple[float, float] | None = None
+    ) -> DecodedClip:
+        """As `decode_clip`; ClipError also if the decoder crashed or took more than `timeout_s`."""
         self.start()
         assert self._child is not None
         process, connection = self._child
         try:
-            connection.send_bytes(json.dumps({"video": video, "key": key}).encode())
+            request = {"video": video, "key": key, "stretch": stretch}
+            connection.send_bytes(json.dumps(request).encode())
             # what an earlier clip made it say is no reason for this one's end
             self._said.truncate(0)
             if not connection.poll(self.timeout_s):
@@ -192,10 +194,15 @@ def _serve(connection: Connection) -> None:
 
 
 def _answer(
-    request: dict[str, str], options: DecodeOptions
+    request: dict[str, Any], options: DecodeOptions
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     try:
-        clip = decode_clip(request["video"], key=request["key"], options=options)
+        clip = decode_clip(
+            request["video"],
+            key=request["key"],
+            options=options,
+            stretch=tuple(request["stretch"]) if request["stretch"] else None,
+        )
     except ClipError as error:
         return {"stage": error.stage, "error": str(error)}, []
     except StorageError as error:

@@ -3,10 +3,11 @@ shard."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import tempfile
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -55,6 +56,24 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
         copy.close()
         raise
     return copy
+
+
+_HASHES: dict[tuple[int, ...], str] = {}
+"""Of recordings hashed by this process, by device, inode, size and time."""
+
+
+def sha256(file: BinaryIO, *, keep: bool = False) -> str:
+    """Of all bytes of an open file. `keep`: remembered as long as the file does not change, for a
+    recording of which many stretches are rows."""
+    stat = os.fstat(file.fileno())
+    known = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+    if keep and known in _HASHES:
+        return _HASHES[known]
+    file.seek(0)
+    digest = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
+    if keep:
+        _HASHES[known] = digest
+    return digest
 
 
 def file_size(file: BinaryIO) -> int:

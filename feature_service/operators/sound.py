@@ -1,8 +1,11 @@
-"""The sound of an audio stream: 16 kHz mono, resampled as it is decoded."""
+"""The sound of an audio stream: mono, at the rate that the file has it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import av
@@ -10,8 +13,11 @@ import numpy as np
 
 from feature_service.operators.channels import ChannelPower
 from feature_service.operators.clip import SAMPLE_RATE, ClipError, DecodeOptions
-from feature_service.operators.container import Span, check_duration, opened_again
+from feature_service.operators.container import NOTHING, Span, check_duration, opened_again
 
+HIGHEST_RATE, COMMON_DIVISOR, OTHER_RATE = 192_000, 25, 48_000
+"""Hz. A higher rate, or one that shares less with SAMPLE_RATE, is brought to OTHER_RATE here: the
+filter that resamples 16,001 Hz exactly has 256 million weights. All usual rates pass."""
 BAD_AUDIO = 0.1
 """Share of audio packets that may fail to decode (first and last packets of sound streams often
 do)."""
@@ -19,28 +25,59 @@ do)."""
 _Kind = tuple[str, str, int]
 """Layout, sample format and rate of a frame of sound: they may change midway."""
 _Mixes = dict[_Kind, ChannelPower]
+Packets = Callable[[], contextlib.AbstractContextManager[Iterable[Any]]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cut:
+    """The samples [low, high) of a stream that is decoded from its sample `first` on."""
+
+    first: int
+    low: int
+    high: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sound:
+    """`wave` float32 [S] at `rate` Hz or None, and when it was. `end`: samples of the stream up to
+    where decoding stopped."""
+
+    wave: np.ndarray | None
+    rate: int
+    span: Span
+    end: int
+
+
+SILENCE = Sound(None, 0, NOTHING, 0)
+
+
+@contextlib.contextmanager
+def from_the_start(file: BinaryIO, index: int) -> Iterator[Iterable[Any]]:
+    """The packets of a stream, from a container of their own."""
+    with opened_again(file) as again:
+        yield again.demux(again.streams[index])
 
 
 def decode_audio(
-    file: BinaryIO, packets: Iterable[Any], options: DecodeOptions
-) -> tuple[np.ndarray | None, Span]:
-    """The packets' sound as 16 kHz mono, float32 [S], or None, and when it was. Frame by frame: the
-    native samples are never held whole.
+    packets: Iterable[Any], again: Packets, options: DecodeOptions, cut: Cut | None = None
+) -> Sound:
+    """The packets' sound (of a `cut` its samples alone) as mono, frame by frame: the channels are
+    never held whole. `again` gives the same packets another time.
 
     Channels are mixed as FFmpeg does, by their mean for stereo. Where that cancels what they hold
     (one of them has the opposite sign), the loudest is taken alone. Raises ClipError if the sound
     is damaged or longer than `max_duration_s`.
     """
     mixes: _Mixes = {}
-    wave, span, index = _mono(packets, options, mixes, {})
+    sound = _mono(packets, options, mixes, {}, cut)
 
     # Which channel is the loudest shows at the end only. Sound that cancels is decoded a second
     # time, rather than all sound kept with all its channels.
     best = {kind: (power, power.best_alone()) for kind, power in mixes.items()}
     if any(which is not None for _, which in best.values()):
-        with opened_again(file) as again:
-            wave, _, _ = _mono(again.demux(again.streams[index]), options, {}, best)
-    return wave, span
+        with again() as packets:
+            sound = _mono(packets, options, {}, best, cut)
+    return sound
 
 
 def _mono(
@@ -48,17 +85,16 @@ def _mono(
     options: DecodeOptions,
     mixes: _Mixes,
     best: Mapping[_Kind, tuple[ChannelPower, int | None]],
-) -> tuple[np.ndarray | None, Span, int]:
-    """The wave, when it was, and its stream's index.
-
-    `mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of
+    cut: Cut | None,
+) -> Sound:
+    """`mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of
     the mix."""
-    limit = int(options.max_duration_s * SAMPLE_RATE)
-    resampler, count, bad, samples, start, index = _resampler(), 0, 0, 0, None, 0
-    parts: list[np.ndarray] = []
+    at, low, high = (cut.first, cut.low, cut.high) if cut else (0, 0, math.inf)
+    mixer, count, bad, seconds, start = _mixer(), 0, 0, 0.0, None
+    # a part for each stretch of one rate: it may change midway
+    parts: list[tuple[int, list[np.ndarray]]] = []
     for packet in packets:
         count += packet.size > 0
-        index = packet.stream_index
         try:
             frames = packet.decode()
         except av.error.EOFError:
@@ -68,6 +104,9 @@ def _mono(
             continue
 
         for frame in frames:
+            begins, at = at, at + frame.samples
+            if at <= low or begins >= high:
+                continue
             start = frame.time if start is None else start
             kind = frame.layout.name, frame.format.name, frame.sample_rate
             power, which = best.get(kind, (None, None))
@@ -75,39 +114,55 @@ def _mono(
                 frame = power.alone(frame, which)
             elif frame.layout.nb_channels > 1 and not best:
                 if kind not in mixes:
-                    mixes[kind] = ChannelPower(frame.layout.name, _resampler(), SAMPLE_RATE)
+                    mixes[kind] = ChannelPower(frame.layout.name, _mixer(), frame.sample_rate)
                 mixes[kind].add(frame)
             try:
-                out = resampler.resample(frame)
+                mixed = mixer.resample(frame)
             except ValueError:  # rate or channels change midway
-                out, resampler = resampler.resample(None), _resampler()
-                out += resampler.resample(frame)
-            parts += [f.to_ndarray()[0] for f in out]
-            samples += sum(f.samples for f in out)
+                mixer = _mixer()
+                mixed = mixer.resample(frame)
+
+            wave = np.concatenate([f.to_ndarray()[0] for f in mixed])
+            wave = wave[max(low - begins, 0) : int(min(high - begins, len(wave)))]
+            if not parts or parts[-1][0] != frame.sample_rate:
+                parts.append((frame.sample_rate, []))
+            parts[-1][1].append(wave)
+            seconds += len(wave) / frame.sample_rate
 
         # More need not be decoded, nor held: the check below refuses it.
-        if samples > limit:
+        if seconds > options.max_duration_s or at >= high:
             break
 
-    # the filter holds the last samples back until it is told that no more come
-    if samples:
-        parts += [f.to_ndarray()[0] for f in resampler.resample(None)]
-    wave = np.concatenate(parts) if parts else np.empty(0, np.float32)
-    seconds = len(wave) / SAMPLE_RATE
     check_duration(seconds, options)
-    if bad > max(2, BAD_AUDIO * count) or (bad and not wave.size):
+    if bad > max(2, BAD_AUDIO * count) or (bad and not parts):
         raise ClipError(
             "decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded"
         )
-    return (
-        np.ascontiguousarray(wave, np.float32) if wave.size else None,
-        Span(start, seconds),
-        index,
+    if not parts:
+        return dataclasses.replace(SILENCE, end=at)
+    rate = _handed_on(parts[0][0])
+    waves = [_at_rate(np.concatenate(waves), r, rate) for r, waves in parts]
+    wave = waves[0] if len(waves) == 1 else np.concatenate(waves)
+    return Sound(np.ascontiguousarray(wave, np.float32), rate, Span(start, seconds), at)
+
+
+def _handed_on(rate: int) -> int:
+    usual = rate <= HIGHEST_RATE and math.gcd(rate, SAMPLE_RATE) >= COMMON_DIVISOR
+    return rate if usual else OTHER_RATE
+
+
+def _at_rate(wave: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    if rate == wanted:
+        return wave
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave)[None], "flt", "mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=wanted)
+    # the filter holds the last samples back until it is told that no more come
+    return np.concatenate(
+        [f.to_ndarray()[0] for f in [*resampler.resample(frame), *resampler.resample(None)]]
     )
 
 
-def _resampler() -> Any:
+def _mixer() -> Any:
     # rematrix_maxval: channels that agree mix to themselves, not to something louder (5.1: 3.4x).
-    return av.AudioResampler(
-        format="flt", layout="mono", rate=SAMPLE_RATE, options={"rematrix_maxval": "1.0"}
-    )
+    return av.AudioResampler(format="flt", layout="mono", options={"rematrix_maxval": "1.0"})

@@ -14,7 +14,18 @@ from feature_service.pipeline.stages import ERROR, FRAMES, STAGE, build_stage
 from lfmim.config import ExtractConfig
 from lfmim.data.store import read_table
 from lfmim.evaluation.store_report import Crop
-from lfmim.schema import DURATION, FACE_FOUND, ID, LABEL_COLUMNS, TEXT, VIDEO, FeatureSpec, Modality
+from lfmim.schema import (
+    DURATION,
+    END,
+    FACE_FOUND,
+    ID,
+    LABEL_COLUMNS,
+    START,
+    TEXT,
+    VIDEO,
+    FeatureSpec,
+    Modality,
+)
 
 
 def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
@@ -25,7 +36,7 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
     """
     spec = FeatureSpec.load(store)
     sampling, rule = spec.sampling, CropRule.of(spec)
-    table = read_table(store, [VIDEO, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
+    table = read_table(store, [VIDEO, START, END, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
     rows = [r for r in table.to_pylist() if r[VIDEO]]
     # a store of imported features was made from no clips, and its spec has no sampling
     if not rows or not count or "segments" not in sampling:
@@ -49,9 +60,8 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: Cropper, *, faces: bool)
     # of a URL only the decoder can tell, and does so in its error
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")
-    (row,) = decode(
-        [{ID: stored[ID], VIDEO: stored[VIDEO], TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}]
-    )
+    given = {key: stored.get(key) for key in (ID, VIDEO, START, END)}
+    (row,) = decode([{**given, TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}])
     frames = row.get(FRAMES)
     if row[ERROR] or frames is None:
         return Crop(caption, None, row[ERROR] or "no video stream")

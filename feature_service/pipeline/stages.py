@@ -25,11 +25,14 @@ from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
+    END,
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
+    FRAME_READER,
     ID,
     MEDIA_SHA256,
+    START,
     TEXT,
     VIDEO,
     VIDEO_STREAMS,
@@ -47,6 +50,8 @@ Row = dict[str, Any]
 STAGES = ("decode", "face", "vision", "text", "audio")
 ERROR, STAGE = "error", "stage"
 FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
+WAVEFORM_RATE = "waveform_rate"
+"""Samples a second of the waveform as it was decoded."""
 RAW = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: FRAMES}
 """What a row has of a modality once its clip is decoded."""
 UNCUT_TOKENS = "uncut_tokens"
@@ -119,10 +124,16 @@ def build_stage(
         if spec is not None:
             _check_weights(Modality(name), encoder.spec, spec.encoders[name])
         raw = CROPS if name == Modality.VISION else RAW[Modality(name)]
+        given: Callable[[Row], Any] = lambda row: row[raw]  # noqa: E731
+        if name == Modality.AUDIO:
+            from feature_service.operators.resample import Resampler
+
+            resample = Resampler(device)
+            given = lambda row: resample(row[raw], row.get(WAVEFORM_RATE) or SAMPLE_RATE)  # noqa: E731
         after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
         if name == Modality.TEXT:
             after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
-        return lambda rows: after(_encode_rows(rows, Modality(name), raw, encoder))
+        return lambda rows: after(_encode_rows(rows, Modality(name), raw, given, encoder))
     return lambda rows: [_guarded(name, work, row) for row in rows]
 
 
@@ -172,6 +183,7 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     """The FeatureSpec this configuration produces (loads each encoder once, on the CPU). Raises
     InputError as `build_encoder` does."""
     from feature_service.operators.face import KEY_STEP
+    from feature_service.operators.resample import RESAMPLER
 
     encoders: dict[str, EncoderSpec] = {}
     sampling: dict[str, Any] = {}
@@ -183,7 +195,7 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
         encoders[m.value] = dataclasses.replace(encoder.spec, precision=precision)
         # Only what changes a feature that is there: a model of sound is none of a face detector.
         if m is Modality.AUDIO:
-            sampling["sample_rate"] = SAMPLE_RATE
+            sampling |= {"sample_rate": SAMPLE_RATE, "resampler": RESAMPLER}
         if m is Modality.VISION:
             sampling |= {
                 "segments": config.segments,
@@ -220,13 +232,16 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
 
 def _decode(row: Row, decoder: IsolatedDecoder, wanted: Sequence[Modality]) -> None:
     if row[VIDEO] and set(wanted) != {Modality.TEXT}:
-        clip = decoder(row[VIDEO], key=row[ID])
+        stretch = None if row.get(START) is None else (row[START], row[END])
+        clip = decoder(row[VIDEO], key=row[ID], stretch=stretch)
         row.update(
             {
                 FRAMES: clip.frames,
                 WAVEFORM: clip.waveform,
+                WAVEFORM_RATE: clip.sample_rate,
                 DURATION: clip.duration_s,
                 FRAME_INDICES: clip.frame_indices,
+                FRAME_READER: clip.frame_reader,
                 MEDIA_SHA256: clip.sha256,
                 VIDEO_STREAMS: clip.video_streams,
                 AUDIO_STREAMS: clip.audio_streams,
@@ -250,9 +265,15 @@ def _face(row: Row, cropper: Cropper) -> None:
         row[CROPS], row[FACE_FOUND] = cropper(frames)
 
 
-def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder) -> list[Row]:
-    """One call of the encoder for all rows, so that it can batch across utterances; time is shared
-    out evenly.
+def _encode_rows(
+    rows: list[Row],
+    modality: Modality,
+    raw: str,
+    given: Callable[[Row], Any],
+    encoder: Encoder,
+) -> list[Row]:
+    """One call of the encoder for all rows that have `raw`, with what is `given` of each, so that
+    it can batch across utterances; time is shared out evenly.
 
     If the call fails, each row is encoded alone, and only those that fail then carry the error.
     """
@@ -260,10 +281,10 @@ def _encode_rows(rows: list[Row], modality: Modality, raw: str, encoder: Encoder
     todo = [row for row in rows if not row[ERROR] and row.get(raw) is not None and len(row[raw])]
 
     try:
-        encoded = encoder([row[raw] for row in todo])
+        encoded = encoder([given(row) for row in todo])
     except Exception:
         for row in todo:
-            _guarded(modality.value, lambda r: _store(r, encoder, encoder([r[raw]])[0]), row)
+            _guarded(modality.value, lambda r: _store(r, encoder, encoder([given(r)])[0]), row)
     else:
         for row, features in zip(todo, encoded, strict=True):
             keep = lambda r, f=features: _store(r, encoder, f)  # noqa: E731

@@ -17,6 +17,7 @@ from feature_service.pipeline.stages import (
     STAGES,
     UNCUT_TOKENS,
     WAVEFORM,
+    WAVEFORM_RATE,
     Row,
 )
 from lfmim.data.store import feature_array, store_schema
@@ -25,7 +26,7 @@ from lfmim.schema import (
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
-    SENTIMENT_COLUMNS,
+    NUMBER_COLUMNS,
     FeatureSpec,
     Modality,
 )
@@ -49,15 +50,19 @@ def wire_schema(spec: FeatureSpec, extra: list[str]) -> pa.Schema:
     for stage in STAGES:
         schema = schema.append(pa.field(f"seconds_{stage}", pa.float64()))
         schema = schema.append(pa.field(f"node_{stage}", pa.string()))
-    return schema.append(pa.field("gpu_percent", pa.float64())).append(
-        pa.field(UNCUT_TOKENS, pa.int64())
-    )
+    for name, kind in (
+        ("gpu_percent", pa.float64()),
+        (UNCUT_TOKENS, pa.int64()),
+        (WAVEFORM_RATE, pa.int32()),
+    ):
+        schema = schema.append(pa.field(name, kind))
+    return schema
 
 
 def new_row(record: Mapping[Any, Any]) -> Row:
     """A manifest record -> the row the stages start from."""
     row: Row = {
-        str(k): v if v is None or isinstance(v, str) or k in SENTIMENT_COLUMNS.values() else str(v)
+        str(k): v if v is None or isinstance(v, str) or k in NUMBER_COLUMNS else str(v)
         for k, v in record.items()
     }
     # "" and never None: a column of nulls alone comes back from Ray Data as NaN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,11 @@ from lfmim.data.shards import parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
+    END,
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
+    FRAME_READER,
     ID,
     LABEL_COLUMNS,
     MEDIA_SHA256,
@@ -24,6 +27,7 @@ from lfmim.schema import (
     SPEAKER,
     SPLIT,
     SPLITS,
+    START,
     TEXT,
     VIDEO,
     VIDEO_STREAMS,
@@ -45,6 +49,7 @@ RESERVED_COLUMNS = {
     *FEATURE_COLUMNS.values(),
     FACE_FOUND,
     FRAME_INDICES,
+    FRAME_READER,
     DURATION,
     MEDIA_SHA256,
     VIDEO_STREAMS,
@@ -52,6 +57,7 @@ RESERVED_COLUMNS = {
     "stage",
     "error",
     *(f"{raw}{end}" for raw in ("frames", "crops", "waveform") for end in ("", "_shape")),
+    "waveform_rate",
     "gpu_percent",
     "uncut_tokens",
 }
@@ -74,7 +80,8 @@ def read_reported(
     Returns a frame with `id` (str, unique), `video` (absolute path, URL or shard member, "" if
     absent), `text` ("" if absent), `split` ("" if absent), `speaker`, the four `label_*` columns
     (a class of `labels`, by default those of `manifest_labels`, or None), the `sentiment_*` columns
-    that are there (float or None) and the other columns as they are; and the lines of
+    that are there (float or None), `start_s` and `end_s` if one is there (float seconds: the row is
+    that stretch of its video; None: the whole) and the other columns as they are; and the lines of
     `label_report`. Relative videos are resolved against the manifest and may not leave its folder.
     Raises InputError naming file, row (1-based, header not counted; for shards the sample) and
     field. `need_media=False` skips the check that local videos exist.
@@ -122,6 +129,8 @@ def read_reported(
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
         frame[column] = _parsed(frame[column], column, places, labels.parse_sentiment)
 
+    if START in frame or END in frame:
+        frame[START], frame[END] = _stretches(frame, places)
     frame[VIDEO] = [
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
@@ -198,6 +207,39 @@ def _parsed(
     return pd.Series(parsed, dtype=object)
 
 
+def _stretches(frame: pd.DataFrame, places: list[str]) -> tuple[pd.Series, pd.Series]:
+    """The columns start_s and end_s in seconds; of a row, both or neither."""
+    bounds = {
+        column: _parsed(frame.get(column, [None] * len(frame)), column, places, _seconds)
+        for column in (START, END)
+    }
+    for place, start, end in zip(places, *bounds.values(), strict=True):
+        if (start is None) != (end is None):
+            there, lacks = (START, END) if end is None else (END, START)
+            raise InputError(
+                f"{place}, field '{lacks}': empty, while '{there}' is not; give both for a stretch "
+                "of the video, neither for the whole"
+            )
+        if start is not None and not start < end:
+            raise InputError(
+                f"{place}, field '{END}': {end:g} is not behind '{START}', which is {start:g}"
+            )
+    return bounds[START], bounds[END]
+
+
+def _seconds(value: object, *, where: str) -> float | None:
+    text = cell(value)
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{where}: {text!r} is not a number of seconds, 0 or more")
+    return seconds
+
+
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
     """A CSV, JSONL or Parquet file as objects. Raises InputError, which calls it `kind` and names
     possible `formats`, and says by row what is wrong."""
@@ -258,6 +300,6 @@ def _resolve_video(manifest: str, place: str, video: str, need_media: bool) -> s
 
 
 def passthrough_columns(frame: pd.DataFrame) -> list[str]:
-    """Columns this project does not know; they are carried into the feature store, as text but for
-    sentiment scores."""
+    """Columns that not every manifest has; they are carried into the feature store, as text but for
+    NUMBER_COLUMNS."""
     return [c for c in frame.columns if c not in KNOWN_COLUMNS]

@@ -26,11 +26,12 @@ from lfmim.schema import (
     FACE_FOUND,
     FEATURE_COLUMNS,
     FRAME_INDICES,
+    FRAME_READER,
     ID,
     LABEL_COLUMNS,
     LABELS_FILE,
     MEDIA_SHA256,
-    SENTIMENT_COLUMNS,
+    NUMBER_COLUMNS,
     SPEAKER,
     SPEC_FILE,
     SPLIT,
@@ -61,8 +62,8 @@ def feature_type(dim: int) -> pa.DataType:
 
 
 def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) -> pa.Schema:
-    """Arrow schema of the store's parts; `passthrough` columns are text, sentiment scores among
-    them float64."""
+    """Arrow schema of the store's parts; `passthrough` columns are text, but for the numbers
+    (NUMBER_COLUMNS) among them, which are float64."""
     return pa.schema(
         [
             *(
@@ -72,12 +73,13 @@ def store_schema(dims: Mapping[Modality, int], passthrough: Sequence[str] = ()) 
             *((FEATURE_COLUMNS[m], feature_type(dim)) for m, dim in dims.items()),
             (FACE_FOUND, pa.list_(pa.bool_())),
             (FRAME_INDICES, pa.list_(pa.int32())),
+            (FRAME_READER, pa.string()),
             (DURATION, pa.float64()),
             (MEDIA_SHA256, pa.string()),
             (VIDEO_STREAMS, pa.int32()),
             (AUDIO_STREAMS, pa.int32()),
             *(
-                (name, pa.float64() if name in SENTIMENT_COLUMNS.values() else pa.string())
+                (name, pa.float64() if name in NUMBER_COLUMNS else pa.string())
                 for name in passthrough
             ),
         ]

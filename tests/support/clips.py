@@ -13,6 +13,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from feature_service.operators.clip import DecodedClip
+
 
 def write_clip(
     path: Path,
@@ -32,10 +34,11 @@ def write_clip(
     sweep: float = 0.0,
     last_ms: int = 0,
     muxer: dict[str, str] | None = None,
+    coder: dict[str, str] | None = None,
 ) -> Path:
     """`frames=0`: audio alone; `seconds=0`: silent. `streams`: of each kind; stream k sounds at 220
     (k + 1) Hz, rising by `sweep` Hz a second; `gains` of its channels. `last_ms`: how long the last
-    frame is shown."""
+    frame is shown. `muxer`, `coder`: options of the container and of the sound's encoder."""
     with av.open(str(path), "w", options=muxer or {}) as out:
         videos, audios = [], []
         for _ in range(streams if frames else 0):
@@ -45,7 +48,7 @@ def write_clip(
                 stream.set_display_rotation(rotation)
             videos.append(stream)
         for _ in range(streams if seconds else 0):
-            audios.append(out.add_stream(audio, rate=rate, layout=layout))
+            audios.append(out.add_stream(audio, rate=rate, layout=layout, options=coder or {}))
         for k, stream in enumerate(videos):
             packets = []
             for i in range(frames):
@@ -114,3 +117,12 @@ def show_only(path: Path, start_s: float, seconds: float) -> Path:
         )
     path.write_bytes(data)
     return path
+
+
+def heard(clip: DecodedClip) -> np.ndarray:
+    """The waveform as encoders get it, at 16 kHz."""
+    # here, for it imports torch, and most tests of decoding need none
+    from feature_service.operators.resample import Resampler
+
+    assert clip.waveform is not None
+    return Resampler()(clip.waveform, clip.sample_rate)

@@ -5,16 +5,23 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from lfmim.data.importers.base import register_importer, written
-from lfmim.data.importers.utterances import Interval, tier_columns, utterances, write_utterances
+from lfmim.data.importers.utterances import (
+    Interval,
+    recording_of,
+    tier_columns,
+    utterances,
+    write_utterances,
+)
 from lfmim.schema import InputError
 from lfmim.storage import local_path, output_file
 
 
-def read_elan(path: Path) -> tuple[dict[str, list[Interval]], str]:
-    """Tiers by name, and the recording's name as the file has it. An annotation that refers to
-    another has its time. Raises InputError."""
+def read_elan(path: Path) -> tuple[dict[str, list[Interval]], list[str]]:
+    """Tiers by name, and where the file says that its recording is, best first. An annotation that
+    refers to another has its time. Raises InputError."""
     try:
         root = ET.parse(path).getroot()
     except (OSError, ET.ParseError) as error:
@@ -51,9 +58,12 @@ def read_elan(path: Path) -> tuple[dict[str, list[Interval]], str]:
             value = a.findtext("ANNOTATION_VALUE") or ""
             found.append(Interval(start, end, value, tier.get("PARTICIPANT", "")))
 
-    media = root.find("HEADER/MEDIA_DESCRIPTOR")
-    url = "" if media is None else media.get("RELATIVE_MEDIA_URL") or media.get("MEDIA_URL") or ""
-    return tiers, Path(url).name
+    urls = [
+        unquote(media.get(name, "")).removeprefix("file://")
+        for media in root.findall("HEADER/MEDIA_DESCRIPTOR")
+        for name in ("RELATIVE_MEDIA_URL", "MEDIA_URL")
+    ]
+    return tiers, [url for url in urls if url]
 
 
 def _origin(name: str, parents: Mapping[str, str]) -> str:
@@ -66,7 +76,13 @@ def _origin(name: str, parents: Mapping[str, str]) -> str:
 
 @register_importer("elan")
 def elan(
-    *, source: str, output: str, tiers: str = "", labels: str = "", clips: str = ""
+    *,
+    source: str,
+    output: str,
+    tiers: str = "",
+    labels: str = "",
+    recording: str = "",
+    clips: str = "",
 ) -> list[str]:
     """An ELAN file -> manifest of the utterances of its recording.
 
@@ -76,11 +92,15 @@ def elan(
         tiers: TIER=COLUMN,... for tiers that are not called text, speaker, emotion, label_text,
             label_audio, label_vision or label_multimodal.
         labels: label spec, a shipped name or a YAML file; empty: cherma.
-        clips: folder with the stretches that were cut out, as <id>.mp4 or <id>.wav.
+        recording: the recording; empty: where the .eaf says, or of that name beside it.
+        clips: folder with stretches that were cut out, as <id>.mp4 or <id>.wav, instead.
     """
     given, made = local_path(source, "--source"), output_file(output, "--output")
-    found, recording = read_elan(given)
+    found, urls = read_elan(given)
+    beside = [given.parent / p for url in urls for p in (url, Path(url).name)]
+    media = recording_of(recording, beside, "--recording")
+    name = media.name if media else Path(urls[0]).name if urls else ""
     rows = utterances(found, tier_columns(found, tiers, source))
     cut = local_path(clips, "--clips") if clips else None
-    lines = write_utterances(rows, made, recording, labels=labels, clips=cut, where=source)
+    lines = write_utterances(rows, made, name, labels=labels, media=media, clips=cut, where=source)
     return written(lines, output)

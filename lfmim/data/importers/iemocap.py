@@ -123,8 +123,9 @@ def _row(
         "emotion": emotion,
         "activation": activation,
         "dominance": dominance,
-        "start_s": start,
-        "end_s": end,
+        # not start_s and end_s: 'video' is the turn alone
+        "dialogue_start_s": start,
+        "dialogue_end_s": end,
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.corpora import MEDIA, Labeller, media_files, write_corpus
-from lfmim.data.importers.utterances import tier_columns
+from lfmim.data.importers.utterances import tier_columns, times
 from lfmim.schema import (
     DEFAULT_LABELS,
     ID,
@@ -39,8 +39,8 @@ def import_label_studio(
 ) -> list[str]:
     """Write the manifest of an export in the format JSON; returns lines of a report.
 
-    A task whose answers have no times is a clip, and 'video' is its file in `media`. Answers with
-    times (regions of sound, in seconds) are stretches to be cut, as of `write_utterances`. Of
+    'video' is a task's file in `media`: a clip if its answers have no times, else (regions of
+    sound, in seconds) the recording that the rows are stretches of, as of `write_utterances`. Of
     several annotations of a task the first is read; the others are counted. Raises InputError
     naming task and field.
     """
@@ -64,7 +64,8 @@ def import_label_studio(
 
         for number, (span, given) in enumerate(sorted(regions.items(), key=_start), start=1):
             key = f"{stem}_{task['id']}" + (f"_{number:04}" if span else "")
-            path = cut.get(key) if span else files.get(name) or files.get(UPLOAD.sub("", name))
+            whole = cut.get(key) if span else None
+            path = whole or files.get(name) or files.get(UPLOAD.sub("", name))
             lost += path is None
             rows.append(
                 {
@@ -77,8 +78,7 @@ def import_label_studio(
                         for c in LABEL_COLUMNS.values()
                     },
                     "recording": name,
-                    "start_s": f"{span[0]:.3f}" if span else "",
-                    "end_s": f"{span[1]:.3f}" if span else "",
+                    **times(None if whole else span),
                 }
             )
 
@@ -91,8 +91,8 @@ def import_label_studio(
         for n, what in (
             (
                 lost,
-                "rows have no file: clips are looked for in --media, stretches with times, "
-                "which are to be cut out, as <id>.* in --clips",
+                "rows have no file: clips and recordings are looked for in --media, stretches "
+                "that were cut out as <id>.* in --clips",
             ),
             (
                 more,
@@ -179,11 +179,11 @@ def label_studio(
     Args:
         source: the .json file.
         output: manifest to write (.csv, .jsonl, .parquet).
-        media: folder with the clips, under the names that they were uploaded by.
+        media: folder with the clips and recordings, under the names that they were uploaded by.
         tiers: QUESTION=COLUMN,... for questions (from_name) that are not called text, speaker,
             emotion, label_text, label_audio, label_vision or label_multimodal.
         labels: label spec, a shipped name or a YAML file; empty: cherma.
-        clips: folder with the stretches that were cut out, as <id>.mp4 or <id>.wav.
+        clips: folder with stretches that were cut out, as <id>.mp4 or <id>.wav, instead.
     """
     given, made = local_path(source, "--source"), output_file(output, "--output")
     lines = import_label_studio(

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lfmim.data.importers.base import register_importer, written
-from lfmim.data.importers.utterances import Interval, tier_columns, utterances, write_utterances
+from lfmim.data.importers.corpora import MEDIA
+from lfmim.data.importers.utterances import (
+    Interval,
+    recording_of,
+    tier_columns,
+    utterances,
+    write_utterances,
+)
 from lfmim.schema import InputError
 from lfmim.storage import local_path, output_file
 from lfmim.text_files import decode
@@ -75,17 +82,17 @@ def praat(
     Args:
         source: the .TextGrid file.
         output: manifest to write (.csv, .jsonl, .parquet).
-        recording: the recording's name; empty: that of the TextGrid.
+        recording: the recording; empty: a file beside the TextGrid that is called as it is.
         tiers: TIER=COLUMN,... for tiers that are not called text, speaker, emotion, label_text,
             label_audio, label_vision or label_multimodal.
         labels: label spec, a shipped name or a YAML file; empty: cherma.
-        clips: folder with the stretches that were cut out, as <id>.mp4 or <id>.wav.
+        clips: folder with stretches that were cut out, as <id>.mp4 or <id>.wav, instead.
     """
     given, made = local_path(source, "--source"), output_file(output, "--output")
     found = read_textgrid(given)
     rows = utterances(found, tier_columns(found, tiers, source))
     cut = local_path(clips, "--clips") if clips else None
-    name = recording or given.stem
-    return written(
-        write_utterances(rows, made, name, labels=labels, clips=cut, where=source), output
-    )
+    media = recording_of(recording, map(given.with_suffix, MEDIA), "--recording")
+    name = media.name if media else given.stem
+    lines = write_utterances(rows, made, name, labels=labels, media=media, clips=cut, where=source)
+    return written(lines, output)

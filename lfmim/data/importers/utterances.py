@@ -11,14 +11,17 @@ from typing import Any
 from lfmim.data.importers.corpora import Labeller, media_files, write_corpus
 from lfmim.schema import (
     DEFAULT_LABELS,
+    END,
     ID,
     LABEL_COLUMNS,
     MULTIMODAL,
     SPEAKER,
+    START,
     TEXT,
     VIDEO,
     InputError,
 )
+from lfmim.storage import local_path
 
 EMOTION = "emotion"
 """What a tier of the multimodal label is called, besides the column's own name."""
@@ -77,7 +80,7 @@ def utterances(
 
     for (start, end, speaker), row in found.items():
         middle = (start + end) / 2
-        row |= {"start_s": start, "end_s": end}
+        row |= {START: start, END: end}
         row.setdefault(SPEAKER, speaker)
         for tier, column in columns.items():
             at = [p for p in tiers[tier] if p.start <= middle < p.end]
@@ -94,13 +97,15 @@ def write_utterances(
     recording: str,
     *,
     labels: str = "",
+    media: Path | None = None,
     clips: Path | None = None,
     where: str,
 ) -> list[str]:
     """The manifest of a recording's `utterances`; returns lines of a report.
 
-    Nothing here cuts a recording: 'video' is <id>.* of the folder `clips` where that is there, and
-    empty otherwise. Raises InputError naming `where` and the stretch.
+    'video' is the file `media` of the recording with the stretch's times, or <id>.* of the folder
+    `clips` where that is there (a clip cut out: all of it, without times), or else empty. Raises
+    InputError naming `where` and the stretch.
     """
     labeller = Labeller(labels, DEFAULT_LABELS)
     if not rows:
@@ -110,7 +115,7 @@ def write_utterances(
 
     out = []
     for number, row in enumerate(rows, start=1):
-        start, end = row["start_s"], row["end_s"]
+        start, end = row[START], row[END]
         place = f"{where}: {start:.3f} s to {end:.3f} s"
         if not 0 <= start < end:
             raise InputError(f"{place}: ends before it begins")
@@ -119,20 +124,36 @@ def write_utterances(
         out.append(
             {
                 ID: key,
-                VIDEO: str(cut.get(key, "")),
+                VIDEO: str(cut.get(key) or media or ""),
                 TEXT: row.get(TEXT, ""),
                 SPEAKER: row.get(SPEAKER, ""),
                 **parsed,
                 "recording": recording,
-                "start_s": f"{start:.3f}",
-                "end_s": f"{end:.3f}",
+                **times(None if key in cut else (start, end)),
             }
         )
 
     lost = sum(not row[VIDEO] for row in out)
     notes = [
-        f"{lost} stretches are to be cut out of {recording or 'the recording'} (start_s, end_s) as "
-        f"<id>.mp4 or <id>.wav into one folder; the same command with --clips FOLDER then fills "
-        "'video'"
+        f"{lost} stretches have no file: {recording or 'the recording'} is not there; the same "
+        "command with --recording FILE fills 'video', or --clips FOLDER with stretches that were "
+        "cut out, as <id>.mp4 or <id>.wav"
     ]
     return write_corpus(out, output, labeller, notes=notes if lost else [])
+
+
+def times(span: tuple[float, float] | None) -> dict[str, str]:
+    """The columns start_s and end_s of a stretch, to the millisecond; empty of a whole clip."""
+    start, end = (f"{t:.3f}" for t in span) if span else ("", "")
+    return {START: start, END: end}
+
+
+def recording_of(named: str, beside: Iterable[Path], option: str) -> Path | None:
+    """The file that was `named` with an option, else the first of `beside` that is there. Raises
+    InputError if the named one is not."""
+    if named:
+        found = local_path(named, option)
+        if not found.is_file():
+            raise InputError(f"{option}: no such file: {named}")
+        return found
+    return next((p for p in beside if p.is_file()), None)

@@ -34,7 +34,7 @@ from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.store import read_table, sequences
 from lfmim.registry import PLUGINS, load_plugin
 from lfmim.schema import FEATURE_COLUMNS, FeatureSpec, InputError, Modality
-from tests.support.clips import write_clip
+from tests.support.clips import heard, write_clip
 from tests.support.toy import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -275,6 +275,6 @@ def test_a_family_of_a_plugin_file_extracts_by_the_command(mfcc, tmp_path):
     assert (spec.encoders["audio"].name, spec.dims[Modality.AUDIO]) == ("mfcc", 20)
     found = dict(zip(table["id"].to_pylist(), sequences(table, Modality.AUDIO), strict=True))
     assert found["t"] is None
-    waveform = decode_clip(clip, key="c").waveform
+    waveform = heard(decode_clip(clip, key="c"))
     (expected,) = load_encoder(Modality.AUDIO, "", family="mfcc")([waveform])
     np.testing.assert_allclose(found["c"], expected, atol=0.02)

@@ -37,9 +37,7 @@ def sound(path) -> np.ndarray:
 
 
 def plain_mix(path) -> np.ndarray:
-    resampler = av.AudioResampler(
-        format="flt", layout="mono", rate=RATE, options={"rematrix_maxval": "1.0"}
-    )
+    resampler = av.AudioResampler(format="flt", layout="mono", options={"rematrix_maxval": "1.0"})
     with av.open(str(path)) as container:
         frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
     return np.concatenate([f.to_ndarray()[0] for f in [*frames, *resampler.resample(None)]])
@@ -151,5 +149,5 @@ def test_a_layout_that_changes_midway(tmp_path):
     mono = write_clip(tmp_path / "b.mp3", frames=0, audio="mp3", rate=24_000)
     (tmp_path / "c.mp3").write_bytes(left.read_bytes() + mono.read_bytes())
     both = sound(tmp_path / "c.mp3")
-    assert both[4000:24_000].std() > 0.15
-    assert both[40_000:60_000].std() > 0.15
+    assert both[6000:36_000].std() > 0.15
+    assert both[60_000:90_000].std() > 0.15

@@ -235,3 +235,29 @@ def test_a_manifest_is_read_with_its_own_labels(folder):
         "labels mine: 1 x 'fru' left empty",
     ]
     assert manifest_labels(path, "meld").name == "meld"
+
+
+def test_a_row_may_be_a_stretch_of_its_video(folder):
+    frame = read_manifest(
+        write(folder, "id,video,start_s,end_s\na,a.mp4,0.5, 2\nb,a.mp4,,\nc,a.mp4,1e1,10.25\n")
+    )
+    assert frame["start_s"].tolist() == [0.5, None, 10.0]
+    assert frame["end_s"].tolist() == [2.0, None, 10.25]
+    assert passthrough_columns(frame) == ["start_s", "end_s"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        ("start_s,end_s", "1,", "row 1, field 'end_s': empty, while 'start_s' is not"),
+        ("start_s,end_s", ",1", "row 1, field 'start_s': empty, while 'end_s' is not"),
+        ("start_s", "1", "row 1, field 'end_s': empty"),
+        ("start_s,end_s", "2,1", "row 1, field 'end_s': 1 is not behind 'start_s', which is 2"),
+        ("start_s,end_s", "1,1", "field 'end_s': 1 is not behind"),
+        ("start_s,end_s", "-1,1", "row 1, field 'start_s': '-1' is not a number of seconds"),
+        ("start_s,end_s", "0,inf", "row 1, field 'end_s': 'inf' is not a number of seconds"),
+        ("start_s,end_s", "0:01,2", "row 1, field 'start_s': '0:01' is not a number"),
+    ],
+)
+def test_stretches_that_are_none(folder, columns, row, message):
+    assert message in refusal(write(folder, f"id,video,{columns}\na,a.mp4,{row}\n"))

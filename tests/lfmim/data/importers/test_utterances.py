@@ -11,6 +11,7 @@ from lfmim.data.importers.elan import elan, read_elan
 from lfmim.data.importers.label_studio import import_label_studio
 from lfmim.data.importers.praat import praat, read_textgrid
 from lfmim.data.importers.utterances import Interval, tier_columns
+from lfmim.data.manifest import read_manifest
 from lfmim.schema import InputError
 
 EAF = """<?xml version="1.0" encoding="UTF-8"?>
@@ -138,12 +139,24 @@ def test_elan_tiers_become_utterances_and_find_their_clips(tmp_path):
         ["2.000", "3.250"],
     ]
     assert rows.recording.tolist() == ["talk.mp4"] * 2
-    assert any("2 stretches are to be cut out of talk.mp4" in line for line in lines)
+    assert any("2 stretches have no file: talk.mp4 is not there" in line for line in lines)
 
+    (tmp_path / "talk.mp4").touch()
+    assert not any("no file" in line for line in elan(**given))
+    rows = read(tmp_path / "m.csv")
+    assert rows.video.tolist() == ["talk.mp4"] * 2
+    (tmp_path / "other.wav").touch()
+    elan(**given, recording=str(tmp_path / "other.wav"))
+    assert read(tmp_path / "m.csv").video.tolist() == ["other.wav"] * 2
+    with pytest.raises(InputError, match="--recording: no such file: gone"):
+        elan(**given, recording="gone.wav")
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "talk_0002.mp4").touch()
     elan(**given, clips=str(tmp_path / "cut"))
-    assert read(tmp_path / "m.csv").video.tolist() == ["", "cut/talk_0002.mp4"]
+    rows = read(tmp_path / "m.csv")
+    assert rows.video.tolist() == ["talk.mp4", "cut/talk_0002.mp4"]
+    assert rows.start_s.tolist() == ["0.000", ""]  # a clip that was cut out is a row as a whole
+    assert read_manifest(str(tmp_path / "m.csv")).end_s.tolist() == [1.5, None]
     with pytest.raises(InputError, match=r"--tiers 'wrds=text': .*\(words, emotion\)"):
         elan(**{**given, "tiers": "wrds=text"})
     file.write_text(EAF.replace("sad<", "glum<"), encoding="utf-8")
@@ -167,6 +180,10 @@ def test_long_and_short_textgrids_are_read_alike(tmp_path, encoding):
     praat(source=str(tmp_path / "l.TextGrid"), output=str(tmp_path / "m.csv"))
     (row,) = read(tmp_path / "m.csv").to_dict("records")
     assert (row["text"], row["label_audio"], row["start_s"]) == ('he said "9 [1]"', "fear", "0.250")
+    assert row["video"] == ""
+    (tmp_path / "l.wav").touch()
+    praat(source=str(tmp_path / "l.TextGrid"), output=str(tmp_path / "m.csv"))
+    assert read(tmp_path / "m.csv")[["video", "recording"]].to_numpy().tolist() == [["l.wav"] * 2]
     # Cut off within a tier of intervals, and within one of points.
     for whole in (SHORT[:-60], SHORT[: SHORT.index("1e-05")]):
         (tmp_path / "s.TextGrid").write_text(whole, encoding=encoding)
@@ -208,6 +225,9 @@ def test_label_studio_clips_and_stretches(tmp_path):
     assert rows.start_s.tolist() == ["", "0.500"]
     for what in ("1 rows have no file", "1 tasks have several", "1 tasks are without"):
         assert any(what in line for line in lines)
+    (tmp_path / "media" / "b.wav").touch()
+    import_label_studio(file, tmp_path / "m.csv", media=tmp_path / "media")
+    assert read(tmp_path / "m.csv").video.tolist() == ["media/a.mp4", "media/b.wav"]
     frames = {"from_name": "emotion", "value": {"ranges": [{"start": 1, "end": 9}]}}
     file.write_text(json.dumps([task(4, "a.mp4", frames)]))
     with pytest.raises(InputError, match="task 4, field 'emotion': regions of video are in frames"):
