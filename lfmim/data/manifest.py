@@ -37,7 +37,7 @@ from lfmim.schema import (
     fitting_labels,
     read_label_spec,
 )
-from lfmim.storage import file_system
+from lfmim.storage import file_system, reaching
 
 READERS: dict[str, Callable[..., pd.DataFrame]] = {
     ".csv": read_csv,
@@ -135,6 +135,9 @@ def read_reported(
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
+    # Where a scheme's library is missing, no clip of it can be read; others may be.
+    for url in {v.partition("://")[0]: v for v in frame[VIDEO] if "://" in v}.values():
+        file_system(url)
     return frame, report
 
 
@@ -171,10 +174,12 @@ def manifest_labels(manifest: str, given: str = "", default: LabelSpec | None = 
         return read_label_spec(given)
 
     beside = labels_file(manifest)
-    fs, name = file_system(beside)
-    if not fs.exists(name):
-        return default or default_labels()
-    return LabelSpec.from_yaml(fs.cat_file(name), source=beside)
+    with reaching(beside):
+        fs, name = file_system(beside)
+        if not fs.exists(name):
+            return default or default_labels()
+        text = fs.cat_file(name)
+    return LabelSpec.from_yaml(text, source=beside)
 
 
 def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:
@@ -243,9 +248,10 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
 
     try:
-        fs, name = file_system(path)
-        with fs.open(name, "rb") as f:
-            return READERS[suffix](f, path)
+        with reaching(path):
+            fs, name = file_system(path)
+            with fs.open(name, "rb") as f:
+                return READERS[suffix](f, path)
     # It is a ValueError, and would be taken for one of pandas' below.
     except InputError:
         raise

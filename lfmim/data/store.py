@@ -44,7 +44,7 @@ from lfmim.schema import (
     Modality,
     default_labels,
 )
-from lfmim.storage import as_path, listing, new_file, reaching, write_text
+from lfmim.storage import as_path, listing, new_file, write_text
 from lfmim.storage.arrow import arrow_files
 
 ERROR_SCHEMA = pa.schema(
@@ -165,15 +165,13 @@ def part_files(folder: Path) -> list[str]:
 def open_parts(parts: Sequence[str]) -> pad.Dataset:
     """Parts, of which there is one at least, as one dataset."""
     files, names = zip(*(arrow_files(as_path(part)) for part in parts), strict=True)
-    with reaching(parts[0]):
-        return pad.dataset(list(names), format="parquet", filesystem=files[0])
+    return pad.dataset(list(names), format="parquet", filesystem=files[0])
 
 
 def open_part(part: str) -> pq.ParquetFile:
     """One part, to be read by row groups."""
     files, name = arrow_files(as_path(part))
-    with reaching(part):
-        return pq.ParquetFile(name, filesystem=files)
+    return pq.ParquetFile(name, filesystem=files)
 
 
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -191,10 +189,7 @@ def stored_ids(folder: Path) -> set[str]:
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
     parts = part_files(folder / ERRORS_FOLDER)
-    if not parts:
-        return ERROR_SCHEMA.empty_table()
-    with reaching(folder):
-        return open_parts(parts).to_table()
+    return open_parts(parts).to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
 def discard_quarantined(folder: Path) -> None:
@@ -229,8 +224,7 @@ def read_table(
         where = pad.field(SPLIT) == split
     # Parts have random names and rows arrive as they are finished: only by id do two runs of one
     # manifest give the same order, and with it the same training.
-    with reaching(folder):
-        return data.to_table(columns=wanted, filter=where).sort_by(ID)
+    return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

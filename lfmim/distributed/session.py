@@ -46,6 +46,8 @@ TRAVELS = (
     "HF_TOKEN",
     "MLFLOW_TRACKING_*",
     "AWS_*",
+    "GOOGLE_*",
+    "AZURE_STORAGE_*",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
