@@ -60,6 +60,22 @@ def empty_database(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def object_store():
+    """An S3 server for the session; `object_store.bucket()` makes a bucket."""
+    from tests.support.object_store import ObjectStore
+
+    with ObjectStore().running() as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(object_store):
+    """The URL of a new bucket on `object_store`, which refuses nothing again afterwards."""
+    yield object_store.bucket()
+    object_store.refuse = lambda method, path: None
+
+
 @pytest.fixture
 def small_disk():
     """`mount(folder, size)` makes a folder a disk of that size (as `mount` takes it), or changes

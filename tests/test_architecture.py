@@ -135,7 +135,7 @@ def writes(path: Path) -> set[str]:
 # In temporary folders of their own; and a database that MLflow writes itself.
 SCRATCH = {
     "lfmim/tracking/database.py": {"replace"},
-    "lfmim/tracking/registry.py": {"mkdir", "write_text"},
+    "lfmim/tracking/registry.py": {"mkdir", "write_bytes", "write_text"},
     "feature_service/encoders/weights.py": {"mkdir", "write_text"},
 }
 

@@ -28,6 +28,7 @@ from feature_service.operators.frames import (
 from feature_service.operators.media import file_size, open_media, sha256, stated_size
 from feature_service.operators.sound import SILENCE, Sound, decode_audio, from_the_start
 from feature_service.operators.stretch import ENDS_WITHIN, Clock, pictures_of, sound_of
+from lfmim.storage import StorageError
 
 __all__ = [
     "SAMPLE_RATE",
@@ -53,8 +54,8 @@ def decode_clip(
     `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept.
     Raises ClipError if the file cannot be read, is empty, no media, damaged, truncated, larger than
     `max_bytes` or longer than `max_duration_s`, needs too much memory, or has neither video nor
-    audio (of sound alone, `pictures` False, the waveform is then None), or if
-    it ends before the stretch does.
+    audio (of sound alone, `pictures` False, the waveform is then None), or if it ends before the
+    stretch does; StorageError if the object store it is in cannot be used.
     """
     try:
         with open_media(str(video), max_bytes=options.max_bytes) as file:
@@ -66,6 +67,11 @@ def decode_clip(
     # whole machine
     except MemoryError as error:
         raise ClipError("decode", "decoding it needs more memory than a clip may take") from error
+    # What every clip there would meet is the job's end, and no fault of this one.
+    except StorageError as error:
+        if error.general:
+            raise
+        raise ClipError("decode", f"cannot be read: {error.reason}") from error
     # fsspec's file systems raise FileNotFoundError(path): no errno, and so no strerror
     except OSError as error:
         raise ClipError(

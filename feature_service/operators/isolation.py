@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from feature_service.operators.decode import ClipError, DecodedClip, DecodeOptions, decode_clip
+from lfmim.storage import StorageError
 
 MEMORY_BYTES = 4 << 30
 """Private memory of a decoder."""
@@ -122,6 +123,8 @@ class IsolatedDecoder:
                 self.close()
                 raise ClipError("decode", f"timed out after {self.timeout_s:g} s")
             head = json.loads(connection.recv_bytes())
+            if "storage" in head:
+                raise StorageError(*head["storage"])
             if "error" in head:
                 raise ClipError(head["stage"], head["error"])
             arrays = {
@@ -202,6 +205,8 @@ def _answer(
         )
     except ClipError as error:
         return {"stage": error.stage, "error": str(error)}, []
+    except StorageError as error:
+        return {"storage": (error.path, error.reason, error.general)}, []
     # a client of some object store may raise anything
     except Exception as error:
         return {"stage": "decode", "error": f"{type(error).__name__}: {error}"[:500]}, []

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 from fsspec.implementations.local import LocalFileSystem
 
 from lfmim.data.shards import parse_member
-from lfmim.storage import file_system
+from lfmim.storage import file_system, reaching
 
 COPY_BYTES = 4 << 20
 
@@ -21,8 +21,8 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
     """Open a local file as it is; copy anything else, at most `max_bytes`, to a temporary file
     without a name.
 
-    Raises OSError (also by the object store's client) if it cannot be read, ValueError if it is
-    larger than `max_bytes` or its shard ends early.
+    Raises OSError or StorageError if it cannot be read, ValueError if it is larger than `max_bytes`
+    or its shard ends early.
     """
     member = parse_member(video)
     location, offset, size = (member[0], member[2], member[3]) if member else (video, 0, -1)
@@ -31,7 +31,8 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
         return open(path, "rb")
 
     if size < 0:
-        size = int(fs.info(path)["size"] or 0)
+        with reaching(location):
+            size = int(fs.info(path)["size"] or 0)
     if size > max_bytes:
         raise ValueError(f"has {size >> 20} MiB, more than max_media_mb {max_bytes >> 20}")
 
@@ -40,7 +41,7 @@ def open_media(video: str, *, max_bytes: int) -> BinaryIO:
     try:
         # Not fsspec.open(url, block_size=...): that hands the option to the file system's
         # constructor, and s3fs refuses it.
-        with fs.open(path, "rb", block_size=COPY_BYTES) as source:
+        with reaching(location), fs.open(path, "rb", block_size=COPY_BYTES) as source:
             source.seek(offset)
             left = size
             while left > 0:

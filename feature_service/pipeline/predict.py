@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,7 +38,15 @@ from feature_service.pretrained.parts import CACHE
 from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, config_hash
 from lfmim.data.importers.array_files import GIVEN
 from lfmim.data.manifest import manifest_labels, read_manifest
-from lfmim.data.store import part_files, quarantined, read_table, sequences, stored_ids, write_part
+from lfmim.data.store import (
+    open_part,
+    part_files,
+    quarantined,
+    read_table,
+    sequences,
+    stored_ids,
+    write_part,
+)
 from lfmim.distributed import at_work
 from lfmim.predictor import Predictor, to_frame
 from lfmim.progress import Log, at, gpu_percent, no_log, watch
@@ -56,7 +63,7 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
-from lfmim.storage import new_file, write_text
+from lfmim.storage import as_path, new_file, remove_folder, write_text
 from lfmim.text_files import whole
 
 ROWS_PER_CALL = 64
@@ -232,7 +239,7 @@ def predict_manifest(
     ids = set(read_manifest(config.manifest, need_media=False, labels=labels)[ID])
     return extracted, predict_store(
         predictor,
-        Path(config.store),
+        as_path(config.store),
         output,
         workers=workers,
         gpus_per_worker=config.gpus_per_worker,
@@ -268,7 +275,7 @@ def predict_store(
 
     bad = quarantined(store).to_pandas()
     bad = bad[bad[ID].isin(only)] if only is not None else bad
-    ids = {path: pq.read_table(path, columns=[ID])[ID].to_pylist() for path in part_files(store)}
+    ids = {path: open_part(path).read([ID])[ID].to_pylist() for path in part_files(store)}
     want = {i for part in ids.values() for i in part} if only is None else only - set(bad[ID])
     if not want and bad.empty:
         raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
@@ -297,7 +304,7 @@ def predict_store(
     result = pa.concat_tables([predictions, lost]).sort_by(ID)
     _write_output(result, output)
     # only now that the output is whole: until then a killed run continues from them
-    shutil.rmtree(parts)
+    remove_folder(parts)
 
     why = result.select([STAGE, ERROR]).to_pylist()
     reasons = Counter(f"{r[STAGE]}: {r[ERROR]}" for r in why if r[ERROR])
@@ -385,7 +392,7 @@ def _run(
     units = [
         pa.table({"path": [path], "group": [group]})
         for path in todo
-        for group in range(pq.ParquetFile(path).num_row_groups)
+        for group in range(open_part(path).num_row_groups)
     ]
     wanted = frozenset(i for ids in todo.values() for i in ids)
 
@@ -426,7 +433,7 @@ class _Predict:
 
     def __call__(self, unit: pa.Table) -> Iterator[pa.Table]:
         (path,), (group,) = unit["path"].to_pylist(), unit["group"].to_pylist()
-        file = pq.ParquetFile(path)
+        file = open_part(path)
         # a store of imported features may lack a modality
         columns = [c for c in (ID, *FEATURE_COLUMNS.values()) if c in file.schema_arrow.names]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lfmim.cli.arguments import PRESETS, parse
 from lfmim.distributed import session
 from lfmim.experiments.systems import BenchmarkConfig
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import as_path, input_path, output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,8 @@ COMMON = (
 
 def main(args: list[str]) -> int:
     config = parse(BenchmarkConfig, args, prog="lfmim benchmark", about=__doc__, common=COMMON)
-    local_path(config.store, "--store")
-    output_folder(config.report, "--report", files=("results.json", "index.html"))
+    input_path(config.store, "--store")
+    folder = output_folder(config.report, "--report", files=("results.json", "index.html"))
     session.check_shared(store=config.store, report=config.report)
 
     # Here, not at the top: MLflow and what the report needs take seconds to import, for which
@@ -94,13 +94,11 @@ def main(args: list[str]) -> int:
     # they come as they end: the order of the command line makes two reports comparable
     order = {Path(system).stem: i for i, system in enumerate(names)}
     results.sort(key=lambda r: (order[r["system"]], r["seed"]))
-    page = write_comparison(
-        Path(config.report), results, failed, title=f"Systems compared on {config.store}"
-    )
+    page = write_comparison(folder, results, failed, title=f"Systems compared on {config.store}")
     if results[0].get("folds"):
         print(about_folds(results[0]["folds"]))
     print(summary(results))
-    run_id = tracking.log_comparison(uri, config, results, Path(config.report))
+    run_id = tracking.log_comparison(uri, config, results, folder)
     print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")
     return 1 if failed else 0
 
@@ -109,8 +107,6 @@ def _check(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]]) ->
     """Raise InputError for bad input before a cluster is started, and before hours of runs: a
     system that needs all modalities, or a split without labels, would otherwise fail at its
     turn."""
-    from pathlib import Path
-
     import torch
 
     from lfmim.data.loading import load_split
@@ -119,7 +115,7 @@ def _check(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]]) ->
     from lfmim.schema import SPLITS, FeatureSpec
     from lfmim.training.loop import check_data
 
-    store = Path(config.store)
+    store = as_path(config.store)
     spec = FeatureSpec.load(store)
     first = Fold(1, config.folds) if config.folds else None
     data = {s: load_split(store, s, config.model, config.train.cache, first) for s in SPLITS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from lfmim.cli.arguments import parse
 from lfmim.config import TrackingConfig
 from lfmim.distributed import session
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import input_path, output_folder
 
 COMMON = ("store", "model", "split", "report", "storage", "mlflow")
 
@@ -46,11 +46,9 @@ def evaluate(
         storage: run.storage of the training run, for the embedded registry.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
     """
-    local_path(store, "--store")
-    output_folder(report, "--report", files=("report.json", "index.html"))
+    features = input_path(store, "--store")
+    folder = output_folder(report, "--report", files=("report.json", "index.html"))
     session.check_shared(store=store, report=report)
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table
 
@@ -60,8 +58,8 @@ def evaluate(
     predictor = tracking.load_predictor(
         tracking.tracking_uri(TrackingConfig(uri=mlflow), storage), model
     )
-    figures = evaluate_store(predictor, Path(store), split)
-    page = write_report(Path(report), figures, predictor, title=f"{model} on {split}")
+    figures = evaluate_store(predictor, features, split)
+    page = write_report(folder, figures, predictor, title=f"{model} on {split}")
 
     # an F1 per class more would not fit a terminal's width: they are on the page
     task = figures["task"]

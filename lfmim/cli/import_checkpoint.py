@@ -7,7 +7,7 @@ lfmim import checkpoint --checkpoint model.pth --num_heads 16 --store features
 from __future__ import annotations
 
 from lfmim.config import TrackingConfig
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import as_path, input_path, local_path, output_folder
 
 WAS = {
     "--heads": "--num_heads",
@@ -38,7 +38,6 @@ def import_checkpoint(
         storage: folder of the imported checkpoint and of the embedded registry.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
     """
-    from pathlib import Path
 
     import pandas as pd
 
@@ -48,7 +47,7 @@ def import_checkpoint(
 
     path = local_path(checkpoint, "--checkpoint")
     output_folder(storage, "--storage")
-    spec = FeatureSpec.load(local_path(store, "--store")) if store else None
+    spec = FeatureSpec.load(input_path(store, "--store")) if store else None
     imported = read_published(path, num_heads=num_heads, features=spec)
 
     settings = TrackingConfig(uri=mlflow, model_name=registered_model)
@@ -57,7 +56,7 @@ def import_checkpoint(
     # The name follows from all that makes the model, so that the same command finds its own run
     # again, and other heads or features are another model.
     folder = (
-        Path(storage)
+        as_path(storage)
         / f"{registered_model}-{imported.sha256[:10]}-{num_heads}-{imported.spec.fingerprint[:6]}"
     )
     meta = save_imported(imported, folder, source=path.name)

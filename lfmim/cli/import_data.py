@@ -23,6 +23,7 @@ registered model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Collection
@@ -34,7 +35,7 @@ from lfmim.cli.import_checkpoint import WAS, import_checkpoint
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.importers.base import IMPORTERS
 from lfmim.schema import TEXT, VIDEO, InputError, Modality
-from lfmim.storage import output_folder
+from lfmim.storage import as_path, local_copy, output_folder
 
 SOUND_ALONE = frozenset({".wav", ".ogg", ".mp3", ".flac", ".m4a", ".opus", ".aac"})
 STORE_OPTIONS = """
@@ -100,7 +101,7 @@ def _fill(manifest: str, store: str, encoders: EncoderConfig) -> int:
     from lfmim.data.importers.arrays import import_join
     from lfmim.data.importers.corpora import arrays_beside
 
-    beside = arrays_beside(Path(manifest))
+    beside = arrays_beside(as_path(manifest))
     # What is extracted stays, as a rerun continues in it.
     target = f"{store}.extracted" if beside else store
     config = ExtractConfig(manifest=manifest, store=target, encoders=encoders)
@@ -109,7 +110,9 @@ def _fill(manifest: str, store: str, encoders: EncoderConfig) -> int:
     if code or not beside:
         return code
 
-    lines = import_join(Path(target), Path(store), beside)
+    with contextlib.ExitStack() as copies:
+        files = {m: copies.enter_context(local_copy(path)) for m, path in beside.items()}
+        lines = import_join(as_path(target), as_path(store), files)
     print("\n".join([*lines, f"written: {store}"]))
     return 0
 

@@ -7,7 +7,7 @@ lfmim inspect --store features --page features.html --crops 0
 from __future__ import annotations
 
 from lfmim.cli.arguments import parse
-from lfmim.storage import local_path, output_file
+from lfmim.storage import input_path, output_file
 
 COMMON = ("store", "page", "crops", "seed")
 
@@ -31,7 +31,7 @@ def inspect_features(*, store: str, page: str = "", crops: int = 24, seed: int =
     if crops < 0:
         raise InputError(f"--crops {crops}: must not be negative")
 
-    folder = local_path(store, "--store")
+    folder = input_path(store, "--store")
     # absolute: for `--store .` the page would be `..html`
     target = output_file(page or f"{folder.absolute()}.html", "--page")
     summary = describe_store(folder)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lfmim.cli.arguments import parse_one
-from lfmim.storage import local_path, output_file, output_folder
+from lfmim.storage import input_path, output_file, output_folder
 
 
 def commands() -> dict[str, Callable[..., int]]:
@@ -35,13 +35,10 @@ def report(*, source: str, report: str = "labels", split: str = "", labels: str 
             else cherma.
     """
     from lfmim.data.label_statistics import labels_of, read_labels
-    from lfmim.data.manifest import READERS
     from lfmim.evaluation.label_report import TITLES, label_tables, write_label_report
     from lfmim.schema import LABEL_COLUMNS, SPLIT, InputError
 
-    # tables are read from anywhere; a feature store, which is a folder, from a disk only
-    if not source.endswith(tuple(READERS)):
-        local_path(source, "--source")
+    input_path(source, "--source")
     folder = output_folder(report, "--report", files=("index.html",))
 
     spec = labels_of(source, labels)

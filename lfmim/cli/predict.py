@@ -23,7 +23,7 @@ from lfmim.schema import (
     LabelSpec,
     NothingThereError,
 )
-from lfmim.storage import local_path, output_file, output_folder
+from lfmim.storage import as_path, input_path, output_file, output_folder
 
 if TYPE_CHECKING:
     from lfmim.predictor import Predictor
@@ -112,7 +112,8 @@ def predict(
         raise InputError(f"--workers: {workers} must be at least 1")
 
     track = TrackingConfig(uri=mlflow)
-    local_path(store, "--store")
+    if store:
+        input_path(store, "--store")
     if manifest or store:
         output_file(output, "--output")
         output_folder(f"{output}.parts", "--output")
@@ -152,15 +153,15 @@ def predict(
     ) as log:
         if manifest:
             for summary in predict_manifest(
-                predictor, config, Path(output), workers=workers, log=log
+                predictor, config, as_path(output), workers=workers, log=log
             ):
                 print(summary)
         else:
             print(
                 predict_store(
                     predictor,
-                    Path(store),
-                    Path(output),
+                    as_path(store),
+                    as_path(output),
                     workers=workers,
                     gpus_per_worker=gpus_per_worker,
                     stuck_minutes=stuck_minutes,

@@ -12,7 +12,7 @@ from typing import Literal
 from lfmim.cli.arguments import parse
 from lfmim.config import TrackingConfig
 from lfmim.schema import InputError
-from lfmim.storage import local_path
+from lfmim.storage import input_path
 
 COMMON = ("store", "challenger", "registered_model", "rollback", "storage", "mlflow")
 
@@ -53,7 +53,6 @@ def promote(
         storage: run.storage of the training run, for the embedded registry.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
     """
-    from pathlib import Path
 
     from lfmim import tracking
     from lfmim.evaluation.promotion import compare
@@ -69,7 +68,7 @@ def promote(
         raise InputError("store: name the feature store to compare on: --store PATH")
     if not 0 < alpha < 1:
         raise InputError(f"alpha: {alpha} is not between 0 and 1")
-    local_path(store, "--store")
+    features = input_path(store, "--store")
 
     new = tracking.resolve_version(uri, name, challenger)
     if new is None:
@@ -85,7 +84,7 @@ def promote(
 
     # by version, not by alias: someone else may move `champion` while this compares
     first, second = (tracking.load_predictor(uri, f"models:/{name}/{v}") for v in (old, new))
-    better, why = compare(first, second, Path(store), split="valid", head=head).verdict(alpha)
+    better, why = compare(first, second, features, split="valid", head=head).verdict(alpha)
     if better:
         tracking.set_champion(uri, name, new)
         print(f"promoted: version {new} is champion of {name}, version {old} was; {why}")

@@ -13,7 +13,7 @@ from lfmim.cli.arguments import parse
 from lfmim.config import ExperimentConfig
 from lfmim.distributed import session
 from lfmim.metrics import not_learned
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import input_path, output_folder
 
 COMMON = (
     "store",
@@ -36,7 +36,7 @@ def main(args: list[str]) -> int:
 def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = None) -> int:
     """Run the job and print what came of it; the command's exit code. `version_tags`: as
     `train_run` takes them."""
-    local_path(config.store, "--store")
+    input_path(config.store, "--store")
     output_folder(config.run.storage, "--storage")
     session.check_shared(store=config.store, storage=config.run.storage)
     from lfmim.distributed.trainer import describe, train_run

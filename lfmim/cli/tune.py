@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from lfmim.cli.arguments import parse
 from lfmim.distributed import session
 from lfmim.experiments.search import TrialRecord, TuneConfig
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import input_path, output_folder
 
 AGAIN = "run the same command with --resume to continue"
 COMMON = (
@@ -34,7 +34,7 @@ COMMON = (
 
 def main(args: list[str]) -> int:
     config = parse(TuneConfig, args, prog="lfmim tune", about=__doc__, common=COMMON)
-    local_path(config.store, "--store")
+    input_path(config.store, "--store")
     output_folder(config.run.storage, "--storage")
     session.check_shared(store=config.store, storage=config.run.storage)
     from lfmim.distributed.tuner import describe_sweep, tune_distributed

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from lfmim.data.importers.emotiontalk import TRANSCRIPT, strip_marks
 from lfmim.data.manifest import cell, manifest_labels
-from lfmim.data.store import read_table
+from lfmim.data.store import open_part, part_files, read_table
 from lfmim.data.tables import read_rows
 from lfmim.schema import (
     DURATION,
@@ -27,6 +26,7 @@ from lfmim.schema import (
     InputError,
     LabelSpec,
 )
+from lfmim.storage import as_path
 
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\d_\u3400-\u9fff]+(?:'[^\W\d_]+)*|\d+")
 """A Chinese character, a word of letters, or a number; punctuation does not count."""
@@ -38,8 +38,8 @@ MOST_COUNTED = 12
 
 def labels_of(path: str, given: str = "") -> LabelSpec:
     """The LabelSpec of a feature store, or as `manifest_labels`. Raises InputError."""
-    if Path(path).is_dir() and not given:
-        return LabelSpec.load(Path(path))
+    if as_path(path).is_dir() and not given:
+        return LabelSpec.load(as_path(path))
     return manifest_labels(path, given)
 
 
@@ -51,7 +51,7 @@ def read_labels(path: str, spec: LabelSpec) -> pd.DataFrame:
     None), and `duration_s` and other columns where there are any. Raises InputError naming file,
     row and field.
     """
-    frame = _label_columns(Path(path)) if Path(path).is_dir() else read_rows(path, (ID,))
+    frame = _label_columns(as_path(path)) if as_path(path).is_dir() else read_rows(path, (ID,))
     if not any(c in frame for c in LABEL_COLUMNS.values()):
         raise InputError(
             f"{path}: none of the columns {', '.join(LABEL_COLUMNS.values())} is there; found: "
@@ -87,7 +87,7 @@ def read_labels(path: str, spec: LabelSpec) -> pd.DataFrame:
 def _label_columns(store: Path) -> pd.DataFrame:
     """All of a feature store but the features."""
     # Of CHERMA's size a store has 12 GB, nearly all of it features.
-    names = [c for part in store.glob("part-*.parquet") for c in pq.read_schema(part).names]
+    names = [c for part in part_files(store) for c in open_part(part).schema_arrow.names]
     table = read_table(
         store, [c for c in dict.fromkeys(names) if c not in FEATURE_COLUMNS.values()]
     )

@@ -39,7 +39,7 @@ from lfmim.schema import (
     fitting_labels,
     read_label_spec,
 )
-from lfmim.storage import file_system
+from lfmim.storage import file_system, reaching
 
 READERS: dict[str, Callable[..., Iterator[pd.DataFrame]]] = {
     ".csv": read_csv,
@@ -214,6 +214,9 @@ def _checked(
         _resolve_video(path, place, cell(value), need_media)
         for place, value in zip(places, frame[VIDEO], strict=True)
     ]
+    # Where a scheme's library is missing, no clip of it can be read; others may be.
+    for url in {v.partition("://")[0]: v for v in frame[VIDEO] if "://" in v}.values():
+        file_system(url)
     return Batch(frame, places, words)
 
 
@@ -241,10 +244,12 @@ def manifest_labels(manifest: str, given: str = "", default: LabelSpec | None = 
         return read_label_spec(given)
 
     beside = labels_file(manifest)
-    fs, name = file_system(beside)
-    if not fs.exists(name):
-        return default or default_labels()
-    return LabelSpec.from_yaml(fs.cat_file(name), source=beside)
+    with reaching(beside):
+        fs, name = file_system(beside)
+        if not fs.exists(name):
+            return default or default_labels()
+        text = fs.cat_file(name)
+    return LabelSpec.from_yaml(text, source=beside)
 
 
 def refuse_duplicates(path: str, batches: Iterable[Batch], suspects: Callable[[str], bool]) -> None:
@@ -331,9 +336,10 @@ def _frames(path: str, kind: str, formats: Sequence[str], rows: int) -> Iterator
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
 
     try:
-        fs, name = file_system(path)
-        with fs.open(name, "rb") as f:
-            yield from READERS[suffix](f, path, rows)
+        with reaching(path):
+            fs, name = file_system(path)
+            with fs.open(name, "rb") as f:
+                yield from READERS[suffix](f, path, rows)
     # It is a ValueError, and would be taken for one of pandas' below.
     except InputError:
         raise

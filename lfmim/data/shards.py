@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
 
 from lfmim.schema import ID, LABEL_COLUMNS, MULTIMODAL, TEXT, VIDEO, InputError, LabelSpec
-from lfmim.storage import file_system
+from lfmim.storage import file_system, reaching
 from lfmim.text_files import decode, parse_json, whole
 
 MEDIA_SUFFIXES = frozenset(
@@ -85,7 +85,9 @@ def expand_shards(pattern: str) -> list[str]:
             continue
         # glob() answers without the scheme, under which alone the shard is found again.
         fs, path = file_system(name)
-        out += sorted(fs.unstrip_protocol(p) if "://" in name else str(p) for p in fs.glob(path))
+        with reaching(name):
+            found = fs.glob(path)
+        out += sorted(fs.unstrip_protocol(p) if "://" in name else str(p) for p in found)
 
     if not out:
         raise InputError(f"{pattern}: no shard has such a name")
@@ -137,7 +139,7 @@ def _read_shard(shard: str, labels: LabelSpec) -> list[Sample]:
         fs, path = file_system(shard)
         # Small reads, as most of a shard is media that is skipped. Not fsspec.open(block_size=...):
         # that hands it to the file system's constructor, and s3fs refuses it.
-        with fs.open(path, "rb", block_size=1 << 16) as file:
+        with reaching(shard), fs.open(path, "rb", block_size=1 << 16) as file:
             for name, offset, size in _members(shard, file):
                 # WebDataset's rule: a sample's name ends at the first dot of the file's. A name
                 # that begins with one is no sample: macOS packs ._x.mp4 beside x.mp4.

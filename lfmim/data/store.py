@@ -46,7 +46,7 @@ from lfmim.schema import (
     Modality,
     default_labels,
 )
-from lfmim.storage import Listed, as_path, listing, new_file, reaching, write_text
+from lfmim.storage import Listed, as_path, listing, new_file, write_text
 from lfmim.storage.arrow import arrow_files
 
 ERROR_SCHEMA = pa.schema(
@@ -177,15 +177,13 @@ def part_shards(folder: Path) -> set[tuple[int, int]]:
 def open_parts(parts: Sequence[str]) -> pad.Dataset:
     """Parts, of which there is one at least, as one dataset."""
     files, names = zip(*(arrow_files(as_path(part)) for part in parts), strict=True)
-    with reaching(parts[0]):
-        return pad.dataset(list(names), format="parquet", filesystem=files[0])
+    return pad.dataset(list(names), format="parquet", filesystem=files[0])
 
 
 def open_part(part: str) -> pq.ParquetFile:
     """One part, to be read by row groups."""
     files, name = arrow_files(as_path(part))
-    with reaching(part):
-        return pq.ParquetFile(name, filesystem=files)
+    return pq.ParquetFile(name, filesystem=files)
 
 
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -198,19 +196,13 @@ def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
     parts = part_files(folder)
-    if not parts:
-        return set()
-    with reaching(folder):
-        return set(open_parts(parts).to_table(columns=[ID])[ID].to_pylist())
+    return set(open_parts(parts).to_table(columns=[ID])[ID].to_pylist()) if parts else set()
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
     parts = error_files(folder)
-    if not parts:
-        return ERROR_SCHEMA.empty_table()
-    with reaching(folder):
-        return open_parts(parts).to_table()
+    return open_parts(parts).to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
 def error_files(folder: Path) -> list[str]:
@@ -247,9 +239,7 @@ def read_table(
     parts = part_files(folder)
     # A shard of which every row is quarantined has a part without rows.
     data = open_parts(parts) if parts else None
-    with reaching(folder):
-        empty = data is None or not data.head(1, columns=[ID]).num_rows
-    if data is None or empty:
+    if data is None or not data.head(1, columns=[ID]).num_rows:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
 
     wanted = (
@@ -261,8 +251,7 @@ def read_table(
         where = pad.field(SPLIT) == split
     # Parts have random names and rows arrive as they are finished: only by id do two runs of one
     # manifest give the same order, and with it the same training.
-    with reaching(folder):
-        return data.to_table(columns=wanted, filter=where).sort_by(ID)
+    return data.to_table(columns=wanted, filter=where).sort_by(ID)
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

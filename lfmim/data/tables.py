@@ -10,7 +10,7 @@ import pandas as pd
 
 from lfmim.data.manifest import KNOWN_COLUMNS, READERS, cell, labels_file, read_frame
 from lfmim.schema import VIDEO, InputError, LabelSpec
-from lfmim.storage import new_file, write_text
+from lfmim.storage import as_path, is_remote, new_file, write_text
 
 
 def read_rows(path: str, required: Sequence[str]) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def write_manifest(frame: pd.DataFrame, path: Path, labels: LabelSpec | None = N
 
     # Before the manifest: one without its labels would be read with CHERMA's.
     if labels is not None:
-        write_text(Path(labels_file(str(path))), labels.to_yaml())
+        write_text(as_path(labels_file(str(path))), labels.to_yaml())
     with new_file(path) as temporary:
         if path.suffix == ".csv":
             frame.to_csv(temporary, index=False)
@@ -57,8 +57,10 @@ def write_manifest(frame: pd.DataFrame, path: Path, labels: LabelSpec | None = N
 
 
 def _relative(video: str, folder: Path) -> str:
-    if not video or "://" in video:
+    if not video:
         return video
+    if "://" in video or is_remote(folder):
+        return video.removeprefix(f"{folder}/") if "://" in video else os.path.abspath(video)
     # Not resolve(): a clip that is linked into the folder would be written as what it links to.
     whole = Path(os.path.abspath(video))
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)

@@ -113,6 +113,7 @@ def _read(kind: str) -> list[Work]:
 # next `[Rank`, the next `ray::` frame or the end.
 _INPUT_ERROR = re.compile(
     rf"^(?:{re.escape(InputError.__module__)}\.InputError"
+    r"|lfmim\.storage\.failures\.(?:Storage|Write)Error"
     r"|lfmim\.training\.loop\.NonFiniteLossError): "
     r"(.+?)(?=\n\s*\n|\n\[Rank|\n\S*ray::|\Z)",
     re.DOTALL | re.MULTILINE,

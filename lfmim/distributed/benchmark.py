@@ -28,7 +28,7 @@ from lfmim.models import MODELS, EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
 from lfmim.progress import at
 from lfmim.schema import MODALITIES, MULTIMODAL
-from lfmim.storage import WriteError, write_text
+from lfmim.storage import StorageError, WriteError, as_path, write_text
 from lfmim.training.checkpoint import (
     STATE,
     CheckpointMeta,
@@ -74,7 +74,7 @@ def run_benchmark(
     `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
     others; a full disk does, as WriteError. Raises InputError for a store without such folds.
     """
-    store = Path(config.store).resolve()
+    store = as_path(config.store).resolve()
     # A run whose process or node dies is called again by Ray, and goes on from its last epoch.
     remote = ray.remote(_train_run).options(
         num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=2
@@ -86,8 +86,8 @@ def run_benchmark(
     failed: list[str] = []
     todo = []
     for run in runs:
-        if (Path(run.folder) / RESULT).is_file():
-            results.append(json.loads((Path(run.folder) / RESULT).read_text(encoding="utf-8")))
+        if (as_path(run.folder) / RESULT).is_file():
+            results.append(json.loads((as_path(run.folder) / RESULT).read_text(encoding="utf-8")))
             on_done(len(results), len(runs), results[-1], True)
         else:
             todo.append(run)
@@ -102,8 +102,9 @@ def run_benchmark(
             except ray.exceptions.RayError as error:
                 # Ray raises a task's error as one of its own class and the task's at once. A full
                 # disk would fail every run.
-                if isinstance(error, WriteError):
-                    raise WriteError(error.path, error.reason) from error
+                if isinstance(error, StorageError):
+                    kind = WriteError if isinstance(error, WriteError) else StorageError
+                    raise kind(error.path, error.reason) from error
                 reason = str(error).strip().splitlines()[-1]
                 failed.append(f"{run.system} {run.seed}{run.of_fold}: {reason}")
                 continue
@@ -143,7 +144,7 @@ def _runs(
             if fold:
                 key += [fold.number, parts]
                 title += f"-fold{fold.number}"
-            folder = Path(config.report).resolve() / "runs" / f"{title}-{config_hash(*key)}"
+            folder = as_path(config.report).resolve() / "runs" / f"{title}-{config_hash(*key)}"
             out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves, fold))
     return out
 
@@ -153,7 +154,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(cpus)))
     name = f"{run.system} seed {run.seed}{run.of_fold}"
     at_work.begin(name, name)
-    started, home = time.perf_counter(), Path(run.folder)
+    started, home = time.perf_counter(), as_path(run.folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = experiment_from_dict(run.config, stored=True)
 
@@ -165,7 +166,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
 
     meta = run_epochs(
         config,
-        Path(store),
+        as_path(store),
         home,
         device=device,
         keep=None if run.with_curves else 1,
@@ -178,7 +179,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
 
     # From here on nothing is chosen any more: the only reading of the test split.
     at("test")
-    test = load_split(Path(store), "test", config.model, config.train.cache, run.fold)
+    test = load_split(as_path(store), "test", config.model, config.train.cache, run.fold)
     result = _result(run, meta, test.to(device), seconds)
     at("")
     return result
@@ -187,7 +188,7 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
 def _result(
     run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float
 ) -> dict[str, Any]:
-    home, device = Path(run.folder), test.labels.device
+    home, device = as_path(run.folder), test.labels.device
     best = epoch_folder(home, meta.best_epoch)
     model = load_model(best)[0].to(device)
     outputs, cka = _predictions(model, test)

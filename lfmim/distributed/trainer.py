@@ -33,7 +33,7 @@ from lfmim.schema import (
     LabelSpec,
     default_labels,
 )
-from lfmim.storage import exclusive, output_folder, write_text
+from lfmim.storage import as_path, exclusive, output_folder, write_text
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import (
@@ -102,7 +102,7 @@ def check_experiment(config: ExperimentConfig) -> str:
     Features are read, once for the same data and model, if the model needs every modality of every
     utterance.
     """
-    store = Path(config.store).resolve()
+    store = as_path(config.store).resolve()
     fingerprint = data_fingerprint(store)
     _check_splits(store, fingerprint, config.model, config.train.cache)
     return fingerprint
@@ -132,7 +132,7 @@ def describe(config: ExperimentConfig) -> str:
 
     Raises InputError as `check_experiment` and `check_run`, and for a tracker that cannot be used.
     """
-    c, storage = config.run, Path(config.run.storage).resolve()
+    c, storage = config.run, as_path(config.run.storage).resolve()
     gpu = c.gpus_per_worker > 0
 
     # A driver without a GPU cannot tell what `auto` will be on a worker that has one.
@@ -167,7 +167,7 @@ def train_run(
     On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises
     InputError for a store without the splits it needs, before any worker starts.
     """
-    store, storage = Path(config.store).resolve(), Path(config.run.storage).resolve()
+    store, storage = as_path(config.store).resolve(), as_path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
     name, uri = run_name(config, fingerprint), tracking.tracking_uri(config.tracking, str(storage))
@@ -239,9 +239,9 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
         )
     elif data is None:
         differs += [
-            f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(Path(config.store)))
+            f"store: {d}" for d in meta.spec.differences(FeatureSpec.load(as_path(config.store)))
         ]
-        differs += meta.labels.differences(LabelSpec.load(Path(config.store)))
+        differs += meta.labels.differences(LabelSpec.load(as_path(config.store)))
 
     if config.train.epochs < meta.epoch:
         differs.append(f"train.epochs: {meta.epoch} are trained, now {config.train.epochs}")
@@ -333,7 +333,7 @@ def _run_id(
         "uri": uri,
         "run_id": run_id,
         "data": tags["data"],
-        "store": str(Path(config.store).resolve()),
+        "store": str(as_path(config.store).resolve()),
     }
     write_text(folder / RUN_FILE, json.dumps(record))
     return run_id

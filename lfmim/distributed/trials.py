@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,8 @@ from lfmim.experiments.search import (
 )
 from lfmim.progress import at
 from lfmim.schema import InputError
-from lfmim.storage import WriteError, write_text
+from lfmim.storage import StorageError, WriteError, as_path, remove_folder, write_text
+from lfmim.storage.arrow import ray_storage
 from lfmim.training.checkpoint import latest_checkpoint, load_meta, remove_checkpoints
 from lfmim.training.loop import EpochReport, NonFiniteLossError, worker_device
 
@@ -74,8 +74,9 @@ class Trials:
         """Values and whole config of the trials begun in this process."""
         self.stopped: set[int] = set()
         self.errors: dict[int, str] = {}
-        self.unwritten: WriteError | None = None
-        """Of a full disk, which would fail every trial: the sweep stops until there is room."""
+        self.unwritten: StorageError | None = None
+        """Of a full disk or a store out of reach, which would fail every trial: the sweep stops
+        until that is mended."""
 
         self.records: dict[int, TrialRecord] = {}
         for n in range(total):
@@ -124,7 +125,7 @@ class Trials:
             run_config=tune.RunConfig(
                 # New every time: Tune's own state, if it found any, would be behind the records.
                 name=f"{self.folder.name}-{time.time_ns()}",
-                storage_path=str(ray_folder),
+                **ray_storage(ray_folder),
                 verbose=0,
             ),
         )
@@ -139,7 +140,7 @@ class Trials:
             raise RuntimeError(
                 f"Tune ended without trials {', '.join(map(str, left))}; see {ray_folder}"
             )
-        shutil.rmtree(ray_folder, ignore_errors=True)
+        remove_folder(ray_folder)
 
     def end(
         self, number: int, state: Literal["finished", "stopped", "diverged", "failed"], message: str
@@ -256,7 +257,7 @@ class _Search(Searcher):
         try:
             self._complete(trial_id, result, error)
         # Raised here it would be for Tune to handle; `run` raises it once Tune has ended.
-        except WriteError as failure:
+        except StorageError as failure:
             self.trials.unwritten = failure
 
     def _complete(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
@@ -271,7 +272,8 @@ class _Search(Searcher):
             else:
                 self.trials.end(number, "failed", self.trials.errors.get(number, "it died"))
         elif "unwritten" in result:
-            raise WriteError(*result["unwritten"])
+            kind, *about = result["unwritten"]
+            raise (WriteError if kind == "WriteError" else StorageError)(*about)
         elif result.get("problem"):
             self.trials.end(number, result["kind"], result["problem"])
         else:
@@ -310,7 +312,7 @@ class _Scheduler(FIFOScheduler):
 
 def _trial(args: Mapping[str, Any]) -> None:
     """One trial; reports every epoch, past ones again."""
-    config, home = experiment_from_dict(args["config"]), Path(args["home"])
+    config, home = experiment_from_dict(args["config"]), as_path(args["home"])
     device = worker_device(config.run)
     at_work.begin(args["home"], f"trial {home.name}")
 
@@ -327,7 +329,7 @@ def _trial(args: Mapping[str, Any]) -> None:
     try:
         run_epochs(
             config,
-            Path(args["store"]),
+            as_path(args["store"]),
             home,
             device=device,
             # The winner is trained again: of a trial only its newest checkpoint is of use.
@@ -341,7 +343,8 @@ def _trial(args: Mapping[str, Any]) -> None:
     # What follows is reported, not raised: Tune would take it for a death, and try again.
     except NonFiniteLossError as error:
         tune.report({"kind": "diverged", "problem": str(error)})
-    except WriteError as error:
-        tune.report({"unwritten": [error.path, error.reason], "problem": error.reason})
+    except StorageError as error:
+        told = [type(error).__name__, error.path, error.reason]
+        tune.report({"unwritten": told, "problem": error.reason})
     except InputError as error:
         tune.report({"kind": "failed", "problem": str(error)})

@@ -34,7 +34,7 @@ from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_tab
 from lfmim.former_names import FORMER
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
-from lfmim.storage import output_folder, write_text
+from lfmim.storage import as_path, output_folder, write_text
 
 SWEEP = "sweep.json"
 
@@ -131,7 +131,7 @@ def _sweep(
     on_trial: OnTrial,
 ) -> SweepResult:
     """`tune_distributed` on a sweep whose record `state` is there."""
-    store = Path(config.store).resolve()
+    store = as_path(config.store).resolve()
     name, uri = folder.name, _uri(config)
     parent, window = state["run_id"], int(state["window"])
     total = config.trials if config.search != "grid" else len(grid_points(space)) + 1
@@ -236,7 +236,7 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
     return {
         **order,
         **hash_parts(config),
-        "data": data_fingerprint(Path(config.store).resolve()),
+        "data": data_fingerprint(as_path(config.store).resolve()),
         "search": config.search,
         "scheduler": halving if config.scheduler == "asha" else ["none"],
         # Under the names of 0.1, so that a sweep begun then is known again.
@@ -250,7 +250,7 @@ def _identity(config: TuneConfig, space: Space) -> dict[str, Any]:
 
 
 def _folder(config: TuneConfig, identity: dict[str, Any]) -> Path:
-    return Path(config.run.storage).resolve() / (
+    return as_path(config.run.storage).resolve() / (
         config.run.name or f"sweep-{config_hash(identity)}"
     )
 
@@ -298,7 +298,7 @@ def _new_sweep(config: TuneConfig, identity: dict[str, Any], window: int = 0) ->
     folder, uri = _folder(config, identity), _uri(config)
     run_id = tracking.start_run(
         config,
-        FeatureSpec.load(Path(config.store)),
+        FeatureSpec.load(as_path(config.store)),
         uri=uri,
         run_name=folder.name,
         tags={"kind": "sweep", "data": identity["data"]},

@@ -23,7 +23,8 @@ from lfmim.distributed import at_work, ops
 from lfmim.distributed.driver import run_tracked_epochs
 from lfmim.progress import at, watch
 from lfmim.schema import InputError
-from lfmim.storage import WriteError, disk_failure
+from lfmim.storage import WriteError, as_path, disk_failure
+from lfmim.storage.arrow import ray_storage
 from lfmim.training.loop import EpochReport, NonFiniteLossError
 from lfmim.training.step import DDP_OPTIONS
 
@@ -64,7 +65,7 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
             # A folder of its own: Ray's snapshot of 0.1 lies in the run's, and Ray refuses a run
             # of whose checkpoints one is gone.
             name=RAY_FOLDER,
-            storage_path=str(folder),
+            **ray_storage(folder),
             failure_config=FailureConfig(max_failures=c.max_failures),
         ),
     )
@@ -80,6 +81,8 @@ def fit(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: s
         # A full disk, met by our code or by Ray when it copies a checkpoint. A path elsewhere is a
         # temporary one, of which nobody knows: the run's folder is named instead.
         for failed in filter(None, map(disk_failure, raised)):
+            if not isinstance(failed, WriteError):
+                raise failed from error
             place = failed.path if failed.path.startswith(str(folder)) else folder
             raise WriteError(place, failed.reason) from error
         # What a worker says of its input is said in its own words, without Ray's around them.
@@ -155,8 +158,8 @@ def _train_worker(args: dict[str, Any]) -> None:
     with figures:
         run_tracked_epochs(
             config,
-            Path(args["store"]),
-            Path(args["folder"]),
+            as_path(args["store"]),
+            as_path(args["folder"]),
             args["uri"],
             args["run_id"],
             device=device,

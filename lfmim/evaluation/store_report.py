@@ -8,7 +8,6 @@ import dataclasses
 import html
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from PIL import Image
 
 from lfmim.data.importers.dump import IMPORT_FILE
 from lfmim.data.label_statistics import read_labels
-from lfmim.data.store import part_files, quarantined, sequences
+from lfmim.data.store import open_part, part_files, quarantined, sequences, store_state
 from lfmim.evaluation.figures import new_figure
 from lfmim.evaluation.label_report import labels_html
 from lfmim.evaluation.report import PAGE_STYLE, inline_image
@@ -105,21 +103,21 @@ def describe_store(store: Path) -> StoreSummary:
     rates: list[float] = []
     sums = {m: _Sums() for m in spec.dims}
     for part in parts:
-        table = pq.read_table(part, columns=[SPLIT, DURATION, FACE_FOUND])
+        table = open_part(part).read([SPLIT, DURATION, FACE_FOUND])
         splits.update(s or "none" for s in table[SPLIT].to_pylist())
         # A text without media lasts 0 s; it would hide what the shortest clip is.
         durations += [d for d in table[DURATION].to_pylist() if d]
         rates += [float(np.mean(f)) for f in table[FACE_FOUND].to_pylist() if f]
         # One modality of one part at a time: that is all that is ever in memory.
         for m in spec.dims:
-            for x in sequences(pq.read_table(part, columns=[FEATURE_COLUMNS[m]]), m):
+            for x in sequences(open_part(part).read([FEATURE_COLUMNS[m]]), m):
                 sums[m].add(x)
 
     report = store / IMPORT_FILE
     return StoreSummary(
         rows=sum(splits.values()),
         parts=len(parts),
-        megabytes=sum(os.path.getsize(p) for p in parts) / 1e6,
+        megabytes=sum(size for _, size, _ in store_state(store)) / 1e6,
         splits=dict(splits),
         modalities={m: s.summary() for m, s in sums.items()},
         durations=np.array(durations),

@@ -24,7 +24,7 @@ from lfmim.schema import (
     InputError,
     LabelSpec,
 )
-from lfmim.storage import local_path
+from lfmim.storage import input_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ class FeatureStore:
     @classmethod
     def open(cls, path: str | Path) -> FeatureStore:
         """The store in the folder `path`. Raises InputError if there is none."""
-        folder = local_path(str(path), "path")
+        folder = input_path(str(path), "path")
         return cls(folder, FeatureSpec.load(folder), LabelSpec.load(folder))
 
     def __len__(self) -> int:

@@ -13,10 +13,11 @@ from lfmim.schema import InputError
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _NUMBERS = "|".join(map(str, DISK_ERRORS))
 
-_LIBRARIES = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "aiohttp")
-_RIGHTS = (
-    "the credentials must allow listing, reading, writing and deleting there (docs/storage.md)"
+_LIBRARIES = (
+    *("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "huggingface_hub"),
+    *("aiohttp", "httpx", "httpx2", "requests"),
 )
+_RIGHTS = "the credentials must allow listing, reading, writing and deleting there"
 _RENEW = "get new ones, then run the same command again"
 _BY_CODE = {
     "NoSuchBucket": "there is no such bucket; make it, or correct the name",
@@ -36,30 +37,33 @@ _BY_CODE = {
     "command again later",
     "503": "the service is not available, after several tries; run the same command again later",
     "NoCredentialsError": "no credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "or give the machine a role (docs/storage.md)",
+    "or give the machine a role (docs/object-storage.md)",
     "PartialCredentialsError": "the credentials are incomplete; set AWS_ACCESS_KEY_ID and "
     "AWS_SECRET_ACCESS_KEY",
     "EndpointConnectionError": "nobody answers there; check AWS_ENDPOINT_URL and the network",
 }
 """S3's error codes and botocore's exceptions, as what is wrong and what to do."""
 MISSING_BUCKET = "NoSuchBucket"
+OF_ONE = (MISSING_BUCKET, "AccessDenied", "403", "404")
+"""Codes that may be an object's or a bucket's own."""
 
 
 class StorageError(InputError):
-    """`path` could not be read or written because of `reason`, which says what to do."""
+    """`path` could not be read or written because of `reason`, which says what to do. `general`:
+    another path there would have failed alike (credentials, network, overload)."""
 
-    def __init__(self, path: object, reason: str) -> None:
+    def __init__(self, path: object, reason: str, general: bool = False) -> None:
         super().__init__(self.message(path, reason))
-        self.path, self.reason = str(path), reason
+        self.path, self.reason, self.general = str(path), reason, general
 
     @staticmethod
     def message(path: object, reason: str) -> str:
         return f"{path}: {reason}"
 
-    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, bool]]:
         # It comes back from other processes, and an exception is unpickled from its one message,
         # which __init__ does not take.
-        return type(self), (self.path, self.reason)
+        return type(self), (self.path, self.reason, self.general)
 
 
 class WriteError(StorageError):
@@ -86,12 +90,17 @@ def disk_failure(error: BaseException | None) -> StorageError | None:
         # safetensors is written in Rust: its error has no errno, only this text.
         elif rust := re.search(rf"\(os error ({_NUMBERS})\)", str(error)):
             found = WriteError("the disk", os.strerror(int(rust[1])))
-        elif type(error).__module__.partition(".")[0] in _LIBRARIES:
+        elif of_library(error):
             found = StorageError("object storage", remote_reason(error))
         # On to the deepest, which came first and knows the file. Libraries that raise anew without
         # `from` leave only the context.
         error = error.__cause__ or error.__context__
     return found
+
+
+def of_library(error: BaseException) -> bool:
+    """Whether a client of object stores raises it."""
+    return type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
 def reason_of(error: OSError) -> str:

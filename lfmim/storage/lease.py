@@ -7,11 +7,11 @@ conditional write, so of several that ask one gets it.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -179,4 +179,5 @@ def _keep(lease: Path, stop: threading.Event, lost: threading.Event) -> None:
                 break
     if not stop.is_set():
         lost.set()
-        _thread.interrupt_main()
+        # A signal, which also wakes a thread that waits.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -25,8 +25,10 @@ from fsspec.implementations.local import LocalFileSystem
 from lfmim.schema import InputError
 from lfmim.storage.failures import (
     MISSING_BUCKET,
+    OF_ONE,
     StorageError,
     error_code,
+    of_library,
     remote_reason,
 )
 
@@ -118,13 +120,13 @@ def reaching(location: object) -> Iterator[None]:
         missing = isinstance(error, FileNotFoundError | FileExistsError)
         if missing and code != MISSING_BUCKET:
             raise
-        # What Python or pyarrow says itself is a fault of ours, or of what a file holds.
-        own = type(error).__module__ in ("builtins", "pyarrow.lib")
-        if own and not isinstance(error, OSError):
+        # Anything else is a fault of ours, or of what a file holds.
+        if not (isinstance(error, OSError) or of_library(error)):
             raise
         if code in _UNTOLD:
             code = _asked_again(str(location)) or code
-        raise StorageError(location, remote_reason(error, code)) from error
+        reason = remote_reason(error, code)
+        raise StorageError(location, reason, general=code not in OF_ONE) from error
 
 
 def _asked_again(location: str) -> str:

@@ -13,6 +13,7 @@ from lfmim.config import TrackingConfig, config_hash, experiment_from_dict
 from lfmim.experiments.comparison import Results, systems_of
 from lfmim.experiments.search import TrialRecord
 from lfmim.experiments.systems import BenchmarkConfig
+from lfmim.storage import local_copy
 from lfmim.tracking.database import connect
 from lfmim.tracking.metrics import epoch_metrics, log_metrics, now
 from lfmim.tracking.runs import (
@@ -143,7 +144,8 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
         # What people read. The runs' own results and checkpoints lie in folders beside it.
         files = [p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES]
         for path in sorted(files):
-            client.log_artifact(run_id, str(path), "report")
+            with local_copy(path) as file:
+                client.log_artifact(run_id, str(file), "report")
         # Last, with the state: a record that was interrupted is not found by the next attempt,
         # which makes another.
         client.set_tag(run_id, "benchmark", key)

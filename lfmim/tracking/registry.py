@@ -38,6 +38,7 @@ from lfmim.schema import (
     default_labels,
     listed,
 )
+from lfmim.storage import as_path
 from lfmim.tracking.database import TRACKING_ERRORS, connect, gist, one_at_a_time, use
 from lfmim.tracking.metrics import log_metrics
 from lfmim.tracking.runs import CONTINUES, git_tag, logged_config
@@ -68,6 +69,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # A database's integer. A greater number is an overflow there, not "no such version".
 LAST_VERSION = 2**31 - 1
 MODEL_REF = re.compile(r"models:/([^/@:]+)(?:@([^/@:]+)|/(\d+))")
+IN_A_STORE = re.compile(r"(?!mlflow-artifacts:|file:)[a-z][a-z0-9]+://")
+"""A folder in an object store, and none of the URIs that MLflow knows alone."""
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "matplotlib")
 
 
@@ -211,7 +214,7 @@ def _slim_checkpoint(checkpoint: Path, meta: CheckpointMeta, scratch: Path) -> P
     package.mkdir()
     # No optimizer state: nobody resumes from the registry.
     for name in (WEIGHTS, META):
-        shutil.copy(checkpoint / name, package / name)
+        (package / name).write_bytes((checkpoint / name).read_bytes())
 
     if plugin := plugin_file(MODELS[meta.config.model.name]):
         shutil.copy(plugin, package / PLUGIN_FILE)
@@ -458,8 +461,8 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     Raises InputError if there is none, naming what is there, and for a server that fails or is
     away.
     """
-    if os.path.isdir(model_ref):
-        return Predictor.from_checkpoint(_checkpoint_in(Path(model_ref)))
+    if os.path.isdir(model_ref) or IN_A_STORE.match(model_ref):
+        return Predictor.from_checkpoint(_checkpoint_in(as_path(model_ref)))
     client = _client(uri)
 
     if found := MODEL_REF.fullmatch(model_ref):

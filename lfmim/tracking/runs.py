@@ -36,7 +36,7 @@ from lfmim.config import (
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.former_names import translate
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
-from lfmim.storage import local_path
+from lfmim.storage import as_path, is_remote
 from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist, use
 from lfmim.tracking.metrics import log_history, now
 from lfmim.tracking.server import check_server, told
@@ -68,7 +68,12 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     if given:
         return given
 
-    folder = local_path(storage, "--storage").resolve()
+    folder = as_path(storage).resolve()
+    if is_remote(folder):
+        raise InputError(
+            f"--storage {storage}: object storage holds no MLflow database; start a tracking "
+            "server (`mlflow server`) and name it by --tracking.uri or MLFLOW_TRACKING_URI"
+        )
     # In a URI `?` begins options and %41 is an A: SQLite would open another file.
     if wrong := re.search(r"\?|%[0-9A-Fa-f]{2}", str(folder)):
         raise InputError(

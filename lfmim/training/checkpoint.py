@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import nn
 
 from lfmim.config import ExperimentConfig, experiment_from_dict, to_dict
@@ -102,8 +102,8 @@ def save_checkpoint(
     memory = io.BytesIO()
     torch.save(state, memory)
 
-    # The folder gets its name when all three are written, so a killed job leaves no half of one.
-    with new_folder(folder) as temporary:
+    # The folder gets its name, or META, when all three are written: a killed job leaves no half.
+    with new_folder(folder, last=META) as temporary:
         write_bytes(temporary / WEIGHTS, weights)
         write_bytes(temporary / STATE, memory.getvalue())
         write_meta(temporary, meta)
@@ -150,7 +150,7 @@ def remove_checkpoints(home: Path, *, keep: Collection[Path] = ()) -> None:
     """Delete a run's checkpoints but those to keep."""
     for old in (*home.glob("epoch_*"), home / UNFINISHED):
         if old not in keep:
-            remove_folder(old)
+            remove_folder(old, first=META)
 
 
 def load_meta(folder: Path) -> CheckpointMeta:
@@ -201,14 +201,15 @@ def load_model(folder: Path) -> tuple[EmotionNet, CheckpointMeta]:
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Fill `model` from the checkpoint, strictly."""
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(load((folder / WEIGHTS).read_bytes()))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
     """Optimizer and scaler state, with a moving average also the weights that are trained; `part`
     of what was saved within an epoch."""
     # weights_only: a pickle would run whatever code a stranger's file holds.
-    return dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+    memory = io.BytesIO((folder / STATE).read_bytes())
+    return dict(torch.load(memory, map_location="cpu", weights_only=True))
 
 
 def is_better(score: float, best: float) -> bool:

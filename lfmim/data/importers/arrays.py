@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from lfmim.data.importers.array_files import GIVEN, ArrayFile, open_arrays, read_dataset
 from lfmim.data.importers.base import register_importer, written
@@ -28,7 +27,7 @@ from lfmim.data.manifest import (
     passthrough_columns,
     read_manifest,
 )
-from lfmim.data.store import part_files, quarantined, sequences, store_schema
+from lfmim.data.store import open_part, part_files, quarantined, sequences, store_schema
 from lfmim.data.tables import read_rows
 from lfmim.schema import (
     DEFAULT_LABELS,
@@ -47,7 +46,7 @@ from lfmim.schema import (
     LabelSpec,
     Modality,
 )
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import input_path, local_path, output_folder
 
 
 class _Source:
@@ -148,7 +147,7 @@ def import_join(
         raise InputError(f"--output {output}: is the store that is read; name another")
     check_new(output)
     spec, parts = FeatureSpec.load(store), part_files(store)
-    ids = [i for p in parts for i in pq.read_table(p, columns=[ID])[ID].to_pylist()]
+    ids = [i for p in parts for i in open_part(p).read([ID])[ID].to_pylist()]
     if not ids:
         raise InputError(f"{store}: the feature store holds no rows")
 
@@ -232,7 +231,7 @@ def _utterances(source: Path, labeller: Labeller) -> tuple[list[dict[str, Any]],
 
 def _present(store: Path, modalities: Sequence[Modality]) -> list[Modality]:
     def there(path: str, m: Modality) -> bool:
-        column = pq.read_table(path, columns=[FEATURE_COLUMNS[m]])[0]
+        column = open_part(path).read([FEATURE_COLUMNS[m]])[0]
         return bool(column.null_count < len(column))
 
     return [m for m in modalities if any(there(path, m) for path in part_files(store))]
@@ -243,7 +242,7 @@ def _columns(
 ) -> tuple[dict[str, dict[str, Any]] | None, list[str]]:
     """The manifest's columns by id (None without one), and the columns to carry through."""
     fixed = set(store_schema({}).names) | set(FEATURE_COLUMNS.values())
-    names = [c for path in part_files(store) for c in pq.read_schema(path).names]
+    names = [c for path in part_files(store) for c in open_part(path).schema_arrow.names]
     extra = [c for c in dict.fromkeys(names) if c not in fixed]
     if not manifest:
         return None, extra
@@ -278,7 +277,7 @@ def _joined(
     report: ImportReport,
 ) -> Iterator[dict[str, Any]]:
     for path in part_files(store):
-        table = pq.read_table(path)
+        table = open_part(path).read()
         columns = {m: sequences(table, m) for m in kept}
         plain = [c for c in table.column_names if c not in FEATURE_COLUMNS.values()]
         for i, row in enumerate(table.select(plain).to_pylist()):
@@ -355,7 +354,7 @@ def join(
         encoder: what computed the arrays; stores of the same name are taken as comparable. Empty:
             only with the same arrays.
     """
-    given, made = local_path(store, "--store"), output_folder(output, "--output")
+    given, made = input_path(store, "--store"), output_folder(output, "--output")
     files = _files(text, audio, vision)
     if not files and not manifest:
         raise InputError("give one or more of --text, --audio, --vision, --manifest")

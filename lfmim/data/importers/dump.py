@@ -28,6 +28,7 @@ from lfmim.schema import (
     ERRORS_FOLDER,
     FEATURE_COLUMNS,
     ID,
+    SPEC_FILE,
     VIDEO,
     FeatureSpec,
     InputError,
@@ -167,7 +168,7 @@ def write_store(
     good: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
 
-    with new_folder(store) as temporary:
+    with new_folder(store, last=SPEC_FILE) as temporary:
         with _progress() as progress:
             for row in progress.track(rows, total=total, description="import"):
                 report.rows += 1

@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import psutil
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from feature_service.operators.isolation import IsolatedDecoder
 from lfmim.data.manifest import read_manifest
+from lfmim.storage import as_path, write_bytes, write_text
 from tests.support.clips import write_clip
 
 pytestmark = pytest.mark.integration
@@ -91,29 +91,6 @@ def test_the_child_ends_with_its_owner(good):
     child.wait(5)
 
 
-@pytest.fixture(scope="module")
-def bucket(good):
-    """A bucket on a real S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (
-            ("ENDPOINT_URL", f"http://{host}:{port}"),
-            ("ACCESS_KEY_ID", "test"),
-            ("SECRET_ACCESS_KEY", "test"),
-            ("DEFAULT_REGION", "us-east-1"),
-        ):
-            patch.setenv(f"AWS_{name}", value)
-        fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir("corpus")
-        fs.put(good, "corpus/clips/good.mp4")
-        yield fs
-    server.stop()
-
-
 def test_manifest_media_and_shards_on_object_storage(bucket, good, tmp_path):
     content = Path(good).read_bytes()
     with tarfile.open(tmp_path / "s-000.tar", "w") as tar:
@@ -125,14 +102,14 @@ def test_manifest_media_and_shards_on_object_storage(bucket, good, tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
-    bucket.put(str(tmp_path / "s-000.tar"), "corpus/shards/s-000.tar")
-    bucket.pipe(
-        "corpus/m.csv",
-        b"id,video\nx,clips/good.mp4\ny,clips/gone.mp4\nz,s3://corpus/clips/good.mp4\n",
-    )
-    frame = read_manifest("s3://corpus/m.csv")
-    assert frame["video"].tolist()[0] == "s3://corpus/clips/good.mp4"
-    shards = read_manifest("s3://corpus/shards/s-*.tar")
+    corpus = as_path(bucket)
+    write_bytes(corpus / "clips/good.mp4", content)
+    write_bytes(corpus / "shards/s-000.tar", (tmp_path / "s-000.tar").read_bytes())
+    rows = ("x,clips/good.mp4", "y,clips/gone.mp4", f"z,{bucket}/clips/good.mp4")
+    write_text(corpus / "m.csv", "\n".join(["id,video", *rows]))
+    frame = read_manifest(f"{bucket}/m.csv")
+    assert frame["video"].tolist()[0] == f"{bucket}/clips/good.mp4"
+    shards = read_manifest(f"{bucket}/shards/s-*.tar")
     assert shards["text"].tolist() == ["你好", ""]
     decoder = IsolatedDecoder(DecodeOptions(max_bytes=len(content)), timeout_s=60)
     plain = decode_clip(good, key="k")
