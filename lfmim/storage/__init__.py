@@ -13,7 +13,7 @@ from lfmim.storage.paths import (
     local_copy,
     reaching,
 )
-from lfmim.storage.places import input_path, local_path, output_file, output_folder
+from lfmim.storage.places import input_path, local_path, named_path, output_file, output_folder
 from lfmim.storage.writing import (
     create,
     make_folder,
@@ -41,6 +41,7 @@ __all__ = [
     "local_copy",
     "local_path",
     "make_folder",
+    "named_path",
     "new_file",
     "new_folder",
     "output_file",

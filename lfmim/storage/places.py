@@ -57,7 +57,7 @@ def input_path(text: str, option: str) -> Path:
     Raises InputError for a bucket that is not there or cannot be read, not for an object that is
     not.
     """
-    path = _named(text, option)
+    path = named_path(text, option)
     if isinstance(path, ObjectPath):
         try:
             path.entries()
@@ -71,7 +71,7 @@ def local_path(text: str, option: str) -> Path:
 
     Raises InputError for a URL.
     """
-    path = _named(text, option)
+    path = named_path(text, option)
     if isinstance(path, ObjectPath):
         raise InputError(
             f"{option} {text}: is a URL, and it is read from a disk only; copy it there and give "
@@ -80,7 +80,8 @@ def local_path(text: str, option: str) -> Path:
     return path
 
 
-def _named(text: str, option: str) -> Path:
+def named_path(text: str, option: str) -> Path:
+    """`as_path`, whose InputError names the `option`."""
     try:
         return as_path(text)
     except InputError as error:
@@ -90,7 +91,7 @@ def _named(text: str, option: str) -> Path:
 def _output(text: str, option: str) -> Path:
     if not text:
         raise InputError(f"{option}: must not be empty")
-    path = _named(text, option)
+    path = named_path(text, option)
     if isinstance(path, ObjectPath):
         _try_object(path, option)
     else:

@@ -36,7 +36,7 @@ from lfmim.config import (
 from lfmim.evaluation.figures import confusion_matrices, learning_curves
 from lfmim.former_names import translate
 from lfmim.schema import SPEC_FILE, FeatureSpec, InputError
-from lfmim.storage import as_path, is_remote
+from lfmim.storage import is_remote, named_path
 from lfmim.tracking.database import BUSY_SECONDS, TRACKING_ERRORS, connect, database_file, gist, use
 from lfmim.tracking.metrics import log_history, now
 from lfmim.tracking.server import check_server, told
@@ -68,7 +68,7 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
     if given:
         return given
 
-    folder = as_path(storage).resolve()
+    folder = named_path(storage, "--storage").resolve()
     if is_remote(folder):
         raise InputError(
             f"--storage {storage}: object storage holds no MLflow database; start a tracking "
