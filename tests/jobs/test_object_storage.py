@@ -79,8 +79,8 @@ def test_every_path_on_s3(job, bucket, object_store):
     )
     assert len(read_table(home / "features")) == 12
 
-    model = "--config text --train.epochs 2 --train.batch_size 3"
-    job(f"train --store {{b}}/features --run.storage {{b}}/runs --run.name a {model}")
+    more = "--run.name a --train.epochs 2 --train.batch_size 3"
+    job(f"train --config text --store {{b}}/features --run.storage {{b}}/runs {more}")
     assert [p.name for p in sorted((home / "runs" / "a").glob("epoch_*"))]
     job("evaluate --store {b}/features --report {b}/report")
     assert json.loads((home / "report" / "report.json").read_text())["rows"] == 3
