@@ -45,7 +45,7 @@ from lfmim.storage import new_file, write_text
 GROUPS = {
     "driver": None,
     "decoders": "feature_service.operators.isolation",
-    "stages": "MapWorker",
+    "stages": "ray::Worker",
     "Ray itself": "",
 }
 FACE_EVERY, CLIPS, THREE_HOURS = 25, 12, 3 * 3600
@@ -199,7 +199,6 @@ def main() -> None:
         config = ExtractConfig(
             manifest=str(manifest),
             store=str(scratch / "store"),
-            face_workers=1,
             decode_workers=1,
             rows_per_part=max(10, args.rows // 100),
         )

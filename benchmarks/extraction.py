@@ -177,7 +177,7 @@ def _face_passes(count: int) -> tuple[float, float]:
 
 
 def all_cores(path: Path, workers: int, device: str, passes: int = 3) -> float:
-    """Seconds a clip takes the face stage with a process per core, as `face_workers` would have
+    """Seconds a clip takes the face stage with a process per core, as workers of the job have
     it."""
     context = multiprocessing.get_context("spawn")
     line = context.Barrier(workers)

@@ -73,7 +73,7 @@ def emotiontalk(labels: Path, folder: Path) -> None:
 def texts(table: Path, store: Path, selection: str) -> None:
     lfmim(
         "extract", "--manifest", table, "--store", store, "--encoders.preset", "real",
-        "--modalities", "[text]", "--encoder_workers", 2,
+        "--modalities", "[text]",
     )  # fmt: skip
     benchmark(store, "text_sizes.yaml", ["lfmim"], "--train.selection", selection)
 

@@ -25,6 +25,10 @@ RENAMED = {
 }
 """Names of 0.1 -> those of today. This release reads both. The multiple of d_model has become the
 width itself: 4, the default of both, is 0."""
+REMOVED = {
+    "face_workers": "faces are found where clips are decoded, by as many workers: decode_workers",
+}
+"""Names that mean nothing any more, and why. They are read, and left out."""
 FORMER = {new: old for old, new in RENAMED.items()}
 D_MODEL = 128
 """model.width of 0.1 where a config does not say it: what a multiple is then taken of."""
@@ -53,6 +57,8 @@ def translate(
         if old in ("model", "train") and isinstance(value, Mapping):
             out[key], more = translate(value, prefix=f"{old}.", d_model=d_model)
             lines += more
+        elif old in REMOVED:
+            lines.append(f"{old} is no setting any more ({REMOVED[old]})")
         elif new := RENAMED.get(old):
             _refuse_both(old, new, [f"{prefix}{k}" for k in raw])
             line = f"{old} is now {new}"
@@ -80,7 +86,7 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
         value, name = value if equals else after, option.removeprefix("--")
         if name == option:
             continue
-        if name in RENAMED or name in FORMER:
+        if name in RENAMED or name in FORMER or name in REMOVED:
             fields = {name: value}
         elif name in SECTIONS:
             fields = _content(name, value)
@@ -96,7 +102,8 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
         if f"--{old}" in names:
             _refuse_both(f"--{old}", f"--{new}", names)
 
-    out, said = list(args), []
+    out: list[str | None] = list(args)
+    said: list[str] = []
     for i, name, fields in found:
         fields, lines = translate(fields, prefix=SECTIONS.get(name, ""), d_model=d_model)
         if not lines:
@@ -105,12 +112,18 @@ def translate_options(args: Sequence[str]) -> tuple[list[str], list[str]]:
         if name in SECTIONS:
             said.append(f"{value or args[i + 1]}: {', '.join(lines)}")
             text = yaml.safe_dump(fields, default_flow_style=True, sort_keys=False, width=math.inf)
+            out[i : i + 2 - len(equals)] = _option(name, equals, text)
         else:
-            ((name, text),) = fields.items()
             said += lines
-        changed = [f"--{name}={text}"] if equals else [f"--{name}", str(text)]
-        out[i : i + len(changed)] = changed
-    return out, said
+            # None keeps the places of the options behind one that is gone.
+            out[i : i + 2 - len(equals)] = [None] * (2 - len(equals))
+            for name, now in fields.items():
+                out[i : i + 2 - len(equals)] = _option(name, equals, str(now))
+    return [argument for argument in out if argument is not None], said
+
+
+def _option(name: str, equals: str, value: str) -> list[str | None]:
+    return [f"--{name}={value}"] if equals else [f"--{name}", value]
 
 
 def say_renamed(lines: Sequence[str], where: str = "") -> None:

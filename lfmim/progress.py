@@ -33,27 +33,28 @@ class Work(NamedTuple):
 _here: list[Work] = []
 
 
-def _remember(what: str, step: bool) -> None:
-    _here[:] = [Work("this process", what, time.time(), "")] if what else []
+def _remember(what: str, step: bool, stage: str) -> None:
+    _here[:] = [Work(stage or "this process", what, time.time(), "")] if what else []
 
 
-_tell: Callable[[str, bool], None] = _remember
+_tell: Callable[[str, bool, str], None] = _remember
 
 
-def tell_by(tell: Callable[[str, bool], None]) -> None:
-    """In a worker: `tell(what, step)` takes what `at` and `at_step` say."""
+def tell_by(tell: Callable[[str, bool, str], None]) -> None:
+    """In a worker: `tell(what, step, stage)` takes what `at` and `at_step` say."""
     global _tell
     _tell = tell
 
 
-def at(what: str) -> None:
-    """This process begins `what`; "" when it is done with it. What a stuck job names."""
-    _tell(what, False)
+def at(what: str, stage: str = "") -> None:
+    """This process begins `what`; "" when it is done with it. What a stuck job names, with the
+    `stage`, where a process has several."""
+    _tell(what, False, stage)
 
 
 def at_step(what: str) -> None:
     """As `at`, for what follows so fast that not each needs telling."""
-    _tell(what, True)
+    _tell(what, True, "")
 
 
 def here() -> list[Work]:

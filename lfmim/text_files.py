@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import functools
+import io
 import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -76,6 +77,29 @@ def decode(data: bytes, where: str, *, table: bool = False) -> tuple[str, str]:
             f"{remedy}"
         )
     return whole(text), encoding
+
+
+_CHUNK = 1 << 20
+
+
+def text_stream(file: BinaryIO, where: str, newline: str) -> tuple[TextIO, str]:
+    """A table's text, to be read on and on, and its encoding; `newline` as `open` takes it.
+
+    UTF-8 is never held whole, whatever its size. Anything else is read and refused as by `decode`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while chunk := file.read(_CHUNK):
+            if b"\0" in chunk:
+                raise ValueError("zero bytes")
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except ValueError:
+        file.seek(0)
+        text, encoding = decode(file.read(), where, table=True)
+        return io.StringIO(text, newline=newline), encoding
+    file.seek(0)
+    return io.TextIOWrapper(file, "utf-8-sig", newline=newline), UTF8
 
 
 @functools.cache

@@ -193,9 +193,11 @@ def test_what_the_jobs_ask_for_fits_the_groups():
     assert extract.decode_resource in decode
     assert decode[extract.decode_resource] == decode["CPU"]  # a worker takes one of each
     assert 0 < extract.decode_workers <= groups["decode"]["max_workers"] * decode["CPU"]
-    actors = extract.face_workers + 3 * extract.encoder_workers
     assert (1 / extract.gpus_per_worker).is_integer()
-    assert actors * extract.gpus_per_worker <= groups["gpu"]["max_workers"] * gpu["GPU"]
+    assert (
+        extract.encoder_workers * extract.gpus_per_worker
+        <= groups["gpu"]["max_workers"] * gpu["GPU"]
+    )
     run = experiment_from_dict(load(ROOT / "lfmim" / "configs" / "paper.yaml")).run
     assert run.gpus_per_worker <= gpu["GPU"]
     assert run.cpus_per_worker <= gpu["CPU"]

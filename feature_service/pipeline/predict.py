@@ -20,13 +20,10 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from ray.data import ActorPoolStrategy
+from ray.data.exceptions import ExecutionTimeoutError
 
-from feature_service.pipeline.extract import (
-    RAY_FAILURES,
-    ExtractSummary,
-    extract_features,
-    own_reports,
-)
+from feature_service.pipeline.extract import ExtractSummary, extract_features
+from feature_service.pipeline.schedule import GIVE_UP
 from feature_service.pipeline.stages import (
     ERROR,
     STAGE,
@@ -77,6 +74,24 @@ MODEL_FILE = "model"
 NOTE = "note"
 PRESET_PLACES = {f"/{CACHE}/": "real", "/face_expression_net": "real", "/tiny-v1-": "tiny"}
 """Part of an encoder's path -> the preset that keeps it there."""
+
+
+RAY_FAILURES = (ray.exceptions.RayError, ExecutionTimeoutError)
+"""What Ray Data raises when a worker failed, or none gets on."""
+
+
+def own_reports(stuck_minutes: float) -> None:
+    """Our own progress and messages instead of Ray Data's bars, hints, execution plans and
+    tracebacks."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Ray's detector of hanging tasks knows no rows, needs ten finished tasks to judge one, and asks
+    # the dashboard: `say_when_stuck` takes its place.
+    context.issue_detectors_config.detectors = []
+    # Its guard against a run without any movement stays, in seconds.
+    context.execution_no_progress_timeout_s = GIVE_UP * stuck_minutes * 60
+    # what fails is raised, and `worker_failure` shows it
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def prediction_schema(predictor: Predictor) -> pa.Schema:

@@ -1,5 +1,5 @@
-"""The operators as stages over row dicts: what the Ray Data pipeline, single-clip prediction and
-serving share.
+"""The operators as stages over row dicts: what the extraction, single-clip prediction and serving
+share.
 
 Each stage loads once, then maps a list of rows in place. A row that failed carries `stage` and
 `error` ("" otherwise) and passes through the later stages untouched. Seconds spent are added to the
@@ -14,7 +14,7 @@ import dataclasses
 import importlib.metadata
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from lfmim.schema import (
     FRAME_READER,
     ID,
     MEDIA_SHA256,
+    NUMBER_COLUMNS,
     START,
     TEXT,
     VIDEO,
@@ -57,6 +58,15 @@ RAW = {Modality.TEXT: TEXT, Modality.AUDIO: WAVEFORM, Modality.VISION: FRAMES}
 UNCUT_TOKENS = "uncut_tokens"
 """Tokens of a text of which the encoder reads only the first; absent where it reads all."""
 TINY_SEED = 0
+
+
+def new_row(record: Mapping[Any, Any]) -> Row:
+    """A manifest record -> the row the stages start from."""
+    row: Row = {
+        str(k): v if v is None or isinstance(v, str) or k in NUMBER_COLUMNS else str(v)
+        for k, v in record.items()
+    }
+    return {**row, ERROR: "", STAGE: "", DURATION: 0.0}
 
 
 def encoder_source(modality: Modality, config: EncoderConfig) -> str:
@@ -222,8 +232,7 @@ def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
         work(row)
     except ClipError as error:
         row.update({STAGE: error.stage, ERROR: str(error)})
-    # An exception that leaves a stage ends the whole Ray Data job: one clip's becomes its row's
-    # reason.
+    # An exception that leaves a stage ends the whole job: one clip's becomes its row's reason.
     except Exception as error:
         row.update({STAGE: name, ERROR: f"{type(error).__name__}: {error}"[:500]})
     row[f"seconds_{name}"] = time.perf_counter() - started

@@ -1,92 +1,91 @@
-"""The only writer of a feature store: gathers finished rows into parts, quarantined ones under
-`errors/`."""
+"""A shard's rows -> one part of the feature store, what cannot be used under `errors/`: the commit
+of an extraction."""
 
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from feature_service.pipeline.stages import ERROR, STAGE, UNCUT_TOKENS, Row
+from feature_service.pipeline.plan import Shard, plan_path
+from feature_service.pipeline.stages import ERROR, STAGE, STAGES, UNCUT_TOKENS, Row
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part
-from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, ID, FeatureSpec
-
-FLUSH_SECONDS = 30.0
-"""A part is written at the latest after this time, so that a killed run loses little."""
+from lfmim.schema import ERRORS_FOLDER, FEATURE_COLUMNS, FeatureSpec, InputError
 
 
-class StoreWriter:
-    """Takes each of `ids` once: what Ray hands over a second time after a failure is not stored
-    again."""
+@dataclasses.dataclass
+class Tally:
+    """What the driver hears of a shard: counts, never rows."""
 
-    def __init__(
-        self,
-        store: Path,
-        spec: FeatureSpec,
-        extra: list[str],
-        rows_per_part: int,
-        ids: Iterable[str],
-    ) -> None:
-        self.store, self.dims, self.schema = store, spec.dims, store_schema(spec.dims, extra)
-        self.rows_per_part = rows_per_part
+    rows: int = 0
+    stored: int = 0
+    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Count per 'stage: error'."""
+    texts_cut: int = 0
+    longest_text: int = 0
+    busy: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Seconds per stage."""
+    nodes: Counter[tuple[str, str]] = dataclasses.field(default_factory=Counter)
+    """Rows per stage and node."""
+    gpu_percent: float | None = None
 
-        self.pending = set(ids)
-        self.rows: list[Row] = []
-        self.stored = self.texts_cut = self.longest_text = 0
-        self.reasons: Counter[str] = Counter()
-        self.last = time.monotonic()
+    def add(self, other: Tally) -> None:
+        """Take in another shard's."""
+        self.rows += other.rows
+        self.stored += other.stored
+        self.reasons.update(other.reasons)
+        self.texts_cut += other.texts_cut
+        self.longest_text = max(self.longest_text, other.longest_text)
+        self.busy.update(other.busy)
+        self.nodes.update(other.nodes)
+        if other.gpu_percent is not None:
+            self.gpu_percent = other.gpu_percent
 
-    def add(self, row: Row) -> bool:
-        """Take a finished row; False if it was taken before."""
-        if row[ID] not in self.pending:
-            return False
-        self.pending.discard(row[ID])
 
-        if row.get(UNCUT_TOKENS):
-            self.texts_cut += 1
-            self.longest_text = max(self.longest_text, row[UNCUT_TOKENS])
+def commit(
+    store: Path, shard: Shard, rows: Sequence[Row], spec: FeatureSpec, extra: Sequence[str]
+) -> Tally:
+    """Write the finished rows of a whole shard; once its part is there, it is done.
 
-        self.rows.append(row)
-        if len(self.rows) >= self.rows_per_part or time.monotonic() - self.last > FLUSH_SECONDS:
-            self.flush()
-        return True
-
-    def finish(self) -> None:
-        """Write what is left. Raises RuntimeError if some row never came back."""
-        self.flush()
-        if self.pending:
-            raise RuntimeError(
-                f"{len(self.pending)} rows were neither stored nor quarantined, "
-                f"{min(self.pending)!r} among them; run the same command again"
-            )
-
-    def flush(self) -> None:
+    However often it is done, and by whom, the shard has one part of one name. Raises WriteError,
+    and InputError if another run has made a new plan since.
+    """
+    for row in rows:
         # A clip may decode without fault and give nothing to store: no face, no sound, no text. In
         # the store such a row would be one without any modality.
-        for row in self.rows:
-            if not row[ERROR] and all(
-                row.get(column) is None for column in FEATURE_COLUMNS.values()
-            ):
-                row.update(
-                    {STAGE: "pipeline", ERROR: "no modality is left: no text, no audio, no face"}
-                )
+        if not row[ERROR] and all(row.get(c) is None for c in FEATURE_COLUMNS.values()):
+            row |= {STAGE: "pipeline", ERROR: "no modality is left: no text, no audio, no face"}
+    good, bad = [r for r in rows if not r[ERROR]], [r for r in rows if r[ERROR]]
 
-        good = [r for r in self.rows if not r[ERROR]]
-        bad = [r for r in self.rows if r[ERROR]]
-        if good:
-            write_part(self.store, rows_to_table(good, self.schema, self.dims))
-        if bad:
-            write_part(
-                self.store / ERRORS_FOLDER,
-                pa.Table.from_pylist(
-                    [{name: r[name] for name in ERROR_SCHEMA.names} for r in bad],
-                    schema=ERROR_SCHEMA,
-                ),
-            )
+    if plan_path(store, shard.plan + 1).exists():
+        raise InputError(f"{store}: another run has taken over this store; nothing more is written")
+    # The errors first: they count from the moment that the part is there. A worker that was killed
+    # in between may have left others.
+    errors = store / ERRORS_FOLDER
+    if bad:
+        kept = [{name: r[name] for name in ERROR_SCHEMA.names} for r in bad]
+        write_part(errors, pa.Table.from_pylist(kept, schema=ERROR_SCHEMA), shard.part)
+    else:
+        (errors / shard.part).unlink(missing_ok=True)
+    write_part(store, rows_to_table(good, store_schema(spec.dims, extra), spec.dims), shard.part)
+    return _tally(rows, len(good))
 
-        self.stored += len(good)
-        self.reasons.update(f"{r[STAGE]}: {r[ERROR]}" for r in bad)
-        self.rows, self.last = [], time.monotonic()
+
+def _tally(rows: Sequence[Row], stored: int) -> Tally:
+    cut = [row[UNCUT_TOKENS] for row in rows if row.get(UNCUT_TOKENS)]
+    tally = Tally(
+        rows=len(rows),
+        stored=stored,
+        reasons=Counter(f"{r[STAGE]}: {r[ERROR]}" for r in rows if r[ERROR]),
+        texts_cut=len(cut),
+        longest_text=max(cut, default=0),
+    )
+    for row in rows:
+        for stage in STAGES:
+            if seconds := row.get(f"seconds_{stage}"):
+                tally.busy[stage] += seconds
+                tally.nodes[stage, row[f"node_{stage}"]] += 1
+    return tally

@@ -50,9 +50,7 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
     raw = read_yaml(PRESETS / "demo.yaml")
     raw |= {"store": str(root / "features"), "run": {**raw["run"], "storage": str(root / "runs")}}
     config = experiment_from_dict(raw)
-    extract = ExtractConfig(
-        manifest=str(manifest), store=config.store, face_workers=2, encoders=encoders
-    )
+    extract = ExtractConfig(manifest=str(manifest), store=config.store, encoders=encoders)
     which = {
         "real": "real (E5, Whisper, face expression)",
         "tiny": f"tiny (`{FETCH}` gets real ones)",
@@ -65,7 +63,7 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
         from lfmim.distributed.trainer import train_run
         from lfmim.evaluation.report import evaluate_store, write_report
 
-        say(f"extracting features (Ray Data), encoders: {which}")
+        say(f"extracting features (Ray), encoders: {which}")
         print(extract_features(extract))
         say("training LFMIM (Ray Train) and registering it (MLflow)")
         result = train_run(config)

@@ -38,16 +38,13 @@ def extract(config: ExtractConfig) -> int:
     """Run the job and print its summary; the command's exit code."""
     output_folder(config.store, "--store", files=(SPEC_FILE,))
     session.check_shared(store=config.store)
-    from lfmim.data.manifest import manifest_labels, read_manifest
+    from lfmim.data.manifest import check_first_rows, manifest_labels
 
     # Bad input is told before a cluster is started, and before the next line imports Ray.
-    labels = manifest_labels(config.manifest, config.labels)
-    read_manifest(config.manifest, labels=labels)
+    check_first_rows(config.manifest, manifest_labels(config.manifest, config.labels))
     from feature_service.pipeline.extract import extract_features
 
-    # All stages run at once: faces, and an encoder per modality.
-    gpus = config.gpus_per_worker * (config.face_workers + 3 * config.encoder_workers)
-    models = "GPU" if gpus else "CPU"
+    models = "GPU" if config.gpus_per_worker else "CPU"
     what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
     params = {
         "manifest": config.manifest,
@@ -55,7 +52,9 @@ def extract(config: ExtractConfig) -> int:
         "gpus_per_worker": config.gpus_per_worker,
     }
     run = f"extract-{Path(config.store).name}"
-    with session.job_session(what, config.tracking, config.storage, run, params, gpus=gpus) as log:
+    with session.job_session(
+        what, config.tracking, config.storage, run, params, gpus=config.gpus_per_worker
+    ) as log:
         summary = extract_features(config, log=log)
     print(summary)
     print(f"feature store: {config.store}")

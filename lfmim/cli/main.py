@@ -31,6 +31,7 @@ COMMANDS = {
     "simulate": ("simulate", "a store of known truth, to try the rest on"),
     "encoders": ("encoders", "what turns media into features; fetch trained ones"),
     "extract": ("extract", "clips.csv -> feature store"),
+    "compact": ("compact", "many small parts of a store -> few large ones"),
     "inspect": ("inspect_store", "what a feature store holds, as a page"),
     "train": ("train", "feature store -> trained and registered model"),
     "tune": ("tune", "search for better settings, retrain the winner"),

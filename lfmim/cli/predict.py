@@ -57,8 +57,7 @@ def predict(
     mlflow: str = "",
     encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
     workers: int = 1,
-    face_workers: int = 1,
-    encoder_workers: int = 1,
+    encoder_workers: int = 0,
     decode_workers: int = 0,
     decode_resource: str = "",
     gpus_per_worker: float = 0.0,
@@ -83,9 +82,8 @@ def predict(
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
         encoders: the encoders the model was trained on; by default those that it names itself.
         workers: actors that predict.
-        face_workers: actors for face detection.
-        encoder_workers: actors per encoder stage.
-        decode_workers: CPU tasks decoding at once; 0: one per CPU.
+        encoder_workers: most workers with a GPU that encode; 0: as many as there are shares for.
+        decode_workers: most workers on CPUs that extract; 0: one per CPU.
         decode_resource: custom Ray resource of the nodes that decode; empty: any node.
         gpus_per_worker: GPU share of each encoder and predictor; 0 runs them on CPU.
         stuck_minutes: after so many minutes without a row the job says which stage is at which
@@ -104,7 +102,6 @@ def predict(
         manifest=manifest or "-",
         store=store or features or f"{output}.features",
         encoders=encoders,
-        face_workers=face_workers,
         encoder_workers=encoder_workers,
         decode_workers=decode_workers,
         decode_resource=decode_resource,
@@ -139,15 +136,13 @@ def predict(
 
     count = f"{workers} worker{'s' * (workers > 1)}"
     what = f"predict {manifest or store} with {model} into {output}: {count} on "
-    # extraction has ended when prediction begins: the GPUs of the larger of the two are enough
-    gpus = gpus_per_worker * (
-        workers if store else max(workers, face_workers + 3 * encoder_workers)
-    )
+    # extraction, which has ended when prediction begins, makes do with one share
+    gpus = gpus_per_worker * workers
     params = {"model": model, "manifest": manifest, "store": config.store, "output": output}
     if manifest:
-        from lfmim.data.manifest import manifest_labels, read_manifest
+        from lfmim.data.manifest import check_first_rows, manifest_labels
 
-        read_manifest(manifest, labels=manifest_labels(manifest, default=predictor.meta.labels))
+        check_first_rows(manifest, manifest_labels(manifest, default=predictor.meta.labels))
     with session.job_session(
         what + ("GPU" if gpus else "CPU"),
         track,

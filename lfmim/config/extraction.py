@@ -142,13 +142,14 @@ class ExtractConfig:
     seed: int = 0
     """Seeds the frame sampling, together with the utterance id."""
     decode_workers: int = 0
-    """CPU tasks decoding at once; 0: one per CPU, less one for each model stage."""
-    face_workers: int = 1
-    """Actors that find and crop faces."""
-    encoder_workers: int = 1
-    """Actors per encoder stage."""
+    """Most workers on CPUs: they decode and find faces, and run the models where there is no GPU
+    for them; 0: one for each CPU that the cluster has or gets."""
+    encoder_workers: int = 0
+    """Most workers with a GPU: each runs all models; 0: as many as the cluster's GPUs have shares
+    for."""
     gpus_per_worker: float = 0.0
-    """GPU share of each model-stage actor; fractions put several on one GPU. 0 runs them on CPU."""
+    """GPU share of each worker that runs the models; fractions put several on one GPU. 0 runs them
+    on CPU."""
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     """Arithmetic of the encoders. auto: fp32 on a CPU; on a GPU tf32 for the families whose
     features stay within 0.2 % of fp32's so (docs/encoders.md), fp32 for the others. Recorded in the
@@ -156,8 +157,9 @@ class ExtractConfig:
     decode_resource: str = ""
     """Custom Ray resource of the nodes that decode (`decode` in cluster.yaml), one unit per worker;
     empty: any node."""
-    rows_per_part: int = 256
-    """Rows gathered per Parquet part."""
+    rows_per_part: int = 512
+    """Most rows of a shard, the unit of work, and so of a Parquet part; clips have 16 at most, as
+    what a killed worker had not finished is lost."""
     storage: str = "runs"
     """Folder of the embedded tracking database (run.storage of training)."""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
@@ -188,8 +190,7 @@ class ExtractConfig:
             "modalities",
             f"{self.modalities} must be one or more of {', '.join(known)}, each once",
         )
-        check_least(self, "", 1, "segments", "frames_per_segment", "face_workers")
-        check_least(self, "", 1, "encoder_workers", "rows_per_part")
+        check_least(self, "", 1, "segments", "frames_per_segment", "rows_per_part")
         check_least(self, "", 1, "max_frame_side", "max_media_mb")
 
         for field in ("decode_timeout_s", "max_duration_s"):
@@ -200,7 +201,7 @@ class ExtractConfig:
             "max_error_fraction",
             f"{self.max_error_fraction} is not in [0, 1]",
         )
-        check(self.decode_workers >= 0, "decode_workers", "must not be negative")
+        check_least(self, "", 0, "decode_workers", "encoder_workers")
         check(self.gpus_per_worker >= 0, "gpus_per_worker", "must not be negative")
         check_choices(self)
 

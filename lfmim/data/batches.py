@@ -347,8 +347,8 @@ def join_sequences(
     *,
     cut: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences (None: absent, length 0) -> their vectors one after another, float16 [V, dim], and
-    int64 lengths [N]."""
+    """Sequences (None: absent, length 0) -> their vectors one after another and one of zeros behind
+    them, which padding is, float16 [V + 1, dim]; and int64 lengths [N]."""
     fitted = [
         np.empty((0, dim), np.float16)
         if x is None
@@ -356,7 +356,7 @@ def join_sequences(
         for x in rows
     ]
     lengths = np.array([len(x) for x in fitted], dtype=np.int64)
-    return np.concatenate([*fitted, np.empty((0, dim), np.float16)]), lengths
+    return np.concatenate([*fitted, np.zeros((1, dim), np.float16)]), lengths
 
 
 def pad_sequences(

@@ -1,18 +1,20 @@
-"""CSV, JSONL and Parquet as people's tools write them -> frames of plain values; what is wrong is
-told by row."""
+"""CSV, JSONL and Parquet as people's tools write them -> frames of plain values, some rows at a
+time; what is wrong is told by row."""
 
 from __future__ import annotations
 
 import csv
-import io
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lfmim.schema import InputError
-from lfmim.text_files import UTF16, decode, parse_json
+from lfmim.text_files import UTF16, parse_json, text_stream
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "vertical bars", "，": "full-width commas"}
 """What stands in place of commas in files that are no CSV."""
@@ -22,15 +24,23 @@ EXACT = 1 << 53
 csv.field_size_limit(1 << 30)
 
 
-def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
-    """Cells as text, as they stand. Raises InputError naming row and remedy, also for rows of
-    another width than the header's and quotes that swallow rows; pandas' EmptyDataError if there is
-    no header. UTF-16 may have tabs, as Excel's 'Unicode text' has."""
-    text, encoding = decode(file.read(), path, table=True)
+HEAD = 1 << 16
+"""Characters in which a CSV's header must end."""
+
+
+def read_csv(file: BinaryIO, path: str, rows: int = sys.maxsize) -> Iterator[pd.DataFrame]:
+    """Frames of `rows` rows, at least one. Cells as text, as they stand. Raises InputError naming
+    row and remedy, also for rows of another width than the header's and quotes that swallow rows;
+    pandas' EmptyDataError if there is no header. UTF-16 may have tabs, as Excel's 'Unicode text'
+    has."""
+    # newline="", or a file whose lines end in "\r" alone is refused.
+    text, encoding = text_stream(file, path, newline="")
+    head = text.read(HEAD)
+    text.seek(0)
 
     # max() keeps the first of equals, so the comma stands unless another is more frequent. By the
     # header alone: cells of text hold semicolons and bars of their own.
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    header = next((line for line in head.splitlines() if line.strip()), "")
     separator = max(",", *SEPARATORS, key=header.count)
     if separator != "," and (separator, encoding) != ("\t", UTF16):
         raise InputError(
@@ -38,12 +48,12 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
             "as 'CSV UTF-8 (comma delimited)'"
         )
     names: list[str] = []
-    rows: list[list[str]] = []
+    kept: list[list[str]] = []
+    done = 0
 
     try:
-        # strict, or a quote left open swallows the rest of the file as one cell, without an error;
-        # newline="", or a file whose lines end in "\r" alone is refused.
-        for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True):
+        # strict, or a quote left open swallows the rest of the file as one cell, without an error
+        for cells in csv.reader(text, delimiter=separator, strict=True):
             # A blank line is no row of one empty cell.
             if len(cells) < 2 and not "".join(cells).strip():
                 continue
@@ -51,19 +61,23 @@ def read_csv(file: BinaryIO, path: str) -> pd.DataFrame:
                 # pandas writes its index without a name, and calls such a column so itself.
                 names = [name or f"Unnamed: {i}" for i, name in enumerate(cells)]
                 continue
-            rows.append(cells)
-            _check_row(cells, names, separator, f"{path}: row {len(rows)}")
+            if len(kept) == rows:
+                check_names(names, path)
+                yield pd.DataFrame(kept, columns=names, dtype=object)
+                done, kept = done + len(kept), []
+            kept.append(cells)
+            _check_row(cells, names, separator, f"{path}: row {done + len(kept)}")
     except csv.Error as error:
         raise InputError(
-            f"{path}: row {len(rows) + 1}: cannot be read as csv: {error}. A quote is open, or "
-            "stands inside a quoted cell: close it, or double it there"
+            f"{path}: row {done + len(kept) + 1}: cannot be read as csv: {error}. A quote is open, "
+            "or stands inside a quoted cell: close it, or double it there"
         ) from error
 
-    # What pandas raises, so that read_frame has one message for all formats.
+    # What pandas raises, so that `frames` has one message for all formats.
     if not names:
         raise pd.errors.EmptyDataError
     check_names(names, path)
-    return pd.DataFrame(rows, columns=names, dtype=object)
+    yield pd.DataFrame(kept, columns=names, dtype=object)
 
 
 def _check_row(cells: list[str], names: list[str], separator: str, where: str) -> None:
@@ -99,36 +113,52 @@ def check_names(names: list[str], path: str) -> None:
             raise InputError(f"{path}: {count} columns are called '{name}'; rename or remove one")
 
 
-def read_jsonl(file: BinaryIO, path: str) -> pd.DataFrame:
-    """An object per line. Raises InputError naming row and remedy."""
-    # Not splitlines(): a JSON text may hold U+2028 or U+0085, at which that would split, too.
-    lines = decode(file.read(), path, table=True)[0].split("\n")
-    rows: list[dict[str, Any]] = []
+def read_jsonl(file: BinaryIO, path: str, rows: int = sys.maxsize) -> Iterator[pd.DataFrame]:
+    """Frames of `rows` rows, at least one, each with the columns of its own rows; an object per
+    line. Raises InputError naming row and remedy."""
+    kept: list[dict[str, Any]] = []
+    done = 0
 
-    for line in filter(str.strip, lines):
-        where = f"{path}: row {len(rows) + 1}: cannot be read as jsonl"
+    # Split at "\n" alone: a JSON text may hold U+2028 or U+0085, at which others would split, too.
+    for line in filter(str.strip, text_stream(file, path, newline="\n")[0]):
+        where = f"{path}: row {done + len(kept) + 1}: cannot be read as jsonl"
         try:
             row = parse_json(line)
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: an object of columns and values is expected, in one line")
-        rows.append(row)
+        if len(kept) == rows:
+            yield pd.DataFrame(kept, dtype=object)
+            done, kept = done + len(kept), []
+        kept.append(row)
 
-    return pd.DataFrame(rows, dtype=object)
+    yield pd.DataFrame(kept, dtype=object)
 
 
-def read_parquet(file: BinaryIO, path: str) -> pd.DataFrame:
-    """As objects; whole numbers as such even where a gap has made their column one of floats, and
-    bytes as text."""
+def read_parquet(file: BinaryIO, path: str, rows: int = sys.maxsize) -> Iterator[pd.DataFrame]:
+    """Frames of `rows` rows, at least one. As objects; whole numbers as such even where a gap has
+    made their column one of floats, and bytes as text."""
     # Before pandas: of two columns of one name pyarrow says "Multiple matches for FieldRef".
     check_names(pq.read_schema(file).names, path)
     file.seek(0)
-    # pandas gives columns that were called by numbers back so, and messages join names.
-    frame = pd.read_parquet(file).rename(columns=str)
-    return pd.DataFrame(
-        {c: pd.Series([_plain(v) for v in frame[c].astype(object)], dtype=object) for c in frame}
+    table = pq.ParquetFile(file)
+    # An index that pandas wrote among the columns is one again only in the whole table's metadata,
+    # which a batch has as well.
+    batches = (
+        (pa.Table.from_batches([b]) for b in table.iter_batches(rows))
+        if rows < table.metadata.num_rows
+        else iter([table.read()])
     )
+    for batch in batches:
+        # pandas gives columns that were called by numbers back so, and messages join names.
+        frame = batch.to_pandas().rename(columns=str)
+        yield pd.DataFrame(
+            {
+                c: pd.Series([_plain(v) for v in frame[c].astype(object)], dtype=object)
+                for c in frame
+            }
+        )
 
 
 def _plain(value: Any) -> Any:

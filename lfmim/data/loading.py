@@ -76,17 +76,27 @@ def load_split(
     if cache == "stream" or (cache == "auto" and _is_large(store, rows, shapes)):
         return _mapped_split(store, split, config, fold, shapes, state or store_state(store))
 
-    columns = [*(FEATURE_COLUMNS[m] for m in dims), *_label_columns(config)]
-    table = read_table(store, columns, where=rows)
-    labels = split_labels(table, store, split, config.task)
+    table = read_table(store, _label_columns(config), where=rows)
     features, starts, lengths = {}, {}, {}
-    for m, (longest, dim, cut) in shapes.items():
-        joined, length = join_sequences(sequences(table, m), m, dim, longest, cut=cut)
-        features[m] = torch.from_numpy(np.concatenate([joined, np.zeros((1, dim), np.float16)]))
-        lengths[m] = torch.from_numpy(length)
+    # One modality at a time: Arrow's copy of a column and the sorted one are as large as what is
+    # made of them.
+    for m, (longest, dim, cut) in shapes.items() if table.num_rows else ():
+        column = read_table(store, [FEATURE_COLUMNS[m]], where=rows)
+        joined, length = join_sequences(sequences(column, m), m, dim, longest, cut=cut)
+        del column
+        features[m], lengths[m] = torch.from_numpy(joined), torch.from_numpy(length)
         starts[m] = lengths[m].cumsum(0) - lengths[m]
+        table = table.append_column(FEATURE_COLUMNS[m], _there(length))
+    pa.default_memory_pool().release_unused()
+    labels = split_labels(table, store, split, config.task)
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
     return UtteranceTensors(ids, features, starts, lengths, labels, spec, _speakers(table))
+
+
+def _there(lengths: np.ndarray) -> pa.Array:
+    """What stands for a column of features for `encode_labels`, which asks only whether they are
+    there; null means absent."""
+    return pa.array([n > 0 or None for n in lengths.tolist()], pa.bool_())
 
 
 def _is_large(store: Path, rows: pc.Expression, shapes: dict[Modality, Shape]) -> bool:
@@ -207,9 +217,7 @@ def _mapped_split(
         # "c" (copy on write): torch warns of arrays that it may not write; nothing writes these.
         flat = np.memmap(folder / f"{m}.f16", dtype=np.float16, mode="c")
         features[m] = torch.from_numpy(flat.reshape(-1, dim))
-        # All that encode_labels asks of the features is whether they are there; null means absent.
-        there = pa.array([n > 0 or None for n in length.tolist()], pa.bool_())
-        table = table.append_column(FEATURE_COLUMNS[m], there)
+        table = table.append_column(FEATURE_COLUMNS[m], _there(length))
 
     labels = split_labels(table, store, split, config.task)
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)
@@ -256,8 +264,8 @@ def _write_vectors(
             for m, (longest, dim, cut) in shapes.items():
                 vectors, length = join_sequences(sequences(table, m), m, dim, longest, cut=cut)
                 where[m][:, into] = written[m] + length.cumsum() - length, length
-                written[m] += len(vectors)
-                size += files[m].write(vectors.tobytes())
+                written[m] += len(vectors) - 1
+                size += files[m].write(vectors[:-1].tobytes())
             done += len(into)
             # What a job that seems stuck is at; and said here, it counts as getting on.
             at_step(f"writing {done} of {len(ids)} samples to {folder.parent}")

@@ -1,17 +1,19 @@
-"""Manifests: tables of utterances or tar shards, checked as a whole before any work starts."""
+"""Manifests: tables of utterances or tar shards, checked as a whole before any work starts, some
+rows at a time."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from lfmim.data.formats import read_csv, read_jsonl, read_parquet
-from lfmim.data.shards import parse_member, read_shards
+from lfmim.data.shards import Scan, in_threads, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -39,7 +41,7 @@ from lfmim.schema import (
 )
 from lfmim.storage import file_system, reaching
 
-READERS: dict[str, Callable[..., pd.DataFrame]] = {
+READERS: dict[str, Callable[..., Iterator[pd.DataFrame]]] = {
     ".csv": read_csv,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
@@ -62,6 +64,21 @@ RESERVED_COLUMNS = {
     "uncut_tokens",
 }
 """The store's own columns and those a row carries through the pipeline."""
+
+
+BATCH_ROWS = 8192
+"""Rows that are held and checked at a time."""
+
+
+class Batch(NamedTuple):
+    """Checked rows of a manifest, in its order."""
+
+    frame: pd.DataFrame
+    """As `read_reported` returns them, with the columns that these rows have."""
+    places: list[str]
+    """Where each row is, for messages."""
+    words: Counter[str]
+    """The words of the label columns as they were given, and how often."""
 
 
 def read_manifest(
@@ -87,22 +104,80 @@ def read_reported(
     field. `need_media=False` skips the check that local videos exist.
     """
     labels = labels or manifest_labels(path)
-    suffix = "." + path.rsplit(".", 1)[-1].lower()
-    if suffix == ".tar":
-        rows, places = read_shards(path, labels)
-        frame = pd.DataFrame(rows, dtype=object)
-    else:
-        frame = read_frame(path, "manifest", (*READERS, ".tar"))
-        places = [f"{path}: row {row}" for row in range(1, len(frame) + 1)]
+    batches = list(read_batches(path, need_media=need_media, labels=labels))
+    frame = batches[0].frame
+    if len(batches) > 1:
+        frame = pd.concat([b.frame for b in batches], ignore_index=True)
+        # a column that some batches lack
+        frame = frame.astype(object).where(frame.notna(), None)
+        _check_ids(frame[ID], [place for b in batches for place in b.places], path)
+    return frame, label_report(sum((b.words for b in batches), Counter()), labels)
 
-    for column in (ID, VIDEO):
-        if column not in frame.columns:
-            raise InputError(
-                f"{path}: column '{column}' is missing; found: {', '.join(map(str, frame.columns))}"
-            )
-    if frame.empty:
+
+def check_first_rows(path: str, labels: LabelSpec, *, need_media: bool = True) -> None:
+    """Raise what `read_reported` would for the first rows, of a small manifest for all: in seconds,
+    before a cluster is started. Of tar shards the first is looked at."""
+    for _ in read_batches(path, labels=labels, need_media=need_media, scan=map):
+        break
+
+
+def read_batches(
+    path: str, *, labels: LabelSpec, need_media: bool = True, scan: Scan = in_threads
+) -> Iterator[Batch]:
+    """`read_reported` by batches, at least one: for manifests of more rows than memory has room
+    for.
+
+    Of two rows with one id, only those within a batch are refused: `refuse_duplicates` is for the
+    others. Tar shards are read by `scan`, and no batch holds rows of two of them.
+    """
+    found: set[str] = set()
+    row = 0
+    for frame, places in _raw_batches(path, labels, scan):
+        found |= set(frame.columns)
+        # Of JSONL, whose rows have each their own columns, one is missing where no row has it.
+        if path.lower().endswith(".jsonl") and len(frame) and VIDEO not in found:
+            frame[VIDEO] = None
+        _check_columns(path, frame.columns)
+        if frame.empty:
+            continue
+        batch = _checked(path, frame, places, labels, need_media)
+        row += len(frame)
+        yield batch
+
+    _check_columns(path, sorted(found))
+    if not row:
         raise InputError(f"{path}: the manifest has no rows")
 
+
+def _raw_batches(
+    path: str, labels: LabelSpec, scan: Scan
+) -> Iterator[tuple[pd.DataFrame, list[str]]]:
+    """Rows as they are written, and where each is."""
+    if path.lower().endswith(".tar"):
+        for rows, places in read_shards(path, labels, scan):
+            for i in range(0, len(rows), BATCH_ROWS):
+                frame = pd.DataFrame(rows[i : i + BATCH_ROWS], dtype=object)
+                yield frame, places[i : i + BATCH_ROWS]
+        return
+
+    row = 1
+    for frame in _frames(path, "manifest", (*READERS, ".tar"), BATCH_ROWS):
+        yield frame, [f"{path}: row {i}" for i in range(row, row + len(frame))]
+        row += len(frame)
+
+
+def _check_columns(path: str, columns: Iterable[str]) -> None:
+    names = list(columns)
+    for column in (ID, VIDEO):
+        if column not in names:
+            raise InputError(
+                f"{path}: column '{column}' is missing; found: {', '.join(map(str, names))}"
+            )
+
+
+def _checked(
+    path: str, frame: pd.DataFrame, places: list[str], labels: LabelSpec, need_media: bool
+) -> Batch:
     frame = frame.where(frame.notna(), None)
     for column in passthrough_columns(frame):
         # The prefixes are those under which stages report their times and nodes in a row.
@@ -119,13 +194,17 @@ def read_reported(
         if value and value not in SPLITS:
             raise InputError(f"{place}, field 'split': {value!r} is not one of {', '.join(SPLITS)}")
 
-    report = label_report(frame, labels)
+    given = [c for c in LABEL_COLUMNS.values() if c in frame]
+    words = Counter(cell(v).lower() for c in given for v in frame[c])
     for column in LABEL_COLUMNS.values():
         values = frame[column] if column in frame else [None] * len(frame)
         try:
             frame[column] = _parsed(values, column, places, labels.parse)
         except InputError as error:
-            raise InputError(f"{error}{_hint(frame)}") from error
+            # The words of a batch: which shipped labels would read all of them.
+            fitting = fitting_labels(set(words))
+            hint = f". The words here fit --labels {' or '.join(fitting)}" if fitting else ""
+            raise InputError(f"{error}{hint}") from error
     for column in (c for c in SENTIMENT_COLUMNS.values() if c in frame):
         frame[column] = _parsed(frame[column], column, places, labels.parse_sentiment)
 
@@ -138,14 +217,12 @@ def read_reported(
     # Where a scheme's library is missing, no clip of it can be read; others may be.
     for url in {v.partition("://")[0]: v for v in frame[VIDEO] if "://" in v}.values():
         file_system(url)
-    return frame, report
+    return Batch(frame, places, words)
 
 
-def label_report(frame: pd.DataFrame, labels: LabelSpec) -> list[str]:
-    """Lines for people on what `labels` makes of the words of a frame whose label columns are as
-    they were given: how many cells its merges and drops change, word by word; [] if none."""
-    columns = [c for c in LABEL_COLUMNS.values() if c in frame]
-    words = Counter(cell(v).lower() for c in columns for v in frame[c])
+def label_report(words: Counter[str], labels: LabelSpec) -> list[str]:
+    """Lines for people on what `labels` makes of the `words` of a manifest's label columns: how
+    many cells its merges and drops change, word by word; [] if none."""
     merged = [
         f"{n} x '{w}' counted as {labels.merges[w]}"
         for w, n in words.most_common()
@@ -153,13 +230,6 @@ def label_report(frame: pd.DataFrame, labels: LabelSpec) -> list[str]:
     ]
     dropped = [f"{n} x '{w}' left empty" for w, n in words.most_common() if w in labels.dropped]
     return [f"labels {labels.name}: {line}" for line in (*merged, *dropped)]
-
-
-def _hint(frame: pd.DataFrame) -> str:
-    """Which shipped labels would read all of the frame, for a message; "" if none."""
-    columns = [c for c in LABEL_COLUMNS.values() if c in frame]
-    fitting = fitting_labels({cell(v) for c in columns for v in frame[c]})
-    return f". The words here fit --labels {' or '.join(fitting)}" if fitting else ""
 
 
 def labels_file(manifest: str) -> str:
@@ -180,6 +250,18 @@ def manifest_labels(manifest: str, given: str = "", default: LabelSpec | None = 
             return default or default_labels()
         text = fs.cat_file(name)
     return LabelSpec.from_yaml(text, source=beside)
+
+
+def refuse_duplicates(path: str, batches: Iterable[Batch], suspects: Callable[[str], bool]) -> None:
+    """Raise InputError for the first id in `batches` that was there before, of those that
+    `suspects` holds of (an id may share its hash with another and be none)."""
+    ids, places = [], []
+    for batch in batches:
+        for value, place in zip(batch.frame[ID], batch.places, strict=True):
+            if suspects(value):
+                ids.append(value)
+                places.append(place)
+    _check_ids(ids, places, path)
 
 
 def _check_ids(ids: Iterable[str], places: list[str], path: str) -> None:
@@ -243,6 +325,12 @@ def _seconds(value: object, *, where: str) -> float | None:
 def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) -> pd.DataFrame:
     """A CSV, JSONL or Parquet file as objects. Raises InputError, which calls it `kind` and names
     possible `formats`, and says by row what is wrong."""
+    (frame,) = _frames(path, kind, formats, sys.maxsize)
+    return frame
+
+
+def _frames(path: str, kind: str, formats: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+    """`read_frame` by frames of `rows` rows, at least one."""
     suffix = "." + path.rsplit(".", 1)[-1].lower()
     if suffix not in READERS:
         raise InputError(f"{path}: unknown {kind} format; use one of {', '.join(formats)}")
@@ -251,7 +339,7 @@ def read_frame(path: str, kind: str, formats: Sequence[str] = tuple(READERS)) ->
         with reaching(path):
             fs, name = file_system(path)
             with fs.open(name, "rb") as f:
-                return READERS[suffix](f, path)
+                yield from READERS[suffix](f, path, rows)
     # It is a ValueError, and would be taken for one of pandas' below.
     except InputError:
         raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 from urllib.parse import quote, unquote
@@ -106,26 +106,34 @@ def _one_range(name: str) -> list[str]:
     ]
 
 
-def read_shards(pattern: str, labels: LabelSpec) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of all shards in order (manifest fields, `id` defaulting to the sample's key) and where
-    each comes from.
+Sample = tuple[dict[str, Any], str]
+"""A sample's manifest fields, and where it is, for messages."""
+Scan = Callable[[Callable[[str], list[Sample]], Sequence[str]], Iterable[list[Sample]]]
+"""`map` of a function over shards, in their order; elsewhere perhaps."""
+
+
+def in_threads(read: Callable[[str], list[Sample]], shards: Sequence[str]) -> list[list[Sample]]:
+    """A Scan in this process."""
+    # More threads than cores: reading the headers of remote shards is waiting, not work.
+    with ThreadPoolExecutor(min(16, len(shards))) as pool:
+        return list(pool.map(read, shards))
+
+
+def read_shards(
+    pattern: str, labels: LabelSpec, scan: Scan = in_threads
+) -> Iterator[tuple[list[dict[str, Any]], list[str]]]:
+    """Per shard, in order: its samples' manifest fields (`id` defaulting to the sample's key), in
+    the order of the shard, and where each comes from.
 
     A sample has at most one media file. `.json` holds an object of manifest fields; `.txt` is the
     text; `.cls` is the multimodal label: a word of `labels`, or an index of its classes. Other
     files are ignored. Raises InputError naming shard and sample.
     """
-    shards = expand_shards(pattern)
-    # More threads than cores: reading the headers of remote shards is waiting, not work.
-    with ThreadPoolExecutor(min(16, len(shards))) as pool:
-        samples = [
-            sample
-            for found in pool.map(functools.partial(_read_shard, labels=labels), shards)
-            for sample in found
-        ]
-    return [row for row, _ in samples], [where for _, where in samples]
+    for samples in scan(functools.partial(_read_shard, labels=labels), expand_shards(pattern)):
+        yield [row for row, _ in samples], [where for _, where in samples]
 
 
-def _read_shard(shard: str, labels: LabelSpec) -> list[tuple[dict[str, Any], str]]:
+def _read_shard(shard: str, labels: LabelSpec) -> list[Sample]:
     samples: dict[str, dict[str, Any]] = {}
     try:
         fs, path = file_system(shard)

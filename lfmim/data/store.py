@@ -1,5 +1,6 @@
 """The feature store: a folder, local or in an object store, of Parquet parts, `feature_spec.json`,
-`label_spec.json` and `errors/` (quarantined rows).
+`label_spec.json` and `errors/` (quarantined rows). What an extraction has not finished is none of
+its parts.
 
 Features are `list<fixed_size_list<float16, D>>`, so any Parquet reader gets the numbers and the
 true lengths: `column.flatten().flatten().to_numpy().reshape(-1, D)`. An absent modality is null.
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
+from lfmim.data.parts import done_shards, not_covered
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -44,7 +46,7 @@ from lfmim.schema import (
     Modality,
     default_labels,
 )
-from lfmim.storage import as_path, listing, new_file, write_text
+from lfmim.storage import Listed, as_path, listing, new_file, write_text
 from lfmim.storage.arrow import arrow_files
 
 ERROR_SCHEMA = pa.schema(
@@ -158,8 +160,18 @@ def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, wan
 
 
 def part_files(folder: Path) -> list[str]:
-    """The parts, in name order."""
-    return [str(part.path) for part in listing(folder, PARTS)]
+    """The parts, in name order, without those that were merged into another."""
+    return [str(part.path) for part in _parts(folder)]
+
+
+def _parts(folder: Path) -> list[Listed]:
+    found = {part.path.name: part for part in listing(folder, PARTS)}
+    return [found[name] for name in not_covered(found)]
+
+
+def part_shards(folder: Path) -> set[tuple[int, int]]:
+    """(plan, shard) of every shard that is finished."""
+    return done_shards(part.path.name for part in _parts(folder))
 
 
 def open_parts(parts: Sequence[str]) -> pad.Dataset:
@@ -177,25 +189,39 @@ def open_part(part: str) -> pq.ParquetFile:
 def store_state(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """What changes whenever the store does: name, size and stamp of every part and of the two
     specs. It stands for their content, since hashing that would mean reading the whole store."""
-    files = [*listing(folder, PARTS), *listing(folder, SPECS)]
+    files = [*_parts(folder), *listing(folder, SPECS)]
     return tuple((str(file.path), file.size, file.stamp) for file in files)
 
 
 def stored_ids(folder: Path) -> set[str]:
     """Ids that are in the store already."""
-    return set(read_table(folder, [ID])[ID].to_pylist()) if part_files(folder) else set()
+    parts = part_files(folder)
+    return set(open_parts(parts).to_table(columns=[ID])[ID].to_pylist()) if parts else set()
 
 
 def quarantined(folder: Path) -> pa.Table:
     """The quarantined rows: id, video, stage, error."""
-    parts = part_files(folder / ERRORS_FOLDER)
+    parts = error_files(folder)
     return open_parts(parts).to_table() if parts else ERROR_SCHEMA.empty_table()
 
 
-def discard_quarantined(folder: Path) -> None:
-    """Forget the quarantined rows, so that they are tried again."""
-    for part in part_files(folder / ERRORS_FOLDER):
-        as_path(part).unlink()
+def error_files(folder: Path) -> list[str]:
+    """The parts of quarantined rows, without those of shards that are not finished."""
+    done = part_shards(folder)
+    parts = _parts(folder / ERRORS_FOLDER)
+    return [str(p.path) for p in parts if done_shards([p.path.name]) <= done]
+
+
+def forget_quarantined(folder: Path, ids: pa.Array) -> None:
+    """Take rows out of the quarantine, as they are to be tried again. Raises WriteError."""
+    for part in error_files(folder):
+        table = open_part(part).read()
+        left = table.filter(pc.invert(pc.is_in(table[ID], ids)))
+        path = as_path(part)
+        if not len(left):
+            path.unlink()
+        elif len(left) < len(table):
+            write_part(path.parent, left, path.name)
 
 
 def read_table(
@@ -211,10 +237,11 @@ def read_table(
     Raises InputError if there is no part.
     """
     parts = part_files(folder)
-    if not parts:
+    # A shard of which every row is quarantined has a part without rows.
+    data = open_parts(parts) if parts else None
+    if data is None or not data.head(1, columns=[ID]).num_rows:
         raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
 
-    data = open_parts(parts)
     wanted = (
         None
         if columns is None

@@ -59,14 +59,14 @@ def begin(name: str, stage: str) -> None:
 
     last = 0.0
 
-    def tell(what: str, step: bool) -> None:
+    def tell(what: str, step: bool, now_at: str) -> None:
         nonlocal last
         now = time.time()
         # A step may take milliseconds, and all workers of a cluster write to one head.
         if step and now - last < SECONDS_BETWEEN_STEPS:
             return
         last = now
-        work = Work(stage, what, now, where)
+        work = Work(now_at or stage, what, now, where)
         _internal_kv_put(key, json.dumps(work) if what else b"", namespace=NAMESPACE)
 
     progress.tell_by(tell)

@@ -247,7 +247,8 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
 
     Prints one line: `what` (the job, its workers, where results go) and where it runs. `cpus` and
     `gpus` are what the job needs at least: InputError if this machine lacks them; a cluster may
-    still grow. InputError, too, if no cluster answers at $RAY_ADDRESS or it refuses this user.
+    still grow. InputError, too, if no cluster answers at $RAY_ADDRESS or it refuses this user, and
+    if a local Ray is not up in time.
     """
     import ray
 
@@ -279,8 +280,17 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     if logs.is_json():
         options["logging_config"] = ray.LoggingConfig(encoding="JSON")
     # Ray's C++ side announces its log level there.
-    with _no_stderr():
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
+    try:
+        with _no_stderr():
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
+    # Ray waits 30 s for its own processes, without a setting, and raises this class itself.
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise InputError(
+            f"Ray did not start on this machine: {error} Nothing was lost; run the same command "
+            "again when the machine has less to do"
+        ) from error
     # Not at the top: a job that stays in its own process imports this file and is spared Ray.
     from lfmim.distributed.at_work import show_worker_errors
 

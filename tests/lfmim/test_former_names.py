@@ -342,6 +342,15 @@ def test_the_hash_of_the_defaults_is_that_of_0_1():
     assert len(hashes) == 3
 
 
+def test_an_option_that_means_nothing_any_more_is_left_out_and_said(tmp_path):
+    config = tmp_path / "old.yaml"
+    config.write_text("store: s\nface_workers: 2\n")
+    given = ["--config", str(config), "--face_workers", "3", "--seed", "1", "--face_workers=4"]
+    args, lines = translate_options([*given, "--model.width", "64"])
+    assert args == ["--config", "{store: s}\n", "--seed", "1", "--model.d_model", "64"]
+    assert len([line for line in lines if "face_workers is no setting any more" in line]) == 3
+
+
 def test_a_model_that_was_revised_is_another_run():
     pmr = dataclasses.replace(BASE, model=ModelConfig(name="pmr"))
     assert hash_parts(pmr)["model"].pop("revision") > 1

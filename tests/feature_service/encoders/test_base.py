@@ -28,8 +28,8 @@ from feature_service.pipeline.stages import (
     WAVEFORM,
     build_feature_spec,
     build_stage,
+    new_row,
 )
-from feature_service.pipeline.wire import new_row
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.store import read_table, sequences
 from lfmim.registry import PLUGINS, load_plugin

@@ -23,8 +23,7 @@ from feature_service.encoders.vit import VisionTransformerEncoder
 from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.encoders.whisper import WhisperEncoder
 from feature_service.operators.crop import Crop
-from feature_service.pipeline.stages import WAVEFORM, build_feature_spec, build_stage
-from feature_service.pipeline.wire import new_row
+from feature_service.pipeline.stages import WAVEFORM, build_feature_spec, build_stage, new_row
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import read_table, stored_ids

@@ -8,8 +8,7 @@ import pytest
 from feature_service.operators.crop import ALIGNED, TEMPLATE, Crop, whole_frames
 from feature_service.operators.face import FaceCropper, build_cropper
 from feature_service.pipeline.contact_sheet import sample_crops
-from feature_service.pipeline.stages import CROPS, FRAMES, build_stage
-from feature_service.pipeline.wire import new_row
+from feature_service.pipeline.stages import CROPS, FRAMES, build_stage, new_row
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import FACE_FOUND, EncoderSpec, FeatureSpec

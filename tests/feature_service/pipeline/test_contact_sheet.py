@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from feature_service.pipeline.contact_sheet import sample_crops
-from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema
+from feature_service.pipeline.stages import new_row
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from tests.support.toy import DIMS, SPEC, toy_rows
@@ -53,6 +53,6 @@ def test_an_imported_store_has_no_clips(toy_store):
 def test_sentiment_scores_travel_through_the_pipeline_as_numbers(score):
     extra = ["sentiment_text", "scene"]
     row = {"id": "a", "video": "", "text": "x", "sentiment_text": score, "scene": 3}
-    table = rows_to_wire([new_row(row)], wire_schema(SPEC, extra))
+    table = rows_to_table([new_row(row)], store_schema(DIMS, extra), DIMS)
     assert table["sentiment_text"].to_pylist() == [score]
     assert table["scene"].to_pylist() == ["3"]

@@ -118,7 +118,7 @@ class Nodes:
 
     def actors(self, node) -> list[psutil.Process]:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-        return [p for p in raylet.children() if "MapWorker" in " ".join(p.cmdline())]
+        return [p for p in raylet.children() if "ray::Worker" in " ".join(p.cmdline())]
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_killed_driver_then_a_rerun(nodes, corpus, undisturbed):
 def test_an_actor_and_a_node_lost_midway(nodes, corpus, undisturbed):
     """In another order, with more workers."""
     store = corpus / "lost"
-    job = start(nodes, corpus, store, "--face_workers", "2", manifest="shuffled.csv")
+    job = start(nodes, corpus, store, manifest="shuffled.csv")
     wait_for_parts(job, store, 2)
     victims = nodes.actors(nodes.others[0])
     assert victims

@@ -31,9 +31,7 @@ def stored(media, ray_cluster, tmp_path_factory):
             "note": "kept",
         }
     ).to_csv(folder / "m.csv", index=False)
-    config = ExtractConfig(
-        manifest=str(folder / "m.csv"), store=str(folder / "store"), face_workers=2
-    )
+    config = ExtractConfig(manifest=str(folder / "m.csv"), store=str(folder / "store"))
     return config, extract_features(config), folder / "store", clips
 
 

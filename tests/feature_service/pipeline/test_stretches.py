@@ -7,14 +7,13 @@ import pyarrow as pa
 import pytest
 
 from feature_service.operators.resample import Resampler
-from feature_service.pipeline.stages import WAVEFORM, WAVEFORM_RATE, build_stage
-from feature_service.pipeline.wire import new_row, rows_to_wire, wire_schema, wire_to_rows
+from feature_service.pipeline.stages import WAVEFORM, WAVEFORM_RATE, build_stage, new_row
 from lfmim.config import ExtractConfig
 from lfmim.data.manifest import passthrough_columns, read_manifest
 from lfmim.data.store import read_table, rows_to_table, store_schema, write_part
 from lfmim.schema import DURATION, END, FRAME_INDICES, FRAME_READER, START
 from tests.support.clips import write_clip
-from tests.support.toy import DIMS, SPEC
+from tests.support.toy import DIMS
 
 pytestmark = pytest.mark.integration
 
@@ -26,11 +25,8 @@ def test_rows_are_stretches_up_to_the_store(tmp_path):
     )
     manifest = read_manifest(str(tmp_path / "m.csv"))
     extra = passthrough_columns(manifest)
-    schema = wire_schema(SPEC, extra)
-    given = rows_to_wire([new_row(r) for r in manifest.to_dict("records")], schema)
-
     decode = build_stage("decode", ExtractConfig(manifest="-", store="-"))
-    rows = wire_to_rows(rows_to_wire(decode(wire_to_rows(given)), schema))
+    rows = decode([new_row(r) for r in manifest.to_dict("records")])
     part, whole, beyond = rows
     assert (part[DURATION], whole[DURATION]) == (1.25, pytest.approx(4.0, abs=0.05))
     assert beyond["error"].startswith("its stretch ends at 9.000 s, the recording at 4.0")

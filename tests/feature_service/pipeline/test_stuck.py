@@ -117,9 +117,9 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(
     )
     write_spec = pipeline.write_spec
 
-    def swap(store, spec) -> None:
+    def swap(store, spec, labels) -> None:
         """The driver has hashed; no worker has begun."""
-        write_spec(store, spec)
+        write_spec(store, spec, labels)
         path = tiny[Modality.TEXT] / "model.safetensors"
         weights = load_file(path)
         weights["encoder.layer.0.output.dense.bias"] += 1
@@ -147,7 +147,10 @@ def test_a_worker_that_finds_other_weights_stops_the_job_with_both_hashes(
     monkeypatch.setattr(
         pipeline,
         "write_spec",
-        lambda store, spec: (write_spec(store, spec), shutil.rmtree(tiny[Modality.TEXT])),
+        lambda store, spec, labels: (
+            write_spec(store, spec, labels),
+            shutil.rmtree(tiny[Modality.TEXT]),
+        ),
     )
     with pytest.raises(InputError, match=r"encoder '.*text': cannot be loaded as BertModel"):
         extract_features(config)

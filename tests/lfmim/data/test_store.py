@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lfmim.data import compaction
+from lfmim.data.compaction import compact
+from lfmim.data.parts import part_name
 from lfmim.data.store import (
     ERROR_SCHEMA,
-    discard_quarantined,
     feature_array,
     feature_type,
+    forget_quarantined,
+    part_shards,
     quarantined,
     read_table,
     rows_to_table,
@@ -219,11 +224,70 @@ def test_a_full_disk(tmp_path, small_disk):
 
 def test_quarantined_rows_can_be_tried_again(tmp_path):
     bad = pa.Table.from_pylist(
-        [{"id": "a", "video": "a.mp4", "stage": "decode", "error": "no"}], schema=ERROR_SCHEMA
+        [{"id": i, "video": "a.mp4", "stage": "decode", "error": "no"} for i in "abc"],
+        schema=ERROR_SCHEMA,
     )
     write_part(tmp_path / ERRORS_FOLDER, bad)
-    discard_quarantined(tmp_path)
+    write_part(tmp_path / ERRORS_FOLDER, bad.slice(0, 0))
+    forget_quarantined(tmp_path, pa.array(["a", "c", "else"]))
+    assert quarantined(tmp_path)["id"].to_pylist() == ["b"]
+    forget_quarantined(tmp_path, pa.array(["b"]))
     assert quarantined(tmp_path).num_rows == 0
+
+
+def rows_in_shard(folder: Path, name: str, ids: str, bad: str = "") -> None:
+    rows = [row | {"id": i} for row, i in zip(toy_rows(len(ids)), ids, strict=True)]
+    lost = [{"id": i, "video": "", "stage": "face", "error": "no"} for i in bad]
+    if bad:
+        write_part(folder / ERRORS_FOLDER, pa.Table.from_pylist(lost, schema=ERROR_SCHEMA), name)
+    write_part(folder, rows_to_table(rows, store_schema(DIMS), DIMS), name)
+
+
+def test_only_finished_shards_count(tmp_path):
+    """Nothing is left of shard 1; shard 2 was killed between its errors and its part."""
+    rows_in_shard(tmp_path, part_name(1, 0), "ab", "c")
+    rows_in_shard(tmp_path, part_name(1, 1), "", "de")
+    rows_in_shard(tmp_path, part_name(1, 2), "f", "g")
+    (tmp_path / part_name(1, 2)).unlink()
+    assert part_shards(tmp_path) == {(1, 0), (1, 1)}
+    assert stored_ids(tmp_path) == set("ab")
+    assert sorted(quarantined(tmp_path)["id"].to_pylist()) == list("cde")
+    assert read_table(tmp_path, [])["id"].to_pylist() == list("ab")
+    (tmp_path / part_name(1, 0)).unlink()
+    with pytest.raises(InputError, match="holds no rows"):
+        read_table(tmp_path)
+
+
+def test_small_parts_become_one_which_stands_for_them_at_once(tmp_path, monkeypatch):
+    for shard, (ids, bad) in enumerate((("ab", "c"), ("", "d"), ("e", ""), ("f", "g"), ("h", "i"))):
+        if shard != 3:
+            rows_in_shard(tmp_path, part_name(1, shard), ids, bad)
+    rows_in_shard(tmp_path, part_name(2, 5), "j")
+    rows_in_shard(tmp_path, "part-0badc0de.parquet", "k")
+    before = read_table(tmp_path), sorted(quarantined(tmp_path)["id"].to_pylist())
+    shards = part_shards(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(compaction, "_remove_merged", lambda folder: 1 / 0)  # killed there
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                compact(tmp_path)
+            assert read_table(tmp_path).equals(before[0])
+            assert sorted(quarantined(tmp_path)["id"].to_pylist()) == before[1]
+    assert compact(tmp_path)[1] == 4
+    assert [p.name for p in sorted(tmp_path.glob("part-*"))] == [
+        "part-0001-000000-000002.parquet",
+        part_name(1, 4),
+        part_name(2, 5),
+        "part-0badc0de.parquet",
+    ]
+    assert read_table(tmp_path).equals(before[0])
+    assert sorted(quarantined(tmp_path)["id"].to_pylist()) == before[1]
+    assert part_shards(tmp_path) == shards
+    # the shard between, and as many rows as a part may have
+    rows_in_shard(tmp_path, part_name(1, 3), "f", "g")
+    assert compact(tmp_path, rows=4)[1] == 4
+    assert stored_ids(tmp_path) == set("abefhjk")
+    assert sorted(quarantined(tmp_path)["id"].to_pylist()) == list("cdgi")
 
 
 def test_other_classes_are_refused_in_a_begun_store(tmp_path):

@@ -1,0 +1,16 @@
+import pytest
+import ray
+
+from lfmim.distributed.session import ray_session
+from lfmim.schema import InputError
+
+
+def test_a_local_ray_that_is_not_up_in_time_is_one_line(monkeypatch):
+    # What Ray 2.60 raised on a machine with twelve processes for two cores.
+    def late(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(InputError, match=r"did not start on this machine.*again"), ray_session("x"):
+        pass
