@@ -291,11 +291,11 @@ def _comparison(folder: Path) -> None:
     run = {
         "system": "lfmim",
         "seed": 0,
-        "config": {"model": {"task": "emotion"}},
+        "config": {"store": "x", "model": {"task": "emotion"}},
         "epochs": 1,
         "best_epoch": 0,
         "valid_score": 0.5,
-        "history": [{"epoch": 0, "train": scores, "valid": scores}],
+        "history": [{"epoch": 0, "lr": 0.1, "train": scores, "valid": scores}],
         "seconds": 1.0,
         "parameters": 9,
         "flops": 9,
@@ -360,7 +360,7 @@ def test_a_checkpoint_stays_whole_when_the_next_does_not_fit(tmp_path, small_dis
 
 
 def test_a_split_is_not_mapped_onto_a_full_disk(toy_store, tmp_path, small_disk):
-    small_disk(tmp_path / "cache", "64k")
+    small_disk(tmp_path / "cache", "32k")
     code = (
         "import sys; from pathlib import Path; from lfmim.config import ModelConfig\n"
         "from lfmim.data.loading import load_split\n"
@@ -377,7 +377,7 @@ def test_a_split_is_not_mapped_onto_a_full_disk(toy_store, tmp_path, small_disk)
         env={**os.environ, "LFMIM_CACHE": str(tmp_path / "cache")},
     )
     assert done.returncode == 0, done.stderr
-    assert "the disk of" in done.stdout
+    assert "cannot be written to: No space left" in done.stdout
     assert f"{tmp_path}/cache/splits" in done.stdout
     assert "set LFMIM_CACHE" in done.stdout
     assert not [p for p in (tmp_path / "cache" / "splits").iterdir() if p.is_dir()]
