@@ -14,7 +14,7 @@ from tests.support.toy import ROOT
 ABSENT = ("ray", "mlflow", "decord", "av", "jsonargparse", "pandas", "torchaudio")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_it_runs_without_ray_and_a_stage_that_fails_leaves_the_others(tmp_path):
     code = (
         "import sys, runpy\n"
