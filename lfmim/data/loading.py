@@ -76,17 +76,22 @@ def load_split(
     if cache == "stream" or (cache == "auto" and _is_large(store, rows, shapes)):
         return _mapped_split(store, split, config, fold, shapes, state or store_state(store))
 
-    table = read_table(store, _label_columns(config), where=rows)
     features, starts, lengths = {}, {}, {}
+    table: pa.Table = None
     # One modality at a time: Arrow's copy of a column and the sorted one are as large as what is
     # made of them.
-    for m, (longest, dim, cut) in shapes.items() if table.num_rows else ():
-        column = read_table(store, [FEATURE_COLUMNS[m]], where=rows)
-        joined, length = join_sequences(sequences(column, m), m, dim, longest, cut=cut)
-        del column
+    for m, (longest, dim, cut) in shapes.items():
+        column = FEATURE_COLUMNS[m]
+        read = read_table(
+            store, [column, *(_label_columns(config) if table is None else [])], where=rows
+        )
+        joined, length = join_sequences(sequences(read, m), m, dim, longest, cut=cut)
         features[m], lengths[m] = torch.from_numpy(joined), torch.from_numpy(length)
         starts[m] = lengths[m].cumsum(0) - lengths[m]
-        table = table.append_column(FEATURE_COLUMNS[m], _there(length))
+        if table is None:
+            table = read.drop_columns([column])
+        table = table.append_column(column, _there(length))
+        del read
     pa.default_memory_pool().release_unused()
     labels = split_labels(table, store, split, config.task)
     ids, spec = table[ID].to_pylist(), LabelSpec.load(store)

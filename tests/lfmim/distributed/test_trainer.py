@@ -115,7 +115,8 @@ def test_a_job_reads_the_ids_and_labels_of_a_store_once(toy_store, tmp_path, mon
         data = whole(parts, **options)
 
         class Counted:
-            schema = data.schema
+            def __getattr__(self, name):
+                return getattr(data, name)
 
             def to_table(self, columns=None, **rest):
                 if not set(columns or FEATURE_COLUMNS.values()) & set(FEATURE_COLUMNS.values()):
@@ -273,6 +274,7 @@ def test_the_settings_that_may_change_are_these_and_no_others(begun, toy_store, 
     config, _ = begun
     folder, fingerprint = tmp_path / "runs" / "here", data_fingerprint(toy_store)
     other = {
+        "feedback": 0.5,
         "name": "mult",
         "task": "sentiment",
         "pooling": "fex",
