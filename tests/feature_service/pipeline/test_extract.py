@@ -15,6 +15,7 @@ from lfmim.schema import InputError
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.slow
 def test_reruns_growth_and_the_quarantine(ray_cluster, tmp_path):
     def rows(count: int) -> list[dict[str, str]]:
         (tmp_path / "bad.mp4").write_bytes(b"no video" * 99)
