@@ -17,10 +17,8 @@ import os
 import platform
 import secrets
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +33,7 @@ import pandas as pd
 import ray
 import torch
 import transformers
+from busy import Busy
 from facenet_pytorch import MTCNN
 from page import machine, report_file, report_folder, write_section
 from PIL import Image
@@ -232,41 +231,6 @@ def floor(
     return seconds
 
 
-class GpuUtilisation:
-    """Samples nvidia-smi five times a second while it runs."""
-
-    def __init__(self, device: str) -> None:
-        self.samples: list[float] = []
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._sample) if device != "cpu" else None
-
-    def _sample(self) -> None:
-        command = [
-            "nvidia-smi",
-            "--query-gpu=utilization.gpu",
-            "--format=csv,noheader,nounits",
-            "--id=0",
-        ]
-        while not self.stop.wait(0.2):
-            self.samples.append(
-                float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            )
-
-    def __enter__(self) -> GpuUtilisation:
-        if self.thread:
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        if self.thread:
-            self.thread.join()
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.samples) if self.samples else None
-
-
 def run_once(
     clips: dict[str, Path], encoder_config: EncoderConfig, folder: Path, device: str
 ) -> dict[str, float]:
@@ -318,7 +282,7 @@ def run_once(
     parts = floor(prepared, clips, encoders, threads)
     result |= {f"floor {s}": t for s, t in parts.items()}
     result["floor"] = sum(parts.values())
-    with GpuUtilisation(device) as gpu:
+    with Busy(device) as gpu:
         few, many = (extract_features(config).seconds for config in configs)
     result["ray job"] = (many - few) / (COPIES[1] - COPIES[0])
     result["ray job, start-up"] = few - COPIES[0] * result["ray job"]

@@ -18,10 +18,8 @@ import json
 import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -34,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 import transformers
+from busy import Busy
 from page import machine, report_file, report_folder, write_section
 
 from feature_service.encoders.base import Encoder
@@ -128,41 +127,6 @@ def read_frames(path: Path, frames: int) -> np.ndarray:
         read.append(got[1][..., ::-1])
     assert read, f"{path}: has no picture"
     return np.stack([read[i] for i in np.linspace(0, len(read) - 1, frames).astype(int)])
-
-
-class Busy:
-    """The GPU's use, in percent, ten times a second while it is entered; None without a GPU."""
-
-    def __init__(self, device: str) -> None:
-        self.found: list[float] = []
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._sample) if device != "cpu" else None
-
-    def _sample(self) -> None:
-        while not self.stop.wait(0.1):
-            try:
-                self.found.append(float(torch.cuda.utilization()))
-            except Exception:  # it needs NVIDIA's Python package
-                words = "nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits -i 0"
-                try:
-                    done = subprocess.run(words.split(), capture_output=True, check=True)
-                except (OSError, subprocess.CalledProcessError):
-                    return
-                self.found.append(float(done.stdout))
-
-    def __enter__(self) -> Busy:
-        if self.thread:
-            self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        if self.thread:
-            self.thread.join()
-
-    @property
-    def mean(self) -> float | None:
-        return statistics.fmean(self.found) if self.found else None
 
 
 def measured(run: Callable[[], Any], count: int, device: str, limit_s: float) -> dict[str, Any]:

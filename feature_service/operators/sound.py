@@ -51,6 +51,35 @@ class Sound:
 SILENCE = Sound(None, 0, NOTHING, 0)
 
 
+class Decoding:
+    """Packets of sound -> frames, with a count of those that cannot be decoded."""
+
+    def __init__(self) -> None:
+        self.count = self.bad = 0
+
+    def frames(self, packets: Iterable[Any]) -> Iterator[list[Any]]:
+        """Those of each packet."""
+        for packet in packets:
+            self.count += packet.size > 0
+            try:
+                decoded = packet.decode()
+            except av.error.EOFError:
+                continue
+            except (av.error.InvalidDataError, av.error.PatchWelcomeError):
+                self.bad += 1
+                continue
+            yield decoded
+
+    def check(self, *, nothing: bool = False) -> None:
+        """Raise ClipError if too many were bad: any, where there came `nothing` of the others."""
+        if self.bad > max(2, BAD_AUDIO * self.count) or (self.bad and nothing):
+            raise ClipError(
+                "decode",
+                f"the audio stream is damaged: {self.bad} of {self.count} packets cannot be "
+                "decoded",
+            )
+
+
 @contextlib.contextmanager
 def from_the_start(file: BinaryIO, index: int) -> Iterator[Iterable[Any]]:
     """The packets of a stream, from a container of their own."""
@@ -90,19 +119,10 @@ def _mono(
     """`mixes` gets what the mix does to the channels; `best`: the channel that is taken in place of
     the mix."""
     at, low, high = (cut.first, cut.low, cut.high) if cut else (0, 0, math.inf)
-    mixer, count, bad, seconds, start = _mixer(), 0, 0, 0.0, None
+    mixer, decoding, seconds, start = _mixer(), Decoding(), 0.0, None
     # a part for each stretch of one rate: it may change midway
     parts: list[tuple[int, list[np.ndarray]]] = []
-    for packet in packets:
-        count += packet.size > 0
-        try:
-            frames = packet.decode()
-        except av.error.EOFError:
-            continue
-        except (av.error.InvalidDataError, av.error.PatchWelcomeError):
-            bad += 1
-            continue
-
+    for frames in decoding.frames(packets):
         for frame in frames:
             begins, at = at, at + frame.samples
             if at <= low or begins >= high:
@@ -134,10 +154,7 @@ def _mono(
             break
 
     check_duration(seconds, options)
-    if bad > max(2, BAD_AUDIO * count) or (bad and not parts):
-        raise ClipError(
-            "decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded"
-        )
+    decoding.check(nothing=not parts)
     if not parts:
         return dataclasses.replace(SILENCE, end=at)
     rate = _handed_on(parts[0][0])

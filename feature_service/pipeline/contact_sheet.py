@@ -10,12 +10,11 @@ import numpy as np
 
 from feature_service.operators.crop import Crop as CropRule
 from feature_service.operators.face import Cropper, build_cropper
-from feature_service.pipeline.stages import ERROR, FRAMES, STAGE, build_stage
+from feature_service.pipeline.stages import ERROR, FRAMES, build_stage, new_row
 from lfmim.config import ExtractConfig
 from lfmim.data.store import read_table
 from lfmim.evaluation.store_report import Crop
 from lfmim.schema import (
-    DURATION,
     END,
     FACE_FOUND,
     ID,
@@ -61,7 +60,7 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: Cropper, *, faces: bool)
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")
     given = {key: stored.get(key) for key in (ID, VIDEO, START, END)}
-    (row,) = decode([{**given, TEXT: "", ERROR: "", STAGE: "", DURATION: 0.0}])
+    (row,) = decode([new_row({**given, TEXT: ""})])
     frames = row.get(FRAMES)
     if row[ERROR] or frames is None:
         return Crop(caption, None, row[ERROR] or "no video stream")

@@ -26,7 +26,7 @@ from lfmim.config import ExtractConfig
 from lfmim.data.manifest import check_first_rows, manifest_labels
 from lfmim.data.shards import Sample
 from lfmim.data.store import part_shards, write_spec
-from lfmim.distributed import at_work
+from lfmim.distributed import at_work, ops
 from lfmim.progress import Log, no_log, watch
 from lfmim.schema import SPEC_FILE, FeatureSpec, LabelSpec
 from lfmim.storage import as_path, exclusive
@@ -161,6 +161,8 @@ def _extract(
             if tally is None:
                 continue
             total.add(tally)
+            for stage, count in tally.failed.items():
+                ops.count_errors("extract", as_path(config.store).name, stage, count)
             figures: dict[str, float] = {}
             notes = [f"{total.reasons.total()} quarantined"] if total.reasons else []
             if total.gpu_percent is not None:

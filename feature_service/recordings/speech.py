@@ -15,6 +15,7 @@ from av.stream import Disposition
 
 from feature_service.operators.clip import ClipError
 from feature_service.operators.container import open_container
+from feature_service.operators.sound import Decoding
 
 RATE = 16_000
 """Hz that the detector hears."""
@@ -28,8 +29,6 @@ PAD_S = 0.03
 """Added to both ends: the detector needs a little of a voice to hear it."""
 AROUND = 9
 """Values of loudness that are averaged, 0.3 s: a word has quiet sounds, too."""
-BAD_AUDIO = 0.1
-"""Share of the packets that may fail to decode."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -140,18 +139,10 @@ class _Sound:
         self.first_s: float | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        count = bad = 0
+        decoding = Decoding()
         resampler: Any = None
         kind: tuple[str, str, int] | None = None
-        for packet in self.container.demux(self.stream):
-            count += packet.size > 0
-            try:
-                frames = packet.decode()
-            except av.error.EOFError:
-                continue
-            except (av.error.InvalidDataError, av.error.PatchWelcomeError):
-                bad += 1
-                continue
+        for frames in decoding.frames(self.container.demux(self.stream)):
             for frame in frames:
                 if self.first_s is None:
                     self.first_s = frame.time
@@ -165,10 +156,7 @@ class _Sound:
         # the filter holds the last samples back until it is told that no more come
         if resampler:
             yield from _mixed(resampler.resample(None))
-        if bad > max(2, BAD_AUDIO * count):
-            raise ClipError(
-                "decode", f"the audio stream is damaged: {bad} of {count} packets cannot be decoded"
-            )
+        decoding.check()
 
 
 def _resampler(channels: int) -> Any:

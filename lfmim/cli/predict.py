@@ -125,14 +125,17 @@ def predict(
             store=store, features=features, output=output, storage="" if mlflow else storage
         )
     predictor = _load(model, tracking.tracking_uri(track, storage), bool(video or manifest))
-    from feature_service.pipeline.predict import predict_clip, predict_manifest, predict_store
-
     if predictor.note:
         print(predictor.note, file=sys.stderr)
     if not manifest and not store:
+        from feature_service.pipeline.predict import predict_clip
+
         answer = dict(predict_clip(predictor, config, video=video, text=text))
         _show(answer, predictor.meta.labels, video or text)
         return 0
+
+    # Not above: it imports Ray, which one clip does without.
+    from feature_service.pipeline.predict_store import predict_manifest, predict_store
 
     count = f"{workers} worker{'s' * (workers > 1)}"
     what = f"predict {manifest or store} with {model} into {output}: {count} on "

@@ -12,10 +12,8 @@ from lfmim.data.store import PARTS, error_files, open_part, part_files, part_sha
 from lfmim.schema import ERRORS_FOLDER
 from lfmim.storage import exclusive, listing
 
-PART_ROWS = 512
 
-
-def compact(store: Path, rows: int = PART_ROWS) -> tuple[int, int]:
+def compact(store: Path, rows: int) -> tuple[int, int]:
     """Merge the parts of finished shards that follow each other into parts of up to `rows` rows;
     returns the number of parts before and after.
 

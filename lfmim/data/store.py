@@ -237,11 +237,10 @@ def read_table(
     Raises InputError if there is no part.
     """
     parts = part_files(folder)
-    # A shard of which every row is quarantined has a part without rows.
-    data = open_parts(parts) if parts else None
-    if data is None or not data.head(1, columns=[ID]).num_rows:
-        raise InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
+    if not parts:
+        raise _no_rows(folder)
 
+    data = open_parts(parts)
     wanted = (
         None
         if columns is None
@@ -249,9 +248,17 @@ def read_table(
     )
     if split is not None:
         where = pad.field(SPLIT) == split
+    table = data.to_table(columns=wanted, filter=where)
+    # A shard of which every row is quarantined has a part without rows.
+    if not table.num_rows and not data.count_rows():
+        raise _no_rows(folder)
     # Parts have random names and rows arrive as they are finished: only by id do two runs of one
     # manifest give the same order, and with it the same training.
-    return data.to_table(columns=wanted, filter=where).sort_by(ID)
+    return table.sort_by(ID)
+
+
+def _no_rows(folder: Path) -> InputError:
+    return InputError(f"{folder}: the feature store holds no rows; fill it with lfmim extract")
 
 
 def sequences(table: pa.Table, modality: Modality) -> list[np.ndarray | None]:

@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from feature_service.pipeline.predict import predict_clip, predict_store, predict_table
+from feature_service.pipeline.predict import predict_clip
+from feature_service.pipeline.predict_store import predict_store, predict_table
 from lfmim.config import ExperimentConfig, ExtractConfig, ModelConfig
 from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
 from lfmim.models import build_model

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import lfmim
-from feature_service.pipeline.predict import NOTE, encoders_of, prediction_schema
+from feature_service.pipeline.predict import encoders_of
+from feature_service.pipeline.predict_store import NOTE, prediction_schema
 from feature_service.pipeline.stages import build_feature_spec
 from feature_service.pretrained.builtin import LIMITS, builtin_face
 from lfmim.config import EncoderConfig, ExtractConfig

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from feature_service.pipeline.predict import predict_table
+from feature_service.pipeline.predict_store import predict_table
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig, to_dict
 from lfmim.data.loading import load_split
 from lfmim.data.store import read_table

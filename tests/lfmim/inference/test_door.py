@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lfmim
-from feature_service.pipeline.predict import predict_store
+from feature_service.pipeline.predict_store import predict_store
 from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrackingConfig, TrainConfig
 from lfmim.evaluation.promotion import compare
 from lfmim.evaluation.report import evaluate_store, write_report
