@@ -138,12 +138,12 @@ class IsolatedDecoder:
             ) from error
 
         frames = arrays.get("frames")
-        which = {name: arrays[name] for name in ("frame_indices", "frame_times")}
+        which = arrays["frame_indices"], arrays["frame_times"]
         # each frame travels once, however often it was sampled
         if frames is not None:
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
-        return DecodedClip(frames, waveform=arrays.get("waveform"), **which, **head)
+        return DecodedClip(frames, *which, arrays.get("waveform"), **head)
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
