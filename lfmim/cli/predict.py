@@ -150,6 +150,12 @@ def predict(
     if workers < 1:
         raise InputError(f"--workers: {workers} must be at least 1")
 
+    settings = None
+    if recording:
+        from feature_service.recordings.predict import Settings
+
+        settings = Settings(face=face, abstain=abstain, asr=asr, language=language)
+
     track = TrackingConfig(uri=mlflow)
     if store:
         input_path(store, "--store")
@@ -168,15 +174,14 @@ def predict(
     )
     if predictor.note:
         print(predictor.note, file=sys.stderr)
-    if recording:
-        from feature_service.recordings.predict import Settings
+    if settings is not None:
         from lfmim.cli.predict_recordings import predict_recordings
 
         return predict_recordings(
             recording,
             predictor,
             config,
-            Settings(face=face, abstain=abstain, asr=asr, language=language),
+            settings,
             model=model,
             transcript=transcript,
             tiers=tiers,
