@@ -39,7 +39,8 @@ def predict_recordings(
     folder = local_path(output, "--output")
     names = [str(local_path(name, "the recording")) for name in recordings]
     tasks = job.tasks_of(names, transcript, folder)
-    codes = read_codes(Path(agree), predictor.meta.labels) if agree else None
+    results = [task.stem.name for task in tasks]
+    codes = read_codes(Path(agree), predictor.meta.labels, results) if agree else None
     output_folder(output, "--output")
 
     device = "cuda" if config.gpus_per_worker else "cpu"
