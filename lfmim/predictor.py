@@ -7,6 +7,7 @@ registered model's requirements list.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,13 @@ class Predictor:
         if plugin.is_file() and model_name(folder) not in MODELS:
             load_plugin(plugin)
         return cls(*load_model(folder))
+
+    def weights_sha256(self) -> str:
+        """Hex digest of the model's weights and their names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def check_spec(self, spec: FeatureSpec, *, have: str) -> None:
         """Raise InputError if features of `spec` are not what the model was trained on."""

@@ -21,8 +21,10 @@ class ClipError(RuntimeError):
 @dataclasses.dataclass(frozen=True, slots=True)
 class DecodedClip:
     """`frames` uint8 [F, H, W, 3] RGB, upright, or None; `frame_indices` int32 [F], the frames'
-    positions in the stream (of a stretch: in that), ascending, or empty; `waveform` float32 [S],
-    mono, at `sample_rate` Hz, the file's own, or None.
+    positions in the stream (of a stretch: in that), ascending, or empty; `frame_times` float64 [F],
+    when they are shown, in seconds after the first of the recording's sound and pictures, NaN where
+    the container does not tell; `waveform` float32 [S], mono, at `sample_rate` Hz, the file's own,
+    or None.
 
     H, W: the displayed size, reduced to `max_frame_side` at most. `frame_reader`: decord, pyav, or
     None without frames. `sha256`: of the media's bytes, all of them.
@@ -30,6 +32,7 @@ class DecodedClip:
 
     frames: np.ndarray | None
     frame_indices: np.ndarray
+    frame_times: np.ndarray
     waveform: np.ndarray | None
     sample_rate: int
     frame_reader: str | None

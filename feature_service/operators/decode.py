@@ -51,7 +51,9 @@ def decode_clip(
     or of a `stretch` of them from one second to another: the sound's samples [round(start * rate),
     round(end * rate)) and the frames shown in [start, end).
 
-    `key` (the utterance's id) seeds the sampling. Only the sampled frames are converted and kept.
+    `key` (the utterance's id) seeds the sampling; that of a stretch is seeded by the file's bytes
+    and the stretch, whatever its row is called and wherever the file lies. Only the sampled frames
+    are converted and kept.
     Raises ClipError if the file cannot be read, is empty, no media, damaged, truncated, larger than
     `max_bytes` or longer than `max_duration_s`, needs too much memory, or has neither video nor
     audio (of sound alone, `pictures` False, the waveform is then None), or if it ends before the
@@ -85,6 +87,9 @@ def _decode(
     file: BinaryIO, key: str, options: DecodeOptions, stretch: tuple[float, float] | None
 ) -> DecodedClip:
     size, whole = file_size(file), stated_size(file)
+    if stretch:
+        # Before it is opened: a container expects the file where it left off.
+        key = f"{sha256(file, keep=True)} {float(stretch[0])!r} {float(stretch[1])!r}"
     try:
         opened = open_container(file)
     except (av.FFmpegError, ValueError) as error:
@@ -118,6 +123,7 @@ def _decode(
     return DecodedClip(
         pictures.frames,
         pictures.indices,
+        pictures.times,
         sound.wave,
         sound.rate,
         pictures.reader,
@@ -163,7 +169,8 @@ def _whole(s: _Streams, key: str, options: DecodeOptions) -> tuple[Pictures, Sou
         if s.size is None or pictures.frames is None:
             raise ClipError("decode", f"is truncated: ends at {seconds:.1f} s of {s.stated:.1f} s")
         seconds = s.stated  # no byte is missing: the last picture stays that long
-    return pictures, sound, seconds
+    starts = [x.start for x in (pictures.span, sound.span) if x.start is not None]
+    return _counted_from(min(starts, default=0.0), pictures), sound, seconds
 
 
 def _stretch_of(
@@ -196,7 +203,11 @@ def _stretch_of(
         raise _beyond(end, last)
     if pictures.frames is None and sound.wave is None and options.pictures:
         raise ClipError("decode", "its stretch has neither a picture nor a sound")
-    return pictures, sound, min(end, last) - start
+    return _counted_from(float(clock.zero), pictures), sound, min(end, last) - start
+
+
+def _counted_from(zero_s: float, pictures: Pictures) -> Pictures:
+    return dataclasses.replace(pictures, times=pictures.times - zero_s)
 
 
 def _beyond(end: float, last: float) -> ClipError:

@@ -25,16 +25,18 @@ UPRIGHT = (1.0, 0.0, 0.0, 1.0)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pictures:
-    """`frames` uint8 [F, H, W, 3] RGB, upright, or None, their `indices` int32 [F], when the stream
+    """`frames` uint8 [F, H, W, 3] RGB, upright, or None, their `indices` int32 [F] and `times`
+    float64 [F], seconds on the container's clock (NaN where it does not tell them), when the stream
     is shown, and which library read them."""
 
     frames: np.ndarray | None
     indices: np.ndarray
+    times: np.ndarray
     span: Span
     reader: str | None
 
 
-NO_PICTURES = Pictures(None, np.empty(0, np.int32), NOTHING, None)
+NO_PICTURES = Pictures(None, np.empty(0, np.int32), np.empty(0), NOTHING, None)
 
 
 def sample_frame_indices(
@@ -119,7 +121,9 @@ def decode_video(
 
     span = _video_span(index, packets, stream, stated)
     images = images if len(unique) == len(indices) else images[inverse]
-    return Pictures(images, indices, span, reader)
+    shown = np.array(index.times)[indices] * float(stream.time_base)
+    times = shown if index.timed else np.full(len(indices), np.nan)
+    return Pictures(images, indices, times, span, reader)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -138,11 +138,12 @@ class IsolatedDecoder:
             ) from error
 
         frames = arrays.get("frames")
+        which = arrays["frame_indices"], arrays["frame_times"]
         # each frame travels once, however often it was sampled
         if frames is not None:
             order = np.unique(arrays["frame_indices"], return_inverse=True)[1]
             frames = frames if len(order) == len(frames) else frames[order]
-        return DecodedClip(frames, arrays["frame_indices"], arrays.get("waveform"), **head)
+        return DecodedClip(frames, *which, arrays.get("waveform"), **head)
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
@@ -218,6 +219,7 @@ def _answer(
     found = {
         "frames": frames,
         "frame_indices": head.pop("frame_indices"),
+        "frame_times": head.pop("frame_times"),
         "waveform": head.pop("waveform"),
     }
     sent = {name: np.ascontiguousarray(a) for name, a in found.items() if a is not None}

@@ -44,12 +44,7 @@ def predict_clip(
 ) -> pd.Series:
     """One clip, in this process. Raises InputError if it cannot be read or the encoders are not the
     model's."""
-    check_encoders(predictor)
-    config = for_model(config, predictor)
-    spec = build_feature_spec(config)
-    predictor.check_spec(spec, have="the configured encoders")
-    # or a branch of the hub that moves now would give other features than were just checked
-    config = pinned(config, spec)
+    config, spec = matching(predictor, config)
     if video and not Path(video).is_file():
         raise InputError(f"--video: no such file: {video}")
 
@@ -67,6 +62,17 @@ def predict_clip(
         )
     features = {m: [row.get(FEATURE_COLUMNS[m])] for m in MODALITIES}
     return to_frame(predictor.predict(features), predictor.meta.labels.classes).iloc[0]
+
+
+def matching(predictor: Predictor, config: ExtractConfig) -> tuple[ExtractConfig, FeatureSpec]:
+    """The config of the model's encoders, and what they give. Raises InputError if they cannot be
+    loaded or are others than the model was trained on."""
+    check_encoders(predictor)
+    config = for_model(config, predictor)
+    spec = build_feature_spec(config)
+    predictor.check_spec(spec, have="the configured encoders")
+    # or a branch of the hub that moves now would give other features than were just checked
+    return pinned(config, spec), spec
 
 
 def for_model(config: ExtractConfig, predictor: Predictor) -> ExtractConfig:

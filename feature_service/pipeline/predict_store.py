@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import time
@@ -260,11 +259,7 @@ def _predict_parts(
 
 def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
     """Begin or continue `parts`, which belongs to one model and one kind of features."""
-    digest = hashlib.sha256()
-    for name, value in sorted(predictor.model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-
-    mine, path = config_hash(digest.hexdigest(), spec.fingerprint), parts / MODEL_FILE
+    mine, path = config_hash(predictor.weights_sha256(), spec.fingerprint), parts / MODEL_FILE
     if path.is_file():
         if path.read_text(encoding="utf-8") != mine:
             raise InputError(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_service.recordings.transcripts import UNKNOWN
+from feature_service.recordings.utterances import LISTENER
 from lfmim.schema import HEADS, LABEL_COLUMNS, MULTIMODAL, SPEAKER, TEXT
 from lfmim.storage import new_file, write_text
 
@@ -36,6 +37,9 @@ def webvtt(rows: Sequence[Row]) -> str:
     together, or of the first that answers. A head that abstains is marked with a '?'."""
     blocks = ["WEBVTT"]
     for row in rows:
+        # It stands beside an utterance, whose cue it would lie over.
+        if row["kind"] == LISTENER:
+            continue
         lines = []
         if row[TEXT]:
             who = "" if row[SPEAKER] == UNKNOWN else f"<v {_escaped(row[SPEAKER])}>"

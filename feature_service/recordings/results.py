@@ -38,6 +38,7 @@ COLUMNS = pa.schema(
         (SPEAKER, pa.string()),
         (TEXT, pa.string()),
         ("text_source", pa.string()),
+        ("text_confidence", pa.float32()),
         ("track", pa.int32()),
         ("boxes", pa.list_(_BOX)),
         *((f"{what}_{head}", kind) for head in HEADS for what, kind in _OF_HEAD.items()),
@@ -58,6 +59,7 @@ def result_row(
     calibrated: Sequence[str],
     face: Sequence[Sight] = (),
     text_source: str | None = None,
+    text_confidence: float | None = None,
     abstain: float = ABSTAIN,
     error: str | None = None,
 ) -> Row:
@@ -73,6 +75,7 @@ def result_row(
         SPEAKER: utterance.speaker,
         TEXT: utterance.text or None,
         "text_source": text_source if utterance.text else None,
+        "text_confidence": text_confidence if utterance.text else None,
         "track": face[0].track if face else None,
         "boxes": [_box(s) for s in face] if face else None,
         "error": error,
@@ -130,17 +133,17 @@ def write_results(
     # Read back from the table, so that the three hold the same numbers to the last digit.
     same = table.to_pylist()
     with new_file(csv) as temporary:
-        _flat(same, classes).to_csv(temporary, index=False)
+        flat(same, COLUMNS.names, classes).to_csv(temporary, index=False)
     write_text(whole, json.dumps({**head, "utterances": same}, ensure_ascii=False, indent=1) + "\n")
     return [parquet, csv, whole]
 
 
-def _flat(rows: Sequence[Row], classes: Sequence[str]) -> Any:
+def flat(rows: Sequence[Row], names: Sequence[str], classes: Sequence[str]) -> Any:
     """A frame of single values: a column per head and class; the boxes are left out."""
     import pandas as pd
 
     columns: dict[str, list[Any]] = {}
-    for name in COLUMNS.names:
+    for name in names:
         head = name.removeprefix("probabilities_")
         if head != name:
             for k, c in enumerate(classes):

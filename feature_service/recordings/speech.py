@@ -34,12 +34,14 @@ AROUND = 9
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
     """`speech`: stretches (start, end) in seconds, ascending. `loudness` float32 [N]: root mean
-    square of every HOP samples, the first at `start_s`. `duration_s`: of the whole recording."""
+    square of every HOP samples, the first at `start_s`. `duration_s`: of the whole recording.
+    `pictures`: whether it has some, not decoded."""
 
     speech: list[tuple[float, float]]
     loudness: np.ndarray
     start_s: float
     duration_s: float
+    pictures: bool = True
 
     def loudness_at(self, times_s: np.ndarray) -> np.ndarray:
         """float32 [T], the mean of AROUND values; silence before and after the sound."""
@@ -65,23 +67,20 @@ def hear(file: BinaryIO) -> Heard:
 
 def _heard(container: Any) -> Heard:
     stated = (container.duration or 0) / av.time_base
+    # Cover art is a video stream to FFmpeg, and has no time.
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not container.streams.audio:
-        return Heard([], np.empty(0, np.float32), 0.0, stated)
+        return Heard([], np.empty(0, np.float32), 0.0, stated, bool(videos))
     sound, listener = _Sound(container, container.streams.audio[0]), Listener()
     for piece in sound:
         listener.add(piece)
     speech, loudness, seconds = listener.result()
 
-    # Cover art is a video stream to FFmpeg, and has no time.
-    starts = [
-        s.start_time * s.time_base
-        for s in container.streams.video
-        if s.start_time is not None and not s.disposition & Disposition.attached_pic
-    ]
+    starts = [s.start_time * s.time_base for s in videos if s.start_time is not None]
     first = sound.first_s or 0.0
     start = first - min([first, *map(float, starts[:1])])
     speech = [(a + start, b + start) for a, b in speech]
-    return Heard(speech, loudness, start, max(stated, start + seconds))
+    return Heard(speech, loudness, start, max(stated, start + seconds), bool(videos))
 
 
 class Listener:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,8 +17,9 @@ from feature_service.recordings.speech import Heard
 
 SAME_FACE = 0.3
 """Overlap (IoU) from which two boxes, one after the other, may be of one face."""
-LOST_S = 1.5
-"""Seconds without a face, after which one at its place is another."""
+LOST_S = 4.0
+"""Seconds without a face, after which one at its place is another. Longer than what is not looked
+at: a pause of up to 2 s between two utterances, and up to an eighth of each at their ends."""
 CUT = 0.5
 """Share of a picture's colours that is no longer there behind a cut."""
 BINS = 6
@@ -67,6 +69,26 @@ class Tracker:
         self._live: list[_Track] = []
         self._colours: np.ndarray | None = None
         self._count = 0
+
+    def state(self) -> dict[str, Any]:
+        """All that later frames depend on, as JSON has it."""
+        live = [[t.number, t.time_s, t.box.tolist(), t.mouth.ravel().tolist()] for t in self._live]
+        colours = None if self._colours is None else self._colours.tolist()
+        return {"count": self._count, "colours": colours, "live": live}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Tracker:
+        """That which goes on from a `state`."""
+        new = cls()
+        new._count = state["count"]
+        new._colours = None if state["colours"] is None else np.array(state["colours"])
+        new._live = [
+            _Track(n, t, *(np.array(x, np.float32) for x in (box, mouth)))
+            for n, t, box, mouth in state["live"]
+        ]
+        for track in new._live:
+            track.mouth = track.mouth.reshape(MOUTH[::-1])
+        return new
 
     def add(self, time_s: float, frame: np.ndarray, faces: Faces) -> list[Sight]:
         """`frame` uint8 [H, W, 3] RGB, shown `time_s` after the recording's start, and all its

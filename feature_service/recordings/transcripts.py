@@ -118,7 +118,7 @@ def _subtitles(path: Path) -> Placed:
         place = f"line {block + at + 1}"
         if times is None:
             raise InputError(f"{path}: {place}: {here[at]!r} is no pair of times")
-        start, end = (_seconds(t, path, place) for t in times.groups())
+        start, end = (seconds_of(t, path, place) for t in times.groups())
         if any("-->" in line for line in here[at + 1 :]):
             raise InputError(f"{path}: {place}: two cues without an empty line between them")
         words = "\n".join(here[at + 1 :])
@@ -144,7 +144,7 @@ def _whisper(path: Path) -> Placed:
         missing = [k for k in (START, END, TEXT) if not isinstance(part, Mapping) or k not in part]
         if missing:
             raise InputError(f"{path}: {place}: has no '{missing[0]}'")
-        start, end = (_seconds(part[k], path, place) for k in (START, END))
+        start, end = (seconds_of(part[k], path, place) for k in (START, END))
         yield place, Cue(start, end, str(part[TEXT] or ""), str(part.get(SPEAKER) or ""))
 
 
@@ -153,7 +153,7 @@ def _csv(path: Path) -> Placed:
     frame = read_rows(str(path), (START, END, TEXT))
     for number, row in enumerate(frame.to_dict("records"), start=1):
         place = f"row {number}"
-        start, end = (_seconds(row[k], path, f"{place}, field '{k}'") for k in (START, END))
+        start, end = (seconds_of(row[k], path, f"{place}, field '{k}'") for k in (START, END))
         yield place, Cue(start, end, cell(row[TEXT]), cell(row.get(SPEAKER)))
 
 
@@ -204,7 +204,7 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _seconds(value: object, path: Path, place: str) -> float:
+def seconds_of(value: object, path: Path, place: str) -> float:
     """Seconds, or h:mm:ss.fff. Raises InputError."""
     text = cell(value)
     if found := TIME.fullmatch(text):

@@ -14,8 +14,8 @@ from feature_service.recordings.speech import HOP, RATE, Heard
 from feature_service.recordings.transcripts import UNKNOWN, Cue
 from lfmim.schema import InputError
 
-SPEECH, GAP = "speech", "gap"
-"""Kinds of utterances."""
+SPEECH, GAP, LISTENER = "speech", "gap", "listener"
+"""Kinds: somebody speaks; nobody does; the face of one who does not, while somebody speaks."""
 MAX_SPEECH_S = 15.0
 """Longer speech is split at its quietest point."""
 MIN_PART_S = 1.0

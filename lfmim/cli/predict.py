@@ -1,5 +1,6 @@
-"""Registered model + new clips or stored features -> emotions per head.
+"""Registered model + recordings, clips or stored features -> emotions per head.
 
+lfmim predict talk.mp4 --transcript talk.srt --output result
 lfmim predict --video clip.mp4 --text "今天真高兴"
 lfmim predict --manifest new.csv --output predictions.parquet
 lfmim predict --store features --output predictions.jsonl
@@ -8,9 +9,10 @@ lfmim predict --video clip.mp4 --model builtin:face
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lfmim.cli.arguments import parse
 from lfmim.config import STUCK_MINUTES, EncoderConfig, ExtractConfig, TrackingConfig
@@ -29,14 +31,28 @@ if TYPE_CHECKING:
     from lfmim.predictor import Predictor
 
 CHAMPION = "models:/lfmim@champion"
-COMMON = ("video", "text", "manifest", "store", "output", "model", "storage", "mlflow")
+COMMON = (
+    "recording",
+    "transcript",
+    "video",
+    "text",
+    "manifest",
+    "store",
+    "output",
+    "model",
+    "storage",
+    "mlflow",
+)
 
 
 def main(args: list[str]) -> int:
+    # Files without an option come first, or one could not be told from an option's value.
+    count = next((n for n, given in enumerate(args) if given.startswith("-")), len(args))
+    files = [f"--recording={json.dumps(args[:count])}"] if count else []
     return int(
         parse(
             predict,
-            args,
+            [*files, *args[count:]],
             prog="lfmim predict",
             about=__doc__,
             common=COMMON,
@@ -46,11 +62,19 @@ def main(args: list[str]) -> int:
 
 def predict(
     *,
+    recording: list[str] = [],  # noqa: B006 (never changed)
+    transcript: str = "",
+    tiers: str = "",
+    asr: str = "",
+    language: str = "",
+    face: Literal["speaking", "largest"] = "speaking",
+    abstain: float = 0.5,
+    agree: str = "",
     video: str = "",
     text: str = "",
     manifest: str = "",
     store: str = "",
-    output: str = "predictions.jsonl",
+    output: str = "",
     features: str = "",
     model: str = CHAMPION,
     storage: str = "runs",
@@ -66,11 +90,22 @@ def predict(
     """Predict emotions.
 
     Args:
-        video: one video file.
+        recording: recordings of any length, or folders of them; also what stands before all
+            options. Each is cut into utterances (docs/recordings.md).
+        transcript: of the recording, an SRT, VTT, CSV, Whisper JSON, ELAN or Praat file; for
+            several, the folder in which each has its own. Without one, voice activity cuts.
+        tiers: names of the tiers of words in an ELAN or Praat transcript, joined by commas.
+        asr: whisper:FOLDER, which recognises words where no transcript has them.
+        language: spoken in the recordings, for asr, as zh; empty: detected.
+        face: whose face an utterance's row is about, of several: the speaking one, or the largest.
+        abstain: probability that a head's answer in a recording needs.
+        agree: CSV of your own codes of recordings (start, end, label), to compare with.
+        video: one video file, taken as one utterance.
         text: its transcript.
         manifest: manifest of many clips, instead of video and text.
         store: feature store of many clips, instead of a manifest.
-        output: .parquet or .jsonl file for the predictions of a manifest or a store. An interrupted
+        output: .parquet or .jsonl file for the predictions of a manifest or a store, by default
+            predictions.jsonl; folder for those of recordings, by default result. An interrupted
             run is continued.
         features: feature store for the manifest's clips; default <output>.features. A rerun
             continues in it.
@@ -93,8 +128,12 @@ def predict(
 
     from lfmim import tracking
 
-    if [bool(video or text), bool(manifest), bool(store)].count(True) != 1:
-        raise InputError("give one of --manifest, --store, or --video and/or --text")
+    given = [bool(recording), bool(video or text), bool(manifest), bool(store)]
+    if given.count(True) != 1:
+        raise InputError("give recordings, or one of --manifest, --store, --video and/or --text")
+    output = output or ("result" if recording else "predictions.jsonl")
+    if not recording and (transcript or tiers or asr or agree):
+        raise InputError("--transcript, --tiers, --asr, --agree: are for recordings, not for clips")
     # asked now, for the file is written after hours of extraction
     if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
         raise InputError(f"--output {output}: must end in .parquet or .jsonl")
@@ -111,6 +150,12 @@ def predict(
     if workers < 1:
         raise InputError(f"--workers: {workers} must be at least 1")
 
+    settings = None
+    if recording:
+        from feature_service.recordings.predict import Settings
+
+        settings = Settings(face=face, abstain=abstain, asr=asr, language=language)
+
     track = TrackingConfig(uri=mlflow)
     if store:
         input_path(store, "--store")
@@ -124,9 +169,25 @@ def predict(
         session.check_shared(
             store=store, features=features, output=output, storage="" if mlflow else storage
         )
-    predictor = _load(model, tracking.tracking_uri(track, storage), bool(video or manifest))
+    predictor = _load(
+        model, tracking.tracking_uri(track, storage), bool(recording or video or manifest)
+    )
     if predictor.note:
         print(predictor.note, file=sys.stderr)
+    if settings is not None:
+        from lfmim.cli.predict_recordings import predict_recordings
+
+        return predict_recordings(
+            recording,
+            predictor,
+            config,
+            settings,
+            model=model,
+            transcript=transcript,
+            tiers=tiers,
+            agree=agree,
+            output=output,
+        )
     if not manifest and not store:
         from feature_service.pipeline.predict import predict_clip
 

@@ -17,6 +17,8 @@ NUMBER_COLUMNS = (START, END, *SENTIMENT_COLUMNS.values())
 """A manifest's columns that are numbers, and are kept only if it has them."""
 FEATURE_COLUMNS: dict[Modality, str] = {m: f"{m.value}_features" for m in MODALITIES}
 FACE_FOUND, FRAME_INDICES, DURATION = "face_found", "frame_indices", "duration_s"
+FRAME_TIMES = "frame_times"
+"""Seconds at which the frames are shown; no column of a store."""
 FRAME_READER = "frame_reader"
 """Which library read the pictures: decord or pyav; null where none were. A store need not have
 it."""

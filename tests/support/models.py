@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
-from lfmim.config import ModelConfig
+from lfmim.config import ExperimentConfig, ExtractConfig, ModelConfig
 from lfmim.models import build_model
+from lfmim.predictor import Predictor
 from lfmim.schema import MODALITIES
+from lfmim.training.checkpoint import CheckpointMeta
 
 DIMS = {"text": 12, "audio": 10, "vision": 8}
 SIZES = {
@@ -38,3 +42,17 @@ def inputs(lengths, seed=1, scale=1.0):
 
 
 LENGTHS = {"text": [6, 3, 5, 1], "audio": [4, 7, 2, 7], "vision": [5, 5, 1, 4]}
+
+
+def tiny_predictor(modalities=tuple(MODALITIES), **fields):
+    """A predictor, never trained, of the features of the tiny encoders."""
+    # here, for it loads the encoders' libraries, and most tests of models need none
+    from feature_service.pipeline.stages import build_feature_spec
+
+    config = ExtractConfig(manifest="-", store="-", modalities=[m.value for m in modalities])
+    spec = build_feature_spec(config)
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, **fields}
+    experiment = ExperimentConfig(store="s", model=ModelConfig(**sizes))
+    meta = dataclasses.replace(CheckpointMeta.start(experiment, spec), temperature={"audio": 1.5})
+    return Predictor(build_model(experiment.model, spec.dims), meta)

@@ -61,6 +61,19 @@ def test_samples_are_those_of_a_whole_decode(tmp_path, name, options):
         assert clip.sha256 == whole.sha256
 
 
+def test_a_stretch_is_sampled_by_the_bytes_and_its_bounds(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=60, fps=10, seconds=6.0)
+    few = DecodeOptions(segments=2, frames_per_segment=2)
+    moved = tmp_path / "elsewhere.mp4"
+    moved.write_bytes(path.read_bytes())
+    one = decode_clip(path, key="row 1", options=few, stretch=(1.0, 5.0))
+    other = decode_clip(moved, key="row 2", options=few, stretch=(1, 5))
+    np.testing.assert_array_equal(one.frames, other.frames)
+    np.testing.assert_allclose(one.frame_times, 1 + one.frame_indices / 10, atol=1e-6)
+    later = decode_clip(path, key="row 1", options=few, stretch=(1.1, 5.1))
+    assert (one.frame_indices != later.frame_indices).any()
+
+
 @pytest.mark.parametrize(("name", "options"), SEEN)
 def test_frames_are_those_shown_in_it(tmp_path, name, options):
     path = write_clip(

@@ -52,10 +52,10 @@ def test_cuts_long_absence_and_another_place_begin_a_new_track():
     box = (50, 20, 90, 60)
     assert numbers(tracker.add(0.0, grey(), faces(box))) == [1]
     assert numbers(tracker.add(0.2, grey(200), faces(box))) == [2]
-    assert numbers(tracker.add(3.0, grey(200), faces(box))) == [3]
-    assert numbers(tracker.add(3.2, grey(200), faces((150, 20, 190, 60)))) == [4]
+    assert numbers(tracker.add(5.0, grey(200), faces(box))) == [3]
+    assert numbers(tracker.add(5.2, grey(200), faces((150, 20, 190, 60)))) == [4]
     # A picture of the same colours goes on.
-    assert numbers(tracker.add(3.4, grey(201), faces(box))) == [3]
+    assert numbers(tracker.add(5.4, grey(201), faces(box))) == [3]
 
 
 def seen(track, motions, size=40.0):

@@ -1,0 +1,81 @@
+"""`lfmim predict talk.mp4 ...`: what the command does with recordings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lfmim.config import ExtractConfig
+from lfmim.schema import InputError
+from lfmim.storage import local_path, output_folder
+
+if TYPE_CHECKING:
+    from feature_service.recordings.predict import Settings
+    from lfmim.predictor import Predictor
+
+
+def predict_recordings(
+    recordings: Sequence[str],
+    predictor: Predictor,
+    config: ExtractConfig,
+    settings: Settings,
+    *,
+    model: str,
+    transcript: str,
+    tiers: str,
+    agree: str,
+    output: str,
+) -> int:
+    """Predict each, write an overview of several, compare with `agree`; the exit code: 2 if one of
+    several could not be read, which is said."""
+    from feature_service.recordings import job
+    from feature_service.recordings.agreement import read_codes, write_agreement
+    from feature_service.recordings.predict import UtterancePredictor
+    from feature_service.recordings.recognition import build_recogniser
+
+    folder = local_path(output, "--output")
+    names = [str(local_path(name, "the recording")) for name in recordings]
+    tasks = job.tasks_of(names, transcript, folder)
+    codes = read_codes(Path(agree), predictor.meta.labels) if agree else None
+    output_folder(output, "--output")
+
+    device = "cuda" if config.gpus_per_worker else "cpu"
+    recogniser = build_recogniser(settings.asr, settings.language, device) if settings.asr else None
+    utterances = UtterancePredictor(predictor, config, settings, recogniser)
+    about = {
+        "model": model,
+        "note": predictor.note,
+        "lfmim": version("lfmim-on-ray"),
+        "face": settings.face,
+        "abstain": settings.abstain,
+        "asr": settings.asr,
+    }
+
+    done, rows = [], []
+    for task in tasks:
+        try:
+            one = job.predict_recording(utterances, task, about=about, tiers=tiers, say=_say)
+        except InputError as error:
+            if len(tasks) == 1:
+                raise
+            # The others are not worse for it.
+            _say(f"error: {error}")
+            rows.append(job.failed_row(task, str(error)))
+        else:
+            done.append(one)
+            rows.append(job.overview_row(one))
+            print(one)
+    if len(tasks) > 1:
+        print(f"overview: {job.write_overview(rows, folder)[0]}")
+    if codes is not None:
+        path, text = write_agreement(codes, done, folder, predictor.meta.labels.classes)
+        print(f"{text}\nagreement: {path}")
+    return 2 if len(done) < len(tasks) else 0
+
+
+def _say(text: str) -> None:
+    # stdout is for results, which scripts read.
+    print(text, file=sys.stderr, flush=True)
