@@ -3,6 +3,7 @@ kill is kept."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import datetime
 import hashlib
@@ -229,8 +230,11 @@ def _predict(
     if kept:
         faces.tracker = Tracker.of(kept[-1]["tracker"])
 
-    def one(n: int, finder: FaceFinder) -> list[Row]:
-        return utterances.rows(n + 1, todo[n], task.media, heard, finder)
+    def decode(n: int) -> dict[str, Any]:
+        return utterances.decoded(todo[n], task.media) if n < len(todo) else {}
+
+    def one(n: int, decoded: dict[str, Any], finder: FaceFinder) -> list[Row]:
+        return utterances.rows(n + 1, todo[n], decoded, heard, finder)
 
     spoken = sum(u.kind == SPEECH for u in todo)
     many = f"{spoken} utterances, {len(todo) - spoken} gaps"
@@ -239,15 +243,21 @@ def _predict(
     if left > FEW:
         # The first would be measured with all that is slow at a start.
         middle = len(kept) + left // 2
-        one(middle, utterances.faces())
+        one(middle, decode(middle), utterances.faces())
         started = time.monotonic()
-        one(middle, utterances.faces())
+        one(middle, decode(middle), utterances.faces())
         say(f"{name}: about {_clock(left * (time.monotonic() - started))} from now")
 
-    with watch(name, len(todo), "utterances") as show:
+    # The decoder, a process of its own, is one utterance ahead.
+    with (
+        watch(name, len(todo), "utterances") as show,
+        concurrent.futures.ThreadPoolExecutor(1) as ahead,
+    ):
         show(len(kept))
+        coming = ahead.submit(decode, len(kept))
         for n in range(len(kept), len(todo)):
-            part = {"rows": one(n, faces), "tracker": faces.tracker.state()}
+            decoded, coming = coming.result(), ahead.submit(decode, n + 1)
+            part = {"rows": one(n, decoded, faces), "tracker": faces.tracker.state()}
             write_text(parts / f"{n:07}.json", json.dumps(part))
             kept.append(part)
             show(n + 1)

@@ -113,15 +113,24 @@ class UtterancePredictor:
         """What finds the faces of one recording."""
         return FaceFinder(self.crop, self.settings.face, self.device)
 
-    def rows(
-        self, number: int, utterance: Utterance, media: Path, heard: Heard, faces: FaceFinder
-    ) -> list[Row]:
-        """The rows of results.COLUMNS of the utterance: its own, then one for each other face on
-        it, for the vision head alone. A gap without a face has none. What cannot be decoded or
-        encoded is a row with its `error`."""
+    def decoded(self, utterance: Utterance, media: Path) -> dict[str, Any]:
+        """The utterance as a stage's row, by a decoder in a process of its own."""
         stretch = {START: utterance.start_s, END: utterance.end_s}
-        given = {ID: str(number), VIDEO: str(media), TEXT: utterance.text, **stretch}
+        given = {ID: media.name, VIDEO: str(media), TEXT: utterance.text, **stretch}
         (row,) = self.stages["decode"]([new_row(given)])
+        return row
+
+    def rows(
+        self,
+        number: int,
+        utterance: Utterance,
+        row: dict[str, Any],
+        heard: Heard,
+        faces: FaceFinder,
+    ) -> list[Row]:
+        """The rows of results.COLUMNS of an utterance that is `decoded` to `row`: its own, then one
+        for each other face on it, for the vision head alone. A gap without a face has none. What
+        cannot be decoded or encoded is a row with its `error`."""
         source, confidence = TRANSCRIBED, None
         if utterance.kind == GAP:
             row.pop(WAVEFORM, None)
@@ -137,7 +146,7 @@ class UtterancePredictor:
         row |= {CROPS: shown[0].crops} if shown else {}
         silent = dataclasses.replace(utterance, text="", speaker=UNKNOWN)
         kind = LISTENER if utterance.kind == SPEECH else GAP
-        others = [new_row({**given, TEXT: ""}) | {CROPS: s.crops} for s in shown[1:]]
+        others = [new_row({ID: row[ID]}) | {CROPS: s.crops} for s in shown[1:]]
         said = [
             (utterance, row),
             *((dataclasses.replace(silent, kind=kind), other) for other in others),

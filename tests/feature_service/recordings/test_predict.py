@@ -47,10 +47,14 @@ def utterances():
     return UtterancePredictor(tiny_predictor(), CONFIG, Settings(face=LARGEST))
 
 
+def rows(predictor, number, utterance, path, heard, faces):
+    return predictor.rows(number, utterance, predictor.decoded(utterance, path), heard, faces)
+
+
 def test_speech_has_four_heads_and_a_gap_the_face_alone(recording, heard, utterances):
     faces = utterances.faces()
-    (said,) = utterances.rows(1, SAID, recording, heard, faces)
-    (gap,) = utterances.rows(2, Utterance(2.4, 4.0, GAP), recording, heard, faces)
+    (said,) = rows(utterances, 1, SAID, recording, heard, faces)
+    (gap,) = rows(utterances, 2, Utterance(2.4, 4.0, GAP), recording, heard, faces)
     assert all(said[f"label_{head}"] for head in HEADS)
     assert (said["text_source"], said["text_confidence"]) == ("transcript", None)
     assert (said["calibrated_audio"], said["calibrated_text"]) == (True, False)
@@ -66,7 +70,7 @@ def test_speech_has_four_heads_and_a_gap_the_face_alone(recording, heard, uttera
 def test_without_a_transcript_there_is_no_text_head(recording, heard, utterances):
     found = utterances_of(heard, None, where="talk")
     spoken = next(u for u in found if u.kind == SPEECH)
-    (row,) = utterances.rows(1, spoken, recording, heard, utterances.faces())
+    (row,) = rows(utterances, 1, spoken, recording, heard, utterances.faces())
     assert (row["text"], row["text_source"], row["label_text"]) == (None, None, None)
     assert row["label_audio"]
     assert row["label_multimodal"]
@@ -85,31 +89,31 @@ def test_the_features_are_those_that_a_job_stores(recording, heard, utterances):
     features = {m: [row[FEATURE_COLUMNS[m]]] for m in MODALITIES}
     wanted = utterances.predictor.predict(features)
 
-    (mine,) = utterances.rows(1, SAID, recording, heard, utterances.faces())
+    (mine,) = rows(utterances, 1, SAID, recording, heard, utterances.faces())
     for head in HEADS:
         assert mine[f"probabilities_{head}"] == wanted[head][0].tolist(), head
 
 
 def test_what_cannot_be_used_is_a_row_with_its_reason(recording, heard, utterances):
     beyond = Utterance(90.0, 91.0, SPEECH)
-    (row,) = utterances.rows(1, beyond, recording, heard, utterances.faces())
+    (row,) = rows(utterances, 1, beyond, recording, heard, utterances.faces())
     assert row["error"].startswith("decode: its stretch ends at 91.000 s, the recording at")
     assert row["label_multimodal"] is None
 
 
 def test_a_gap_without_a_face_is_no_row(media, heard, utterances):
     gap = Utterance(0.0, 2.0, GAP)
-    assert utterances.rows(1, gap, media / "no_face.mp4", heard, utterances.faces()) == []
+    assert rows(utterances, 1, gap, media / "no_face.mp4", heard, utterances.faces()) == []
 
 
 def test_a_model_of_sound_alone_and_one_that_needs_everything(recording, heard):
     deaf = UtterancePredictor(tiny_predictor([Modality.AUDIO]), CONFIG, Settings())
     assert not deaf.sees
-    (row,) = deaf.rows(1, SAID, recording, heard, deaf.faces())
+    (row,) = rows(deaf, 1, SAID, recording, heard, deaf.faces())
     assert [bool(row[f"label_{head}"]) for head in HEADS] == [False, True, False, True]
     assert row["track"] is None
     needy = UtterancePredictor(tiny_predictor(name="tfn"), CONFIG, Settings())
-    (row,) = needy.rows(1, Utterance(0.0, 2.0, GAP), recording, heard, needy.faces())
+    (row,) = rows(needy, 1, Utterance(0.0, 2.0, GAP), recording, heard, needy.faces())
     assert row["label_vision"] is None
     assert "needs every modality" in row["error"]
 
@@ -123,12 +127,12 @@ def test_a_recogniser_gives_the_text_and_how_sure_it_is(recording, heard):
 
     own = UtterancePredictor(tiny_predictor(), CONFIG, Settings(), recognise)
     silent = Utterance(0.5, 2.0, SPEECH)
-    (row,) = own.rows(1, silent, recording, heard, own.faces())
+    (row,) = rows(own, 1, silent, recording, heard, own.faces())
     assert (row["text"], row["text_source"]) == ("又见面了", "recognised")
     assert row["text_confidence"] == 0.75
     assert row["label_text"]
-    own.rows(2, SAID, recording, heard, own.faces())
-    own.rows(3, Utterance(2.4, 4.0, GAP), recording, heard, own.faces())
+    rows(own, 2, SAID, recording, heard, own.faces())
+    rows(own, 3, Utterance(2.4, 4.0, GAP), recording, heard, own.faces())
     assert asked == [pytest.approx(1.5, abs=0.01)]
 
 
