@@ -28,8 +28,8 @@ def write_page(result: Path, media: Path | None) -> Path:
 
     The page plays `media` where it lies, by a path relative to the page; what browsers cannot show
     gets a preview beside the page, <result's stem>.preview.mp4. None, or media elsewhere than on
-    this machine's disks: there is no player. Raises InputError for a file that is no such result,
-    ClipError for media that cannot be read, and WriteError.
+    this machine's disks: there is no player. Raises InputError for a file that is no such result
+    and for media that cannot be read, and WriteError.
     """
     read, size, played = _read(result, SCHEMA), (0, 0), None
     if media is not None and not is_remote(media):

@@ -11,9 +11,10 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from feature_service.operators.clip import ClipError, DecodeOptions
+from feature_service.operators.clip import DecodeOptions
 from feature_service.operators.container import open_container
 from feature_service.operators.frames import Upright
+from lfmim.schema import InputError
 from lfmim.storage import new_file
 
 PLAYED = {
@@ -44,7 +45,7 @@ RATE, GAP_S = 48_000, 0.1
 
 def picture_size(media: Path, longest: int = DecodeOptions.max_frame_side) -> tuple[int, int]:
     """Width and height of the picture, the longer side reduced to `longest`, by default as
-    extraction sees it, in whose pixels faces lie; (0, 0) without one. Raises ClipError."""
+    extraction sees it, in whose pixels faces lie; (0, 0) without one. Raises InputError."""
     with _opened(media) as container:
         stream = _pictures(container)
         if stream is not None:
@@ -57,7 +58,7 @@ def picture_size(media: Path, longest: int = DecodeOptions.max_frame_side) -> tu
 
 def playable(media: Path) -> bool:
     """Whether browsers play the file with its picture, by container and codec, and count its time
-    as results do. Raises ClipError."""
+    as results do. Raises InputError."""
     suffix = media.suffix.lower()
     codecs = PLAYED.get(SAME_AS.get(suffix, suffix), set())
     with _opened(media) as container:
@@ -72,26 +73,39 @@ def playable(media: Path) -> bool:
 
 def preview(media: Path, target: Path) -> Path | None:
     """Write `target`, the recording as H.264 of at most LONGEST pixels and AAC in MP4, if browsers
-    do not play `media` itself; returns it, or None if they do. One that is there and no older than
-    `media` is left as it is.
+    do not play `media` itself; returns it, or None if they do. One that is there of this very file
+    is left as it is.
 
-    Its seconds are those of the results. Memory does not grow with the length. Raises ClipError and
-    WriteError.
+    Its seconds are those of the results. Memory does not grow with the length. Raises InputError
+    and WriteError.
     """
     if playable(media):
         return None
-    if target.is_file() and target.stat().st_mtime >= media.stat().st_mtime:
+    found = media.stat()
+    of = f"{found.st_size} bytes of {found.st_mtime_ns}"
+    if _made(target, of):
         return target
     size = picture_size(media, LONGEST)
     with new_file(target) as temporary, _opened(media) as container:
         try:
             with av.open(str(temporary), "w", format="mp4", options=STREAMED) as out:
+                out.metadata["comment"] = of
                 _convert(container, out, size)
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # the disk, which new_file names
                 raise
-            raise ClipError("preview", f"{media}: cannot be converted ({error})") from error
+            raise InputError(f"{media}: cannot be converted for the page ({error})") from error
     return target
+
+
+def _made(target: Path, of: str) -> bool:
+    if not target.is_file():
+        return False
+    try:
+        with _opened(target) as container:
+            return bool(container.metadata.get("comment") == of)
+    except InputError:
+        return False
 
 
 def _convert(container: Any, out: Any, size: tuple[int, int]) -> None:
@@ -155,6 +169,6 @@ def _opened(media: Path) -> Iterator[Any]:
         try:
             container = open_container(file)
         except (av.FFmpegError, ValueError) as error:
-            raise ClipError("decode", f"{media}: is no audio or video file ({error})") from error
+            raise InputError(f"{media}: is no audio or video file ({error})") from error
         with container:
             yield container

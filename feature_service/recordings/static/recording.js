@@ -612,10 +612,13 @@
 
   // ---- All of it ----
   function about() {
-    const { schema, version, utterances, ...whole } = result;
+    const { schema, version, utterances, note, ...whole } = result;
+    $("note").hidden = !note;
+    $("note").textContent = note ?? "";
     const text = (value) => Array.isArray(value) ? value.join(", ")
       : typeof value === "object" ? JSON.stringify(value) : String(value);
-    $("facts-of-all").replaceChildren(...Object.entries(whole).flatMap(([name, value]) =>
+    const told = Object.entries(whole).filter(([, value]) => value !== null && value !== "");
+    $("facts-of-all").replaceChildren(...told.flatMap(([name, value]) =>
       [html("dt", {}, name), html("dd", {}, text(value))]));
   }
   function measure() {

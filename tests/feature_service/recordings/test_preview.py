@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import av
 import numpy as np
 import pytest
 
-from feature_service.operators.clip import ClipError
 from feature_service.recordings.preview import LONGEST, picture_size, playable, preview
+from lfmim.schema import InputError
 from tests.support.clips import remux, write_clip
 
 
@@ -87,12 +89,18 @@ def test_sound_alone_and_sixty_pictures_a_second(tmp_path):
     assert 28 <= len(shown(preview(fast, tmp_path / "fast.mp4"))) <= 32
 
 
-def test_one_that_is_there_is_not_made_again_and_what_is_no_media_is_told(tmp_path):
+def test_one_that_is_there_of_the_same_file_is_not_made_again(tmp_path):
     media, target = write_clip(tmp_path / "a.mkv"), tmp_path / "out.mp4"
-    preview(media, target)
-    target.write_bytes(b"kept")
-    preview(media, target)
-    assert target.read_bytes() == b"kept"
+    before = preview(media, target).stat()
+    assert preview(media, target).stat() == before
+    os.utime(media, (1, 1))  # another file, older than the preview
+    assert preview(media, target).stat().st_ino != before.st_ino
+    target.write_bytes(b"cut off")
+    assert playable(preview(media, target))
+
+
+def test_what_is_no_media_is_told_and_leaves_nothing(tmp_path):
     (tmp_path / "text.mp4").write_text("no media")
-    with pytest.raises(ClipError, match=r"text\.mp4: is no audio or video file"):
-        preview(tmp_path / "text.mp4", target)
+    with pytest.raises(InputError, match=r"text\.mp4: is no audio or video file"):
+        preview(tmp_path / "text.mp4", tmp_path / "out.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
