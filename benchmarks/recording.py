@@ -1,17 +1,20 @@
-"""A long recording with a known truth, and how well it is cut.
+"""A long recording with a known truth, how well it is cut, and what predicting it costs.
 
 Speech files, trimmed to their speech by their energy and not by the detector that is measured, are
 joined with pauses between them under looped clips.
 
 python benchmarks/recording.py MEDIA --minutes 30 --speech FILE ...
+python benchmarks/recording.py MEDIA --minutes 30 --predict --model builtin:face
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 
 RATE, FPS, SIZE = 16_000, 10, (320, 240)
 FRAME = RATE // 50
@@ -164,14 +168,81 @@ def score(
     return Score(len(truth), close, seen / len(truth), float(false), split, max(errors, default=0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """At one time of a prediction: `done` utterances, `mib` of its processes' private memory."""
+
+    seconds: float
+    done: int
+    mib: float
+
+
+def predict(
+    command: Sequence[str], parts: Path, *, kill_at: int | None = None
+) -> tuple[list[Look], float]:
+    """Run the command to its end, or kill it when `parts` has so many; what was seen of it, twice a
+    second, and its CPU seconds with its decoder's."""
+    looks: list[Look] = []
+    cpu, started = 0.0, time.perf_counter()
+    process = psutil.Popen(command)
+    while process.poll() is None:
+        done = len(list(parts.glob("0*.json")))
+        mib = spent = 0.0
+        with contextlib.suppress(psutil.Error):
+            for one in (process, *process.children(recursive=True)):
+                mib += one.memory_full_info().uss / 2**20
+                spent += sum(one.cpu_times()[:2])
+        cpu = max(cpu, spent)
+        looks.append(Look(time.perf_counter() - started, done, mib))
+        if kill_at is not None and done >= kill_at:
+            process.kill()
+            process.wait()
+            return looks, cpu
+        time.sleep(0.5)
+    if process.returncode:
+        sys.exit(f"the prediction failed: exit code {process.returncode}")
+    return looks, cpu
+
+
+def tell(name: str, looks: Sequence[Look]) -> None:
+    """The curve at ten places, of the time in which utterances are predicted."""
+    at_work = [look for look in looks if look.done > looks[0].done]
+    for n in np.linspace(0, len(at_work) - 1, 10).astype(int):
+        look = at_work[n]
+        print(f"{name}: {look.seconds:.0f} s, {look.done} done, {look.mib:.0f} MiB", flush=True)
+
+
+def end_to_end(recording: Path, options: Sequence[str], stretches: int, seconds: float) -> None:
+    """Predict a recording, killed half-way and gone on with; print memory and speed."""
+    output = recording.parent / f"{recording.stem}-result"
+    shutil.rmtree(output, ignore_errors=True)
+    command = [sys.executable, "-m", "lfmim", "predict", str(recording), *options]
+    command += ["--output", str(output)]
+    parts = output / f"{recording.stem}.parts"
+    first, cpu = predict(command, parts, kill_at=stretches // 2)
+    tell("to the kill", first)
+    second, more = predict(command, parts)
+    tell("gone on", second)
+    wall = first[-1].seconds + second[-1].seconds
+    print(
+        f"{seconds:.0f} s predicted in {wall:.0f} s, {wall / seconds:.2f} of its length, with "
+        f"{cpu + more:.0f} s of CPU; at most {max(x.mib for x in (*first, *second)):.0f} MiB"
+    )
+
+
 def main() -> None:
-    """Write the recording, cut it, print the score."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the recording, cut it, print the score; predict it."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("media", type=Path, help="folder of clips")
     parser.add_argument("--speech", type=Path, nargs="*", default=[], help="more speech files")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/out/recording.mp4"))
-    args = parser.parse_args()
+    parser.add_argument(
+        "--predict", action="store_true", help="predict it, with the options behind"
+    )
+    args, options = parser.parse_known_args()
+    if options and not args.predict:
+        parser.error(f"{options[0]}: what goes to lfmim predict needs --predict")
     args.output.parent.mkdir(parents=True, exist_ok=True)
 
     speech = [*sorted(args.media.glob("*.wav")), *args.speech]
@@ -182,6 +253,7 @@ def main() -> None:
     print(f"{args.output}: {len(truth)} pieces", flush=True)
 
     from feature_service.recordings.speech import hear
+    from feature_service.recordings.utterances import utterances_of
 
     wall, cpu = time.perf_counter(), time.process_time()
     with open(args.output, "rb") as file:
@@ -193,6 +265,9 @@ def main() -> None:
         f"{heard.duration_s:.0f} s heard in {wall:.1f} s ({cpu:.1f} s of CPU), at most "
         f"{memory:.0f} MiB"
     )
+    if args.predict:
+        stretches = len(utterances_of(heard, None, where=str(args.output)))
+        end_to_end(args.output, options, stretches, heard.duration_s)
 
 
 if __name__ == "__main__":

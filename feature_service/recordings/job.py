@@ -108,12 +108,11 @@ def _transcript(media: Path, given: Path) -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A result. `rows` of results.COLUMNS; `files` as they were written, the JSON among them."""
+    """A result. `rows` of results.COLUMNS."""
 
     task: Task
     rows: list[Row]
     duration_s: float
-    files: list[Path]
 
     @property
     def result(self) -> Path:
@@ -160,7 +159,7 @@ def predict_recording(
         [dataclasses.astuple(u) for u in todo],
         dataclasses.asdict(utterances.settings),
     )
-    done = Done(task, [], heard.duration_s, [])
+    done = Done(task, [], heard.duration_s)
     before = _finished(done.result, key)
     if before is not None:
         say(f"{task.media.name}: done before")
@@ -176,12 +175,12 @@ def predict_recording(
         "key": key,
     }
     classes = utterances.classes
-    files = write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
-    files += write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
+    write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
+    write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
     # The JSON is the last of all: where it is, everything is.
-    files += write_results(rows, task.stem, classes=classes, about={**media, **about})
+    write_results(rows, task.stem, classes=classes, about={**media, **about})
     remove_folder(_parts(task))
-    return dataclasses.replace(done, rows=rows, files=files)
+    return dataclasses.replace(done, rows=rows)
 
 
 def _hear(media: Path) -> tuple[Heard, str]:
@@ -333,7 +332,7 @@ def write_overview(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path
 
 def failed_row(task: Task, reason: str) -> dict[str, Any]:
     """`overview_row` of a recording that could not be read."""
-    empty = overview_row(Done(task, [], 0.0, []))
+    empty = overview_row(Done(task, [], 0.0))
     return {**empty, "result": None, "error": reason}
 
 

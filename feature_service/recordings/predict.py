@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from feature_service.operators.crop import Crop, whole_frames
 from feature_service.operators.resample import Resampler
@@ -75,7 +76,8 @@ class Settings:
 class UtterancePredictor:
     """A model, its encoders and a recogniser, loaded once, for any number of recordings.
 
-    Raises InputError if the model answers no emotions or its encoders are not to be had.
+    Raises InputError if the model answers no emotions, or its encoders or a GPU that was asked for
+    are not to be had.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class UtterancePredictor:
                 "the model gives sentiment scores, and a recording's result has probabilities of "
                 "emotions; give another --model"
             )
+        if config.gpus_per_worker and not torch.cuda.is_available():
+            raise InputError("--gpus_per_worker: there is no GPU here; leave it out")
         config, spec = matching(predictor, config)
         self.device = "cuda" if config.gpus_per_worker else "cpu"
         predictor.model.to(self.device)

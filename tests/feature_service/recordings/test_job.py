@@ -93,7 +93,6 @@ def test_what_is_written(talk, ears, tmp_path):
     done = job.predict_recording(ears, one(talk, tmp_path), about=ABOUT)
     names = {f"talk{end}" for end in (".parquet", ".csv", ".json", ".vtt", ".eaf", ".TextGrid")}
     assert set(files_of(tmp_path)) == names | {"talk.seconds.parquet", "talk.seconds.csv"}
-    assert set(done.files) == set(tmp_path.iterdir())
     found = json.loads(done.result.read_text(encoding="utf-8"))
     assert (found["schema"], found["version"], found["model"]) == ("lfmim-recording", 1, "m")
     assert (done.result.parent / found["media"]).resolve() == talk
@@ -168,7 +167,7 @@ def test_seconds_are_means_weighted_by_what_covers_them():
 
 def done(tmp_path, rows, name="talk"):
     task = job.Task(tmp_path / f"{name}.mp4", None, tmp_path / name / name)
-    return job.Done(task, rows, 10.0, [])
+    return job.Done(task, rows, 10.0)
 
 
 def test_the_overview_has_the_most_disagreement_first(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import av
 import numpy as np
 import pytest
+import torch
 from recording import write_recording
 
 from feature_service.operators.crop import Crop
@@ -141,6 +143,10 @@ def test_settings_are_checked_at_once():
         Settings(abstain=1.5)
     with pytest.raises(InputError, match="--language: only --asr uses it"):
         Settings(language="zh")
+    if not torch.cuda.is_available():
+        on_gpu = dataclasses.replace(CONFIG, gpus_per_worker=1.0)
+        with pytest.raises(InputError, match="there is no GPU here"):
+            UtterancePredictor(tiny_predictor([Modality.AUDIO]), on_gpu, Settings())
     sentiment = tiny_predictor([Modality.AUDIO], task="sentiment")
     with pytest.raises(InputError, match="sentiment scores"):
         UtterancePredictor(sentiment, CONFIG, Settings())
