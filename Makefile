@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test slow unit lint docs setup clean
+.PHONY: demo test slow unit browser lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -19,7 +19,7 @@ demo: setup
 
 # Tests that share a Ray cluster run one after the other; the rest side by side.
 test: setup lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not browser"
 	$(BIN)/python -m pytest -q -m "not slow and ray"
 
 # Faults, end-to-end and full-size runs: half a minute or more each.
@@ -28,7 +28,15 @@ slow: setup
 
 # Without Ray, and without what takes seconds a test.
 unit: setup
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not integration"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not ray and not browser and not integration"
+
+# Pages in a real browser: apt-get install -y chromium fonts-noto-cjk
+browser: $(VENV)/.browser
+	$(BIN)/python -m pytest -q -m browser
+
+$(VENV)/.browser: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[browser]'
+	touch $@
 
 lint: setup
 	$(BIN)/ruff format --check .

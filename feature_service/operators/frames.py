@@ -278,3 +278,18 @@ def _display_matrix(frame: Any) -> tuple[float, ...]:
         if side is None
         else tuple(np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].tolist())
     )
+
+
+class Upright:
+    """A stream's frames as a player shows them, uint8 [H, W, 3] RGB with square pixels, the longer
+    side of at most `longest`. The first frame sets the size for all."""
+
+    def __init__(self, stream: Any, longest: int) -> None:
+        self._stream, self._longest = stream, longest
+        self._how: tuple[tuple[float, ...], int, int] | None = None
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        if self._how is None:
+            matrix = _display_matrix(frame)
+            self._how = (matrix, *_shown_size(frame, self._stream, matrix, self._longest))
+        return _upright(frame, *self._how)

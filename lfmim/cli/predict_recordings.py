@@ -31,7 +31,7 @@ def predict_recordings(
 ) -> int:
     """Predict each, write an overview of several, compare with `agree`; the exit code: 2 if one of
     several could not be read, which is said."""
-    from feature_service.recordings import job
+    from feature_service.recordings import job, page
     from feature_service.recordings.agreement import read_codes, write_agreement
     from feature_service.recordings.predict import UtterancePredictor
     from feature_service.recordings.recognition import build_recogniser
@@ -68,9 +68,10 @@ def predict_recordings(
         else:
             done.append(one)
             rows.append(job.overview_row(one))
-            print(one)
+            print(f"{one}\npage: {page.write_page(one.result, task.media)}")
     if len(tasks) > 1:
-        print(f"overview: {job.write_overview(rows, folder)[0]}")
+        job.write_overview(rows, folder)
+        print(f"overview: {page.write_overview(folder)}")
     if codes is not None:
         path, text = write_agreement(codes, done, folder, predictor.meta.labels.classes)
         print(f"{text}\nagreement: {path}")

@@ -42,7 +42,7 @@ def test_the_command_with_a_folder_of_which_one_file_is_none(model, tmp_path, ca
     code, out, err = run(str(tmp_path / "in"), *where, capsys=capsys)
     assert code == 2
     assert "bad.mp4: is no audio or video file, or damaged" in err
-    assert f"overview: {tmp_path / 'out' / 'recordings.json'}" in out
+    assert f"overview: {tmp_path / 'out' / 'index.html'}" in out
     found = json.loads((tmp_path / "out" / "recordings.json").read_text())["recordings"]
     assert {r["recording"]: bool(r["error"]) for r in found} == {"bad": True, "tone": False}
 

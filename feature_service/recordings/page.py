@@ -1,0 +1,112 @@
+"""A recording's results as a page to look through, and one of many recordings. Both are single HTML
+files with their data and scripts inside, which fetch nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from feature_service.recordings.preview import picture_size, preview
+from feature_service.recordings.results import SCHEMA, VERSION
+from lfmim.schema import InputError
+from lfmim.storage import is_remote, write_text
+
+STATIC = Path(__file__).parent / "static"
+PAGE, OVERVIEW = "index.html", "recordings"
+
+
+def write_page(result: Path, media: Path | None) -> Path:
+    """Write index.html beside `result`, the JSON of `results.write_results`; returns it.
+
+    The page plays `media` where it lies, by a path relative to the page; what browsers cannot show
+    gets a preview beside the page, <result's stem>.preview.mp4. None, or media elsewhere than on
+    this machine's disks: there is no player. Raises InputError for a file that is no such result
+    and for media that cannot be read, and WriteError.
+    """
+    read, size, played = _read(result, SCHEMA), (0, 0), None
+    if media is not None and not is_remote(media):
+        size = picture_size(media)
+        played = preview(media, result.with_name(f"{result.stem}.preview.mp4")) or media
+    source = None if played is None else _relative(played, result.parent)
+    return write_text(result.with_name(PAGE), page(read, result.stem, source, size))
+
+
+def page(result: Mapping[str, Any], name: str, source: str | None, size: tuple[int, int]) -> str:
+    """The page's HTML. `name`: of the files that it saves; `source`: URL of what it plays; `size`:
+    width and height of the picture in whose pixels the faces' boxes are, or zeros."""
+    media = {"src": source, "width": size[0], "height": size[1]}
+    inside = {**result, "page": {"name": name, "media": media}}
+    return _filled("recording", Path(result.get("media") or name).name, inside)
+
+
+def write_overview(folder: Path) -> Path:
+    """Write index.html beside the folder's recordings.json, with a link to the page of each
+    recording; returns it. Raises InputError for a file that is no such overview, and WriteError."""
+    read = _read(folder / f"{OVERVIEW}.json", f"{SCHEMA}s")
+    listed = [
+        {**one, "page": one["result"] and quote(f"{Path(one['result']).parent.as_posix()}/{PAGE}")}
+        for one in read["recordings"]
+    ]
+    return write_text(folder / PAGE, _filled("overview", "Recordings", {"recordings": listed}))
+
+
+def _read(path: Path, schema: str) -> dict[str, Any]:
+    try:
+        # JSON has no NaN, and a browser reads none.
+        read = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({error})") from error
+    if not isinstance(read, dict) or read.get("schema") != schema:
+        raise InputError(f"{path}: is no file of {schema}; lfmim predict writes those")
+    if read.get("version") != VERSION:
+        raise InputError(
+            f"{path}: has version {read.get('version')} of {schema}, and this page is for version "
+            f"{VERSION}; predict the recording again"
+        )
+    return read
+
+
+def _relative(path: Path, folder: Path) -> str:
+    try:
+        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_uri()
+
+
+def _filled(template: str, title: str, inside: Mapping[str, Any]) -> str:
+    text = {name: _static(f"{name}.js") for name in ("common", template)}
+    style, data = _static("style.css"), json.dumps(inside, ensure_ascii=False)
+    scripts = " ".join(_hash(text[name]) for name in ("common", template))
+    parts = {
+        # Only what stands here is run, whatever a transcript or a file's name says, and nothing is
+        # fetched but the recording.
+        "policy": f"default-src 'none'; script-src {scripts}; style-src {_hash(style)}; "
+        "media-src 'self' file: blob:; img-src data:",
+        "title": html.escape(title),
+        "style": style,
+        "claims": _static("claims.html"),
+        "data": data.replace("<", "\\u003c"),
+        "common": text["common"],
+        "script": text[template],
+    }
+    # In one pass: what is put in is not looked through again.
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _static(f"{template}.html"))
+
+
+def _static(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

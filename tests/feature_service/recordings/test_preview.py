@@ -1,0 +1,106 @@
+"""What browsers do not play becomes H.264 and AAC on the results' clock; what they play is left."""
+
+from __future__ import annotations
+
+import os
+
+import av
+import numpy as np
+import pytest
+
+from feature_service.recordings.preview import LONGEST, picture_size, playable, preview
+from lfmim.schema import InputError
+from tests.support.clips import remux, write_clip
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "played"),
+    [
+        ("a.mp4", {}, True),
+        ("a.MOV", {}, True),
+        ("a.webm", {"video": "libvpx-vp9", "audio": "libopus", "rate": 48_000}, True),
+        ("a.wav", {"frames": 0, "audio": "pcm_s16le"}, True),
+        ("a.mkv", {}, False),  # its container
+        ("a.mp4", {"video": "mpeg4"}, False),
+        ("a.mp4", {"video": "libx265"}, False),
+        ("a.mp4", {"audio": "ac3", "rate": 48_000}, False),
+        ("a.avi", {"video": "mpeg4", "audio": "mp3"}, False),
+        ("a.ts", {}, False),
+    ],
+)
+def test_what_browsers_play_goes_by_container_and_codec(tmp_path, name, options, played):
+    media = write_clip(tmp_path / name, **options)
+    assert playable(media) is played
+    target = tmp_path / "out.mp4"
+    assert preview(media, target) == (None if played else target)
+    assert target.exists() is not played
+    if not played:
+        assert playable(target)
+
+
+def shown(path):
+    """Time and mean grey of each picture outside the white corner."""
+    with av.open(str(path)) as container:
+        frames = [(f.time, f.to_ndarray(format="gray")) for f in container.decode(video=0)]
+    return [(t, float(g[g.shape[0] // 2 :].mean())) for t, g in frames]
+
+
+def sounds(path):
+    """When the first sound begins, in seconds, and how long all is."""
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
+    return frames[0].time, frames[-1].time + frames[-1].samples / frames[-1].sample_rate
+
+
+def test_a_preview_is_small_and_keeps_the_time(tmp_path):
+    media = write_clip(tmp_path / "a.mp4", size=(1280, 722), video="mpeg4")
+    target = preview(media, tmp_path / "out.mp4")
+    assert picture_size(media) == (1280, 722)
+    assert picture_size(target) == (LONGEST, 360)  # even, as H.264 has it
+    before, after = shown(media), shown(target)
+    np.testing.assert_allclose([t for t, _ in after], [t for t, _ in before], atol=2e-3)
+    np.testing.assert_allclose([g for _, g in after], [g for _, g in before], atol=4)
+    np.testing.assert_allclose(sounds(target), (0, 2.0), atol=0.06)
+    with av.open(str(target)) as container:
+        names = {s.type: s.codec_context.name for s in container.streams}
+    assert names == {"video": "h264", "audio": "aac"}
+
+
+def test_time_counts_from_the_first_stream_whatever_the_container_begins_with(tmp_path):
+    late = remux(write_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv", output_ts_offset="5")
+    with av.open(str(late)) as container:
+        assert container.start_time > 4 * av.time_base
+    target = preview(late, tmp_path / "out.mp4")
+    assert shown(target)[0][0] == pytest.approx(0, abs=0.06)
+    assert sounds(target)[0] == pytest.approx(0, abs=0.06)
+
+
+def test_the_picture_stands_upright(tmp_path):
+    media = write_clip(tmp_path / "a.mp4", size=(96, 64), video="mpeg4", rotation=90)
+    assert picture_size(media) == (64, 96)
+    target = preview(media, tmp_path / "out.mp4")
+    assert picture_size(target) == (64, 96)
+
+
+def test_sound_alone_and_sixty_pictures_a_second(tmp_path):
+    sound = preview(write_clip(tmp_path / "a.mkv", frames=0), tmp_path / "sound.mp4")
+    assert picture_size(sound) == (0, 0)
+    fast = write_clip(tmp_path / "b.mkv", frames=60, fps=60, seconds=1.0)
+    assert 28 <= len(shown(preview(fast, tmp_path / "fast.mp4"))) <= 32
+
+
+def test_one_that_is_there_of_the_same_file_is_not_made_again(tmp_path):
+    media, target = write_clip(tmp_path / "a.mkv"), tmp_path / "out.mp4"
+    before = preview(media, target).stat()
+    assert preview(media, target).stat() == before
+    os.utime(media, (1, 1))  # another file, older than the preview
+    assert preview(media, target).stat().st_ino != before.st_ino
+    target.write_bytes(b"cut off")
+    assert playable(preview(media, target))
+
+
+def test_what_is_no_media_is_told_and_leaves_nothing(tmp_path):
+    (tmp_path / "text.mp4").write_text("no media")
+    with pytest.raises(InputError, match=r"text\.mp4: is no audio or video file"):
+        preview(tmp_path / "text.mp4", tmp_path / "out.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
