@@ -31,7 +31,7 @@ from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utteran
 from lfmim.config import config_hash
 from lfmim.progress import watch
 from lfmim.schema import HEADS, MULTIMODAL, InputError
-from lfmim.storage import new_file, remove_folder, write_text
+from lfmim.storage import exclusive, new_file, remove_folder, write_text
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -165,7 +165,6 @@ def predict_recording(
         say(f"{task.media.name}: done before")
         return dataclasses.replace(done, rows=before)
 
-    rows = _predict(utterances, task, todo, heard, key, say)
     where = _relative(task.media, task.stem.parent)
     media = {
         "media": where,
@@ -175,11 +174,13 @@ def predict_recording(
         "key": key,
     }
     classes = utterances.classes
-    write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
-    write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
-    # The JSON is the last of all: where it is, everything is.
-    write_results(rows, task.stem, classes=classes, about={**media, **about})
-    remove_folder(_parts(task))
+    with exclusive(_parts(task), "result"):
+        rows = _predict(utterances, task, todo, heard, key, say)
+        write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
+        write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
+        # The JSON is the last of all: where it is, everything is.
+        write_results(rows, task.stem, classes=classes, about={**media, **about})
+        remove_folder(_parts(task))
     return dataclasses.replace(done, rows=rows)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lfmim.config import ExtractConfig
 from lfmim.schema import InputError
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import StorageError, local_path, output_folder
 
 if TYPE_CHECKING:
     from feature_service.recordings.predict import Settings
@@ -60,9 +60,9 @@ def predict_recordings(
         try:
             one = job.predict_recording(utterances, task, about=about, tiers=tiers, say=_say)
         except InputError as error:
-            if len(tasks) == 1:
+            # The others are not worse for one that cannot be read; a full disk stops all.
+            if len(tasks) == 1 or isinstance(error, StorageError):
                 raise
-            # The others are not worse for it.
             _say(f"error: {error}")
             rows.append(job.failed_row(task, str(error)))
         else:
