@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from av.stream import Disposition
 from feature_service.operators.clip import DecodeOptions
 from feature_service.operators.container import open_container
 from feature_service.operators.frames import Upright
+from lfmim.progress import watch
 from lfmim.schema import InputError
 from lfmim.storage import new_file
 
@@ -90,7 +91,9 @@ def preview(media: Path, target: Path) -> Path | None:
         try:
             with av.open(str(temporary), "w", format="mp4", options=STREAMED) as out:
                 out.metadata["comment"] = of
-                _convert(container, out, size)
+                seconds = round((container.duration or 0) / av.time_base)
+                with watch(f"{media.name}: preview", seconds, "s") as show:
+                    _convert(container, out, size, show)
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # the disk, which new_file names
                 raise
@@ -108,7 +111,7 @@ def _made(target: Path, of: str) -> bool:
         return False
 
 
-def _convert(container: Any, out: Any, size: tuple[int, int]) -> None:
+def _convert(container: Any, out: Any, size: tuple[int, int], show: Callable[[int], None]) -> None:
     video, sound = _pictures(container), next(iter(container.streams.audio), None)
     streams = [s for s in (video, sound) if s is not None and s.codec_context is not None]
     starts = [s.start_time * s.time_base for s in streams if s.start_time is not None]
@@ -122,9 +125,11 @@ def _convert(container: Any, out: Any, size: tuple[int, int]) -> None:
 
     for stream, frame in _decoded(container, streams):
         at = (zero if frame.time is None else frame.time) - zero
+        show(int(at))
         if stream is sound:
             # A gap in the sound stays one; what its times jitter by does not.
-            samples = max(samples, round((at - GAP_S) * RATE))
+            if at - samples / RATE > GAP_S:
+                samples = round(at * RATE)
             for piece in resampler.resample(frame):
                 piece.pts, samples = samples, samples + piece.samples
                 out.mux(heard.encode(piece))

@@ -115,7 +115,8 @@
       highlight();
     }
     const line = $("timeline");
-    line.setAttribute("aria-valuenow", t.toFixed(1));
+    if (line.getAttribute("aria-valuenow") === t.toFixed(0)) return;
+    line.setAttribute("aria-valuenow", t.toFixed(0));
     line.setAttribute("aria-valuetext", say("at", clock(t), clock(end)));
   }
 
@@ -290,6 +291,7 @@
 
   // ---- Faces: boxes over the picture, and small pictures under the lanes ----
   const faced = rows.filter((row) => row.boxes?.length);
+  const seen = faced.flatMap((row) => row.boxes);
   const CORNERS = ["x1", "y1", "x2", "y2"];
   const NEAR = 1.5; // seconds between two boxes that one lies between
 
@@ -348,9 +350,9 @@
     const pen = canvas.getContext("2d");
     for (let px = 0; px + CELL <= long; px += CELL + 2) {
       const middle = view[0] + (px + CELL / 2) / scale, reach = CELL / 2 / scale;
-      const near = faced.flatMap((r) => r.boxes).reduce((best, b) =>
-        Math.abs(b.time_s - middle) < Math.abs((best?.time_s ?? -1e9) - middle) ? b : best, null);
-      if (!near || Math.abs(near.time_s - middle) > Math.max(reach, 0.3)) continue;
+      const near = seen.reduce((best, b) =>
+        Math.abs(b.time_s - middle) < Math.abs(best.time_s - middle) ? b : best);
+      if (Math.abs(near.time_s - middle) > Math.max(reach, 0.15)) continue;
       const face = kept.get(near.time_s) ?? (await pictureOf(near));
       if (mine !== wanted) return;
       if (!face) continue;
@@ -366,7 +368,8 @@
     const reached = await new Promise((done) => {
       setTimeout(() => done(false), 4000);
       seeker.onseeked = () => done(true);
-      seeker.currentTime = Math.max(box.time_s, 0.001);
+      // Not onto its edge: a player rounds, and a preview has fewer pictures.
+      seeker.currentTime = box.time_s + 0.02;
     });
     if (!reached || !seeker.videoWidth) return null;
     // The preview may be smaller than the picture that the boxes lie in.
@@ -451,7 +454,9 @@
     const spoken = HEADS.filter((h) => answers(row, h)).map((h) => describe(row, h));
     return html("li", {}, html("button", { type: "button", "data-row": k, onclick: () => choose(k) },
       html("time", {}, clock(row.start_s)),
-      html("span", { class: `words${row.text ? "" : " soft"}` }, who, words(row)),
+      html("span", { class: `words${row.text ? "" : " soft"}` }, who, words(row),
+        row.error ? html("span", { class: "failed small" }, `${say("error")}: ${row.error}`)
+          : null),
       html("span", { class: "chips" },
         html("span", { class: "differs", "aria-hidden": "true" }, differs(row) ? "▼" : ""),
         ...chips),

@@ -75,6 +75,23 @@ def test_time_counts_from_the_first_stream_whatever_the_container_begins_with(tm
     assert sounds(target)[0] == pytest.approx(0, abs=0.06)
 
 
+def test_sound_that_begins_later_or_pauses_keeps_its_place(tmp_path):
+    media = write_clip(tmp_path / "a.mkv", video="mpeg4", audio="pcm_s16le")
+    late = tmp_path / "late.mkv"
+    with av.open(str(media)) as file, av.open(str(late), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in file.streams}
+        for packet in file.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                # A second late, and after its first second half a one more.
+                more = 1000 + 500 * (packet.pts >= 1000)
+                packet.pts, packet.dts = packet.pts + more, packet.dts + more
+            packet.stream = streams[packet.stream_index]
+            out.mux(packet)
+    assert sounds(preview(late, tmp_path / "out.mp4")) == pytest.approx((1.0, 3.5), abs=0.06)
+
+
 def test_the_picture_stands_upright(tmp_path):
     media = write_clip(tmp_path / "a.mp4", size=(96, 64), video="mpeg4", rotation=90)
     assert picture_size(media) == (64, 96)
