@@ -22,6 +22,7 @@ from feature_service.operators.clip import ClipError
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import UtterancePredictor
+from feature_service.recordings.preview import picture_size
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
 from feature_service.recordings.speech import Heard, hear
@@ -170,6 +171,7 @@ def predict_recording(
         "media": where,
         "media_sha256": sha256,
         "duration_s": heard.duration_s,
+        "picture_size": picture_size(task.media, utterances.max_frame_side) if looks else None,
         "transcript": task.transcript.name if task.transcript else None,
         "key": key,
     }
