@@ -6,7 +6,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
-import hashlib
 import json
 import logging
 import os
@@ -18,13 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from feature_service.operators.clip import ClipError
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import UtterancePredictor
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
-from feature_service.recordings.speech import Heard, hear
+from feature_service.recordings.speech import Heard
 from feature_service.recordings.tracks import Tracker
 from feature_service.recordings.transcripts import READERS, read_transcript
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance, utterances_of
@@ -136,16 +134,18 @@ def predict_recording(
     about: Mapping[str, Any],
     tiers: str = "",
     say: Callable[[str], None] = logger.info,
+    step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Done:
     """Hear, cut, look, predict, write. `about`: the model and settings as the result names them.
 
-    Each finished utterance is kept in `<stem>.parts` until the result is whole, so the same call
+    `step` is told how many utterances are done, of how many, and may raise to end it there. Each
+    finished utterance is kept in `<stem>.parts` until the result is whole, so the same call
     goes on after a kill; a result that is there of the same input is left as it is. Raises
     InputError for a recording or transcript that cannot be read, and for parts of other settings.
     """
     cues = read_transcript(task.transcript, tiers=tiers) if task.transcript else None
     say(f"{task.media.name}: listening")
-    heard, sha256 = _hear(task.media)
+    heard, sha256 = utterances.decoder.hear(task.media)
     found = utterances_of(heard, cues, where=str(task.transcript or task.media))
     looks = utterances.sees and heard.pictures
     todo = [_rounded(u) for u in found if u.kind == SPEECH or looks]
@@ -165,7 +165,7 @@ def predict_recording(
         say(f"{task.media.name}: done before")
         return dataclasses.replace(done, rows=before)
 
-    rows = _predict(utterances, task, todo, heard, key, say)
+    rows = _predict(utterances, task, todo, heard, key, say, step)
     where = Path(os.path.relpath(task.media, task.stem.parent)).as_posix()
     media = {
         "media": where,
@@ -181,18 +181,6 @@ def predict_recording(
     write_results(rows, task.stem, classes=classes, about={**media, **about})
     remove_folder(_parts(task))
     return dataclasses.replace(done, rows=rows)
-
-
-def _hear(media: Path) -> tuple[Heard, str]:
-    try:
-        with open(media, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            return hear(file), sha256
-    except ClipError as error:
-        raise InputError(f"{media}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{media}: cannot be read: {error.strerror}") from error
 
 
 def _rounded(utterance: Utterance) -> Utterance:
@@ -221,6 +209,7 @@ def _predict(
     heard: Heard,
     key: str,
     say: Callable[[str], None],
+    step: Callable[[int, int], None],
 ) -> list[Row]:
     """All rows, those of a killed run as it left them."""
     parts, faces = _parts(task), utterances.faces()
@@ -260,6 +249,7 @@ def _predict(
             write_text(parts / f"{n:07}.json", json.dumps(part))
             kept.append(part)
             show(n + 1)
+            step(n + 1, len(todo))
     return [row for part in kept for row in part["rows"]]
 
 
