@@ -163,6 +163,8 @@ def run(config: ServiceConfig, *, host: str, port: int, workers: int, decoders: 
     logs = LoggingConfig(
         encoding="JSON", logs_dir=str(config.folder / LOGS), enable_access_log=False
     )
+    # To the terminal go warnings; all else is in the logs.
+    logger.setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": port}, logging_config=logs)
     gpus = config.extract.gpus_per_worker
     # A recording takes as long as it takes: one at a time for each worker.

@@ -52,8 +52,8 @@ class Jobs:
     """The table, and a folder for each of its rows. One process at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        make_folder(folder)
+        self.folder = folder / "recordings"
+        make_folder(self.folder)
         self._database = sqlite3.connect(folder / "jobs.db", isolation_level=None)
         # A row that was accepted is on the disk.
         self._database.execute("PRAGMA synchronous = FULL")
@@ -69,7 +69,7 @@ class Jobs:
             self.remove(recording.id)
         known = {recording.id for recording in self._select("1")}
         for path in self.folder.iterdir():
-            if path.is_dir() and path.name not in known:
+            if path.name not in known:
                 remove_folder(path)
 
     def add(self, owner: str, name: str, size: int) -> Recording:

@@ -21,6 +21,8 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray tells its makers of its use unless it is told not to.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # What matters comes as an exception, the rest is noise.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 

@@ -95,8 +95,8 @@ def resumable_file(path: Path) -> Iterator[Path]:
 
 
 def append(path: Path, data: bytes, *, at: int) -> int:
-    """Add to a file on a disk that has `at` bytes; 0: it is made if it is not there. Returns how many
-    it has then. If it had another number, nothing is written, and that is returned.
+    """Add to a file on a disk that has `at` bytes, 0 if it is not there; returns how many it has
+    then. If it had another number, nothing is written, and that is returned.
 
     Not at once: a killed writer may leave a part of `data`, from where the next goes on. Raises
     WriteError.
