@@ -167,6 +167,13 @@ def test_the_core_loads_neither_ray_nor_mlflow():
 
 
 @pytest.mark.integration
+def test_a_job_loads_no_library_of_statistics_before_it_needs_it():
+    """scikit-learn takes seconds, also those before a message of bad input."""
+    jobs = "lfmim.cli.train, lfmim.cli.predict, lfmim.distributed.trainer, lfmim.tracking"
+    assert loaded(jobs, {"mlflow", "sklearn", "transformers"}) == ["mlflow"]
+
+
+@pytest.mark.integration
 def test_a_decode_worker_starts_without_torch():
     decoding = "feature_service.pipeline.extract, feature_service.operators.isolation"
     assert loaded(decoding, {"ray", "torch", "transformers"}) == ["ray"]

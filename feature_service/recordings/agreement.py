@@ -12,15 +12,14 @@ from feature_service.recordings.transcripts import END, START, seconds_of
 from feature_service.recordings.utterances import LISTENER
 from lfmim.data.manifest import cell
 from lfmim.data.tables import read_rows
-from lfmim.schema import HEADS, InputError, LabelSpec
+from lfmim.schema import HEADS, InputError, LabelSpec, listed
 from lfmim.storage import write_text
 
 LABEL, RECORDING, AGREEMENT = "label", "recording", "agreement.json"
 
 
 class Code(NamedTuple):
-    """A stretch that somebody coded. `recording`: its name without suffix; "" if there is but
-    one."""
+    """A stretch that somebody coded. `recording`: the name of its result."""
 
     recording: str
     start_s: float
@@ -28,18 +27,25 @@ class Code(NamedTuple):
     label: str
 
 
-def read_codes(path: Path, labels: LabelSpec) -> list[Code]:
+def read_codes(path: Path, labels: LabelSpec, recordings: Sequence[str]) -> list[Code]:
     """A CSV of `start`, `end` (seconds, or h:mm:ss), `label` and, for several recordings,
-    `recording`. Raises InputError naming file, row and column."""
+    `recording`, one of theirs. Raises InputError naming file, row and column."""
     codes = []
     for number, row in enumerate(read_rows(str(path), (START, END, LABEL)).to_dict("records"), 1):
         place = f"row {number}"
         start, end = (seconds_of(row[k], path, f"{place}, field '{k}'") for k in (START, END))
         if not 0 <= start < end:
             raise InputError(f"{path}: {place}: {start} to {end} s is no stretch of a recording")
+        name = Path(cell(row.get(RECORDING))).stem
+        name = name or (recordings[0] if len(recordings) == 1 else "")
+        if name not in recordings:
+            raise InputError(
+                f"{path}: {place}, field '{RECORDING}': {name!r} is not among "
+                f"{listed(recordings, most=5)}"
+            )
         label = labels.parse(row[LABEL], where=f"{path}: {place}, field '{LABEL}'")
         if label is not None:
-            codes.append(Code(Path(cell(row.get(RECORDING))).stem, start, end, label))
+            codes.append(Code(name, start, end, label))
     if not codes:
         raise InputError(f"{path}: no row has a label")
     return codes
@@ -50,18 +56,13 @@ def write_agreement(
 ) -> tuple[Path, str]:
     """Write agreement.json; returns it and a line for each head. A code is compared with the
     utterance or gap that it overlaps most; what a head does not answer, or abstains from, is
-    counted and not compared. Raises InputError for a code of another recording."""
+    counted and not compared. Raises WriteError."""
     rows = {one.task.stem.name: one.rows for one in done}
     heads: dict[str, Any] = {}
     pairs: dict[str, list[tuple[str, str]]] = {head: [] for head in HEADS}
     missing = dict.fromkeys(HEADS, 0)
     for code in codes:
-        name = code.recording or (next(iter(rows)) if len(rows) == 1 else "")
-        if name not in rows:
-            raise InputError(
-                f"codes: the recording {name!r} is not among {', '.join(rows) or 'those predicted'}"
-            )
-        row = _at(rows[name], code)
+        row = _at(rows.get(code.recording, []), code)
         for head in HEADS:
             label = row and not row[f"abstain_{head}"] and row[f"label_{head}"]
             if label:

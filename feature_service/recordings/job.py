@@ -20,6 +20,7 @@ import pandas as pd
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import UtterancePredictor
+from feature_service.recordings.preview import picture_size
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
 from feature_service.recordings.speech import Heard
@@ -29,7 +30,7 @@ from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utteran
 from lfmim.config import config_hash
 from lfmim.progress import watch
 from lfmim.schema import HEADS, MULTIMODAL, InputError
-from lfmim.storage import new_file, remove_folder, write_text
+from lfmim.storage import exclusive, new_file, remove_folder, write_text
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -165,21 +166,23 @@ def predict_recording(
         say(f"{task.media.name}: done before")
         return dataclasses.replace(done, rows=before)
 
-    rows = _predict(utterances, task, todo, heard, key, say, step)
-    where = Path(os.path.relpath(task.media, task.stem.parent)).as_posix()
+    where = _relative(task.media, task.stem.parent)
     media = {
         "media": where,
         "media_sha256": sha256,
         "duration_s": heard.duration_s,
+        "picture_size": picture_size(task.media, utterances.max_frame_side) if looks else None,
         "transcript": task.transcript.name if task.transcript else None,
         "key": key,
     }
     classes = utterances.classes
-    write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
-    write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
-    # The JSON is the last of all: where it is, everything is.
-    write_results(rows, task.stem, classes=classes, about={**media, **about})
-    remove_folder(_parts(task))
+    with exclusive(_parts(task), "result"):
+        rows = _predict(utterances, task, todo, heard, key, say, step)
+        write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
+        write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
+        # The JSON is the last of all: where it is, everything is.
+        write_results(rows, task.stem, classes=classes, about={**media, **about})
+        remove_folder(_parts(task))
     return dataclasses.replace(done, rows=rows)
 
 
@@ -214,9 +217,9 @@ def _predict(
     """All rows, those of a killed run as it left them."""
     parts, faces = _parts(task), utterances.faces()
     _claim(parts, key)
-    kept = _kept(parts, len(todo))
-    if kept:
-        faces.tracker = Tracker.of(kept[-1]["tracker"])
+    rows, done, tracker = _kept(parts, len(todo))
+    if tracker is not None:
+        faces.tracker = Tracker.of(tracker)
 
     def decode(n: int) -> dict[str, Any]:
         return utterances.decoded(todo[n], task.media) if n < len(todo) else {}
@@ -226,11 +229,11 @@ def _predict(
 
     spoken = sum(u.kind == SPEECH for u in todo)
     many = f"{spoken} utterances, {len(todo) - spoken} gaps"
-    left, name = len(todo) - len(kept), task.media.name
-    say(f"{name}: {_clock(heard.duration_s)}, {many}; {len(kept)} done before")
+    left, name = len(todo) - done, task.media.name
+    say(f"{name}: {_clock(heard.duration_s)}, {many}; {done} done before")
     if left > FEW:
         # The first would be measured with all that is slow at a start.
-        middle = len(kept) + left // 2
+        middle = done + left // 2
         one(middle, decode(middle), utterances.faces())
         started = time.monotonic()
         one(middle, decode(middle), utterances.faces())
@@ -241,16 +244,17 @@ def _predict(
         watch(name, len(todo), "utterances") as show,
         concurrent.futures.ThreadPoolExecutor(1) as ahead,
     ):
-        show(len(kept))
-        coming = ahead.submit(decode, len(kept))
-        for n in range(len(kept), len(todo)):
+        show(done)
+        coming = ahead.submit(decode, done)
+        for n in range(done, len(todo)):
             decoded, coming = coming.result(), ahead.submit(decode, n + 1)
-            part = {"rows": one(n, decoded, faces), "tracker": faces.tracker.state()}
+            new = one(n, decoded, faces)
+            part = {"rows": new, "tracker": faces.tracker.state()}
             write_text(parts / f"{n:07}.json", json.dumps(part))
-            kept.append(part)
+            rows += new
             show(n + 1)
             step(n + 1, len(todo))
-    return [row for part in kept for row in part["rows"]]
+    return rows
 
 
 def _claim(parts: Path, key: str) -> None:
@@ -263,14 +267,19 @@ def _claim(parts: Path, key: str) -> None:
     write_text(path, key)
 
 
-def _kept(parts: Path, count: int) -> list[dict[str, Any]]:
-    found = []
+def _kept(parts: Path, count: int) -> tuple[list[Row], int, dict[str, Any] | None]:
+    """Rows of the utterances that are done, how many those are, and the tracker's state behind
+    them."""
+    rows: list[Row] = []
+    tracker = None
     for n in range(count):
         path = parts / f"{n:07}.json"
         if not path.is_file():
-            break
-        found.append(json.loads(path.read_bytes()))
-    return found
+            return rows, n, tracker
+        part = json.loads(path.read_bytes())
+        rows += part["rows"]
+        tracker = part["tracker"]
+    return rows, count, tracker
 
 
 def overview_row(done: Done) -> dict[str, Any]:
@@ -286,7 +295,7 @@ def overview_row(done: Done) -> dict[str, Any]:
     kinds = Counter(row["kind"] for row in done.rows)
     return {
         "recording": done.task.stem.name,
-        "media": str(done.task.media),
+        "media": _relative(done.task.media, done.task.stem.parent.parent),
         "result": "/".join(done.result.parts[-2:]),
         "duration_s": done.duration_s,
         "utterances": kinds[SPEECH],
@@ -302,8 +311,7 @@ def overview_row(done: Done) -> dict[str, Any]:
 def write_overview(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """`recordings.json` and `.csv` of rows of `overview_row`, the most disagreement first; returns
     them. Raises WriteError."""
-    ordered = sorted(rows, key=lambda r: -1 if r["disagreement"] is None else r["disagreement"])
-    ordered.reverse()
+    ordered = sorted(rows, key=lambda r: 1 if r["disagreement"] is None else -r["disagreement"])
     whole, table = folder / f"{OVERVIEW}.json", folder / f"{OVERVIEW}.csv"
     head = {"schema": "lfmim-recordings", "version": 1}
     text = json.dumps({**head, "recordings": ordered}, ensure_ascii=False, indent=1)
@@ -324,6 +332,10 @@ def failed_row(task: Task, reason: str) -> dict[str, Any]:
     """`overview_row` of a recording that could not be read."""
     empty = overview_row(Done(task, [], 0.0))
     return {**empty, "result": None, "error": reason}
+
+
+def _relative(media: Path, folder: Path) -> str:
+    return Path(os.path.relpath(media, folder.absolute())).as_posix()
 
 
 def _clock(seconds: float) -> str:

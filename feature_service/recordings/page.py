@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from feature_service.recordings.preview import picture_size, preview
+from feature_service.recordings.preview import preview
 from feature_service.recordings.results import SCHEMA, VERSION
 from lfmim.schema import InputError
 from lfmim.storage import is_remote, write_text
@@ -31,19 +31,16 @@ def write_page(result: Path, media: Path | None) -> Path:
     this machine's disks: there is no player. Raises InputError for a file that is no such result
     and for media that cannot be read, and WriteError.
     """
-    read, size, played = _read(result, SCHEMA), (0, 0), None
+    read, source = _read(result, SCHEMA), None
     if media is not None and not is_remote(media):
-        size = picture_size(media)
         played = preview(media, result.with_name(f"{result.stem}.preview.mp4")) or media
-    source = None if played is None else _relative(played, result.parent)
-    return write_text(result.with_name(PAGE), page(read, result.stem, source, size))
+        source = _relative(played, result.parent)
+    return write_text(result.with_name(PAGE), page(read, result.stem, source))
 
 
-def page(result: Mapping[str, Any], name: str, source: str | None, size: tuple[int, int]) -> str:
-    """The page's HTML. `name`: of the files that it saves; `source`: URL of what it plays; `size`:
-    width and height of the picture in whose pixels the faces' boxes are, or zeros."""
-    media = {"src": source, "width": size[0], "height": size[1]}
-    inside = {**result, "page": {"name": name, "media": media}}
+def page(result: Mapping[str, Any], name: str, source: str | None) -> str:
+    """The page's HTML. `name`: of the files that it saves; `source`: URL of what it plays."""
+    inside = {**result, "page": {"name": name, "source": source}}
     return _filled("recording", Path(result.get("media") or name).name, inside)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import av
 from av.stream import Disposition
 
-from feature_service.operators.clip import DecodeOptions
 from feature_service.operators.container import open_container
 from feature_service.operators.frames import Upright
+from lfmim.progress import watch
 from lfmim.schema import InputError
 from lfmim.storage import new_file
 
@@ -43,9 +43,9 @@ RATE, GAP_S = 48_000, 0.1
 """Hz of the sound; seconds from which a gap in it is kept."""
 
 
-def picture_size(media: Path, longest: int = DecodeOptions.max_frame_side) -> tuple[int, int]:
-    """Width and height of the picture, the longer side reduced to `longest`, by default as
-    extraction sees it, in whose pixels faces lie; (0, 0) without one. Raises InputError."""
+def picture_size(media: Path, longest: int) -> tuple[int, int] | None:
+    """Width and height of the picture as a player shows it, the longer side reduced to `longest`;
+    None without one. Raises InputError."""
     with _opened(media) as container:
         stream = _pictures(container)
         if stream is not None:
@@ -53,7 +53,7 @@ def picture_size(media: Path, longest: int = DecodeOptions.max_frame_side) -> tu
             for _, frame in _decoded(container, [stream]):
                 height, width = upright(frame).shape[:2]
                 return width, height
-    return 0, 0
+    return None
 
 
 def playable(media: Path) -> bool:
@@ -90,7 +90,9 @@ def preview(media: Path, target: Path) -> Path | None:
         try:
             with av.open(str(temporary), "w", format="mp4", options=STREAMED) as out:
                 out.metadata["comment"] = of
-                _convert(container, out, size)
+                seconds = round((container.duration or 0) / av.time_base)
+                with watch(f"{media.name}: preview", seconds, "s") as show:
+                    _convert(container, out, size, show)
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # the disk, which new_file names
                 raise
@@ -108,13 +110,15 @@ def _made(target: Path, of: str) -> bool:
         return False
 
 
-def _convert(container: Any, out: Any, size: tuple[int, int]) -> None:
+def _convert(
+    container: Any, out: Any, size: tuple[int, int] | None, show: Callable[[int], None]
+) -> None:
     video, sound = _pictures(container), next(iter(container.streams.audio), None)
     streams = [s for s in (video, sound) if s is not None and s.codec_context is not None]
     starts = [s.start_time * s.time_base for s in streams if s.start_time is not None]
     zero = float(min(starts, default=Fraction(0)))
     # Both before the first packet, with which the file's head is written.
-    shown: Any = _picture_stream(out, size) if any(size) else None
+    shown: Any = _picture_stream(out, size) if size else None
     heard: Any = out.add_stream("aac", rate=RATE, layout="stereo") if sound in streams else None
     upright = Upright(video, LONGEST)
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
@@ -122,9 +126,11 @@ def _convert(container: Any, out: Any, size: tuple[int, int]) -> None:
 
     for stream, frame in _decoded(container, streams):
         at = (zero if frame.time is None else frame.time) - zero
+        show(int(at))
         if stream is sound:
             # A gap in the sound stays one; what its times jitter by does not.
-            samples = max(samples, round((at - GAP_S) * RATE))
+            if at - samples / RATE > GAP_S:
+                samples = round(at * RATE)
             for piece in resampler.resample(frame):
                 piece.pts, samples = samples, samples + piece.samples
                 out.mux(heard.encode(piece))

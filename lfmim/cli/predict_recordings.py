@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lfmim.config import ExtractConfig
 from lfmim.schema import InputError
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import StorageError, local_path, output_folder
 
 if TYPE_CHECKING:
     from feature_service.recordings.predict import Settings
@@ -38,7 +38,8 @@ def predict_recordings(
     folder = local_path(output, "--output")
     names = [str(local_path(name, "the recording")) for name in recordings]
     tasks = job.tasks_of(names, transcript, folder)
-    codes = read_codes(Path(agree), predictor.meta.labels) if agree else None
+    results = [task.stem.name for task in tasks]
+    codes = read_codes(Path(agree), predictor.meta.labels, results) if agree else None
     output_folder(output, "--output")
 
     device = "cuda" if config.gpus_per_worker else "cpu"
@@ -51,9 +52,9 @@ def predict_recordings(
         try:
             one = job.predict_recording(utterances, task, about=about, tiers=tiers, say=_say)
         except InputError as error:
-            if len(tasks) == 1:
+            # The others are not worse for one that cannot be read; a full disk stops all.
+            if len(tasks) == 1 or isinstance(error, StorageError):
                 raise
-            # The others are not worse for it.
             _say(f"error: {error}")
             rows.append(job.failed_row(task, str(error)))
         else:

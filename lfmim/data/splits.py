@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from lfmim.data.manifest import cell
 from lfmim.data.store import read_table, store_state
@@ -59,6 +58,9 @@ def split_rows(
                 f"every multimodal label is rarer than {FOLDS}: too few rows to stratify; use "
                 "'shuffled'"
             )
+
+        # Here: every job imports this module, and scikit-learn takes seconds.
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
         kind = StratifiedKFold if groups is None else StratifiedGroupKFold
         folds = kind(FOLDS, shuffle=True, random_state=seed).split(np.zeros(n), classes, groups)
@@ -151,6 +153,8 @@ def fold_parts(
         # Of labels that are all rarer than the folds scikit-learn makes none: then by size alone.
         if np.bincount(classes).max() < folds:
             classes = np.zeros_like(classes)
+        from sklearn.model_selection import StratifiedGroupKFold
+
         kind = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
         with warnings.catch_warnings():
             # Of a rare class, in each worker again; that some parts lack it is seen in the counts.

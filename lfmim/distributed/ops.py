@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ray.util.metrics import Counter, Gauge
 
 from lfmim.progress import Log, gpu_percent
-from lfmim.training.loop import EpochReport
+
+if TYPE_CHECKING:
+    from lfmim.training.loop import EpochReport
 
 TAGS = ("job", "run", "worker")
 """The command, what it works on (a run's or store's name), and which of its workers says so; the

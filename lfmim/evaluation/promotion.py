@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
 from lfmim.data.loading import split_labels
 from lfmim.data.store import read_table, sequences
@@ -102,6 +101,8 @@ def compare(
     features = {m: sequences(table, m) for m in dims}
     wrong = [_wrong(p.predict(features)[head][known], labels[known]) for p in models.values()]
     only_a, only_b = int((wrong[0] < wrong[1]).sum()), int((wrong[1] < wrong[0]).sum())
+    from scipy.stats import binomtest
+
     # McNemar's exact test is the sign test: of the utterances where they differ, each model has
     # half if they are equal. The exact one, as models of one corpus may differ in a dozen, where
     # the chi-squared approximation is no good.

@@ -167,17 +167,20 @@ def _keep(lease: Path, stop: threading.Event, lost: threading.Event) -> None:
     """Write the lease anew until `stop`; if it is another's, or was out of reach for too long, set
     `lost` and interrupt the main thread."""
     beat, reached = 0, time.monotonic()
-    while not stop.wait(BEAT_SECONDS):
-        try:
-            newest = _newest(lease.parent)
-            if newest is None or newest.path != lease:
-                break
-            write_bytes(lease, _content(beat := beat + 1))
-            reached = time.monotonic()
-        except StorageError:
-            if time.monotonic() - reached > LEASE_SECONDS:
-                break
-    if not stop.is_set():
-        lost.set()
-        # A signal, which also wakes a thread that waits.
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    try:
+        while not stop.wait(BEAT_SECONDS):
+            try:
+                newest = _newest(lease.parent)
+                if newest is None or newest.path != lease:
+                    break
+                write_bytes(lease, _content(beat := beat + 1))
+                reached = time.monotonic()
+            except (StorageError, OSError):
+                if time.monotonic() - reached > LEASE_SECONDS:
+                    break
+    # Also if this thread itself fails: nobody writes the lease then.
+    finally:
+        if not stop.is_set():
+            lost.set()
+            # A signal, which also wakes a thread that waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -61,6 +61,8 @@ def text(page, selector):
 def test_playback_carries_everything_along(show, talk):
     page = ready(show(talk))
     assert page.evaluate("document.querySelector('video').videoWidth") == 64
+    # The player has the focus, and keys of its own.
+    page.focus("video")
     page.keyboard.press(" ")
     until(page, f"{LINE} === '0'")
     assert "Ann" in text(page, "#which")

@@ -136,6 +136,7 @@ def test_yaml_that_is_not_utf8_or_holds_a_key_twice(tmp_path, name, option, cont
         assert done.stderr.startswith(f"error: {path}: {message}"), done.stderr
 
 
+@pytest.mark.slow
 def test_half_characters_and_tables_of_excel(tmp_path):
     half = tmp_path / "half.jsonl"
     half.write_text(

@@ -330,6 +330,7 @@ def test_every_job_runs_when_submitted(head, toy_store, tmp_path):
     assert other.returncode == 2
 
 
+@pytest.mark.slow
 def test_import_and_evaluate_a_published_checkpoint(toy_store, tmp_path, capsys):
     """In this process but for the refusal: a process of its own spends most of its time on
     imports."""

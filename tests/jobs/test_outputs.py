@@ -245,6 +245,7 @@ def the_error(text: str) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_training_and_evaluation_when_a_disk_fills(folder, capsys, small_disk):
     assert run(f"train --store store --train.epochs 1 {SMALL}") == 0

@@ -61,6 +61,7 @@ def test_two_of_one_name_are_refused():
         registry.register("one")(MODELS["lfmim"])
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_plugin_model_is_trained_registered_and_pulled_without_its_file(toy_store, tmp_path):
     """The model of docs/extending.md, by its command."""

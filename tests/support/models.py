@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 
@@ -44,13 +45,19 @@ def inputs(lengths, seed=1, scale=1.0):
 LENGTHS = {"text": [6, 3, 5, 1], "audio": [4, 7, 2, 7], "vision": [5, 5, 1, 4]}
 
 
-def tiny_predictor(modalities=tuple(MODALITIES), **fields):
-    """A predictor, never trained, of the features of the tiny encoders."""
+@functools.cache
+def tiny_spec(modalities):
+    """What the tiny encoders of these modalities give."""
     # here, for it loads the encoders' libraries, and most tests of models need none
     from feature_service.pipeline.stages import build_feature_spec
 
     config = ExtractConfig(manifest="-", store="-", modalities=[m.value for m in modalities])
-    spec = build_feature_spec(config)
+    return build_feature_spec(config)
+
+
+def tiny_predictor(modalities=tuple(MODALITIES), **fields):
+    """A predictor, never trained, of the features of the tiny encoders."""
+    spec = tiny_spec(tuple(modalities))
     torch.manual_seed(0)
     sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1, **fields}
     experiment = ExperimentConfig(store="s", model=ModelConfig(**sizes))

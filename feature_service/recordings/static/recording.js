@@ -1,7 +1,8 @@
 // One recording: a player, and what the four heads say in step with it.
 (() => {
   const $ = (id) => document.getElementById(id);
-  const rows = data.utterances, classes = data.classes, media = data.page.media;
+  const rows = data.utterances, classes = data.classes, source = data.page.source;
+  const [frameWidth, frameHeight] = data.picture_size ?? [0, 0]; // in whose pixels boxes lie
   const looks = looksOf(classes);
   const UNIMODAL = HEADS.slice(0, 3);
   const answers = (row, head) => Boolean(row[`label_${head}`]);
@@ -68,11 +69,11 @@
   for (const name of ["play", "pause", "seeked", "timeupdate"]) video.addEventListener(name, run);
   video.addEventListener("error", () => simulate("no_video"));
   video.addEventListener("loadedmetadata", () => {
-    const wide = video.videoWidth / video.videoHeight;
     $("stage").classList.toggle("sound", !video.videoWidth);
-    if (!video.videoWidth && media.width) report("no_picture");
+    if (!video.videoWidth && frameWidth) report("no_picture");
     // As wide as a picture of that height is: the faces' boxes lie over all of it.
-    if (wide) $("stage").style.width = `min(100%, ${(46 * wide).toFixed(2)}vh)`;
+    const shape = video.videoWidth / video.videoHeight;
+    if (shape) $("stage").style.width = `min(100%, ${(46 * shape).toFixed(2)}vh)`;
     strip();
   });
 
@@ -115,7 +116,8 @@
       highlight();
     }
     const line = $("timeline");
-    line.setAttribute("aria-valuenow", t.toFixed(1));
+    if (line.getAttribute("aria-valuenow") === t.toFixed(0)) return;
+    line.setAttribute("aria-valuenow", t.toFixed(0));
     line.setAttribute("aria-valuetext", say("at", clock(t), clock(end)));
   }
 
@@ -290,6 +292,7 @@
 
   // ---- Faces: boxes over the picture, and small pictures under the lanes ----
   const faced = rows.filter((row) => row.boxes?.length);
+  const seen = faced.flatMap((row) => row.boxes);
   const CORNERS = ["x1", "y1", "x2", "y2"];
   const NEAR = 1.5; // seconds between two boxes that one lies between
 
@@ -307,21 +310,20 @@
   }
 
   function boxes(t) {
-    if (!media.width) return;
+    if (!frameWidth) return;
     const parts = [];
     for (const row of faced) {
       const box = row.start_s <= t && t < row.end_s ? boxAt(row, t) : null;
       if (!box) continue;
-      const look_ = look(row, "vision"), tall = media.height / 16, colour = look_?.colour ?? GREY;
+      const look_ = look(row, "vision"), size = frameHeight / 16, colour = look_?.colour ?? GREY;
       parts.push(svg("rect", { x: box.x1, y: box.y1, width: box.x2 - box.x1,
         height: box.y2 - box.y1, stroke: colour,
         "stroke-dasharray": row.abstain_vision ? "6 4" : null }));
       if (!look_) continue;
       const letter = letterOf(look_) + (row.abstain_vision ? "?" : "");
-      const label = svg("text", { x: box.x1 + tall / 4, y: Math.max(tall, box.y1 - tall / 4),
-        fill: "#ffffff", stroke: "#000000", "stroke-width": tall / 6, "paint-order": "stroke" },
-        letter);
-      label.style.font = `700 ${tall}px sans-serif`;
+      const label = svg("text", { x: box.x1 + size / 4, y: Math.max(size, box.y1 - size / 4),
+        stroke: "#000000", "stroke-width": size / 6, "paint-order": "stroke" }, letter);
+      label.style.font = `700 ${size}px sans-serif`;
       label.style.fill = "#ffffff";
       parts.push(label);
     }
@@ -338,7 +340,7 @@
   /** The faces of the stretch shown, drawn from a second player that nobody sees. */
   async function strip() {
     const mine = ++wanted, canvas = $("strip");
-    canvas.hidden = !faced.length || !video.videoWidth || simulated !== null;
+    canvas.hidden = !faced.length || !frameWidth || !video.videoWidth || simulated !== null;
     if (canvas.hidden) return;
     const ratio = devicePixelRatio, long = width - left;
     canvas.width = long * ratio;
@@ -348,9 +350,9 @@
     const pen = canvas.getContext("2d");
     for (let px = 0; px + CELL <= long; px += CELL + 2) {
       const middle = view[0] + (px + CELL / 2) / scale, reach = CELL / 2 / scale;
-      const near = faced.flatMap((r) => r.boxes).reduce((best, b) =>
-        Math.abs(b.time_s - middle) < Math.abs((best?.time_s ?? -1e9) - middle) ? b : best, null);
-      if (!near || Math.abs(near.time_s - middle) > Math.max(reach, 0.3)) continue;
+      const near = seen.reduce((best, b) =>
+        Math.abs(b.time_s - middle) < Math.abs(best.time_s - middle) ? b : best);
+      if (Math.abs(near.time_s - middle) > Math.max(reach, 0.15)) continue;
       const face = kept.get(near.time_s) ?? (await pictureOf(near));
       if (mine !== wanted) return;
       if (!face) continue;
@@ -360,17 +362,18 @@
   }
   async function pictureOf(box) {
     if (!seeker) {
-      seeker = html("video", { src: media.src, preload: "auto", playsinline: "" });
+      seeker = html("video", { src: source, preload: "auto", playsinline: "" });
       seeker.muted = true;
     }
     const reached = await new Promise((done) => {
       setTimeout(() => done(false), 4000);
       seeker.onseeked = () => done(true);
-      seeker.currentTime = Math.max(box.time_s, 0.001);
+      // Not onto its edge: a player rounds, and a preview has fewer pictures.
+      seeker.currentTime = box.time_s + 0.02;
     });
     if (!reached || !seeker.videoWidth) return null;
     // The preview may be smaller than the picture that the boxes lie in.
-    const sx = seeker.videoWidth / media.width, sy = seeker.videoHeight / media.height;
+    const sx = seeker.videoWidth / frameWidth, sy = seeker.videoHeight / frameHeight;
     const side = Math.max(box.x2 - box.x1, box.y2 - box.y1) * 1.1;
     const cx = (box.x1 + box.x2) / 2, cy = (box.y1 + box.y2) / 2;
     const face = html("canvas", { width: 2 * CELL, height: 2 * CELL });
@@ -385,8 +388,8 @@
     say(`kind_${row.kind}`) ?? row.kind,
     row.speaker && row.speaker !== "unknown" ? row.speaker : null,
   ].filter(Boolean).join(" · ");
-  const words = (row) =>
-    row.text || say(row.kind === "speech" ? "wordless" : "silent");
+  const WORDLESS = { speech: "wordless", listener: "listening" };
+  const words = (row) => row.text || say(WORDLESS[row.kind] ?? "silent");
 
   function panel() {
     const row = rows[current];
@@ -407,7 +410,11 @@
   function facts(row) {
     const list = [];
     if (row.error) list.push(`${say("error")}: ${row.error}`);
-    if (row.text_source) list.push(say(`source_${row.text_source}`) ?? row.text_source);
+    if (row.text_source) {
+      const from = say(`source_${row.text_source}`) ?? row.text_source;
+      const confidence = row.text_confidence ?? null;
+      list.push(confidence === null ? from : `${from} ${percent(confidence)}`);
+    }
     if (row.track !== null && row.track !== undefined) list.push(say("face_number", row.track));
     if (typeof row.disagreement === "number")
       list.push(say("disagreement", row.disagreement.toFixed(2)));
@@ -449,9 +456,12 @@
           svg("text", { class: "soft", x: 9, y: 13 }, "–")));
     const who = row.speaker && row.speaker !== "unknown" ? html("b", {}, `${row.speaker}: `) : null;
     const spoken = HEADS.filter((h) => answers(row, h)).map((h) => describe(row, h));
-    return html("li", {}, html("button", { type: "button", "data-row": k, onclick: () => choose(k) },
+    const button = { type: "button", "data-row": k, onclick: () => choose(k) };
+    return html("li", {}, html("button", button,
       html("time", {}, clock(row.start_s)),
-      html("span", { class: `words${row.text ? "" : " soft"}` }, who, words(row)),
+      html("span", { class: `words${row.text ? "" : " soft"}` }, who, words(row),
+        row.error ? html("span", { class: "failed small" }, `${say("error")}: ${row.error}`)
+          : null),
       html("span", { class: "chips" },
         html("span", { class: "differs", "aria-hidden": "true" }, differs(row) ? "▼" : ""),
         ...chips),
@@ -514,10 +524,11 @@
     const head = (c, scope) => html("th", { scope, title: nameOf(looks.get(c)) },
       scope === "row" ? named(looks.get(c)) : swatch(looks.get(c), 1, false, 26),
       scope === "row" ? null : html("span", { class: "spoken" }, nameOf(looks.get(c))));
-    const left_ = both.length - counted.length, refocus = document.activeElement?.closest("#matrix");
+    const omitted = both.length - counted.length;
+    const refocus = document.activeElement?.closest("#matrix");
     $("matrix").replaceChildren(
       html("p", { class: "small soft" }, say("matrix", say(a), say(b)),
-        left_ ? ` ${say("left_out", left_, both.length)}` : ""),
+        omitted ? ` ${say("left_out", omitted, both.length)}` : ""),
       html("table", {},
         html("thead", {}, html("tr", {}, html("td"), ...classes.map((c) => head(c, "col")))),
         html("tbody", {}, ...classes.map((down) => html("tr", {}, head(down, "row"),
@@ -525,7 +536,7 @@
     if (refocus) $("matrix").querySelector("[aria-pressed=true]")?.focus();
     const list = cells.get(picked);
     $("cell").replaceChildren(...(list ? [
-      html("ol", { class: "lines", style: null }, ...list.map(line)),
+      html("ol", { class: "lines" }, ...list.map(line)),
     ] : []));
   }
 
@@ -591,7 +602,8 @@
   $("out").onclick = () => rescale(1);
   $("help-button").onclick = () => $("help").showModal();
   $("csv").onclick = () => save("csv", "text/csv", csv());
-  $("json").onclick = () => save("json", "application/json", JSON.stringify(result, null, 1) + "\n");
+  $("json").onclick = () =>
+    save("json", "application/json", JSON.stringify(result, null, 1) + "\n");
   $("vtt").onclick = () => save("vtt", "text/vtt", vtt());
 
   const KEYS = {
@@ -646,12 +658,12 @@
   }
 
   document.body.append(patterns());
-  $("faces").setAttribute("viewBox", `0 0 ${media.width || 1} ${media.height || 1}`);
+  $("faces").setAttribute("viewBox", `0 0 ${frameWidth || 1} ${frameHeight || 1}`);
   $("faces").setAttribute("preserveAspectRatio", "none");
   const captions = video.addTextTrack("captions", data.page.name);
   for (const row of rows.filter((one) => one.text))
     captions.addCue(new VTTCue(row.start_s, row.end_s, plain(row.text)));
-  if (media.src) video.src = media.src;
+  if (source) video.src = source;
   else simulate("no_media");
   start(draw);
   new ResizeObserver(() => {

@@ -53,6 +53,7 @@ def test_an_empty_folder_gets_a_face_and_the_limits(media, tmp_path, tmp_path_fa
     assert NOTE in prediction_schema(model.predictor).names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["models:/lfmim/1", "models:/mine@champion"])
 def test_a_model_that_was_asked_for_is_not_replaced(model, media, tmp_path):
     job = [

@@ -205,7 +205,7 @@ def test_agreement_with_a_coded_sample(tmp_path):
         "start,end,label\n0.2,1.9,joy\n1.5,4,angry\n0:04.5,5,joy\n6,7,neutral\n20,21,joy\n8,9,\n"
     )
     written, text = write_agreement(
-        read_codes(path, labels), [done(tmp_path, rows)], tmp_path, CLASSES
+        read_codes(path, labels, ["talk"]), [done(tmp_path, rows)], tmp_path, CLASSES
     )
     found = json.loads(written.read_text())
     assert (found["codes"], found["classes"]) == (5, list(CLASSES))
@@ -225,7 +225,12 @@ def test_agreement_with_a_coded_sample(tmp_path):
     ):
         path.write_text(f"start,end,label\n{line}\n")
         with pytest.raises(job.InputError, match=said):
-            read_codes(path, labels)
+            read_codes(path, labels, ["talk"])
     path.write_text("recording,start,end,label\nother.mp4,0,1,joy\n")
-    with pytest.raises(job.InputError, match="the recording 'other' is not among talk"):
-        write_agreement(read_codes(path, labels), [done(tmp_path, rows)], tmp_path, CLASSES)
+    with pytest.raises(job.InputError, match="row 1, field 'recording': 'other' is not among talk"):
+        read_codes(path, labels, ["talk"])
+    # Of a recording that could not be read.
+    bad = read_codes(path, labels, ["other", "talk"])
+    write_agreement(bad, [done(tmp_path, rows)], tmp_path, CLASSES)
+    found = json.loads(written.read_text())
+    assert (found["codes"], found["heads"]["multimodal"]["not_compared"]) == (1, 1)

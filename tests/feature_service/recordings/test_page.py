@@ -31,7 +31,7 @@ def test_a_page_has_its_result_and_plays_what_lies_elsewhere(tmp_path):
     inside = data_of(text)
     assert inside.pop("page") == {
         "name": "talk",
-        "media": {"src": "../clips%20%26%20more/talk%20%231.mp4", "width": 64, "height": 48},
+        "source": "../clips%20%26%20more/talk%20%231.mp4",
     }
     assert inside == json.loads(result.read_text(encoding="utf-8"))
     assert "<title>talk #1.mp4</title>" in text

@@ -120,21 +120,21 @@ def test_a_model_of_sound_alone_and_one_that_needs_everything(recording, heard):
     assert "needs every modality" in row["error"]
 
 
-def test_a_recogniser_gives_the_text_and_how_sure_it_is(recording, heard):
+def test_a_recogniser_gives_the_text_and_how_sure_it_is(recording, heard, utterances, monkeypatch):
     asked = []
 
     def recognise(wave):
         asked.append(len(wave) / 16_000)
         return "又见面了", 0.75
 
-    own = UtterancePredictor(tiny_predictor(), CONFIG, Settings(), recognise)
+    monkeypatch.setattr(utterances, "recogniser", recognise)
     silent = Utterance(0.5, 2.0, SPEECH)
-    (row,) = rows(own, 1, silent, recording, heard, own.faces())
+    (row,) = rows(utterances, 1, silent, recording, heard, utterances.faces())
     assert (row["text"], row["text_source"]) == ("又见面了", "recognised")
     assert row["text_confidence"] == 0.75
     assert row["label_text"]
-    rows(own, 2, SAID, recording, heard, own.faces())
-    rows(own, 3, Utterance(2.4, 4.0, GAP), recording, heard, own.faces())
+    rows(utterances, 2, SAID, recording, heard, utterances.faces())
+    rows(utterances, 3, Utterance(2.4, 4.0, GAP), recording, heard, utterances.faces())
     assert asked == [pytest.approx(1.5, abs=0.01)]
 
 

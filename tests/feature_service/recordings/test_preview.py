@@ -55,8 +55,8 @@ def sounds(path):
 def test_a_preview_is_small_and_keeps_the_time(tmp_path):
     media = write_clip(tmp_path / "a.mp4", size=(1280, 722), video="mpeg4")
     target = preview(media, tmp_path / "out.mp4")
-    assert picture_size(media) == (1280, 722)
-    assert picture_size(target) == (LONGEST, 360)  # even, as H.264 has it
+    assert picture_size(media, 1920) == (1280, 722)
+    assert picture_size(target, 1920) == (LONGEST, 360)  # even, as H.264 has it
     before, after = shown(media), shown(target)
     np.testing.assert_allclose([t for t, _ in after], [t for t, _ in before], atol=2e-3)
     np.testing.assert_allclose([g for _, g in after], [g for _, g in before], atol=4)
@@ -75,16 +75,33 @@ def test_time_counts_from_the_first_stream_whatever_the_container_begins_with(tm
     assert sounds(target)[0] == pytest.approx(0, abs=0.06)
 
 
+def test_sound_that_begins_later_or_pauses_keeps_its_place(tmp_path):
+    media = write_clip(tmp_path / "a.mkv", video="mpeg4", audio="pcm_s16le")
+    late = tmp_path / "late.mkv"
+    with av.open(str(media)) as file, av.open(str(late), "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in file.streams}
+        for packet in file.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "audio":
+                # A second late, and after its first second half a one more.
+                more = 1000 + 500 * (packet.pts >= 1000)
+                packet.pts, packet.dts = packet.pts + more, packet.dts + more
+            packet.stream = streams[packet.stream_index]
+            out.mux(packet)
+    assert sounds(preview(late, tmp_path / "out.mp4")) == pytest.approx((1.0, 3.5), abs=0.06)
+
+
 def test_the_picture_stands_upright(tmp_path):
     media = write_clip(tmp_path / "a.mp4", size=(96, 64), video="mpeg4", rotation=90)
-    assert picture_size(media) == (64, 96)
+    assert picture_size(media, 48) == (32, 48)
     target = preview(media, tmp_path / "out.mp4")
-    assert picture_size(target) == (64, 96)
+    assert picture_size(target, 1920) == (64, 96)
 
 
 def test_sound_alone_and_sixty_pictures_a_second(tmp_path):
     sound = preview(write_clip(tmp_path / "a.mkv", frames=0), tmp_path / "sound.mp4")
-    assert picture_size(sound) == (0, 0)
+    assert picture_size(sound, 1920) is None
     fast = write_clip(tmp_path / "b.mkv", frames=60, fps=60, seconds=1.0)
     assert 28 <= len(shown(preview(fast, tmp_path / "fast.mp4"))) <= 32
 

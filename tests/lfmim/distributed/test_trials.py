@@ -88,6 +88,7 @@ def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, 
     assert best_trial(resumed.ended).score >= best_trial(trials.ended).score
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_short_sweep_stops_trials_and_keeps_what_had_ended_or_begun(
     ray_cluster, toy_store, tmp_path

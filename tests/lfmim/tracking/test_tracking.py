@@ -442,6 +442,7 @@ def closure(requirements: list[str]) -> set[str]:
     return {name for name, _ in seen}
 
 
+@pytest.mark.slow
 def test_loads_where_only_the_listed_requirements_are(trained, tmp_path):
     _, uri, _, _, _, store = trained
     register(trained)

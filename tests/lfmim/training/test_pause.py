@@ -100,6 +100,7 @@ def test_a_run_continued_within_an_epoch_equals_the_undisturbed_one(threads, fie
         assert equal(again[1], weights)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_two_workers_continue_within_an_epoch_and_so_does_one_of_them(tmp_path):
     config = experiment(epochs=2)
