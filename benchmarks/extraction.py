@@ -37,6 +37,7 @@ from busy import Busy
 from facenet_pytorch import MTCNN
 from page import machine, report_file, report_folder, write_section
 from PIL import Image
+from ray._private.internal_api import node_stats
 from readers import READER, read_clip
 
 from feature_service.encoders.weights import build_tiny_encoders
@@ -231,6 +232,14 @@ def floor(
     return seconds
 
 
+def through_object_store() -> int:
+    """Bytes that this Ray's processes have handed to each other, objects of less than 100 kB
+    aside."""
+    (node,) = ray.nodes()
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+    return int(stats.store_stats.cumulative_created_bytes)
+
+
 def run_once(
     clips: dict[str, Path], encoder_config: EncoderConfig, folder: Path, device: str
 ) -> dict[str, float]:
@@ -261,8 +270,10 @@ def run_once(
     result["script"] = script_seconds["total"]
     torch.set_num_threads(1)
     cropper = FaceCropper(device=device)
+    decoded = 0
     for name, path in clips.items():
         frames = decode_clip(path, key=name).frames
+        decoded += frames.nbytes
         start = time.perf_counter()
         faces = cropper(frames)
         ours = time.perf_counter() - start
@@ -282,8 +293,12 @@ def run_once(
     parts = floor(prepared, clips, encoders, threads)
     result |= {f"floor {s}": t for s, t in parts.items()}
     result["floor"] = sum(parts.values())
+    before = through_object_store()
     with Busy(device) as gpu:
         few, many = (extract_features(config).seconds for config in configs)
+    handed = through_object_store() - before
+    result["object store, MB a clip"] = handed / 1e6 / (len(clips) * sum(COPIES))
+    result["decoded frames, MB a clip"] = decoded / 1e6 / len(clips)
     result["ray job"] = (many - few) / (COPIES[1] - COPIES[0])
     result["ray job, start-up"] = few - COPIES[0] * result["ray job"]
     if gpu.mean is not None:

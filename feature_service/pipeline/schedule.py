@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ SECONDS_BETWEEN_LOOKS = 5.0
 """Between looks at how large the cluster is."""
 GIVE_UP = 6
 """A run in which nothing moved for this many times `stuck_minutes` is ended."""
+LOSSES = 3
+"""Workers that may die at one shard; nodes that go take others with them, too."""
 IDLE_SECONDS = 60.0
 """A worker without work is ended after this time, where there may be work for it again."""
 PREPARED_AHEAD = 2
@@ -178,13 +180,14 @@ def run_shards(
 
     `worker` is `Worker` or has its methods; `arguments` are what it is made with, behind its name.
     Text alone comes first: it never queues behind a video. Raises as `result`, and WorkerError if
-    nothing moves for GIVE_UP times `stuck_minutes`.
+    nothing moves for GIVE_UP times `stuck_minutes`, or LOSSES workers die at one shard.
     """
     text, media = deque[Shard](), deque[Shard]()
     for shard in shards:
         (media if shard.media else text).append(shard)
     prepared: deque[tuple[Shard, Any]] = deque()
     calls: dict[Any, _Call] = {}
+    losses: Counter[Shard] = Counter()
     finish, prepare = _pools(config, worker, arguments)
     moved = time.monotonic()
 
@@ -234,6 +237,13 @@ def run_shards(
                 except Lost:
                     call.pool.lose(call.worker)
                     if call.shard:
+                        losses[call.shard] += 1
+                        if losses[call.shard] == LOSSES:
+                            raise WorkerError(
+                                f"extract: {LOSSES} workers died at the {call.shard.rows} rows of "
+                                f"{call.shard.part}; what each was at is said above. Give workers "
+                                "more memory, or leave that row out"
+                            ) from None
                         (media if call.shard.media else text).appendleft(call.shard)
                     continue
                 moved = time.monotonic()

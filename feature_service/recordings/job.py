@@ -6,7 +6,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
-import hashlib
 import json
 import logging
 import os
@@ -18,14 +17,13 @@ from typing import Any
 
 import pandas as pd
 
-from feature_service.operators.clip import ClipError
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import UtterancePredictor
 from feature_service.recordings.preview import picture_size
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
-from feature_service.recordings.speech import Heard, hear
+from feature_service.recordings.speech import Heard
 from feature_service.recordings.tracks import Tracker
 from feature_service.recordings.transcripts import READERS, read_transcript
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance, utterances_of
@@ -137,16 +135,18 @@ def predict_recording(
     about: Mapping[str, Any],
     tiers: str = "",
     say: Callable[[str], None] = logger.info,
+    step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Done:
     """Hear, cut, look, predict, write. `about`: the model and settings as the result names them.
 
-    Each finished utterance is kept in `<stem>.parts` until the result is whole, so the same call
+    `step` is told how many utterances are done, of how many, and may raise to end it there. Each
+    finished utterance is kept in `<stem>.parts` until the result is whole, so the same call
     goes on after a kill; a result that is there of the same input is left as it is. Raises
     InputError for a recording or transcript that cannot be read, and for parts of other settings.
     """
     cues = read_transcript(task.transcript, tiers=tiers) if task.transcript else None
     say(f"{task.media.name}: listening")
-    heard, sha256 = _hear(task.media)
+    heard, sha256 = utterances.decoder.hear(task.media)
     found = utterances_of(heard, cues, where=str(task.transcript or task.media))
     looks = utterances.sees and heard.pictures
     todo = [_rounded(u) for u in found if u.kind == SPEECH or looks]
@@ -177,25 +177,13 @@ def predict_recording(
     }
     classes = utterances.classes
     with exclusive(_parts(task), "result"):
-        rows = _predict(utterances, task, todo, heard, key, say)
+        rows = _predict(utterances, task, todo, heard, key, say, step)
         write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
         write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
         # The JSON is the last of all: where it is, everything is.
         write_results(rows, task.stem, classes=classes, about={**media, **about})
         remove_folder(_parts(task))
     return dataclasses.replace(done, rows=rows)
-
-
-def _hear(media: Path) -> tuple[Heard, str]:
-    try:
-        with open(media, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0)
-            return hear(file), sha256
-    except ClipError as error:
-        raise InputError(f"{media}: {error}") from error
-    except OSError as error:
-        raise InputError(f"{media}: cannot be read: {error.strerror}") from error
 
 
 def _rounded(utterance: Utterance) -> Utterance:
@@ -224,6 +212,7 @@ def _predict(
     heard: Heard,
     key: str,
     say: Callable[[str], None],
+    step: Callable[[int, int], None],
 ) -> list[Row]:
     """All rows, those of a killed run as it left them."""
     parts, faces = _parts(task), utterances.faces()
@@ -264,6 +253,7 @@ def _predict(
             write_text(parts / f"{n:07}.json", json.dumps(part))
             rows += new
             show(n + 1)
+            step(n + 1, len(todo))
     return rows
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from feature_service.pipeline.stages import (
     new_row,
     stages_of,
 )
+from feature_service.recordings.decoder import Decoder, LocalDecoder
 from feature_service.recordings.faces import LARGEST, SPEAKING, FaceFinder, FaceRule, Shown
 from feature_service.recordings.recognition import Recogniser
 from feature_service.recordings.results import ABSTAIN, Row, result_row
@@ -76,8 +78,8 @@ class Settings:
 class UtterancePredictor:
     """A model, its encoders and a recogniser, loaded once, for any number of recordings.
 
-    Raises InputError if the model answers no emotions, or its encoders or a GPU that was asked for
-    are not to be had.
+    `decoder`: what reads files for the model's own config. Raises InputError if the model answers
+    no emotions, or its encoders or a GPU that was asked for are not to be had.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class UtterancePredictor:
         config: ExtractConfig,
         settings: Settings,
         recogniser: Recogniser | None = None,
+        decoder: Callable[[ExtractConfig], Decoder] = LocalDecoder,
     ) -> None:
         if predictor.meta.config.model.task != "emotion":
             raise InputError(
@@ -101,9 +104,9 @@ class UtterancePredictor:
         self.crop, self.modalities = Crop.of(spec), config.extracted
         self.max_frame_side = config.max_frame_side
         # Faces are found here, one after the other, and not the most prominent alone.
-        names = [s for s in stages_of(config) if s != "face"]
+        names = [s for s in stages_of(config) if s not in ("decode", "face")]
         self.stages = {s: build_stage(s, config, self.device, spec=spec) for s in names}
-        self.resample = Resampler()
+        self.resample, self.decoder = Resampler(), decoder(config)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -114,6 +117,17 @@ class UtterancePredictor:
         """Whether the model has eyes: without them there is nothing to say of a gap."""
         return Modality.VISION in self.modalities
 
+    def about(self, model: str) -> dict[str, Any]:
+        """What a result says of where it comes from; `model`: its name."""
+        return {
+            "model": model,
+            "note": self.predictor.note,
+            "lfmim": version("lfmim-on-ray"),
+            "face": self.settings.face,
+            "abstain": self.settings.abstain,
+            "asr": self.settings.asr,
+        }
+
     def faces(self) -> FaceFinder:
         """What finds the faces of one recording."""
         return FaceFinder(self.crop, self.settings.face, self.device)
@@ -122,8 +136,7 @@ class UtterancePredictor:
         """The utterance as a stage's row, by a decoder in a process of its own."""
         stretch = {START: utterance.start_s, END: utterance.end_s}
         given = {ID: media.name, VIDEO: str(media), TEXT: utterance.text, **stretch}
-        (row,) = self.stages["decode"]([new_row(given)])
-        return row
+        return self.decoder.decode(new_row(given))
 
     def rows(
         self,
@@ -157,8 +170,7 @@ class UtterancePredictor:
             *((dataclasses.replace(silent, kind=kind), other) for other in others),
         ]
         for name, stage in self.stages.items():
-            if name != "decode":
-                stage([r for _, r in said] if name == Modality.VISION else [row])
+            stage([r for _, r in said] if name == Modality.VISION else [row])
 
         found = []
         for n, (what, one) in enumerate(said):

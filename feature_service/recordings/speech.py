@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -51,22 +52,24 @@ class Heard:
         return np.asarray((sums[high] - sums[low]) / AROUND, np.float32)
 
 
-def hear(file: BinaryIO) -> Heard:
+def hear(file: BinaryIO, *, max_s: float = math.inf) -> Heard:
     """The first sound of an open recording; its pictures are not decoded. Seconds count from the
-    first of its sound and pictures. Raises ClipError for what is no media or damaged."""
+    first of its sound and pictures. Raises ClipError for what is no media, damaged, or longer than
+    `max_s` seconds."""
     try:
         opened = open_container(file)
     except (av.FFmpegError, ValueError) as error:
         raise ClipError("decode", f"is no audio or video file, or damaged ({error})") from error
     with opened as container:
         try:
-            return _heard(container)
+            return _heard(container, max_s)
         except av.FFmpegError as error:
             raise ClipError("decode", f"the stream is damaged ({error})") from error
 
 
-def _heard(container: Any) -> Heard:
+def _heard(container: Any, max_s: float) -> Heard:
     stated = (container.duration or 0) / av.time_base
+    _check_length(stated, max_s)
     # Cover art is a video stream to FFmpeg, and has no time.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not container.streams.audio:
@@ -74,6 +77,8 @@ def _heard(container: Any) -> Heard:
     sound, listener = _Sound(container, container.streams.audio[0]), Listener()
     for piece in sound:
         listener.add(piece)
+        # A header may lie.
+        _check_length(listener.seconds, max_s)
     speech, loudness, seconds = listener.result()
 
     starts = [s.start_time * s.time_base for s in videos if s.start_time is not None]
@@ -81,6 +86,11 @@ def _heard(container: Any) -> Heard:
     start = first - min([first, *map(float, starts[:1])])
     speech = [(a + start, b + start) for a, b in speech]
     return Heard(speech, loudness, start, max(stated, start + seconds), bool(videos))
+
+
+def _check_length(seconds: float, max_s: float) -> None:
+    if seconds > max_s:
+        raise ClipError("decode", f"is longer than {max_s:g} s; cut it into several")
 
 
 class Listener:
@@ -95,6 +105,11 @@ class Listener:
         self._model = silero_vad.load_silero_vad()
         self._probability, self._loudness = array.array("f"), array.array("f")
         self._rest, self._samples = np.empty(0, np.float32), 0
+
+    @property
+    def seconds(self) -> float:
+        """Heard so far."""
+        return self._samples / RATE
 
     def add(self, piece: np.ndarray) -> None:
         """float32 [S]."""
@@ -120,7 +135,7 @@ class Listener:
             audio_length_samples=self._samples,
         )
         speech = [(part["start"] / RATE, part["end"] / RATE) for part in found]
-        return speech, np.frombuffer(self._loudness, np.float32), self._samples / RATE
+        return speech, np.frombuffer(self._loudness, np.float32), self.seconds
 
     @torch.inference_mode()
     def _judge(self, wave: np.ndarray) -> None:

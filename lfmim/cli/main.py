@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "registered model -> figures on a held-out split"),
     "promote": ("promote", "challenger against champion; or roll back"),
     "predict": ("predict", "new clips, or a store -> emotions per head"),
+    "serve": ("serve", "a service and a page for recordings, on this machine or a cluster"),
     "submit": ("submit", "one of these as a job on a Ray cluster"),
 }
 """A command's module in this package, and its line of the help."""

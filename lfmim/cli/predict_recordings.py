@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,14 +45,7 @@ def predict_recordings(
     device = "cuda" if config.gpus_per_worker else "cpu"
     recogniser = build_recogniser(settings.asr, settings.language, device) if settings.asr else None
     utterances = UtterancePredictor(predictor, config, settings, recogniser)
-    about = {
-        "model": model,
-        "note": predictor.note,
-        "lfmim": version("lfmim-on-ray"),
-        "face": settings.face,
-        "abstain": settings.abstain,
-        "asr": settings.asr,
-    }
+    about = utterances.about(model)
 
     done, rows = [], []
     for task in tasks:

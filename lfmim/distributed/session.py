@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import logging
@@ -15,12 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 # Set before ray is imported anywhere.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 # How late the end of a run is noticed, too: with Ray's 2 s a run took three seconds longer.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray tells its makers of its use unless it is told not to.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # What matters comes as an exception, the rest is noise.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -274,23 +279,14 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
         options = {"include_dashboard": False}
         # One process less, of several CPU seconds: an actor that watches for lost spot nodes.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # Ray's 15 leaves its workers a quarter of a machine that others use as well.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     elif not SUBMITTED:
         _join(address)
 
     if logs.is_json():
         options["logging_config"] = ray.LoggingConfig(encoding="JSON")
-    # Ray's C++ side announces its log level there.
-    try:
-        with _no_stderr():
-            ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
-    # Ray waits 30 s for its own processes, without a setting, and raises this class itself.
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise InputError(
-            f"Ray did not start on this machine: {error} Nothing was lost; run the same command "
-            "again when the machine has less to do"
-        ) from error
+    _start(address, options)
     # Not at the top: a job that stays in its own process imports this file and is spared Ray.
     from lfmim.distributed.at_work import show_worker_errors
 
@@ -304,6 +300,37 @@ def ray_session(what: str = "", *, cpus: float = 0.0, gpus: float = 0.0) -> Iter
     finally:
         errors.close()
         ray.shutdown()
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
+    """ray.init; once more for a local Ray that is not up in time. Raises InputError for the second
+    that is not."""
+    import ray
+
+    this = psutil.Process()
+    for again in (True, False):
+        before = {p.pid for p in this.children(recursive=True)}
+        # Ray's C++ side announces its log level there.
+        try:
+            with _no_stderr():
+                ray.init(address, logging_level=logging.ERROR, log_to_driver=True, **options)
+            return
+        # Ray waits 30 s for its own processes, without a setting, and raises this class itself.
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # It would leave them to start beside the next ones.
+            late = [p for p in this.children(recursive=True) if p.pid not in before]
+            for process in late:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(late, timeout=10)
+            if not again:
+                raise InputError(
+                    f"Ray did not start on this machine: {error} Nothing was lost; run the same "
+                    "command again when the machine has less to do"
+                ) from error
+        print("Ray is not up after 30 s; starting it once more", file=sys.stderr, flush=True)
 
 
 def _say_where(what: str, *, local: bool, cpus: float, gpus: float) -> None:

@@ -15,6 +15,7 @@ from lfmim.storage.paths import (
 )
 from lfmim.storage.places import input_path, local_path, named_path, output_file, output_folder
 from lfmim.storage.writing import (
+    append,
     create,
     make_folder,
     new_file,
@@ -29,6 +30,7 @@ __all__ = [
     "Listed",
     "StorageError",
     "WriteError",
+    "append",
     "as_path",
     "create",
     "disk_failure",

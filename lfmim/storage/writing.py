@@ -94,6 +94,24 @@ def resumable_file(path: Path) -> Iterator[Path]:
         raise WriteError(path, reason_of(error)) from error
 
 
+def append(path: Path, data: bytes, *, at: int) -> int:
+    """Add to a file on a disk that has `at` bytes, 0 if it is not there; returns how many it has
+    then. If it had another number, nothing is written, and that is returned.
+
+    Not at once: a killed writer may leave a part of `data`, from where the next goes on. Raises
+    WriteError.
+    """
+    try:
+        with open(path, "ab") as file:
+            if file.tell() == at:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return file.tell()
+    except OSError as error:
+        raise WriteError(path, reason_of(error)) from error
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, first: bool = False, last: str = "") -> Iterator[Path]:
     """Yields a temporary folder, on a disk, that the block fills and that becomes `path`. Raises

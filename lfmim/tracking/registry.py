@@ -454,6 +454,21 @@ def resolve_version(uri: str, model_name: str, which: str) -> str | None:
 
 
 @told
+def resolve_reference(uri: str, model_ref: str) -> str:
+    """What `load_predictor` takes, with the version in place of an alias: models:/<name>/<version>.
+    What has no versions is left as it is. Raises InputError as `load_predictor` does."""
+    found = MODEL_REF.fullmatch(model_ref)
+    return _version_of(_client(uri), uri, found) if found else model_ref
+
+
+def _version_of(client: MlflowClient, uri: str, found: re.Match[str]) -> str:
+    name, which = found[1], found[2] or found[3]
+    if (entry := _find(client, name, which)) is None:
+        raise not_registered(uri, name, which)
+    return f"models:/{name}/{entry.version}"
+
+
+@told
 def load_predictor(uri: str, model_ref: str) -> Predictor:
     """The predictor of `models:/<name>@champion`, `models:/<name>/<version>` or a folder: a
     downloaded model or a checkpoint.
@@ -466,10 +481,7 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     client = _client(uri)
 
     if found := MODEL_REF.fullmatch(model_ref):
-        name, which = found[1], found[2] or found[3]
-        if (entry := _find(client, name, which)) is None:
-            raise not_registered(uri, name, which)
-        source = f"models:/{name}/{entry.version}"
+        source = _version_of(client, uri, found)
     elif ":/" in model_ref:
         # Another form that MLflow knows: a run's artifact, say.
         source = model_ref

@@ -31,7 +31,7 @@ const TEXTS = {
     empty: "The recording has no utterances.",
     nobody: "no answer in this recording",
     kind_speech: "speech", kind_gap: "no speech", kind_listener: "listener",
-    unknown: "speaker unknown", silent: "(no speech)", wordless: "(no transcript)",
+    silent: "(no speech)", listening: "(listening)", wordless: "(no transcript)",
     source_recognised: "text recognised by machine",
     source_transcript: "text from the transcript",
     face_number: (n) => `face ${n}`,
@@ -81,7 +81,7 @@ const TEXTS = {
     empty: "该录像没有话语。",
     nobody: "此录像中无回答",
     kind_speech: "讲话", kind_gap: "无讲话", kind_listener: "听者",
-    unknown: "讲话者未知", silent: "（无讲话）", wordless: "（无文字稿）",
+    silent: "（无讲话）", listening: "（在听）", wordless: "（无文字稿）",
     source_recognised: "文字由机器识别",
     source_transcript: "文字来自文字稿",
     face_number: (n) => `面部 ${n}`,
@@ -218,7 +218,8 @@ const variable = (name) =>
 function shade(colour, opacity) {
   const over = channels(colour), under = channels(variable("--lane"));
   const mixed = over.map((v, k) => Math.round(opacity * v + (1 - opacity) * under[k]));
-  const linear = mixed.map((v) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  const linear = mixed.map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
   const luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
   return { fill: `rgb(${mixed})`, ink: luminance > 0.179 ? "#000000" : "#ffffff" };
 }

@@ -388,8 +388,8 @@
     say(`kind_${row.kind}`) ?? row.kind,
     row.speaker && row.speaker !== "unknown" ? row.speaker : null,
   ].filter(Boolean).join(" · ");
-  const words = (row) =>
-    row.text || say(row.kind === "speech" ? "wordless" : "silent");
+  const WORDLESS = { speech: "wordless", listener: "listening" };
+  const words = (row) => row.text || say(WORDLESS[row.kind] ?? "silent");
 
   function panel() {
     const row = rows[current];
@@ -410,7 +410,11 @@
   function facts(row) {
     const list = [];
     if (row.error) list.push(`${say("error")}: ${row.error}`);
-    if (row.text_source) list.push(say(`source_${row.text_source}`) ?? row.text_source);
+    if (row.text_source) {
+      const from = say(`source_${row.text_source}`) ?? row.text_source;
+      const confidence = row.text_confidence ?? null;
+      list.push(confidence === null ? from : `${from} ${percent(confidence)}`);
+    }
     if (row.track !== null && row.track !== undefined) list.push(say("face_number", row.track));
     if (typeof row.disagreement === "number")
       list.push(say("disagreement", row.disagreement.toFixed(2)));
@@ -452,7 +456,8 @@
           svg("text", { class: "soft", x: 9, y: 13 }, "–")));
     const who = row.speaker && row.speaker !== "unknown" ? html("b", {}, `${row.speaker}: `) : null;
     const spoken = HEADS.filter((h) => answers(row, h)).map((h) => describe(row, h));
-    return html("li", {}, html("button", { type: "button", "data-row": k, onclick: () => choose(k) },
+    const button = { type: "button", "data-row": k, onclick: () => choose(k) };
+    return html("li", {}, html("button", button,
       html("time", {}, clock(row.start_s)),
       html("span", { class: `words${row.text ? "" : " soft"}` }, who, words(row),
         row.error ? html("span", { class: "failed small" }, `${say("error")}: ${row.error}`)
@@ -519,10 +524,11 @@
     const head = (c, scope) => html("th", { scope, title: nameOf(looks.get(c)) },
       scope === "row" ? named(looks.get(c)) : swatch(looks.get(c), 1, false, 26),
       scope === "row" ? null : html("span", { class: "spoken" }, nameOf(looks.get(c))));
-    const left_ = both.length - counted.length, refocus = document.activeElement?.closest("#matrix");
+    const omitted = both.length - counted.length;
+    const refocus = document.activeElement?.closest("#matrix");
     $("matrix").replaceChildren(
       html("p", { class: "small soft" }, say("matrix", say(a), say(b)),
-        left_ ? ` ${say("left_out", left_, both.length)}` : ""),
+        omitted ? ` ${say("left_out", omitted, both.length)}` : ""),
       html("table", {},
         html("thead", {}, html("tr", {}, html("td"), ...classes.map((c) => head(c, "col")))),
         html("tbody", {}, ...classes.map((down) => html("tr", {}, head(down, "row"),
@@ -530,7 +536,7 @@
     if (refocus) $("matrix").querySelector("[aria-pressed=true]")?.focus();
     const list = cells.get(picked);
     $("cell").replaceChildren(...(list ? [
-      html("ol", { class: "lines", style: null }, ...list.map(line)),
+      html("ol", { class: "lines" }, ...list.map(line)),
     ] : []));
   }
 
@@ -596,7 +602,8 @@
   $("out").onclick = () => rescale(1);
   $("help-button").onclick = () => $("help").showModal();
   $("csv").onclick = () => save("csv", "text/csv", csv());
-  $("json").onclick = () => save("json", "application/json", JSON.stringify(result, null, 1) + "\n");
+  $("json").onclick = () =>
+    save("json", "application/json", JSON.stringify(result, null, 1) + "\n");
   $("vtt").onclick = () => save("vtt", "text/vtt", vtt());
 
   const KEYS = {

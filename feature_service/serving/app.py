@@ -1,0 +1,436 @@
+"""The service's addresses. Whatever predicts stands behind `Backend`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import mimetypes
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import python_multipart  # noqa: F401 (forms are read by it, once one comes)
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+
+from feature_service.recordings.transcripts import READERS
+from feature_service.serving.gate import Gate
+from feature_service.serving.jobs import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    OPEN,
+    QUEUED,
+    RUNNING,
+    STEM,
+    UPLOADING,
+    Jobs,
+    Recording,
+    media_name,
+)
+from feature_service.serving.models import Work, resolve
+from feature_service.serving.settings import ServiceConfig, read_tokens
+from lfmim.schema import InputError
+from lfmim.storage import WriteError, append, exclusive, new_file, remove_folder, write_text
+
+STATIC = Path(__file__).parent / "static"
+ATTEMPTS = 3
+"""Workers that one job may cost."""
+POLL_SECONDS = 10.0
+"""Between two looks at the registry, and for what has expired."""
+MAX_TRANSCRIPT = 4 << 20
+"""Characters."""
+BUSY = {"retry-after": "30"}
+FILE_HEADERS = {
+    # The recording's page brings a policy of its own.
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "cache-control": "private, no-cache",
+}
+MIB = 1 << 20
+_FORMATS = ", ".join(suffix.removeprefix(".") for suffix in READERS)
+_WORDS = {name: {"type": "string"} for name in ("model", "transcript", "transcript_format")}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": {"type": "string", "format": "binary"}, **_WORDS},
+            }
+        }
+    },
+}
+_BYTES = {"required": True, "content": {"application/octet-stream": {}}}
+
+logger = logging.getLogger("ray.serve")
+
+
+class Unavailable(Exception):
+    """The worker died, and its successor as well, or none came in time: ask again."""
+
+
+class Backend(Protocol):
+    """Where the models are. `models.Models` says what its methods do; each raises Unavailable."""
+
+    async def about(self, version: str) -> dict[str, Any]: ...
+
+    async def predict(self, work: Work) -> str: ...
+
+    async def page(self, work: Work) -> str:
+        """Write the page, and a preview where browsers need one; "", or why there is none."""
+
+
+class NewUpload(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=255, description="as you call it; the suffix tells the kind")
+    size: int = Field(ge=1, description="bytes of the whole file")
+
+
+class NewJob(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    upload: str = Field(max_length=64, description="id of a whole upload")
+    model: str | None = Field(None, description="one of /v1/models; by default the first")
+    transcript: str | None = Field(None, max_length=MAX_TRANSCRIPT, description="its text")
+    transcript_format: str = Field("srt", description=_FORMATS)
+
+
+async def _owner(request: Request) -> str:
+    return str(request.state.owner)
+
+
+Owner = Annotated[str, Depends(_owner)]
+"""Who asks, as the gate has found."""
+
+
+class Service:
+    """State of the one process that answers: jobs, and the version behind each model's name."""
+
+    def __init__(self, config: ServiceConfig, backend: Backend, workers: int) -> None:
+        self.config, self.backend, self.workers = config, backend, workers
+        self.versions: dict[str, str] = {}
+        self.abouts: dict[str, dict[str, Any]] = {}
+        self.clips = 0
+        self.news = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: FastAPI) -> AsyncIterator[None]:
+        """Goes on with what was accepted before, until the block ends."""
+        # A successor waits for the process before it to be gone.
+        with exclusive(self.config.folder, "service's folder"):
+            self.jobs = Jobs(self.config.folder)
+            self.jobs.recover()
+            # One worker is left for what is answered at once, where there are several.
+            jobs = [self._work] * max(1, self.workers - 1)
+            loops = [*jobs, self._follow, self._expire]
+            tasks = [asyncio.create_task(_forever(loop)) for loop in loops]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self.jobs.close()
+
+    async def _follow(self) -> None:
+        """The versions that the models' names stand for now."""
+        for model in self.config.models:
+            try:
+                version = await asyncio.to_thread(resolve, self.config.tracking, model)
+                if self.versions.get(model) != version:
+                    # Loaded first: whoever asks meanwhile has the version before.
+                    self.abouts[model] = await self.backend.about(version)
+                    self.versions[model] = version
+                    logger.info("%s is %s", model, version)
+            except (InputError, Unavailable) as error:
+                logger.error("%s: %s", model, error)
+        await asyncio.sleep(POLL_SECONDS)
+
+    async def _expire(self) -> None:
+        self.jobs.expire(self.config.limits.lifetime_h * 3600)
+        await asyncio.sleep(POLL_SECONDS)
+
+    async def _work(self) -> None:
+        """The next job, once there is one."""
+        job = self.jobs.take()
+        if job is None:
+            self.news.clear()
+            await self.news.wait()
+            return
+        work = self.work_of(job)
+        try:
+            error = await self.backend.predict(work) or await self.backend.page(work)
+        except Unavailable as problem:
+            logger.error("job %s: attempt %d: %s", job.id, job.attempts, problem)
+            again = job.attempts < ATTEMPTS
+            reason = "" if again else f"its worker died {job.attempts} times"
+            self.jobs.finish(job.id, QUEUED if again else FAILED, reason)
+        except Exception:
+            self.jobs.finish(job.id, FAILED, "failed in the service; its log has why")
+            raise
+        else:
+            self.jobs.finish(job.id, FAILED if error else DONE, error)
+
+    def work_of(self, job: Recording) -> Work:
+        media = self.jobs.media(job)
+        return Work(media.parent, media.name, job.transcript, job.version)
+
+    def version_of(self, model: str | None) -> tuple[str, str]:
+        """The model's name, and what it stands for now."""
+        name = model or self.config.models[0]
+        if name not in self.config.models:
+            raise HTTPException(422, "no model of that name; /v1/models lists them")
+        if name not in self.versions:
+            raise HTTPException(503, "the model is not loaded yet", BUSY)
+        return name, self.versions[name]
+
+    def own(self, owner: str, id: str) -> Recording:
+        found = self.jobs.get(owner, id)
+        if found is None:
+            raise HTTPException(404, "no such recording of yours")
+        return found
+
+    def shown(self, job: Recording) -> dict[str, Any]:
+        """What its owner is told."""
+        media = self.jobs.media(job)
+        done = job.state in (DONE, FAILED)
+        return {
+            **{k: getattr(job, k) for k in ("id", "name", "state", "size", "created")},
+            "received": media.stat().st_size if media.is_file() else 0,
+            "model": job.model or None,
+            "version": job.version or None,
+            "error": job.error or None,
+            "progress": self.jobs.progress(job) if job.state == RUNNING else None,
+            "files": [f"/v1/jobs/{job.id}/files/{name}" for name in self.jobs.files(job)],
+            "expires": job.changed + self.config.limits.lifetime_h * 3600 if done else None,
+        }
+
+
+async def _forever(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        try:
+            await step()
+        except Exception:
+            # One recording's; the next is none the worse for it.
+            logger.exception("the service goes on")
+            await asyncio.sleep(1)
+
+
+def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> FastAPI:
+    """The ASGI application, of which there may be one at a time for a folder. Raises InputError for
+    a token file that cannot be read."""
+    tokens = read_tokens(config.token_file) if config.token_file else {}
+    service = Service(config, backend, workers)
+    # The pages for people that FastAPI brings load their scripts from elsewhere.
+    app = FastAPI(
+        title="lfmim",
+        lifespan=service.running,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/v1/openapi.json",
+    )
+    app.add_exception_handler(WriteError, _cannot_write)
+    # A transcript beside a clip has room of its own.
+    clip_bytes = config.limits.clip_mb * MIB + 2 * MAX_TRANSCRIPT
+    app.add_middleware(Gate, tokens=tokens, clip_bytes=clip_bytes)
+    limits = config.limits
+
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        """The service answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def ready() -> dict[str, str]:
+        """The service has a model: 503 until then."""
+        service.version_of(None)
+        return {"status": "ready"}
+
+    @app.get("/v1/models")
+    async def models() -> list[dict[str, Any]]:
+        """What may be asked, each with the version that new recordings get."""
+        return [
+            {"model": m, "version": service.versions[m], **service.abouts[m]}
+            for m in config.models
+            if m in service.versions
+        ]
+
+    @app.post("/v1/predict", openapi_extra={"requestBody": _FORM})
+    async def predict(request: Request, who: Owner) -> Response:
+        """A clip or a short recording, answered at once; nothing of it is kept."""
+        if service.clips >= limits.clips:
+            raise HTTPException(429, "too many at once", {"retry-after": "5"})
+        service.clips += 1
+        try:
+            async with request.form(
+                max_files=1, max_fields=3, max_part_size=MAX_TRANSCRIPT
+            ) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise HTTPException(422, "the form has no file 'file'")
+                text = {k: form.get(k) for k in ("model", "transcript", "transcript_format")}
+                words = {k: v for k, v in text.items() if isinstance(v, str) and v}
+                _, version = service.version_of(words.get("model"))
+                transcript = _transcript(words.get("transcript_format", "srt"))
+                name = media_name(file.filename or "")
+                if (file.size or 0) > limits.clip_mb * MIB:
+                    raise HTTPException(413, f"larger than {limits.clip_mb} MiB; use /v1/uploads")
+                return await _answered(service, file, name, version, transcript, words)
+        finally:
+            service.clips -= 1
+
+    @app.post("/v1/uploads", status_code=201)
+    async def begin(new: NewUpload, who: Owner) -> dict[str, Any]:
+        """A recording that will come in parts."""
+        if new.size > limits.upload_mb * MIB:
+            raise HTTPException(413, f"larger than {limits.upload_mb} MiB")
+        if service.jobs.count(OPEN) >= limits.queue:
+            raise HTTPException(429, "too many recordings wait", BUSY)
+        return service.shown(service.jobs.add(who, new.name, new.size))
+
+    @app.get("/v1/uploads/{id}")
+    async def received(id: str, who: Owner) -> dict[str, Any]:
+        """How much of it is here: `received` bytes, where the next part begins."""
+        return service.shown(service.own(who, id))
+
+    @app.put("/v1/uploads/{id}", openapi_extra={"requestBody": _BYTES})
+    async def part(id: str, offset: int, request: Request, who: Owner) -> Response:
+        """At most 8 MiB, which begin at `offset`. 409, with `received`, where others are due."""
+        recording = service.own(who, id)
+        if recording.state != UPLOADING:
+            raise HTTPException(409, "is a job already")
+        data = await request.body()
+        if offset + len(data) > recording.size:
+            raise HTTPException(413, "more than the size that was said")
+        # Again: it may have gone while the body came.
+        path = service.jobs.media(service.own(who, id))
+        # In this thread, so that of two parts of one offset the second meets the first.
+        size = append(path, data, at=offset)
+        service.jobs.touch(id)
+        same = size == offset + len(data)
+        return JSONResponse({"received": size}, 200 if same else 409)
+
+    @app.post("/v1/jobs", status_code=202)
+    async def accept(new: NewJob, who: Owner) -> dict[str, Any]:
+        """Predict an upload that is whole."""
+        recording = service.own(who, new.upload)
+        if recording.state != UPLOADING:
+            raise HTTPException(409, "is a job already")
+        if service.shown(recording)["received"] != recording.size:
+            raise HTTPException(409, "is not whole yet")
+        model, version = service.version_of(new.model)
+        name = _transcript(new.transcript_format) if new.transcript else ""
+        if new.transcript:
+            write_text(service.jobs.folder_of(recording.id) / name, new.transcript)
+        service.jobs.enqueue(recording.id, transcript=name, model=model, version=version)
+        service.news.set()
+        return service.shown(service.own(who, recording.id))
+
+    @app.get("/v1/jobs")
+    async def listing(who: Owner) -> list[dict[str, Any]]:
+        """All of the asker's, the newest first."""
+        return [service.shown(job) for job in service.jobs.all_of(who)]
+
+    @app.get("/v1/jobs/{id}")
+    async def state(id: str, who: Owner) -> dict[str, Any]:
+        """`state`: uploading, queued, running, done or failed; then `error` says why."""
+        return service.shown(service.own(who, id))
+
+    @app.get("/v1/jobs/{id}/result")
+    async def result(id: str, who: Owner) -> Response:
+        """The JSON of docs/recordings.md."""
+        return _file(service, service.own(who, id), f"{STEM}.json")
+
+    @app.get("/v1/jobs/{id}/files/{name}")
+    async def file(id: str, name: str, who: Owner) -> Response:
+        """One of the job's `files`; knows Range."""
+        return _file(service, service.own(who, id), name)
+
+    @app.delete("/v1/jobs/{id}", status_code=204)
+    @app.delete("/v1/uploads/{id}", status_code=204)
+    async def delete(id: str, who: Owner) -> None:
+        """The recording, its results and all that is known of it."""
+        service.jobs.delete(service.own(who, id))
+
+    for path, name in {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}.items():
+        app.add_api_route(path, _static(name), include_in_schema=False)
+    return app
+
+
+async def _answered(
+    service: Service,
+    file: UploadFile,
+    name: str,
+    version: str,
+    transcript: str,
+    words: dict[str, str],
+) -> Response:
+    # In no row, so that a start after a kill sweeps it.
+    folder = service.jobs.scratch()
+    task: asyncio.Task[str] | None = None
+    try:
+        await asyncio.to_thread(_copy, file, folder / name)
+        if "transcript" in words:
+            write_text(folder / transcript, words["transcript"])
+        work = Work(folder, name, transcript if "transcript" in words else "", version)
+        task = asyncio.create_task(service.backend.predict(work))
+        await asyncio.wait({task}, timeout=service.config.limits.timeout_s)
+        if not task.done():
+            raise HTTPException(503, "no worker was done in time", BUSY)
+        try:
+            error = task.result()
+        except Unavailable as problem:
+            raise HTTPException(503, "the worker died; ask again", BUSY) from problem
+        if error:
+            raise HTTPException(422, error)
+        return Response((folder / f"{STEM}.json").read_bytes(), media_type="application/json")
+    finally:
+        if task is None or task.done():
+            remove_folder(folder)
+        else:
+            # Too slow, or the client has gone: the worker stops at its next utterance.
+            write_text(folder / CANCELLED, "")
+
+            def gone(done: asyncio.Task[str]) -> None:
+                done.exception()  # or asyncio says that nobody asked for it
+                remove_folder(folder)
+
+            task.add_done_callback(gone)
+
+
+def _copy(file: UploadFile, path: Path) -> None:
+    with new_file(path) as temporary, open(temporary, "wb") as out:
+        shutil.copyfileobj(file.file, out)
+
+
+def _transcript(form: str) -> str:
+    """Name of the file of a transcript."""
+    suffix = f".{form.lower()}"
+    if suffix not in READERS:
+        raise HTTPException(422, f"transcript_format: one of {_FORMATS}")
+    return f"transcript{suffix}"
+
+
+def _file(service: Service, job: Recording, name: str) -> Response:
+    # Looked up among what is there: no path is made of what a client says.
+    path = service.jobs.files(job).get(name)
+    if path is None:
+        raise HTTPException(404, f"no such file of this job, which is {job.state}")
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers=FILE_HEADERS)
+
+
+def _static(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
+    async def page() -> Response:
+        return FileResponse(STATIC / name)
+
+    return page
+
+
+async def _cannot_write(request: Request, error: Exception) -> Response:
+    logger.error("%s", error)
+    return JSONResponse({"detail": "the service cannot write; tell whoever runs it"}, 507)

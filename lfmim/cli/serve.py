@@ -1,0 +1,143 @@
+"""A registered model as a service: recordings in over HTTP, emotions over time out.
+
+lfmim serve --model models:/lfmim@champion
+lfmim serve --host 0.0.0.0 --token_file tokens.txt --workers 2
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from typing import Literal
+
+from lfmim.cli.arguments import parse
+from lfmim.cli.predict import CHAMPION
+from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
+from lfmim.distributed import session
+from lfmim.schema import InputError
+from lfmim.storage import local_path, output_folder
+
+AGAIN = "run the same command again: it goes on with the jobs that it has accepted"
+COMMON = ("model", "host", "port", "token_file", "storage", "mlflow", "workers")
+FOLDER = "service"
+
+
+def main(args: list[str]) -> int:
+    return int(parse(serve, args, prog="lfmim serve", about=__doc__, common=COMMON))
+
+
+def serve(
+    *,
+    model: list[str] = [CHAMPION],  # noqa: B006 (never changed)
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: str = "",
+    storage: str = "runs",
+    mlflow: str = "",
+    asr: str = "",
+    language: str = "",
+    face: Literal["speaking", "largest"] = "speaking",
+    abstain: float = 0.5,
+    encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
+    workers: int = 1,
+    decode_workers: int = 1,
+    gpus_per_worker: float = 0.0,
+    clip_mb: int = 64,
+    upload_mb: int = 4096,
+    duration_s: float = 4 * 3600.0,
+    queue: int = 100,
+    clips: int = 4,
+    timeout_s: float = 300.0,
+    lifetime_h: float = 24.0,
+) -> int:
+    """Predict what clients send, until it is stopped.
+
+    Args:
+        model: models:/<name>@champion, models:/<name>/<version>, the folder of a model, or
+            builtin:face; several in brackets. Clients choose among these, the first by default. An
+            alias that moves is followed.
+        host: address of this machine that is answered at; others than its own need a token_file.
+        port: at that address.
+        token_file: file of lines name:token; who gives one of the tokens may ask, and sees what
+            was asked with it alone.
+        storage: run.storage of the training run, for the embedded registry; jobs, with what was
+            uploaded and what came of it, lie in its folder `service`.
+        mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
+        asr: whisper:FOLDER, which recognises words where no transcript has them.
+        language: spoken in the recordings, for asr, as zh; empty: detected.
+        face: whose face an utterance's row is about, of several: the speaking one, or the largest.
+        abstain: probability that a head's answer needs.
+        encoders: the encoders the model was trained on; by default those that it names itself.
+        workers: processes that encode and predict; of several, one is kept for what is answered
+            at once.
+        decode_workers: processes that decode.
+        gpus_per_worker: GPU share of each worker; 0 runs them on CPU.
+        clip_mb: largest recording that is answered at once, MiB.
+        upload_mb: largest upload, MiB.
+        duration_s: longest recording.
+        queue: recordings that are uploaded, wait or are at work; more are refused for now.
+        clips: recordings that are answered at once, at the same time; more are refused for now.
+        timeout_s: longest time in which a recording is answered at once.
+        lifetime_h: after that an upload, or a job's recording and results, are deleted.
+    """
+    from lfmim import tracking
+
+    try:
+        from feature_service.serving import deployments
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("lfmim", "feature_service"):
+            raise
+        raise InputError(
+            f"lfmim serve needs {error.name}: pip install 'lfmim-on-ray[serve]'"
+        ) from error
+    from feature_service.recordings.predict import Settings
+    from feature_service.serving.models import resolve
+    from feature_service.serving.settings import (
+        Limits,
+        ServiceConfig,
+        check_address,
+        read_tokens,
+    )
+
+    check_address(host, token_file)
+    if not 0 < port < 1 << 16:
+        raise InputError(f"--port {port}: must lie in [1, 65535]")
+    if workers < 1 or decode_workers < 1:
+        raise InputError("--workers, --decode_workers: must be at least 1")
+    tokens = Path(token_file).resolve() if token_file else None
+    if tokens:
+        read_tokens(tokens)
+    session.check_shared(storage=storage)
+    folder = local_path(str(Path(storage) / FOLDER), "--storage").resolve()
+    config = ServiceConfig(
+        models=tuple(model),
+        # Workers have other working directories.
+        tracking=tracking.tracking_uri(TrackingConfig(uri=mlflow), str(folder.parent)),
+        folder=folder,
+        extract=ExtractConfig(
+            manifest="-", store="-", encoders=encoders, gpus_per_worker=gpus_per_worker
+        ),
+        settings=Settings(face=face, abstain=abstain, asr=asr, language=language),
+        limits=Limits(
+            clip_mb=clip_mb,
+            upload_mb=upload_mb,
+            duration_s=duration_s,
+            queue=queue,
+            clips=clips,
+            timeout_s=timeout_s,
+            lifetime_h=lifetime_h,
+        ),
+        token_file=tokens,
+    )
+    output_folder(str(folder), "--storage")
+    for name in config.models:
+        resolve(config.tracking, name)
+
+    what = f"serve {', '.join(config.models)} from {folder}"
+    with session.ray_session(what, gpus=gpus_per_worker * workers):
+        deployments.run(config, host=host, port=port, workers=workers, decoders=decode_workers)
+        print(f"http://{host}:{port}/", flush=True)
+        print("Ctrl-C ends it; jobs go on at the next start", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return 0
