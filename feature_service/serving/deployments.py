@@ -28,6 +28,8 @@ from lfmim.schema import InputError
 
 APP = "lfmim"
 LOGS = "logs"
+CPUS = 0.5
+"""Of a worker that reads or predicts: of a pair, one mostly waits for the other."""
 TRIES = 2
 """Workers that are asked before a client is told to come again."""
 GONE = (RayActorError, DeploymentUnavailableError)
@@ -168,8 +170,8 @@ def run(config: ServiceConfig, *, host: str, port: int, workers: int, decoders: 
     serve.start(http_options={"host": host, "port": port}, logging_config=logs)
     gpus = config.extract.gpus_per_worker
     # A recording takes as long as it takes: one at a time for each worker.
-    decoding = _deployment(Decode, decoders, num_cpus=0.5).bind(config)
-    encoding = _deployment(Encode, workers, num_cpus=0.5, num_gpus=gpus).bind(config, decoding)
+    decoding = _deployment(Decode, decoders, num_cpus=CPUS).bind(config)
+    encoding = _deployment(Encode, workers, num_cpus=CPUS, num_gpus=gpus).bind(config, decoding)
     answering = _deployment(Ingress, 1, at_once=1000, num_cpus=0)
     app = answering.bind(config, workers, encoding, decoding)
     serve.run(app, name=APP, route_prefix="/", logging_config=logs)

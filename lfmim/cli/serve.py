@@ -6,6 +6,7 @@ lfmim serve --host 0.0.0.0 --token_file tokens.txt --workers 2
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +17,7 @@ from lfmim.cli.predict import CHAMPION
 from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.distributed import session
 from lfmim.schema import InputError
-from lfmim.storage import local_path, output_folder
+from lfmim.storage import exclusive, local_path, output_folder
 
 AGAIN = "run the same command again: it goes on with the jobs that it has accepted"
 COMMON = ("model", "host", "port", "token_file", "storage", "mlflow", "workers")
@@ -134,10 +135,29 @@ def serve(
     for name in config.models:
         resolve(config.tracking, name)
 
+    # Asked now: Ray would try again and again.
+    with exclusive(folder, "service's folder"):
+        _check_free(host, port)
+
     what = f"serve {', '.join(config.models)} from {folder}"
-    with session.ray_session(what, gpus=gpus_per_worker * workers):
+    cpus = deployments.CPUS * (workers + decode_workers)
+    with session.ray_session(what, cpus=cpus, gpus=gpus_per_worker * workers):
         deployments.run(config, host=host, port=port, workers=workers, decoders=decode_workers)
         print(f"http://{host}:{port}/", flush=True)
         print("Ctrl-C ends it; jobs go on at the next start", file=sys.stderr, flush=True)
         threading.Event().wait()
     return 0
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port), family=_family(host)):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot be answered at ({error.strerror}); give another"
+        ) from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

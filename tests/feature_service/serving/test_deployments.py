@@ -172,7 +172,7 @@ def test_a_clip_and_a_job_are_answered_as_by_the_command_line(service, talk, exp
     assert (job["state"], job["error"]) == ("done", None)
     assert service("GET", f"/v1/jobs/{id}/result").json()["utterances"] == expected["utterances"]
     page = service("GET", f"/v1/jobs/{id}/files/index.html")
-    assert '"src": "recording.mp4"' in page.text
+    assert '"source": "recording.mp4"' in page.text
     seek = {"range": "bytes=100-199"}
     media = service("GET", f"/v1/jobs/{id}/files/recording.mp4", headers=seek)
     assert (media.status_code, media.content) == (206, talk.read_bytes()[100:200])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import pytest
 
 from lfmim.cli.serve import main
 from lfmim.schema import InputError
+from lfmim.storage import exclusive
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,20 @@ def test_what_no_service_can_be_is_one_message(options, message, tmp_path, monke
     with pytest.raises(InputError, match=message):
         main(["--model", "builtin:face", *options])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_or_a_folder_that_is_taken(tmp_path, monkeypatch):
+    pytest.importorskip("python_multipart", reason="needs the extra serve")
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(InputError, match=f"--port {port}: cannot be answered at"):
+            main(["--model", "builtin:face", "--port", port])
+    with (
+        exclusive(tmp_path / "runs" / "service"),
+        pytest.raises(InputError, match="another run is writing into this service's folder"),
+    ):
+        main(["--model", "builtin:face", "--port", port])
 
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch, tmp_path):
