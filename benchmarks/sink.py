@@ -184,7 +184,7 @@ def rows_of_text(rows: int, folder: Path, kill: bool) -> None:
         print(f"worker killed with {len(part_files(store))} parts", flush=True)
     out = second.wait()
     seconds = time.perf_counter() - began
-    print(out.strip().splitlines()[-4:], flush=True)
+    print(next(line for line in out.splitlines() if line.startswith("rows in")), flush=True)
     ids = [*_ids(store), *quarantined(store)[ID].to_pylist()]
     print(
         f"{rows} rows: {len(ids)} ids, {len(set(ids))} different; {seconds:.0f} s; the driver's "
@@ -193,7 +193,12 @@ def rows_of_text(rows: int, folder: Path, kill: bool) -> None:
     )
     began = time.perf_counter()
     again = Watched(path, store)
-    print(again.wait().strip().splitlines()[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
+    said = next(line for line in again.wait().splitlines() if line.startswith("rows in"))
+    print(
+        f"again: {said}; {time.perf_counter() - began:.0f} s; a driver with nothing to do: "
+        f"{again.peak / 2**20:.0f} MiB",
+        flush=True,
+    )
 
 
 def _ids(store: Path) -> list[str]:

@@ -49,9 +49,8 @@ Multimodal emotion recognition: labelled video clips in, a registered model out.
 
 {commands}
 
-`lfmim COMMAND --help` begins with an example. Options are the settings' names in a config file
-(--train.lr 0.005), `-` and `_` in them are one. The same command again continues where it stopped.
-Exit codes: 0 done, 2 bad input (one message), 1 failed, 130 and 143 stopped.
+`lfmim COMMAND --help` begins with an example. Options are named as settings in a config file are.
+The same command again goes on where it stopped. Exit codes: 0 done, 2 bad input, 1 failed.
 """
 
 
