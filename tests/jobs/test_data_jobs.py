@@ -35,6 +35,7 @@ def job(name: str, *args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_import_inspect_and_refusals(tmp_path):
     path, store = tmp_path / "dump.pkl", tmp_path / "store"
     data = {

@@ -18,6 +18,7 @@ from lfmim.training.loop import train
 from tests.support.serial_sweep import serial_sweep, tiny_tune
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_finds_what_one_trial_after_the_other_finds(ray_cluster, toy_store, tmp_path):
     config = tiny_tune(toy_store, tmp_path, epochs=6, repeatable=True, window=3)
