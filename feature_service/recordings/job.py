@@ -4,6 +4,8 @@ kill is kept."""
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import ctypes
 import dataclasses
 import datetime
 import json
@@ -252,9 +254,17 @@ def _predict(
             part = {"rows": new, "tracker": faces.tracker.state()}
             write_text(parts / f"{n:07}.json", json.dumps(part))
             rows += new
+            _give_back()
             show(n + 1)
             step(n + 1, len(todo))
     return rows
+
+
+def _give_back() -> None:
+    """Have the C library return what is free: large arrays that come and go leave holes in its
+    heap, which grows by them for as long as a recording goes on. glibc alone has the call."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _claim(parts: Path, key: str) -> None:
