@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 import av
+from av.stream import Disposition
 
 from feature_service.operators.clip import ClipError, DecodeOptions
 
@@ -27,6 +28,11 @@ def open_container(file: BinaryIO, **options: str) -> Any:
     # sound that begins earlier and packets that an edit list hides; FLV refuses it.
     file.seek(0)
     return av.open(file, options={"format_whitelist": FORMATS, **options})
+
+
+def video_streams(container: Any) -> list[Any]:
+    """Those that move: cover art counts as a video stream in FFmpeg."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
-from av.stream import Disposition
 
 from feature_service.operators.clip import SAMPLE_RATE, ClipError, DecodedClip, DecodeOptions
 from feature_service.operators.container import (
@@ -18,6 +17,7 @@ from feature_service.operators.container import (
     check_duration,
     joint_seconds,
     open_container,
+    video_streams,
 )
 from feature_service.operators.frames import (
     NO_PICTURES,
@@ -98,10 +98,7 @@ def _decode(
         ) from error
 
     with opened as container:
-        # Cover art counts as a video stream in FFmpeg.
-        videos = [
-            s for s in container.streams.video if not s.disposition & Disposition.attached_pic
-        ]
+        videos = video_streams(container)
         audios = container.streams.audio
         stated = (container.duration or 0) / av.time_base
         # By the header already: a film of three hours is not decoded to be refused.

@@ -17,7 +17,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from feature_service.pipeline.plan import Plan, Shard, make_plan
+from feature_service.pipeline.plan import (
+    Plan,
+    Shard,
+    finished_plan,
+    make_plan,
+    note_finished,
+    wanted_state,
+)
 from feature_service.pipeline.schedule import result, run_shards
 from feature_service.pipeline.stages import STAGES, build_feature_spec, pinned
 from feature_service.pipeline.workers import Worker
@@ -46,8 +53,8 @@ class ExtractSummary:
     """Per stage and worker: utterances / busy seconds."""
     nodes: dict[str, dict[str, int]]
     """Per stage: Ray node id -> utterances."""
-    error_fraction: float
-    """Share of the manifest that is quarantined, by this run or an earlier one."""
+    all_quarantined: int
+    """Rows of the manifest that are quarantined, by this run or an earlier one."""
     texts_cut: int = 0
     """Texts of which only the first tokens were read."""
     longest_text: int = 0
@@ -55,8 +62,12 @@ class ExtractSummary:
     labels: Sequence[str] = ()
     """What merges and drops of the manifest's LabelSpec changed (`label_report`)."""
 
-    def __str__(self) -> str:
+    @property
+    def error_fraction(self) -> float:
+        """Share of the manifest that is quarantined, by this run or an earlier one."""
+        return self.all_quarantined / self.rows_in
 
+    def __str__(self) -> str:
         lines = [
             f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} "
             f"quarantined, {self.already_done} done before; {self.seconds:.1f} s",
@@ -83,6 +94,20 @@ class ExtractSummary:
                 for stage, where in self.nodes.items()
             ]
         return "\n".join(lines)
+
+
+def nothing_to_do(config: ExtractConfig) -> ExtractSummary | None:
+    """The summary of a rerun of a finished extraction, without Ray and without a look at the rows;
+    None if there may be something to do, or only `extract_features` can tell. Raises InputError as
+    it does of another store's encoders."""
+    started = time.perf_counter()
+    store = as_path(config.store)
+    labels = manifest_labels(config.manifest, config.labels)
+    plan = finished_plan(store, config, labels)
+    if plan is None:
+        return None
+    write_spec(store, build_feature_spec(config), labels)
+    return _summary(plan, [], Tally(), time.perf_counter() - started)
 
 
 def extract_features(
@@ -113,13 +138,19 @@ def extract_features(
         # once there is a plan.
         if (store / SPEC_FILE).exists():
             write_spec(store, spec, labels)
+        state = wanted_state(config, labels)
         plan = _plan(store, config, labels, need_media)
         write_spec(store, spec, labels)
         todo = list(plan.pending(part_shards(store)))
         total = Tally()
         if todo:
             _extract(config, spec, plan, todo, total, log)
+        summary = _summary(plan, todo, total, time.perf_counter() - started)
+        note_finished(store, plan._replace(quarantined=summary.all_quarantined), state)
+    return summary
 
+
+def _summary(plan: Plan, todo: list[Shard], total: Tally, seconds: float) -> ExtractSummary:
     rows = sum(shard.rows for shard in todo)
     nodes: dict[str, dict[str, int]] = {stage: {} for stage in STAGES}
     for (stage, node), count in total.nodes.items():
@@ -129,12 +160,12 @@ def extract_features(
         already_done=plan.rows_in - rows,
         stored=total.stored,
         quarantined=dict(total.reasons),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         utterances_per_second={
             s: sum(nodes[s].values()) / total.busy[s] for s in STAGES if total.busy[s]
         },
         nodes=nodes if todo else {},
-        error_fraction=(plan.quarantined + total.reasons.total()) / plan.rows_in,
+        all_quarantined=plan.quarantined + total.reasons.total(),
         texts_cut=total.texts_cut,
         longest_text=total.longest_text,
         labels=plan.labels,
@@ -161,7 +192,8 @@ def _extract(
             if tally is None:
                 continue
             total.add(tally)
-            for stage, count in tally.failed.items():
+            for why, count in tally.reasons.items():
+                stage = why.partition(": ")[0]
                 ops.count_errors("extract", as_path(config.store).name, stage, count)
             figures: dict[str, float] = {}
             notes = [f"{total.reasons.total()} quarantined"] if total.reasons else []

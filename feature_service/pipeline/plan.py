@@ -2,6 +2,7 @@
 
     plan/0001.json            what the plan was made of, and its files; it counts once this is there
     plan/0001-00000.parquet   rows; a row group is a shard
+    plan/finished.json        the manifest and settings of the last run that left nothing to do
 
 A shard is what a worker takes, and what it commits as one part named after it (`data.parts`). A
 plan is never changed: a manifest that grew or was mended, or a quarantine to try again, gets the
@@ -29,6 +30,7 @@ from lfmim.config import ExtractConfig
 from lfmim.data.manifest import (
     KNOWN_COLUMNS,
     label_report,
+    manifest_state,
     passthrough_columns,
     read_batches,
     refuse_duplicates,
@@ -46,6 +48,7 @@ from lfmim.schema import ID, NUMBER_COLUMNS, TEXT, VIDEO, LabelSpec, Modality
 from lfmim.storage import new_file, write_text
 
 PLAN_FOLDER = "plan"
+FINISHED = "finished.json"
 SHARDS_AT_LEAST = 64
 """Small manifests are cut finer, so that every worker gets some."""
 ROWS = {True: (1, 16), False: (16, 512)}
@@ -172,6 +175,38 @@ def make_plan(
         forget_quarantined(store, tried)
         bad = np.setdiff1d(bad, _as_array(tried))
     return plan._replace(quarantined=int(_among(ids, bad).sum()))
+
+
+def wanted_state(config: ExtractConfig, labels: LabelSpec) -> str:
+    """Differs once the manifest or a setting does that decides which rows are wanted. Looks at the
+    manifest's bytes, at no row."""
+    settings = [config.rows_per_part, config.extracted, labels.to_dict()]
+    return f"{manifest_state(config.manifest)} {json.dumps(settings)}"
+
+
+def note_finished(store: Path, plan: Plan, state: str) -> None:
+    """Keep that of this `wanted_state` nothing is left to do. Whoever calls it is the store's only
+    writer."""
+    if plan.files:
+        about = {**plan._asdict(), "files": None, "state": state}
+        write_text(store / PLAN_FOLDER / FINISHED, json.dumps(about))
+
+
+def finished_plan(store: Path, config: ExtractConfig, labels: LabelSpec) -> Plan | None:
+    """The plan that `note_finished` kept, if nothing that was wanted has changed since and all its
+    parts are there; None if only `make_plan` can tell."""
+    note, plans = store / PLAN_FOLDER / FINISHED, _plans(store)
+    if not plans or not note.exists():
+        return None
+    about = json.loads(note.read_text(encoding="utf-8"))
+    if about["number"] != plans[-1]["number"] or (
+        about["quarantined"] and config.retry_quarantined
+    ):
+        return None
+    if about.pop("state") != wanted_state(config, labels):
+        return None
+    plan = Plan(**about | {"files": [PlanFile(*file) for file in plans[-1]["files"]]})
+    return None if any(plan.pending(part_shards(store))) else plan
 
 
 def _ids_of(store: Path, shards: Iterable[Shard]) -> pa.Array:

@@ -33,8 +33,10 @@ from lfmim.schema import (
     InputError,
     Modality,
 )
+from lfmim.storage import write_text
 from lfmim.text_files import whole
 
+KEY_FILE = "model"
 PRESET_PLACES = {f"/{CACHE}/": "real", "/face_expression_net": "real", "/tiny-v1-": "tiny"}
 """Part of an encoder's path -> the preset that keeps it there."""
 
@@ -67,12 +69,24 @@ def predict_clip(
 def matching(predictor: Predictor, config: ExtractConfig) -> tuple[ExtractConfig, FeatureSpec]:
     """The config of the model's encoders, and what they give. Raises InputError if they cannot be
     loaded or are others than the model was trained on."""
-    check_encoders(predictor)
+    _check_encoders(predictor)
     config = for_model(config, predictor)
     spec = build_feature_spec(config)
     predictor.check_spec(spec, have="the configured encoders")
     # or a branch of the hub that moves now would give other features than were just checked
     return pinned(config, spec), spec
+
+
+def claim(parts: Path, key: str, another: str) -> None:
+    """Begin or continue the folder of finished rows, which are those of `key` alone. Raises
+    InputError that names what `another` key may come from."""
+    path = parts / KEY_FILE
+    if not path.is_file():
+        write_text(path, key)
+    elif path.read_text(encoding="utf-8") != key:
+        raise InputError(
+            f"{parts}: left by a run with another {another}; delete it, or use another --output"
+        )
 
 
 def for_model(config: ExtractConfig, predictor: Predictor) -> ExtractConfig:
@@ -112,7 +126,7 @@ def encoders_of(spec: FeatureSpec) -> EncoderConfig:
     return EncoderConfig(**named)
 
 
-def check_encoders(predictor: Predictor) -> None:
+def _check_encoders(predictor: Predictor) -> None:
     """Raise InputError if nothing here can compute the model's features from media."""
     encoders = predictor.meta.spec.encoders.items()
     given = [f"{m} ({e.name.removeprefix(GIVEN)})" for m, e in encoders if e.name.startswith(GIVEN)]

@@ -19,9 +19,9 @@ from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
 from feature_service.pipeline.extract import ExtractSummary, extract_features
-from feature_service.pipeline.predict import check_encoders, for_model
+from feature_service.pipeline.predict import claim, matching
 from feature_service.pipeline.schedule import GIVE_UP
-from feature_service.pipeline.stages import ERROR, STAGE, Row, build_feature_spec
+from feature_service.pipeline.stages import ERROR, STAGE, Row
 from lfmim.config import STUCK_MINUTES, ExtractConfig, config_hash
 from lfmim.data.manifest import manifest_labels, read_manifest
 from lfmim.data.store import (
@@ -45,13 +45,12 @@ from lfmim.schema import (
     FeatureSpec,
     InputError,
 )
-from lfmim.storage import as_path, new_file, remove_folder, write_text
+from lfmim.storage import as_path, new_file, remove_folder
 
 ROWS_PER_CALL = 64
 CPUS_PER_WORKER = 0.5
 ROWS_PER_PART = 4096
 FLUSH_SECONDS = 10.0
-MODEL_FILE = "model"
 NOTE = "note"
 
 RAY_FAILURES = (ray.exceptions.RayError, ExecutionTimeoutError)
@@ -120,9 +119,7 @@ def predict_manifest(
     """Extract the manifest into `config.store`, then predict its rows from there
     (`predict_store`)."""
     # before hours of extraction that this model could not read
-    check_encoders(predictor)
-    config = for_model(config, predictor)
-    predictor.check_spec(build_feature_spec(config), have="the configured encoders")
+    config, _ = matching(predictor, config)
     # new clips, which mostly have no label, have the classes of the model that they are for
     labels = manifest_labels(config.manifest, config.labels, predictor.meta.labels)
     predictor.check_labels(labels, have=f"the manifest {config.manifest}")
@@ -173,7 +170,8 @@ def predict_store(
         raise InputError(f"{store}: the feature store holds no rows; fill it with lfmim extract")
 
     parts = output.with_name(f"{output.name}.parts")
-    _claim(parts, predictor, spec)
+    key = config_hash(predictor.weights_sha256(), spec.fingerprint)
+    claim(parts, key, "model or other features")
     done = stored_ids(parts)
     todo = {
         path: here
@@ -255,19 +253,6 @@ def _predict_parts(
             "command again"
         )
     return nodes
-
-
-def _claim(parts: Path, predictor: Predictor, spec: FeatureSpec) -> None:
-    """Begin or continue `parts`, which belongs to one model and one kind of features."""
-    mine, path = config_hash(predictor.weights_sha256(), spec.fingerprint), parts / MODEL_FILE
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != mine:
-            raise InputError(
-                f"{parts}: left by a run with another model or other features; delete it or use "
-                "another --output"
-            )
-        return
-    write_text(path, mine)
 
 
 def _run(

@@ -24,8 +24,6 @@ class Tally:
     stored: int = 0
     reasons: Counter[str] = dataclasses.field(default_factory=Counter)
     """Count per 'stage: error'."""
-    failed: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Count per stage."""
     texts_cut: int = 0
     longest_text: int = 0
     busy: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -39,7 +37,6 @@ class Tally:
         self.rows += other.rows
         self.stored += other.stored
         self.reasons.update(other.reasons)
-        self.failed.update(other.failed)
         self.texts_cut += other.texts_cut
         self.longest_text = max(self.longest_text, other.longest_text)
         self.busy.update(other.busy)
@@ -83,7 +80,6 @@ def _tally(rows: Sequence[Row], stored: int) -> Tally:
         rows=len(rows),
         stored=stored,
         reasons=Counter(f"{r[STAGE]}: {r[ERROR]}" for r in rows if r[ERROR]),
-        failed=Counter(r[STAGE] for r in rows if r[ERROR]),
         texts_cut=len(cut),
         longest_text=max(cut, default=0),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Protocol
 
 from feature_service.operators.clip import ClipError
+from feature_service.operators.media import sha256
 from feature_service.pipeline.stages import Row, build_stage
 from feature_service.recordings.speech import Heard, hear
 from lfmim.config import ExtractConfig
@@ -35,9 +35,7 @@ class LocalDecoder:
     def hear(self, media: Path) -> tuple[Heard, str]:
         try:
             with open(media, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                file.seek(0)
-                return hear(file, max_s=self.max_s), sha256
+                return hear(file, max_s=self.max_s), sha256(file)
         except ClipError as error:
             raise InputError(f"{media}: {error}") from error
         except OSError as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from feature_service.pipeline.predict import claim
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import UtterancePredictor
@@ -218,7 +219,7 @@ def _predict(
 ) -> list[Row]:
     """All rows, those of a killed run as it left them."""
     parts, faces = _parts(task), utterances.faces()
-    _claim(parts, key)
+    claim(parts, key, "model, transcript or other settings")
     rows, done, tracker = _kept(parts, len(todo))
     if tracker is not None:
         faces.tracker = Tracker.of(tracker)
@@ -265,16 +266,6 @@ def _give_back() -> None:
     heap, which grows by them for as long as a recording goes on. glibc alone has the call."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _claim(parts: Path, key: str) -> None:
-    path = parts / "key"
-    if path.is_file() and path.read_text(encoding="utf-8") != key:
-        raise InputError(
-            f"{parts}: left by a run with another model, transcript or other settings; delete it, "
-            "or use another --output"
-        )
-    write_text(path, key)
 
 
 def _kept(parts: Path, count: int) -> tuple[list[Row], int, dict[str, Any] | None]:

@@ -27,7 +27,7 @@ from feature_service.pipeline.stages import (
 )
 from feature_service.recordings.decoder import Decoder, LocalDecoder
 from feature_service.recordings.faces import LARGEST, SPEAKING, FaceFinder, FaceRule, Shown
-from feature_service.recordings.recognition import Recogniser
+from feature_service.recordings.recognition import build_recogniser
 from feature_service.recordings.results import ABSTAIN, Row, result_row
 from feature_service.recordings.speech import Heard
 from feature_service.recordings.transcripts import UNKNOWN
@@ -87,7 +87,6 @@ class UtterancePredictor:
         predictor: Predictor,
         config: ExtractConfig,
         settings: Settings,
-        recogniser: Recogniser | None = None,
         decoder: Callable[[ExtractConfig], Decoder] = LocalDecoder,
     ) -> None:
         if predictor.meta.config.model.task != "emotion":
@@ -97,10 +96,14 @@ class UtterancePredictor:
             )
         if config.gpus_per_worker and not torch.cuda.is_available():
             raise InputError("--gpus_per_worker: there is no GPU here; leave it out")
-        config, spec = matching(predictor, config)
         self.device = "cuda" if config.gpus_per_worker else "cpu"
+        # Before the encoders, which take longer: its folder may be mistyped.
+        self.recogniser = (
+            build_recogniser(settings.asr, settings.language, self.device) if settings.asr else None
+        )
+        config, spec = matching(predictor, config)
         predictor.model.to(self.device)
-        self.predictor, self.settings, self.recogniser = predictor, settings, recogniser
+        self.predictor, self.settings = predictor, settings
         self.crop, self.modalities = Crop.of(spec), config.extracted
         self.max_frame_side = config.max_frame_side
         # Faces are found here, one after the other, and not the most prominent alone.

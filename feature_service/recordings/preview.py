@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import av
-from av.stream import Disposition
 
-from feature_service.operators.container import open_container
+from feature_service.operators.container import open_container, video_streams
 from feature_service.operators.frames import Upright
 from lfmim.progress import watch
 from lfmim.schema import InputError
@@ -156,9 +155,8 @@ def _picture_stream(out: Any, size: tuple[int, int]) -> Any:
 
 
 def _pictures(container: Any) -> Any:
-    """The first stream of pictures; cover art is none."""
-    video = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    return next(video, None)
+    """The first stream of pictures."""
+    return next(iter(video_streams(container)), None)
 
 
 def _decoded(container: Any, streams: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -12,10 +12,9 @@ from typing import Any, BinaryIO
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
 
 from feature_service.operators.clip import ClipError
-from feature_service.operators.container import open_container
+from feature_service.operators.container import open_container, video_streams
 from feature_service.operators.sound import Decoding
 
 RATE = 16_000
@@ -70,8 +69,7 @@ def hear(file: BinaryIO, *, max_s: float = math.inf) -> Heard:
 def _heard(container: Any, max_s: float) -> Heard:
     stated = (container.duration or 0) / av.time_base
     _check_length(stated, max_s)
-    # Cover art is a video stream to FFmpeg, and has no time.
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    videos = video_streams(container)
     if not container.streams.audio:
         return Heard([], np.empty(0, np.float32), 0.0, stated, bool(videos))
     sound, listener = _Sound(container, container.streams.audio[0]), Listener()

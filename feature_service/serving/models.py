@@ -14,7 +14,6 @@ from feature_service.pretrained.builtin import BUILTIN_FACE, builtin_face
 from feature_service.recordings.decoder import Decoder
 from feature_service.recordings.job import Task, predict_recording
 from feature_service.recordings.predict import UtterancePredictor
-from feature_service.recordings.recognition import build_recogniser
 from feature_service.serving.jobs import CANCELLED, PROGRESS, STEM
 from feature_service.serving.settings import ServiceConfig
 from lfmim import tracking
@@ -91,13 +90,10 @@ class Models:
         return ""
 
     def _load(self, version: str) -> UtterancePredictor:
-        settings, extract = self.config.settings, self.config.extract
-        device = "cuda" if extract.gpus_per_worker else "cpu"
-        recogniser = (
-            build_recogniser(settings.asr, settings.language, device) if settings.asr else None
-        )
         predictor = load(self.config.tracking, version)
-        return UtterancePredictor(predictor, extract, settings, recogniser, self._decoder)
+        return UtterancePredictor(
+            predictor, self.config.extract, self.config.settings, self._decoder
+        )
 
 
 def load(uri: str, version: str) -> Predictor:

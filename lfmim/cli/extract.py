@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lfmim.cli.arguments import parse
 from lfmim.config import ExtractConfig
 from lfmim.distributed import session
 from lfmim.schema import SPEC_FILE
 from lfmim.storage import output_folder
+
+if TYPE_CHECKING:
+    from feature_service.pipeline.extract import ExtractSummary
 
 COMMON = (
     "manifest",
@@ -42,20 +46,9 @@ def extract(config: ExtractConfig) -> int:
 
     # Bad input is told before a cluster is started, and before the next line imports Ray.
     check_first_rows(config.manifest, manifest_labels(config.manifest, config.labels))
-    from feature_service.pipeline.extract import extract_features
+    from feature_service.pipeline.extract import nothing_to_do
 
-    models = "GPU" if config.gpus_per_worker else "CPU"
-    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
-    params = {
-        "manifest": config.manifest,
-        "store": config.store,
-        "gpus_per_worker": config.gpus_per_worker,
-    }
-    run = f"extract-{Path(config.store).name}"
-    with session.job_session(
-        what, config.tracking, config.storage, run, params, gpus=config.gpus_per_worker
-    ) as log:
-        summary = extract_features(config, log=log)
+    summary = nothing_to_do(config) or _run(config)
     print(summary)
     print(f"feature store: {config.store}")
 
@@ -69,3 +62,20 @@ def extract(config: ExtractConfig) -> int:
         )
         return 3
     return 0
+
+
+def _run(config: ExtractConfig) -> ExtractSummary:
+    from feature_service.pipeline.extract import extract_features
+
+    models = "GPU" if config.gpus_per_worker else "CPU"
+    what = f"extract {config.manifest} into {config.store}: decoding on CPU, models on {models}"
+    params = {
+        "manifest": config.manifest,
+        "store": config.store,
+        "gpus_per_worker": config.gpus_per_worker,
+    }
+    run = f"extract-{Path(config.store).name}"
+    with session.job_session(
+        what, config.tracking, config.storage, run, params, gpus=config.gpus_per_worker
+    ) as log:
+        return extract_features(config, log=log)

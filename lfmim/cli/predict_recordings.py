@@ -33,7 +33,6 @@ def predict_recordings(
     from feature_service.recordings import job, page
     from feature_service.recordings.agreement import read_codes, write_agreement
     from feature_service.recordings.predict import UtterancePredictor
-    from feature_service.recordings.recognition import build_recogniser
 
     folder = local_path(output, "--output")
     names = [str(local_path(name, "the recording")) for name in recordings]
@@ -42,9 +41,7 @@ def predict_recordings(
     codes = read_codes(Path(agree), predictor.meta.labels, results) if agree else None
     output_folder(output, "--output")
 
-    device = "cuda" if config.gpus_per_worker else "cpu"
-    recogniser = build_recogniser(settings.asr, settings.language, device) if settings.asr else None
-    utterances = UtterancePredictor(predictor, config, settings, recogniser)
+    utterances = UtterancePredictor(predictor, config, settings)
     about = utterances.about(model)
 
     done, rows = [], []

@@ -3,6 +3,7 @@ rows at a time."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lfmim.data.formats import read_csv, read_jsonl, read_parquet
-from lfmim.data.shards import Scan, in_threads, parse_member, read_shards
+from lfmim.data.shards import Scan, expand_shards, in_threads, parse_member, read_shards
 from lfmim.schema import (
     AUDIO_STREAMS,
     DURATION,
@@ -39,7 +40,7 @@ from lfmim.schema import (
     fitting_labels,
     read_label_spec,
 )
-from lfmim.storage import file_system, reaching
+from lfmim.storage import as_path, file_system, listing, reaching
 
 READERS: dict[str, Callable[..., Iterator[pd.DataFrame]]] = {
     ".csv": read_csv,
@@ -119,6 +120,22 @@ def check_first_rows(path: str, labels: LabelSpec, *, need_media: bool = True) -
     before a cluster is started. Of tar shards the first is looked at."""
     for _ in read_batches(path, labels=labels, need_media=need_media, scan=map):
         break
+
+
+def manifest_state(path: str) -> str:
+    """A digest that differs once the manifest does: of a table by its bytes, of tar shards, which
+    hold the media, by name, size and when they were written. Raises InputError if there is none."""
+    digest = hashlib.blake2b(digest_size=16)
+    if path.lower().endswith(".tar"):
+        for shard in map(as_path, expand_shards(path)):
+            digest.update(repr(listing(shard.parent, shard.name)).encode())
+        return digest.hexdigest()
+
+    fs, name = file_system(path)
+    with reaching(path), fs.open(name, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_batches(

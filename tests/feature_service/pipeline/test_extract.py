@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from feature_service.pipeline.extract import extract_features
+from feature_service.pipeline.extract import extract_features, nothing_to_do
 from lfmim.config import ExtractConfig
 from lfmim.data.store import quarantined, read_table, stored_ids
 from lfmim.schema import InputError
@@ -30,9 +30,10 @@ def test_reruns_growth_and_the_quarantine(ray_cluster, tmp_path):
     assert (first.rows_in, first.stored, first.already_done) == (41, 40, 0)
     assert first.error_fraction == 1 / 41
 
-    again = extract_features(config)
-    assert (again.stored, again.already_done, again.error_fraction) == (0, 41, 1 / 41)
+    for again in (extract_features(config), nothing_to_do(config)):
+        assert (again.stored, again.already_done, again.error_fraction) == (0, 41, 1 / 41)
     pd.DataFrame(rows(43)).to_csv(config.manifest, index=False)
+    assert nothing_to_do(config) is None
     grown = extract_features(config)
     assert (grown.stored, grown.already_done, sum(grown.quarantined.values())) == (3, 41, 0)
 

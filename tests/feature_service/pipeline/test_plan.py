@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_service.pipeline import plan as planning
-from feature_service.pipeline.plan import Plan, Shard, make_plan, read_shard
+from feature_service.pipeline.plan import (
+    Plan,
+    Shard,
+    finished_plan,
+    make_plan,
+    note_finished,
+    read_shard,
+    wanted_state,
+)
 from feature_service.pipeline.stages import ERROR, STAGE, new_row
 from feature_service.pipeline.writer import commit
 from lfmim.config import ExtractConfig
@@ -182,6 +190,47 @@ def test_the_plan_of_an_unchanged_manifest_is_the_same_and_small_ones_are_cut_fi
     other = plan_of(settings_of(tmp_path, rows_per_part=7))
     assert other.number == 2
     assert sum(s.rows for s in pending(config, other)) == 1000 - 48
+
+
+def test_a_finished_plan_is_known_without_a_look_at_the_rows(tmp_path):
+    write_manifest(tmp_path, ["a", "b", "c"])
+    config = settings_of(tmp_path)
+    store = Path(config.store)
+    assert finished_plan(store, config, LABELS) is None
+
+    plan = plan_of(config)
+    run(config, plan, pending(config, plan), bad="b")
+    assert finished_plan(store, config, LABELS) is None  # the run was killed before it said so
+    plan = plan_of(config)._replace(quarantined=1)
+    note_finished(store, plan, wanted_state(config, LABELS))
+    assert finished_plan(store, config, LABELS) == plan
+    assert plan_of(config) == plan
+
+    retrying = dataclasses.replace(config, retry_quarantined=True)
+    assert finished_plan(store, retrying, LABELS) is None
+    assert finished_plan(store, settings_of(tmp_path, rows_per_part=1), LABELS) is None
+    merging = dataclasses.replace(LABELS, merges={"joy": "happiness"})
+    assert finished_plan(store, config, merging) is None
+    write_manifest(tmp_path, ["a", "b", "c", "d"])
+    assert finished_plan(store, config, LABELS) is None
+    write_manifest(tmp_path, ["a", "b", "c"])
+    assert finished_plan(store, config, LABELS) == plan
+    compact(store, 100)
+    assert finished_plan(store, config, LABELS) == plan
+
+    for part in part_files(store):
+        Path(part).unlink()
+    assert finished_plan(store, config, LABELS) is None
+
+
+def test_the_state_of_tar_shards_is_that_of_their_files(tmp_path):
+    config = ExtractConfig(manifest=str(tmp_path / "{0..1}.tar"), store=str(tmp_path / "s"))
+    for name in "01":
+        (tmp_path / f"{name}.tar").write_bytes(b"tar")
+    before = wanted_state(config, LABELS)
+    assert wanted_state(config, LABELS) == before
+    (tmp_path / "1.tar").write_bytes(b"another")
+    assert wanted_state(config, LABELS) != before
 
 
 def test_rows_with_media_have_shards_of_their_own(tmp_path):
