@@ -7,7 +7,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import quote
 from feature_service.recordings.preview import preview
 from feature_service.recordings.results import SCHEMA, VERSION
 from lfmim.schema import InputError
-from lfmim.storage import is_remote, write_text
+from lfmim.storage import is_remote, relative_url, write_text
 
 STATIC = Path(__file__).parent / "static"
 PAGE, OVERVIEW = "index.html", "recordings"
@@ -34,7 +33,7 @@ def write_page(result: Path, media: Path | None) -> Path:
     read, source = _read(result, SCHEMA), None
     if media is not None and not is_remote(media):
         played = preview(media, result.with_name(f"{result.stem}.preview.mp4")) or media
-        source = _relative(played, result.parent)
+        source = relative_url(played, result.parent)
     return write_text(result.with_name(PAGE), page(read, result.stem, source))
 
 
@@ -71,13 +70,6 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
             f"{VERSION}; predict the recording again"
         )
     return read
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
-    except ValueError:  # another drive of Windows
-        return path.resolve().as_uri()
 
 
 def _filled(template: str, title: str, inside: Mapping[str, Any]) -> str:

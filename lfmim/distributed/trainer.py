@@ -40,6 +40,7 @@ from lfmim.training.checkpoint import (
     META,
     CheckpointMeta,
     epoch_folder,
+    keep_later,
     latest_checkpoint,
     load_meta,
     newest_checkpoint,
@@ -199,6 +200,7 @@ def train_run(
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
             load = functools.partial(load_split, store, "valid", config.model, config.train.cache)
             calibrate(best, load)
+            keep_later(best, meta.history)
             registered = tracking.register(
                 uri,
                 run_id,
