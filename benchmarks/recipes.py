@@ -41,7 +41,7 @@ from lfmim.config import (
 )
 from lfmim.data.loading import load_split
 from lfmim.distributed.trainer import data_fingerprint
-from lfmim.evaluation.report import markdown_table
+from lfmim.evaluation.page import markdown_table
 from lfmim.experiments.search import searchable, with_params
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
 from lfmim.former_names import say_renamed, translate

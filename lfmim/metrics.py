@@ -350,6 +350,13 @@ def metrics_from_dict(raw: Mapping[str, Any]) -> Metrics:
     return (SentimentMetrics if "mae" in raw else HeadMetrics)(**raw)
 
 
+def labelled_f1(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """F1 per class of one head's HeadMetrics as a dict; NaN for a class without labels: an F1 of 0
+    would say that it was missed."""
+    classes = zip(metrics["f1"].items(), metrics["confusion"], strict=True)
+    return {name: f1 if any(row) else float("nan") for (name, f1), row in classes}
+
+
 def not_learned(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Which heads of one epoch's validation, as a checkpoint's history holds them, do no better
     than always guessing the commonest class; "" if none, or for sentiment scores."""

@@ -3,6 +3,7 @@ encoded."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,44 @@ from lfmim.schema import (
 
 
 def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
-    """Crops of `count` stored rows that have a video, chosen by `seed`, in id order.
+    """Crops of `count` stored rows that have a video, chosen by `seed`, in id order; [] of a store
+    that was not made from clips."""
+    rows = [r for r in _stored(store) if r[VIDEO]]
+    if not rows or not count or "segments" not in FeatureSpec.load(store).sampling:
+        return []
+    chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
+    return _crops(store, [rows[i] for i in sorted(chosen)])
 
-    The frames are sampled as the store's spec says. A clip that is gone, cannot be decoded or has
-    no face is told, not left out.
-    """
+
+def crops_of(store: Path, ids: Collection[str]) -> dict[str, Crop]:
+    """Crops of the stored rows of these ids, by id."""
+    rows = [r for r in _stored(store) if r[ID] in ids]
+    return dict(zip((r[ID] for r in rows), _crops(store, rows), strict=True))
+
+
+def _stored(store: Path) -> list[dict[str, Any]]:
+    columns = [VIDEO, START, END, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]]
+    rows: list[dict[str, Any]] = read_table(store, columns).to_pylist()
+    return rows
+
+
+def _crops(store: Path, rows: Sequence[dict[str, Any]]) -> list[Crop]:
+    """A crop per row. Frames are sampled as the store's spec says; a clip that is gone, cannot be
+    decoded or has no face is told, not left out."""
     spec = FeatureSpec.load(store)
     sampling, rule = spec.sampling, CropRule.of(spec)
-    table = read_table(store, [VIDEO, START, END, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]])
-    rows = [r for r in table.to_pylist() if r[VIDEO]]
-    # a store of imported features was made from no clips, and its spec has no sampling
-    if not rows or not count or "segments" not in sampling:
-        return []
+    # A store of imported features was made from no clips, and its spec has no sampling. Nothing is
+    # decoded for it, and no detector loaded.
+    if "segments" not in sampling or not any(r[VIDEO] for r in rows):
+        return [Crop(r[ID], None, "the store was not made from a video") for r in rows]
 
-    chosen = np.random.default_rng(seed).choice(len(rows), min(count, len(rows)), replace=False)
     config = ExtractConfig(
         manifest="-",
         store=str(store),
         **{k: sampling[k] for k in ("segments", "frames_per_segment", "seed")},
     )
     decode, cropper = build_stage("decode", config), build_cropper(rule)
-    return [_crop(rows[i], decode, cropper, faces=rule.kind != "frame") for i in sorted(chosen)]
+    return [_crop(r, decode, cropper, faces=rule.kind != "frame") for r in rows]
 
 
 def _crop(stored: dict[str, Any], decode: Any, cropper: Cropper, *, faces: bool) -> Crop:
@@ -56,6 +74,8 @@ def _crop(stored: dict[str, Any], decode: Any, cropper: Cropper, *, faces: bool)
     label = stored[LABEL_COLUMNS[Modality.VISION]] or "no label"
     shown = f"face in {sum(found)}/{len(found)} frames" if faces else "the whole frame"
     caption = f"{stored[ID]} · {label} · {shown}"
+    if not stored[VIDEO]:
+        return Crop(caption, None, "the store was not made from a video")
     # of a URL only the decoder can tell, and does so in its error
     if "://" not in stored[VIDEO] and not Path(stored[VIDEO]).is_file():
         return Crop(caption, None, "the video is gone")

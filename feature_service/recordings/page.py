@@ -7,7 +7,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import quote
 from feature_service.recordings.preview import preview
 from feature_service.recordings.results import SCHEMA, VERSION
 from lfmim.schema import InputError
-from lfmim.storage import is_remote, write_text
+from lfmim.storage import is_remote, relative_url, write_text
 
 STATIC = Path(__file__).parent / "static"
 PAGE, OVERVIEW = "index.html", "recordings"
@@ -35,15 +34,15 @@ def write_page(
     The page plays `media` where it lies, by a path relative to the page; what browsers cannot show
     gets a preview beside the page, <result's stem>.preview.mp4; with `blur_faces` any recording
     does, and its faces are hidden in there. None, or media elsewhere than on this machine's disks:
-    there is no player. `corrections`: URL relative to the page, which takes
-    and gives them; None: the page saves them as a file. Raises InputError for a file that is no
-    such result and for media that cannot be read, and WriteError.
+    there is no player. `corrections`: URL relative to the page, which takes and gives them; None:
+    the page saves them as a file. Raises InputError for a file that is no such result and for media
+    that cannot be read, and WriteError.
     """
     read, source = _read(result, SCHEMA), None
     if media is not None and not is_remote(media):
         target = result.with_name(f"{result.stem}.preview.mp4")
         played = preview(media, target, blur_faces=blur_faces) or media
-        source = _relative(played, result.parent)
+        source = relative_url(played, result.parent)
     return write_text(result.with_name(PAGE), page(read, result.stem, source, corrections))
 
 
@@ -84,13 +83,6 @@ def _read(path: Path, schema: str) -> dict[str, Any]:
             f"{VERSION}; predict the recording again"
         )
     return read
-
-
-def _relative(path: Path, folder: Path) -> str:
-    try:
-        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
-    except ValueError:  # another drive of Windows
-        return path.resolve().as_uri()
 
 
 def _filled(template: str, title: str, inside: Mapping[str, Any], *, asks: bool = False) -> str:

@@ -57,10 +57,12 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
     }[encoders.preset]
 
     with session.ray_session(f"demo in {root.resolve()}: everything on this machine"):
+        from feature_service.pipeline.contact_sheet import crops_of
         from feature_service.pipeline.extract import extract_features
         from feature_service.pipeline.predict import predict_clip
         from lfmim import tracking
         from lfmim.distributed.trainer import train_run
+        from lfmim.evaluation.examples import example_ids
         from lfmim.evaluation.report import evaluate_store, write_report
 
         say(f"extracting features (Ray), encoders: {which}")
@@ -71,7 +73,9 @@ def demo(*, folder: str = "demo", clips: int = 0, seed: int = 0) -> int:
     say("evaluating on the held-out test clips")
     predictor = tracking.load_predictor(result.tracking_uri, result.registered.uri)
     report = evaluate_store(predictor, Path(config.store), "test")
-    page = write_report(root / "report", report, predictor, title="LFMIM on the demo corpus")
+    crops = crops_of(Path(config.store), example_ids(report["examples"]))
+    title = "LFMIM on the demo corpus"
+    page = write_report(root / "report", report, predictor, title=title, crops=crops)
 
     # another seed than the corpus's: a clip that is in no split
     drawn = draw_labels(1, np.random.default_rng(seed + 1))

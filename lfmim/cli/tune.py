@@ -111,6 +111,7 @@ def main(args: list[str]) -> int:
         + (f" ± {statistics.stdev(scores):.4f}" if len(scores) > 1 else "")
     )
     print(result.retrained.registered)
+    print(f"report: {result.page}")
     print(f"mlflow ui --backend-store-uri {result.tracking_uri}   # sweep {result.run_id}")
     return 0
 

@@ -42,6 +42,7 @@ from lfmim.training.checkpoint import (
     META,
     CheckpointMeta,
     epoch_folder,
+    keep_later,
     latest_checkpoint,
     load_meta,
     newest_checkpoint,
@@ -211,6 +212,7 @@ def train_run(
             best = epoch_folder(folder, meta.best_epoch) if meta.best_epoch >= 0 else last
             load = functools.partial(load_split, store, "valid", config.model, config.train.cache)
             calibrate(best, load)
+            keep_later(best, meta.history)
             registered = tracking.register(
                 uri,
                 run_id,

@@ -30,7 +30,7 @@ from lfmim.experiments.search import (
     suggest,
     with_params,
 )
-from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
+from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_page, sweep_table
 from lfmim.former_names import FORMER
 from lfmim.progress import share
 from lfmim.schema import FeatureSpec, InputError
@@ -55,6 +55,11 @@ class SweepResult:
     reproduced: bool
     """Retraining from the logged config gave the trial's score and loss in every digit."""
     importances: dict[str, float]
+
+    @property
+    def page(self) -> Path:
+        """The sweep's report."""
+        return self.folder / "index.html"
 
     @property
     def seed_scores(self) -> list[float]:
@@ -337,12 +342,20 @@ def _log_result(config: TuneConfig, result: SweepResult, space: Space) -> None:
         metrics["given_score"] = given
     metrics |= {f"importance/{field}": share for field, share in result.importances.items()}
 
+    figures = sweep_figures(space, result.records)
+    page = sweep_page(
+        f"Sweep {result.name}", figures, result.records, winner, result.retrained.meta, scores
+    )
+    write_text(result.page, page)
     tracking.log_sweep(
         result.tracking_uri,
         result.run_id,
         metrics=metrics,
-        figures=sweep_figures(space, result.records),
-        texts={"trials.csv": sweep_table(result.records).to_csv(index=False)},
+        figures=figures,
+        texts={
+            "trials.csv": sweep_table(result.records).to_csv(index=False),
+            result.page.name: page,
+        },
         tags={
             "winner": str(winner.number),
             "reproduced": str(result.reproduced).lower(),

@@ -25,9 +25,10 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]], chosen: int = -1) -> Figure:
     """Loss and accuracy (sentiment: MAE) per head over epochs, training, validation and, where the
-    entries have it, test (as the paper's Figure 3)."""
+    entries have it, test (as the paper's Figure 3); the epoch `chosen` (from 0; -1: none) is
+    marked."""
     # A head without labels, as of a modality that the corpus lacks, has nothing to draw.
     valid = [entry["valid"] for entry in history]
     heads = [h for h in HEADS if any(h in v and v[h].get("count", 1) for v in valid)] or HEADS
@@ -44,9 +45,11 @@ def learning_curves(history: Sequence[Mapping[str, Any]]) -> Figure:
                 # TFN, LMF and others answer the multimodal head alone; test is in a benchmark's
                 # first seeds only, put there after the checkpoint was chosen.
                 if all(head in entry.get(part, ()) for entry in history):
-                    axis.plot(
-                        epochs, [entry[part][head][metric] for entry in history], style, label=part
-                    )
+                    figures = [entry[part][head][metric] for entry in history]
+                    # A line of one epoch cannot be seen.
+                    axis.plot(epochs, figures, style, label=part, marker="." * (len(epochs) == 1))
+            if chosen >= 0:
+                axis.axvline(chosen + 1, color="0.4", linewidth=1, label=f"chosen: {chosen + 1}")
             axis.grid(alpha=0.3)
             if row == 0:
                 axis.set_title(head)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from lfmim.data.label_statistics import (
     pairwise_inconsistency,
 )
 from lfmim.evaluation.figures import new_figure
-from lfmim.evaluation.report import PAGE_STYLE, inline_image
+from lfmim.evaluation.page import Html, frame_table, page, paragraph, section, wide_image
 from lfmim.schema import HEADS, LABEL_COLUMNS, LabelSpec
 from lfmim.storage import new_file, write_text
 
@@ -87,23 +86,23 @@ def _bars(axis: Axes, table: pd.DataFrame) -> None:
     axis.legend(fontsize=8)
 
 
-def labels_html(labels: pd.DataFrame, spec: LabelSpec) -> str:
-    """The figure and the tables as a part of a page; a sentence where there is no label."""
+def label_sections(labels: pd.DataFrame, spec: LabelSpec) -> list[Html]:
+    """The figure and the tables as sections of a page; a sentence where there is no label."""
     # A store of the sentiment task has scores alone, and is no worse a store for it.
     if labels[list(LABEL_COLUMNS.values())].isna().all(axis=None):
-        return "<h2>Labels</h2><p>No emotion label of any head.</p>"
+        return [section("Labels", paragraph("No emotion label of any head."))]
 
     tables = label_tables(labels, spec)
-    parts = [f"<h2>Labels</h2>{inline_image(label_figure(tables))}"]
-    parts += [
-        f"<h3>{html.escape(TITLES[name])}</h3>{_html(table)}" for name, table in tables.items()
+    alt = "Utterances per emotion and label, and shares of labels that differ (Figure 1)"
+    return [
+        section("Labels", wide_image(label_figure(tables), alt)),
+        *(section(TITLES[n], frame_table(TITLES[n], _plain(t))) for n, t in tables.items()),
     ]
-    return "".join(parts)
 
 
-def _html(table: pd.DataFrame) -> str:
-    # pandas gives the index's name a header row of its own, empty but for that word.
-    return table.rename_axis(None).to_html(float_format=lambda v: f"{v:.3f}", na_rep="–", border=0)
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Without pandas' names of rows and columns, which say nothing here."""
+    return table.rename_axis(None)
 
 
 def write_label_report(folder: Path, labels: pd.DataFrame, spec: LabelSpec, *, title: str) -> Path:
@@ -117,7 +116,5 @@ def write_label_report(folder: Path, labels: pd.DataFrame, spec: LabelSpec, *, t
         label_figure(tables).savefig(temporary, dpi=130, format="png")
     return write_text(
         folder / "index.html",
-        f"""<!doctype html><meta charset="utf-8">
-<title>{html.escape(title)}</title><style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>
-{labels_html(labels, spec)}""",
+        page(title, label_sections(labels, spec)),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lfmim.config import to_dict
-from lfmim.evaluation.report import markdown_table
-from lfmim.metrics import Metrics, SentimentMetrics, metrics_from_dict
+from lfmim.evaluation.page import markdown_table, shown
+from lfmim.metrics import Metrics, SentimentMetrics, labelled_f1, metrics_from_dict
 from lfmim.models import build_model
 from lfmim.schema import MODALITIES, SENTIMENTS, LabelSpec
 from lfmim.training.checkpoint import CheckpointMeta
@@ -38,8 +38,8 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
     begun = f"from the weights of `{c.init}`\n" if c.init else ""
     # lr, β and seed of an imported checkpoint are defaults that nobody trained it with.
     made = (
-        f"Trained {begun}for {meta.epoch} epochs with {c.train.optimizer} at lr\n{c.train.lr:g}, "
-        f"loss weights β {beta}, "
+        f"Trained {begun}for {meta.epoch + len(meta.later or ())} epochs with "
+        f"{c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, "
         f"seed {c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\n"
         f"the validation score of the {c.train.selection} head ({meta.best_score:.4f})."
         if meta.history
@@ -130,7 +130,7 @@ def _figures(meta: CheckpointMeta, answers: Sequence[str]) -> str:
         for h in heads
     ]
     names = list(figures[heads[0]])
-    scores = [[h, *(f"{v:.3f}" for v in figures[h].values())] for h in heads]
+    scores = [[h, *(shown(v) for v in figures[h].values())] for h in heads]
 
     return f"""
 Labelled utterances per head, and validation labels per class:
@@ -147,11 +147,12 @@ test split.
 def _shown(metrics: Metrics, labels: LabelSpec) -> dict[str, float]:
     if isinstance(metrics, SentimentMetrics):
         return metrics.scalars()
+    f1 = labelled_f1(vars(metrics))
     return {
         "accuracy": metrics.accuracy,
         "majority": metrics.majority,
         "UAR": metrics.uar,
         "weighted F1": metrics.weighted_f1,
         "macro F1": metrics.macro_f1,
-        **{f"F1 {e}": metrics.f1[e] for e in labels.report_order},
+        **{f"F1 {e}": f1[e] for e in labels.report_order},
     }

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
-import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,24 +16,38 @@ from lfmim.data.loading import split_labels
 from lfmim.data.manifest import cell
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.calibration import calibration
+from lfmim.evaluation.examples import example_sections, pick_examples
 from lfmim.evaluation.figures import confusion_matrices, learning_curves, reliability_diagrams
-from lfmim.metrics import HeadMetrics, Metrics, sums_for
+from lfmim.evaluation.page import (
+    Html,
+    image,
+    page,
+    panels,
+    paragraph,
+    section,
+    table,
+    wide_image,
+)
+from lfmim.evaluation.store_report import Crop
+from lfmim.metrics import HeadMetrics, Metrics, labelled_f1, sums_for
 from lfmim.predictor import Predictor
 from lfmim.schema import (
+    END,
     FEATURE_COLUMNS,
     HEADS,
+    ID,
     IGNORE_LABEL,
     LABEL_COLUMNS,
     MULTIMODAL,
     SENTIMENT_COLUMNS,
     SPEAKER,
+    START,
+    VIDEO,
     InputError,
 )
 from lfmim.storage import write_text
+from lfmim.training.checkpoint import CheckpointMeta
 from lfmim.training.losses import head_losses
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 HEADLINE = {"emotion": "accuracy", "sentiment": "mae"}
 COLUMNS = {
@@ -66,14 +76,11 @@ GROUP_COLUMNS = {
     "emotion": {"accuracy": "accuracy", "uar": "UAR", "weighted_f1": "weighted F1"},
     "sentiment": {"mae": "MAE", "pearson": "Pearson r"},
 }
-PAGE_STYLE = """body{font:15px/1.5 system-ui;max-width:1300px;margin:2em auto;padding:0 1em}
-td,th{padding:.3em .6em;text-align:right;border:0;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px;white-space:nowrap}
-img{max-width:100%}"""
 
 
 def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> dict[str, Any]:
-    """Figures of every head against its own label, and of every head against the multimodal label.
+    """Figures of every head against its own label, and of every head against the multimodal label,
+    and utterances as examples.
 
     Raises InputError if the store was made with other encoders or classes than the model's, or if
     the split is empty or without labels of the model's task and heads.
@@ -86,12 +93,15 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         *LABEL_COLUMNS.values(),
         *SENTIMENT_COLUMNS.values(),
         *GROUPS,
+        VIDEO,
+        START,
+        END,
     ]
-    table = read_table(store, columns, split)
-    labels = split_labels(table, store, split, task)
+    rows = read_table(store, columns, split)
+    labels = split_labels(rows, store, split, task)
     found = {
         h: torch.from_numpy(x)
-        for h, x in predictor.predict({m: sequences(table, m) for m in dims}).items()
+        for h, x in predictor.predict({m: sequences(rows, m) for m in dims}).items()
     }
 
     classes = predictor.meta.labels.classes
@@ -106,7 +116,7 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
     against_m = _metrics(found, labels[:, HEADS.index(MULTIMODAL), None].expand_as(labels), classes)
     return {
         "split": split,
-        "rows": table.num_rows,
+        "rows": rows.num_rows,
         "best_epoch": predictor.meta.best_epoch + 1,
         "task": task,
         "labels": predictor.meta.labels.to_dict(),
@@ -115,8 +125,14 @@ def evaluate_store(predictor: Predictor, store: Path, split: str = "test") -> di
         "groups": {
             column: _group_figures(names, found, labels, classes, task)
             for column in GROUPS
-            if len({*(names := _groups(table, column))} - {""}) > 1
+            if len({*(names := _groups(rows, column))} - {""}) > 1
         },
+        "examples": pick_examples(
+            rows.select([c for c in (ID, VIDEO, START, END) if c in rows.column_names]).to_pylist(),
+            {h: p.numpy() for h, p in found.items()},
+            labels.numpy(),
+            predictor.meta.labels,
+        ),
     }
 
 
@@ -181,96 +197,100 @@ def _metrics(
 
 
 def write_report(
-    folder: Path, report: Mapping[str, Any], predictor: Predictor, *, title: str
+    folder: Path,
+    report: Mapping[str, Any],
+    predictor: Predictor,
+    *,
+    title: str,
+    crops: Mapping[str, Crop] | None = None,
 ) -> Path:
-    """Write `report.json` and `index.html` (figures inlined); returns the page's path."""
-    labels, columns = predictor.meta.labels, COLUMNS[report["task"]]
-    if report["task"] == "emotion":
-        columns = (
-            columns
-            | {"uar": "UAR", "ece": "ECE"}
-            | {f"f1_{c}": f"F1 {c}" for c in labels.report_order}
-        )
-    # `f1` is one dict per head; flat it can be a column per emotion as the other figures are.
-    table = {
-        head: {**m, **{f"f1_{e}": v for e, v in m.get("f1", {}).items()}}
-        for head, m in report["heads"].items()
-    }
-    rows = "".join(
-        f"<tr><th>{head}</th><td>{m['count']}</td>"
-        + "".join(f"<td>{shown(m[c])}</td>" for c in columns)
-        + f"<td>{shown(report['against_multimodal_label'][head])}</td></tr>"
-        for head, m in table.items()
-    )
+    """Write `report.json` and `index.html` (pictures inside); returns the page's path.
 
-    against = f"{HEADLINE[report['task']]} against the multimodal label"
-    header = "".join(
-        f"<th>{html.escape(c)}</th>" for c in ("head", "n", *columns.values(), against)
-    )
+    `crops`: faces of the report's examples (`example_ids`); None: it shows none.
+    """
     chosen = (
         f"The checkpoint is epoch {report['best_epoch']}, chosen on validation"
         if report["best_epoch"]
-        else ("The checkpoint was imported: how it was chosen is not known")
+        else "The checkpoint was imported: how it was chosen is not known"
+    )
+    lead = (
+        f"Split {report['split']}, {report['rows']} utterances. {chosen}; each head is measured "
+        "against its own label. A dash: nothing to measure, as of a class without labels."
     )
 
-    reliability = (
-        "<h2>Calibration</h2><p>How often answers of each probability are right; darker: more "
-        f"answers.</p>{inline_image(reliability_diagrams(report['heads']))}"
-        if report["task"] == "emotion"
-        else ""
-    )
+    labels = predictor.meta.labels
+    measured = {h: m for h, m in report["heads"].items() if m["count"]}
+    confusion = [
+        image(confusion_matrices({h: m}, labels), f"Confusion matrix of the {h} head")
+        for h, m in measured.items()
+    ]
+    sections = [
+        section("Heads", _heads_table(report, labels.report_order)),
+        *_group_sections(report),
+        *example_sections(report["examples"], folder, crops),
+        section(
+            "Confusion",
+            paragraph("Counts; darker: a greater share of the label's utterances."),
+            panels(confusion),
+        ),
+    ]
+    if report["task"] == "emotion":
+        diagrams = [
+            image(reliability_diagrams({h: m}), f"Reliability diagram of the {h} head")
+            for h, m in measured.items()
+        ]
+        about = paragraph(
+            "How often answers of each probability are right; darker: more answers. On the "
+            "diagonal, as often as they say."
+        )
+        sections.append(section("Calibration", about, panels(diagrams)))
+    sections.append(_training_section(predictor.meta))
 
-    page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{PAGE_STYLE}</style>
-<h1>{html.escape(title)}</h1>
-<p>Split <b>{report["split"]}</b>, {report["rows"]} utterances. {chosen}; each head is measured
-against its own label.</p>
-<table><tr>{header}</tr>{rows}</table>
-{_groups_html(report)}
-<h2>Confusion</h2>{inline_image(confusion_matrices(report["heads"], labels))}
-{reliability}
-<h2>Training</h2>{inline_image(learning_curves(predictor.meta.history))}"""
     write_text(folder / "report.json", json.dumps(report, indent=1))
-    return write_text(folder / "index.html", page)
+    return write_text(folder / "index.html", page(title, sections, lead=[lead]))
 
 
-def shown(value: float) -> str:
-    """A figure for people; a head without labels has NaN, which is a dash."""
-    return "–" if math.isnan(value) else f"{value:.3f}"
+def _heads_table(report: Mapping[str, Any], classes: Sequence[str]) -> Html:
+    columns = COLUMNS[report["task"]]
+    if report["task"] == "emotion":
+        columns = columns | {"uar": "UAR", "ece": "ECE"} | {f"f1_{c}": f"F1 {c}" for c in classes}
+    against = f"{HEADLINE[report['task']]} against the multimodal label"
+    rows = []
+    for head, m in report["heads"].items():
+        # Flat, `f1` can be a column per class as the other figures are.
+        f1 = {f"f1_{c}": v for c, v in labelled_f1(m).items()} if "f1" in m else {}
+        figures = [{**m, **f1}[c] for c in columns]
+        rows.append((head, m["count"], *figures, report["against_multimodal_label"][head]))
+    return table("Heads", ("head", "n", *columns.values(), against), rows)
 
 
-def _groups_html(report: Mapping[str, Any]) -> str:
+def _group_sections(report: Mapping[str, Any]) -> list[Html]:
     """A table per column of GROUPS that the store has, of the multimodal head or the only one."""
-    parts = []
+    found = []
     columns = GROUP_COLUMNS[report["task"]]
     for column, groups in report["groups"].items():
         # Of a text-only corpus the text head is all there is to compare.
         heads = [h for h in reversed(HEADS) if any(h in g for g in groups.values())]
         if not heads:
             continue
-        head = heads[0]
-        rows = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{g[head]['count']}</td>"
-            + "".join(f"<td>{shown(g[head][c])}</td>" for c in columns)
-            + "</tr>"
+        title = f"By {column}, {heads[0]} head"
+        rows = [
+            (name, g[heads[0]]["count"], *(g[heads[0]][c] for c in columns))
             for name, g in groups.items()
-            if head in g
-        )
-        titles = "".join(f"<th>{c}</th>" for c in (column, "n", *columns.values()))
-        parts.append(f"<h2>By {column}, {head} head</h2><table><tr>{titles}</tr>{rows}</table>")
-    return "".join(parts)
+            if heads[0] in g
+        ]
+        found.append(section(title, table(title, (column, "n", *columns.values()), rows)))
+    return found
 
 
-def inline_image(figure: Figure) -> str:
-    """The figure as an <img> with its data inside."""
-    # Inside the page, so that it is one file that can be mailed, or logged to MLflow and opened.
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="figure" src="data:image/png;base64,{data}">'
-
-
-def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table, ending with a line break."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+def _training_section(meta: CheckpointMeta) -> Html:
+    if not meta.history:
+        return section("Training", paragraph("No curves: the weights were imported."))
+    epochs, chosen = [*meta.history, *(meta.later or [])], meta.best_epoch
+    told = (
+        "The curves end at this checkpoint: what its run did after it is not kept with it."
+        if meta.later is None
+        else f"Every epoch of the run, {len(epochs)}; the line across marks the chosen one."
+    )
+    alt = f"Training curves of every head over {len(epochs)} epochs; chosen is {chosen + 1}"
+    return section("Training", paragraph(told), wide_image(learning_curves(epochs, chosen), alt))

@@ -3,10 +3,8 @@ quality."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import html
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,14 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lfmim.data.importers.dump import IMPORT_FILE
 from lfmim.data.label_statistics import read_labels
 from lfmim.data.store import open_part, part_files, quarantined, sequences, store_state
 from lfmim.evaluation.figures import new_figure
-from lfmim.evaluation.label_report import labels_html
-from lfmim.evaluation.report import PAGE_STYLE, inline_image
+from lfmim.evaluation.label_report import label_sections
+from lfmim.evaluation.page import (
+    Html,
+    frame_table,
+    page,
+    paragraph,
+    section,
+    thumbnail,
+    wide_image,
+)
 from lfmim.schema import (
     DURATION,
     FACE_FOUND,
@@ -36,16 +41,8 @@ from lfmim.schema import (
 )
 from lfmim.storage import write_text
 
-STYLE = (
-    PAGE_STYLE
-    + """
-figure{display:inline-block;margin:0 .6em 1em 0;width:132px;vertical-align:top;font-size:11px;
-overflow-wrap:anywhere}
-figure img,figure div{display:block;width:132px;height:132px;box-sizing:border-box}
-figure div{border:1px dashed #999;padding:.6em;color:#666}
-td:first-child,th:first-child,.left td,.left th{text-align:left;white-space:normal;
-overflow-wrap:anywhere}"""
-)
+WORDS = ("Encoders", "Sampling and versions", "Quarantined", "Import")
+"""Tables of text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,42 +270,33 @@ def distributions(summary: StoreSummary) -> Figure:
 
 
 def write_store_report(
-    page: Path, store: Path, summary: StoreSummary, crops: Sequence[Crop]
+    target: Path, store: Path, summary: StoreSummary, crops: Sequence[Crop]
 ) -> Path:
     """Write the self-contained page; returns its path."""
-    title = f"Feature store {store.name}"
-    tables = "".join(
-        f"<h2>{html.escape(n)}</h2>{_html(n, t)}" for n, t in summary_tables(summary).items()
-    )
-    sheet = "".join(_figure(c) for c in crops) or "<p>No stored row has a video.</p>"
     spec = summary.labels
-    labels = labels_html(read_labels(str(store), spec), spec) if summary.rows else ""
+    sections = [
+        section(name, frame_table(name, frame, words=name in WORDS))
+        for name, frame in summary_tables(summary).items()
+    ]
+    alt = "Histograms of durations, lengths and shares of frames with a face"
+    sections.append(section("Distributions", wide_image(distributions(summary), alt)))
 
-    return write_text(
-        page,
-        f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>{STYLE}</style><h1>{html.escape(title)}</h1>{tables}
-<h2>Distributions</h2>{inline_image(distributions(summary))}
-<h2>Face crops</h2><p>Of a seeded sample of clips, decoded again: the crop of the middle sampled
-frame with a face.</p>
-{sheet}{labels}""",
+    sheet = "".join(_figure(c) for c in crops)
+    about = (
+        "Of a seeded sample of clips, decoded again: the crop of the middle sampled frame with a "
+        "face."
+        if sheet
+        else "No stored row has a video."
     )
+    sheet = Html(f'<div class="sheet">{sheet}</div>')
+    sections.append(section("Face crops", paragraph(about), sheet))
+    if summary.rows:
+        sections += label_sections(read_labels(str(store), spec), spec)
+    return write_text(target, page(f"Feature store {store.name}", sections))
 
 
-def _html(name: str, table: pd.DataFrame) -> str:
-    classes = (
-        "left" if name in ("Encoders", "Sampling and versions", "Quarantined", "Import") else None
-    )
-    return str(table.to_html(border=0, classes=classes, header=any(table.columns != "")))
-
-
-def _figure(crop: Crop) -> str:
+def _figure(crop: Crop) -> Html:
     caption = f"<figcaption>{html.escape(crop.caption)}</figcaption>"
     if crop.image is None:
-        return f"<figure><div>{html.escape(crop.reason)}</div>{caption}</figure>"
-
-    # PNG would keep the camera's noise bit by bit, at several times the bytes.
-    buffer = io.BytesIO()
-    Image.fromarray(crop.image).resize((132, 132)).save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{data}">{caption}</figure>'
+        return Html(f"<figure><div>{html.escape(crop.reason)}</div>{caption}</figure>")
+    return Html(f"<figure>{thumbnail(crop.image, f'Crop of {crop.caption}')}{caption}</figure>")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from lfmim.config import experiment_from_dict
 from lfmim.experiments.systems import BASELINES
+from lfmim.metrics import labelled_f1
 from lfmim.schema import (
     HEADS,
     IGNORE_LABEL,
@@ -132,9 +133,17 @@ def is_sentiment(results: Results) -> bool:
 
 def _spread(values: Sequence[float], factor: float = 100) -> str:
     x = factor * np.asarray(values)
+    # Of a class without labels: the runs share a test split, so it is all of them or none.
+    if np.isnan(x).any():
+        return "–"
     # ddof 1: a handful of seeds is a sample, and the deviation of five would come out 11 % too
     # small.
     return f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" if len(x) > 1 else f"{x.mean():.2f}"
+
+
+def _class_f1(tests: Results, order: Sequence[str]) -> dict[str, str]:
+    f1 = [labelled_f1(t) for t in tests]
+    return {e: _spread([of[e] for of in f1]) for e in order}
 
 
 def _frame(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
@@ -233,7 +242,7 @@ def table_2(results: Results) -> pd.DataFrame:
             "accuracy": _spread([t["accuracy"] for t in tests]),
             **_against_baseline(results, system),
             **against[system],
-            **{e: _spread([t["f1"][e] for t in tests]) for e in order},
+            **_class_f1(tests, order),
             "weighted F1": _spread([t["weighted_f1"] for t in tests]),
             "macro F1": _spread([t["macro_f1"] for t in tests]),
             **_cost(results, system),
@@ -280,7 +289,7 @@ def table_4(results: Results) -> pd.DataFrame:
             # Systems of the multimodal head alone are in Table 2 already.
             if tests and len(runs[0]["test"]) > 1:
                 rows[f"{system} {head}"] = {
-                    **{e: _spread([t["f1"][e] for t in tests]) for e in order},
+                    **_class_f1(tests, order),
                     "accuracy": _spread([t["accuracy"] for t in tests]),
                     "majority": f"{100 * tests[0]['majority']:.2f}",
                     **_against_baseline(results, system, head),
@@ -344,12 +353,14 @@ def mean_cka(results: Results) -> dict[str, float]:
 
 def modality_deviation(results: Results, system: str) -> npt.NDArray[np.float64] | None:
     """[emotions in report order] standard deviation of F1 over the modalities with a head and
-    labels, averaged over seeds; None where there are not two."""
+    labels, averaged over seeds (NaN where one has no label of the emotion); None where there are
+    not two."""
     runs = runs_of(results, system)
     heads = [m for m in MODALITIES if all(m in r["test"] for r in runs)]
     if len(heads) < 2:
         return None
 
     order = label_spec_of(results).report_order
-    f1 = np.array([[[r["test"][m]["f1"][e] for m in heads] for e in order] for r in runs])
-    return np.asarray(f1.std(axis=2).mean(axis=0))
+    f1 = [[labelled_f1(r["test"][m]) for m in heads] for r in runs]
+    found = np.array([[[of[e] for of in by_head] for e in order] for by_head in f1])
+    return np.asarray(found.std(axis=2).mean(axis=0))

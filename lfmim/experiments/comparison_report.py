@@ -3,7 +3,6 @@ self-contained HTML page."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -15,7 +14,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lfmim.evaluation.figures import confusion_matrices, grouped_bars, learning_curves, test_curves
-from lfmim.evaluation.report import PAGE_STYLE, inline_image, markdown_table
+from lfmim.evaluation.page import (
+    frame_table,
+    markdown_table,
+    page,
+    paragraph,
+    section,
+    wide_image,
+)
 from lfmim.experiments.comparison import (
     REFERENCE,
     Results,
@@ -37,6 +43,18 @@ from lfmim.storage import new_file, write_text
 
 # Per utterance or per epoch; the runs' own result.json keep them, and results.json is to be read.
 HEAVY = ("ids", "predictions", "labels", "history", "test_curves")
+
+ABOUT = (
+    "Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, its "
+    "checkpoint is the epoch with the best validation score of the multimodal head, and the test "
+    "split is read once, after that. Differences are of accuracy in points (sentiment: of minus "
+    "the absolute error), with 95 % intervals and p-values of a bootstrap over test utterances "
+    "(paired) and seeds; p against LFMIM is corrected for the number of systems (Holm). “logistic” "
+    "is regression on features averaged over time, “stacking” one on what such regressions make of "
+    "each modality; ↓ marks a system below them. Steps and the sum of learning rates (Σ lr) say "
+    "what budget a recipe had: systems whose budgets differ are not told apart by their models "
+    "alone. A dash: the class has no label."
+)
 
 
 def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
@@ -73,8 +91,9 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
     note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
     found = {
         "figure_3": (
-            f"{shown}, seed {run['seed']}: losses and accuracies per head (Figure 3 a, b{note})",
-            learning_curves(history),
+            f"{shown}, seed {run['seed']}: losses and accuracies per head, the chosen epoch "
+            f"marked (Figure 3 a, b{note})",
+            learning_curves(history, run["best_epoch"]),
         ),
         "confusion": (
             f"{shown}, seed {run['seed']}: confusion on test",
@@ -148,42 +167,26 @@ def about_folds(folds: Mapping[str, Any]) -> str:
 def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
     """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`;
     returns its path."""
-    page = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{PAGE_STYLE}</style><h1>{html.escape(title)}</h1>"
-    ]
-    if failed:
-        page.append(
-            "<p><b>Failed "
-            f"runs</b></p><ul>{''.join(f'<li>{html.escape(f)}</li>' for f in failed)}</ul>"
-        )
-    page.append(
-        "<p>Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, "
-        "its checkpoint is the epoch with the best validation score of the multimodal head, and "
-        "the test split is read once, after that. Differences are of accuracy in points "
-        "(sentiment: of minus the absolute error), with 95 % intervals and p-values of a "
-        "bootstrap over test utterances (paired) and seeds; p against LFMIM is corrected for the "
-        "number of systems (Holm). <i>logistic</i> is regression on features averaged over time, "
-        "<i>stacking</i> one on what such regressions make of each modality; ↓ marks a system "
-        "below them. Steps and the sum of learning rates (Σ lr) say what budget a recipe had: "
-        "systems whose budgets differ are not told apart by their models alone.</p>"
-    )
-
+    lead = [ABOUT]
     if folds := results[0].get("folds"):
-        page.append(f"<p>{html.escape(about_folds(folds))}</p>")
+        lead.append(about_folds(folds))
 
-    for name, (heading, table) in tables(results).items():
-        write_text(folder / f"{name}.csv", table.to_csv())
-        rows = [(i, *row) for i, *row in table.itertuples()]
-        write_text(folder / f"{name}.md", markdown_table([table.index.name, *table.columns], rows))
-        write_text(folder / f"{name}.tex", table.to_latex(escape=True).replace("±", r"$\pm$"))
-        page.append(f"<h2>{html.escape(heading)}</h2>{table.to_html()}")
+    sections = []
+    if failed:
+        sections.append(section("Failed runs", *map(paragraph, failed)))
+    for name, (heading, frame) in tables(results).items():
+        write_text(folder / f"{name}.csv", frame.to_csv())
+        rows = [(i, *row) for i, *row in frame.itertuples()]
+        header = [frame.index.name, *frame.columns]
+        write_text(folder / f"{name}.md", markdown_table(header, rows))
+        write_text(folder / f"{name}.tex", frame.to_latex(escape=True).replace("±", r"$\pm$"))
+        sections.append(section(heading, frame_table(heading, frame)))
     for name, (heading, figure) in figures(results).items():
         with new_file(folder / f"{name}.png") as temporary:
             # savefig goes by the suffix, and the temporary name has none that it knows.
             figure.savefig(temporary, dpi=110, format="png")
-        page.append(f"<h2>{html.escape(heading)}</h2>{inline_image(figure)}")
+        sections.append(section(heading, wide_image(figure, heading)))
 
     slim = [{k: v for k, v in r.items() if k not in HEAVY} for r in results]
     write_text(folder / "results.json", json.dumps(slim, indent=1))
-    return write_text(folder / "index.html", "\n".join(page))
+    return write_text(folder / "index.html", page(title, sections, lead=lead))

@@ -1,9 +1,10 @@
-"""Figures and tables of a hyperparameter sweep (Optuna's plots)."""
+"""Figures, tables and page of a hyperparameter sweep (Optuna's plots)."""
 
 from __future__ import annotations
 
+import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,17 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from lfmim.evaluation.figures import new_figure
+from lfmim.evaluation.figures import learning_curves, new_figure
+from lfmim.evaluation.page import frame_table, page, paragraph, section, table, wide_image
 from lfmim.experiments.search import Space, TrialRecord, study_of
+from lfmim.training.checkpoint import CheckpointMeta
+
+TITLES = {
+    "best_so_far": "Best validation score so far",
+    "importance": "What the score depends on",
+    "parallel_coordinates": "Searched values and scores",
+}
+"""Of the figures."""
 
 
 def sweep_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -69,6 +79,59 @@ def sweep_figures(space: Space, records: Sequence[TrialRecord]) -> dict[str, Fig
     return figures
 
 
+def sweep_page(
+    title: str,
+    figures: Mapping[str, Figure],
+    records: Sequence[TrialRecord],
+    winner: TrialRecord,
+    retrained: CheckpointMeta,
+    seed_scores: Sequence[float],
+) -> str:
+    """The sweep as a self-contained page: the winner and its training (`retrained`), `figures` of
+    `sweep_figures`, every trial."""
+    given = records[0]
+    rows = [
+        ("validation score", _text(given.score), _text(winner.score)),
+        ("epochs", len(given.history), len(winner.history)),
+        *((field, _text(given.params[field]), _text(v)) for field, v in winner.params.items()),
+    ]
+    spread = f" ± {statistics.stdev(seed_scores):.4f}" if len(seed_scores) > 1 else ""
+    lead = (
+        f"{len(records)} trials. The winner is trial {winner.number}; retrained with "
+        f"{len(seed_scores)} seeds it scores {statistics.fmean(seed_scores):.4f}{spread} on "
+        "validation, by which it was chosen: the score on new data will be lower."
+    )
+    chosen = f"the epoch {retrained.best_epoch + 1} of {len(retrained.history)}"
+    curves = learning_curves(retrained.history, retrained.best_epoch)
+    header = ("", "as given (trial 0)", f"winner (trial {winner.number})")
+    sections = [
+        section("Winner", table("Winner", header, rows)),
+        section(
+            "Training of the winner",
+            paragraph(f"Every epoch; the line across marks the chosen one, {chosen}."),
+            wide_image(curves, f"Training curves of every head; chosen is {chosen}"),
+        ),
+        *(section(TITLES[name], wide_image(f, TITLES[name])) for name, f in figures.items()),
+        section("Trials", frame_table("Trials", _trials(records))),
+    ]
+    return page(title, sections, lead=[lead])
+
+
+def _trials(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """`sweep_table` by trial number, figures as text."""
+    frame = sweep_table(records).set_index("trial")
+    for column in frame.columns.difference(["state", "epochs", "message"]):
+        frame[column] = [_text(v) for v in frame[column]]
+    return frame
+
+
+def _text(value: object) -> str:
+    """A searched value or a figure; a dash where there is none."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _best_so_far(records: Sequence[TrialRecord]) -> Figure:
     figure = new_figure(8, 4)
     axis = figure.subplots()
@@ -86,7 +149,7 @@ def _best_so_far(records: Sequence[TrialRecord]) -> Figure:
     reached = best >= 0
     axis.step(numbers[reached], best[reached], where="post", label="best so far")
 
-    axis.set(xlabel="trial (0: the config as given)", ylabel="best validation accuracy")
+    axis.set(xlabel="trial (0: the config as given)", ylabel="validation score")
     axis.grid(alpha=0.3)
     axis.legend()
     return figure

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
+from urllib.parse import quote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -70,6 +71,14 @@ def as_path(text: str) -> Path:
         )
     rest = re.sub("/+", "/", found["rest"]).rstrip("/")
     return cast(Path, ObjectPath(f"{found['scheme'].lower()}://{rest}"))
+
+
+def relative_url(path: Path, folder: Path) -> str:
+    """The URL by which a page in the local `folder` finds a local file."""
+    try:
+        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+    except ValueError:  # another drive of Windows
+        return path.resolve().as_uri()
 
 
 def is_remote(path: Path) -> bool:

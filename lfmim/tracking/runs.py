@@ -345,7 +345,8 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta) -> None:
     client = connect(uri)
     # -1 for imported weights, which come without a history, and where no score was a number.
     if meta.best_epoch >= 0:
-        client.log_figure(run_id, learning_curves(meta.history), "figures/learning_curves.png")
+        figure = learning_curves(meta.history, meta.best_epoch)
+        client.log_figure(run_id, figure, "figures/learning_curves.png")
         best = meta.history[meta.best_epoch]["valid"]
         client.log_figure(
             run_id, confusion_matrices(best, meta.labels), "figures/confusion_valid.png"

@@ -52,6 +52,9 @@ class CheckpointMeta:
     """Of the store it was trained on. Checkpoints of before it do not hold it: CHERMA's."""
     temperature: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Head -> what its logits are divided by; a head that is not in it: 1."""
+    later: list[dict[str, Any]] | None = None
+    """Entries, as those of `history`, of the epochs that its run went on for; None where it is not
+    known, since the run is not over or ended before they were kept."""
 
     @classmethod
     def start(
@@ -123,8 +126,16 @@ def write_meta(folder: Path, meta: CheckpointMeta) -> None:
         "best_epoch": meta.best_epoch,
         "best_score": meta.best_score,
         "temperature": dict(meta.temperature),
+        "later": meta.later,
     }
     write_text(folder / META, json.dumps(raw, indent=1))
+
+
+def keep_later(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Store in a checkpoint what became of its run, by the `history` of its last epoch. Raises
+    WriteError."""
+    meta = load_meta(folder)
+    write_meta(folder, dataclasses.replace(meta, later=history[meta.epoch :]))
 
 
 def epoch_folder(home: Path, epoch: int) -> Path:
@@ -179,6 +190,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
                 else default_labels()
             ),
             temperature={h: float(t) for h, t in raw.get("temperature", {}).items()},
+            later=raw.get("later"),
         )
     # What a config or spec refuses says so in its own words; InputError is a ValueError.
     except InputError:

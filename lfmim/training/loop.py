@@ -251,7 +251,7 @@ def train(
         # The config of now: more epochs, another precision or patience may be asked for
         # (docs/faults.md).
         before, state = load_meta(resume), load_state(resume)
-        meta = dataclasses.replace(before, config=config, labels=labels, temperature={})
+        meta = dataclasses.replace(before, config=config, labels=labels, temperature={}, later=None)
         load_weights(resume, kept)
         # At 0 the first update would copy the model over the average that was loaded. With an
         # average a checkpoint's weights are it; those that are trained lie in state.pt.

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
 
-from lfmim.metrics import HeadMetrics, HeadSums, SentimentSums, not_learned, sums_for
+from lfmim.metrics import (
+    HeadMetrics,
+    HeadSums,
+    SentimentSums,
+    labelled_f1,
+    not_learned,
+    sums_for,
+)
 from lfmim.schema import HEADS, IGNORE_LABEL
 from lfmim.training.losses import head_losses
 from tests.support.toy import EMOTIONS
@@ -212,6 +219,17 @@ def test_a_missing_score_adds_nothing_whatever_is_predicted():
     sums.update(scores, labels, torch.zeros(2, len(HEADS)))
     m = sums.compute()["vision"]
     assert (m.count, m.mae, m.accuracy_5) == (1, 0.0, 1.0)
+
+
+def test_a_class_without_labels_has_no_f1_and_a_missed_one_has_0():
+    # a: right; b: missed, labels said to be c; c: has no labels
+    confusion = np.array([[4.0, 0, 0], [0, 0, 2], [0, 0, 0]])
+    metrics = HeadMetrics.from_confusion(confusion, "abc")
+    found = labelled_f1(vars(metrics))
+    assert (found["a"], found["b"], math.isnan(found["c"])) == (1, 0, True)
+    assert metrics.f1["c"] == 0
+    nobody = HeadMetrics.from_confusion(np.zeros((3, 3)), "abc")
+    assert all(map(math.isnan, labelled_f1(vars(nobody)).values()))
 
 
 def test_who_has_not_learned_is_named():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from feature_service.pipeline.contact_sheet import sample_crops
+from feature_service.pipeline.contact_sheet import crops_of, sample_crops
 from feature_service.pipeline.stages import new_row
 from lfmim.data.demo_corpus import make_clip
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
@@ -43,10 +44,16 @@ def test_crops_of_real_clips_and_reasons(tmp_path):
     again = sample_crops(store, 2, seed=5)
     assert [c.caption for c in again] == [c.caption for c in sample_crops(store, 2, seed=5)]
     assert len(again) == 2
+    of = crops_of(store, {rows[4]["id"], rows[0]["id"]})
+    assert list(of) == [rows[0]["id"], rows[4]["id"]]
+    np.testing.assert_array_equal(of[rows[0]["id"]].image, face.image)
+    assert of[rows[4]["id"]].reason == "the store was not made from a video"
 
 
 def test_an_imported_store_has_no_clips(toy_store):
     assert sample_crops(toy_store, 4) == []
+    (crop,) = crops_of(toy_store, ["test0000"]).values()
+    assert (crop.image, crop.reason) == (None, "the store was not made from a video")
 
 
 @pytest.mark.parametrize("score", [0.25, -1.0, None])

@@ -97,8 +97,14 @@ def test_a_run_in_this_process_is_killed_continued_and_registered(toy_store, tmp
     improved = [e["epoch"] for e in result.meta.history if e["best"]]
     kept = {int(p.name[-4:]) for p in folder.glob("epoch_*")}
     assert kept == {4, *improved[-2:]}
-    assert load_meta(result.checkpoint).epoch == result.meta.best_epoch + 1
+    kept_meta = load_meta(result.checkpoint)
+    assert kept_meta.epoch == result.meta.best_epoch + 1 < 5
     assert result.registered.version == "1"
+    # What came after the best epoch goes with the registered model, and with no other checkpoint.
+    assert [*kept_meta.history, *kept_meta.later] == result.meta.history
+    registered = tracking.load_predictor(result.tracking_uri, result.registered.uri).meta
+    assert [*registered.history, *registered.later] == result.meta.history
+    assert load_meta(folder / "epoch_0004").later is None
 
     whole = train_run(experiment(toy_store, tmp_path / "undisturbed", lr=0.003), alone=True)
     assert [(e["score"], e["train"]) for e in whole.meta.history] == [

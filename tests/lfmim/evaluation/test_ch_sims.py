@@ -127,7 +127,8 @@ def test_table_3_systems(store, tmp_path, name):
         assert got["pearson"] == pytest.approx(pearsonr(y, p)[0], abs=1e-4)
     page = write_report(tmp_path / "report", report, predictor, title="CH-SIMS").read_text()
     assert "Acc-2 without zeros" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == len(HEADS) + 1
+    assert "Worst confusions of the multimodal head" in page
 
 
 @pytest.mark.integration

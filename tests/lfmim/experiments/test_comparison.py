@@ -21,57 +21,13 @@ from lfmim.experiments.comparison import (
     table_subsets,
 )
 from lfmim.experiments.comparison_report import write_comparison
-from lfmim.metrics import HeadMetrics, SentimentMetrics
+from lfmim.metrics import SentimentMetrics
 from lfmim.schema import HEADS, MODALITIES, MULTIMODAL
+from tests.support.reports import benchmark_run
 from tests.support.toy import EMOTIONS, REPORT_ORDER
 
-C = len(EMOTIONS)
-
-
-def result(system: str, seed: int, share_right: float, heads=HEADS, n: int = 400) -> dict:
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, C, (len(HEADS), n))
-    rng = np.random.default_rng([seed, sum(map(ord, system))])
-    predictions, test = {}, {}
-    for i, head in enumerate(HEADS):
-        if head not in heads:
-            continue
-        right = rng.random(n) < share_right
-        predictions[head] = np.where(right, labels[i], (labels[i] + 1) % C)
-        confusion = np.zeros((C, C))
-        np.add.at(confusion, (labels[i], predictions[head]), 1)
-        test[head] = vars(HeadMetrics.from_confusion(confusion, EMOTIONS))
-        predictions[head] = predictions[head].tolist()
-    history = [
-        {
-            "epoch": 0,
-            "train": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
-            "valid": {h: {"loss": 1.0, "accuracy": 0.5} for h in HEADS},
-        }
-    ]
-    pairs = ("text-audio", "text-vision", "audio-vision")
-    return {
-        "system": system,
-        "seed": seed,
-        "labels": labels.tolist(),
-        "predictions": predictions,
-        "test": test,
-        "history": history,
-        "parameters": 1000,
-        "flops": 2_000_000,
-        "cka": dict.fromkeys(pairs, 0.1 if system == "lfmim" else 0.6) if len(heads) > 1 else {},
-        "test_curves": [test] if seed == 0 else [],
-        "seconds": 1.0,
-        "best_epoch": 0,
-        "config": {},
-        "subsets": {"text": share_right / 2, "text+audio+vision": share_right}
-        if system != "mult"
-        else {},
-    }
-
-
 RUNS = [
-    result(s, k, p, h)
+    benchmark_run(s, k, p, h)
     for s, p, h in (("eft", 0.5, (MULTIMODAL,)), ("lfmim", 0.6, HEADS))
     for k in range(3)
 ]
@@ -85,6 +41,23 @@ def test_mean_and_deviation_over_seeds():
     )
     assert tuple(table_2(RUNS).columns[3 : 3 + len(EMOTIONS)]) == REPORT_ORDER
     assert list(table_4(RUNS).index) == [f"lfmim {h}" for h in HEADS]
+
+
+@pytest.mark.integration
+def test_a_class_without_labels_is_a_dash_in_every_table(tmp_path):
+    runs = [benchmark_run("lfmim", k, 0.6) for k in range(2)]
+    for run in runs:
+        for m in run["test"].values():
+            m["confusion"][EMOTIONS.index("fear")] = [0] * len(EMOTIONS)
+    assert table_2(runs).loc["lfmim", "fear"] == "–"
+    assert (table_4(runs)["fear"] == "–").all()
+    assert "–" not in table_2(runs).drop(columns="fear").to_string()
+    deviation = dict(zip(REPORT_ORDER, modality_deviation(runs, "lfmim"), strict=True))
+    assert [e for e, v in deviation.items() if np.isnan(v)] == ["fear"]
+    page = write_comparison(tmp_path, runs, [], title="t").read_text(encoding="utf-8")
+    assert "<td>–</td>" in page
+    assert "| – |" in (tmp_path / "table_2.md").read_text(encoding="utf-8")
+    assert "nan" not in (tmp_path / "table_4.csv").read_text(encoding="utf-8")
 
 
 def test_p_values_tell_a_difference_from_none():
@@ -128,7 +101,7 @@ def test_claims_and_subsets():
     runs = [
         *RUNS,
         *(
-            result(s, k, p)
+            benchmark_run(s, k, p)
             for s, p in (("pmr", 0.6), ("lfmim-ml", 0.4), ("mult", 0.7))
             for k in range(3)
         ),
@@ -223,7 +196,7 @@ def test_all_files_are_written(tmp_path):
 
 
 def test_every_system_and_head_stands_beside_the_baseline():
-    runs = [result("logistic", 0, 0.7), *RUNS]
+    runs = [benchmark_run("logistic", 0, 0.7), *RUNS]
     table = table_2(runs)
     assert table.index[0] == "logistic"
     assert table.loc["logistic", "vs logistic"] == ""
@@ -231,12 +204,12 @@ def test_every_system_and_head_stands_beside_the_baseline():
     for system in ("eft", "lfmim"):
         assert table.loc[system, "vs logistic"].endswith("↓")
         assert table.loc[system, "p vs logistic"] == "< 0.001"
-    both = table_2([result("logistic", 0, 0.2), result("stacking", 0, 0.7), *RUNS])
+    both = table_2([benchmark_run("logistic", 0, 0.2), benchmark_run("stacking", 0, 0.7), *RUNS])
     assert both.loc["lfmim", "vs stacking"].endswith("↓")
     assert both.loc["lfmim", "vs logistic"].startswith("+")
     assert both.loc["stacking", "vs logistic"].startswith("+")
     assert both.loc["logistic", "vs stacking"] == both.loc["stacking", "vs stacking"] == ""
-    heads = table_4([result("logistic", 0, 0.2), *RUNS])
+    heads = table_4([benchmark_run("logistic", 0, 0.2), *RUNS])
     assert "vs logistic" in heads.columns
     better = heads.loc["lfmim audio", "vs logistic"]
     assert better.startswith("+")
@@ -250,7 +223,7 @@ def test_the_budget_of_a_recipe_is_stated():
     config = ExperimentConfig(
         store="s", train=TrainConfig(lr=0.1, epochs=2, batch_size=16, momentum=0.9)
     )
-    run = result("lfmim", 0, 0.5)
+    run = benchmark_run("lfmim", 0, 0.5)
     for entry in run["history"]:
         for m in entry["train"].values():
             m["count"] = 61

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -12,41 +13,25 @@ import pytest
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.loading import load_split
 from lfmim.evaluation.promotion import Comparison, compare
-from lfmim.experiments.search import TrialRecord, read_space, suggest
-from lfmim.experiments.sweep_report import importances, sweep_figures, sweep_table
+from lfmim.experiments.search import best_trial, read_space
+from lfmim.experiments.sweep_report import (
+    importances,
+    sweep_figures,
+    sweep_page,
+    sweep_table,
+)
 from lfmim.schema import HEADS, FeatureSpec, InputError
 from lfmim.training.checkpoint import CheckpointMeta
-from tests.support.toy import SPEC
+from tests.support.reports import epochs, meta_of, sweep
+from tests.support.toy import LABELS, SPEC
 
 BASE = ExperimentConfig(store="s")
 SPACE = read_space("", BASE)
 
 
-def sweep(count: int) -> list[TrialRecord]:
-    """Trials whose score is told by the learning rate alone; every fifth is stopped, one
-    diverged."""
-    records = []
-    for n in range(count):
-        params = suggest(SPACE, "random", 1, n, BASE, [])
-        score = 0.5 + 0.1 * np.log10(params["train.lr"] / BASE.train.lr)
-        state = "diverged" if n == 7 else "stopped" if n % 5 == 4 else "finished"
-        records.append(
-            TrialRecord(
-                number=n,
-                params=params,
-                state=state,
-                score=None if n == 7 else score,
-                loss=1.0,
-                config={},
-                history=[] if n == 7 else [{"score": score}],
-            )
-        )
-    return records
-
-
 @pytest.mark.integration
 def test_the_parameter_that_matters_is_named_and_every_figure_drawn(tmp_path):
-    records, style = sweep(30), dict(mpl.rcParams)
+    records, style = sweep(SPACE, BASE, 30), dict(mpl.rcParams)
     share = importances(SPACE, records)
     assert max(share, key=share.get) == "train.lr"
     assert share["train.lr"] > 0.8
@@ -66,10 +51,28 @@ def test_the_parameter_that_matters_is_named_and_every_figure_drawn(tmp_path):
 
 
 def test_nothing_is_claimed_from_too_little():
-    assert importances(SPACE, sweep(2)) == {}
-    assert "importance" not in sweep_figures(SPACE, sweep(2))
-    same = [dataclasses.replace(r, score=0.5) for r in sweep(20) if r.score]
+    assert importances(SPACE, sweep(SPACE, BASE, 2)) == {}
+    assert "importance" not in sweep_figures(SPACE, sweep(SPACE, BASE, 2))
+    same = [dataclasses.replace(r, score=0.5) for r in sweep(SPACE, BASE, 20) if r.score]
     assert importances(SPACE, same) == {}
+
+
+@pytest.mark.integration
+def test_the_page_of_a_sweep():
+    records = sweep(SPACE, BASE, 9)
+    winner, retrained = best_trial(records), meta_of(LABELS, epochs(6, best=2), 2, 3)
+    retrained = dataclasses.replace(retrained, history=epochs(6, best=2))
+    figures = sweep_figures(SPACE, records)
+    page = sweep_page("Sweep <s>", figures, records, winner, retrained, [0.5, 0.7])
+    assert "<title>Sweep &lt;s&gt;</title>" in page
+    assert f"The winner is trial {winner.number}; retrained with 2 seeds it scores 0.6000" in page
+    assert "the epoch 3 of 6" in page
+    assert page.count("<img ") == len(figures) + 1
+    trials = page[page.index('aria-label="Trials"') :]
+    assert trials.count('<th scope="row">') == 9
+    # the diverged one has no score
+    assert re.search(r'row">7</th><td>diverged</td><td>–</td>', trials)
+    assert "<td>nan</td>" not in page
 
 
 class Guess:

@@ -101,7 +101,7 @@ def test_four_and_eight_classes_go_all_the_way_and_refuse_each_other(tmp_path, e
         assert list(report["heads"]["text"]["f1"]) == list(spec.classes)
         page = write_report(tmp_path / f"report-{name}", report, model.predictor, title=name)
         html = page.read_text(encoding="utf-8")
-        assert f"<th>F1 {spec.report_order[0]}</th>" in html
+        assert f'<th scope="col">F1 {spec.report_order[0]}</th>' in html
         assert "<h2>Calibration</h2>" in html
         stores[name] = lfmim.FeatureStore.open(store)
         found = model.predict(stores[name])

@@ -20,7 +20,15 @@ from lfmim.models import cpu
 from lfmim.predictor import Predictor
 from lfmim.schema import HEADS, IGNORE_LABEL, InputError, Modality
 from lfmim.training.calibration import calibrate
-from lfmim.training.checkpoint import META, STATE, WEIGHTS, load_meta, load_model, load_state
+from lfmim.training.checkpoint import (
+    META,
+    STATE,
+    WEIGHTS,
+    keep_later,
+    load_meta,
+    load_model,
+    load_state,
+)
 from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
 from lfmim.training.losses import Objective, class_weights, head_losses, weighted_loss
 from tests.support.toy import SPEC
@@ -112,6 +120,16 @@ def test_resuming_equals_the_undisturbed_run_bit_by_bit(data, tmp_path, fields):
         assert {k: x[k] for k in ("epoch", "lr", "train", "valid", "best")} == {
             k: y[k] for k in ("epoch", "lr", "train", "valid", "best")
         }
+
+
+def test_a_run_that_goes_on_from_its_end_forgets_that_it_was_over(data, tmp_path):
+    meta = train(experiment(epochs=2), SPEC, *data, on_epoch=saver(tmp_path))
+    keep_later(tmp_path / "0", meta.history)
+    keep_later(tmp_path / "1", meta.history)
+    assert load_meta(tmp_path / "0").later == meta.history[1:]
+    assert load_meta(tmp_path / "1").later == []
+    more = train(experiment(epochs=3), SPEC, *data, resume=tmp_path / "1", on_epoch=saver(tmp_path))
+    assert (more.epoch, more.later, load_meta(tmp_path / "2").later) == (3, None, None)
 
 
 def test_a_finished_run_resumes_to_itself(data, tmp_path):
