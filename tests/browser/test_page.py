@@ -183,7 +183,7 @@ def test_corrections_are_saved_as_a_file(show, talk):
 def test_who_judges_blind_sees_no_answer(show, talk):
     page = ready(show(talk))
     page.click("#blind")
-    until(page, "location.hash === '#blind'")
+    until(page, "location.hash === '#judge'")
     ready(page)
     page.keyboard.press("ArrowRight")
     page.focus("#lines button >> nth=1")

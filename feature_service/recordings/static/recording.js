@@ -6,7 +6,7 @@
   const looks = looksOf(classes);
   const UNIMODAL = HEADS.slice(0, 3);
   // Whoever judges without having seen the answers opens the page with it.
-  const blind = location.hash === "#blind";
+  const blind = location.hash === "#judge";
   const answers = (row, head) => !blind && Boolean(row[`label_${head}`]);
   const sure = (row, head) => answers(row, head) && !row[`abstain_${head}`];
   const top = (row, head) => Math.max(...row[`probabilities_${head}`]);
@@ -188,7 +188,8 @@
       parts.push(svg("rect", { class: "lane", x: left, y, width: width - left, height: tall,
         rx: 3 }));
       if (!layers[head].size)
-        parts.push(svg("text", { class: "soft", x: left + 8, y: y + 16 }, say("nobody")));
+        parts.push(svg("text", { class: "soft", x: left + 8, y: y + 16 },
+          say(blind ? "hidden" : "nobody")));
       for (const [k, layer] of layers[head]) {
         const row = rows[k];
         if (!visible(row)) continue;
@@ -503,7 +504,7 @@
     $("kept-note").textContent = say(service ? "kept_there" : "kept_here");
     $("blind").textContent = say(blind ? "look" : "judge_blind");
     $("blind").onclick = () => { // what a page has shown cannot be taken back: it begins anew
-      location.hash = blind ? "" : "#blind";
+      location.hash = blind ? "" : "#judge";
       location.reload();
     };
   }
@@ -543,7 +544,8 @@
 
   function coherence() {
     if (!PAIRS.length) {
-      $("pairs").replaceChildren(html("p", { class: "soft" }, say("pairs_none")));
+      const why = say(blind ? "hidden" : "pairs_none");
+      $("pairs").replaceChildren(html("p", { class: "soft" }, why));
       $("matrix").replaceChildren();
       $("cell").replaceChildren();
       return;

@@ -19,7 +19,8 @@ from feature_service.recordings.results import result_row
 from feature_service.recordings.seconds import by_second
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance
 from lfmim.config import ExtractConfig
-from lfmim.data.corrections import row_id
+from lfmim.data.corrections import Correction, append_correction, row_id
+from lfmim.data.importers.corrections import import_corrections
 from lfmim.data.store import read_table, sequences
 from lfmim.schema import LabelSpec, Modality
 from tests.support.models import tiny_predictor
@@ -118,6 +119,28 @@ def test_features_are_kept_where_corrections_are_wanted(talk, ears, tmp_path, mo
     for number, id in ((2, row_id(sha256, 0)), (9, row_id(sha256, 1))):
         with pytest.raises(job.InputError, match=r"has no row|were not kept"):
             features_lib.copy_row(folder, tmp_path / "kept", number, id)
+
+    # What is said of a row becomes one to train on.
+    told = Correction(
+        media_sha256=sha256,
+        row=1,
+        start_s=done.rows[1]["start_s"],
+        end_s=done.rows[1]["end_s"],
+        head="audio",
+        label=ears.classes[0],
+        predicted=done.rows[1]["label_audio"],
+        model="m",
+        who="Ann",
+        when="2026-11-28T01:02:03Z",
+        seen=True,
+    )
+    append_correction(tmp_path / "talk.corrections.jsonl", told)
+    import_corrections(tmp_path, tmp_path / "corrected", valid_share=0.0)
+    new = read_table(tmp_path / "corrected")
+    assert new["id"].to_pylist() == [row_id(sha256, 1)]
+    assert (new["split"][0].as_py(), new["label_audio"][0].as_py()) == ("train", told.label)
+    same = sequences(new, Modality.AUDIO)[0], features[Modality.AUDIO][1]
+    np.testing.assert_array_equal(*same)
 
 
 def test_what_is_written(talk, ears, tmp_path):
