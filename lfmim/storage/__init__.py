@@ -17,6 +17,7 @@ from lfmim.storage.paths import (
 from lfmim.storage.places import input_path, local_path, named_path, output_file, output_folder
 from lfmim.storage.writing import (
     append,
+    append_line,
     create,
     make_folder,
     new_file,
@@ -32,6 +33,7 @@ __all__ = [
     "StorageError",
     "WriteError",
     "append",
+    "append_line",
     "as_path",
     "create",
     "disk_failure",

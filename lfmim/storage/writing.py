@@ -10,10 +10,11 @@ and why (WriteError).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -108,6 +109,35 @@ def append(path: Path, data: bytes, *, at: int) -> int:
                 file.flush()
                 os.fsync(file.fileno())
             return file.tell()
+    except OSError as error:
+        raise WriteError(path, reason_of(error)) from error
+
+
+def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -> None:
+    """Add a line (without its newline) to a file on a disk, which is made if it is not there;
+    durable. Several processes may do so at once: each waits for the other.
+
+    A file whose last line has no newline gets one, if that line `is_whole`; else the line is what a
+    killed writer left, and is taken away. Raises WriteError.
+    """
+    make_folder(path.parent)
+    try:
+        with open(path, "a+b") as file:
+            # Some network file systems have no locks.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            before = file.read()
+            left = before.rpartition(b"\n")[2]
+            if left and not is_whole(left):
+                file.truncate(len(before) - len(left))
+                left = b""
+            file.write(b"\n" * bool(left) + line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # Its name, too.
+        if not before:
+            _flush(path.parent)
     except OSError as error:
         raise WriteError(path, reason_of(error)) from error
 
