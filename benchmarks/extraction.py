@@ -15,7 +15,6 @@ import json
 import multiprocessing
 import os
 import platform
-import secrets
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # of this run's own local Ray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -59,6 +57,7 @@ from feature_service.pipeline.stages import (
 )
 from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.data.demo_corpus import make_clip
+from lfmim.distributed.session import ray_session
 from lfmim.schema import DURATION, ID, TEXT, VIDEO, Modality
 from lfmim.storage import write_text
 
@@ -356,18 +355,14 @@ def main() -> None:
         encoders = (
             base_encoders(Path(scratch) / "base") if args.encoders == "base" else EncoderConfig()
         )
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-        )
         runs = []
-        for i in range(args.repeats):
-            folder = Path(scratch) / f"run{i}"
-            folder.mkdir()
-            runs.append(run_once(clips, encoders, folder, args.device))
-            print(f"repeat {i + 1} of {args.repeats} done", flush=True)
-        ray.shutdown()
+        # As every job has it: a local Ray, or the cluster's.
+        with ray_session("extraction benchmark"):
+            for i in range(args.repeats):
+                folder = Path(scratch) / f"run{i}"
+                folder.mkdir()
+                runs.append(run_once(clips, encoders, folder, args.device))
+                print(f"repeat {i + 1} of {args.repeats} done", flush=True)
     lines = [
         f"{environment(args.device)}; {len(clips)} clips, {args.encoders} encoders, {args.device}, "
         f"median of {args.repeats}",

@@ -1,42 +1,68 @@
-"""What the service costs: the same clip in this process, and over HTTP, one and four at a time.
+"""A service under load: the same clip in this process and over HTTP, several at a time.
 
-    lfmim serve --model builtin:face --clips 8
-    python benchmarks/service.py clip.mp4 --url http://127.0.0.1:8000 --requests 20
+    pip install locust
+    python benchmarks/service.py clip.mp4 --requests 500 --at_once 1 4 16
+    python benchmarks/service.py clip.mp4 --requests 200 --at_once 4 --kill
 
-Prints a table of seconds a request (median) and requests a second. Nothing but the clip's answers
-is asked for, and all must be the same.
+Starts `lfmim serve` on a free port of this machine for its own time, with `builtin:face`. Prints a
+table. Every answer must be what this process says of the clip; a client that is told to come again
+(429, 503 with Retry-After) does, after a second, and that is counted. `--kill`: a process that
+decodes is killed after a third of the requests, one that predicts after two thirds.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
+import dataclasses
 import json
+import os
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import requests
+from page import machine
 
 from feature_service.pretrained.builtin import builtin_face
 from feature_service.recordings.job import Task, predict_recording
 from feature_service.recordings.predict import Settings, UtterancePredictor
 from lfmim.config import ExtractConfig
 
-AT_ONCE = (1, 4)
+PAUSE_S = 1.0
+"""Of a client that is told to come again: what Retry-After says is for people."""
 
 
-def over_http(url: str, clip: bytes) -> tuple[float, object]:
-    """Seconds, and what is said of the clip."""
-    started = time.monotonic()
-    answer = requests.post(f"{url}/v1/predict", files={"file": ("clip.mp4", clip)}, timeout=600)
-    answer.raise_for_status()
-    return time.monotonic() - started, answer.json()["utterances"]
+@dataclasses.dataclass
+class Load:
+    """What came of a number of requests."""
+
+    at_once: int
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    statuses: Counter[int] = dataclasses.field(default_factory=Counter)
+    wrong: int = 0
+    total_s: float = 0.0
+
+    def row(self) -> str:
+        ordered = sorted(self.seconds)
+        last = ordered[int(0.95 * (len(ordered) - 1))]
+        told = ", ".join(f"{n} x {status}" for status, n in sorted(self.statuses.items()))
+        return (
+            f"| service, {self.at_once} at once | {statistics.median(ordered):.3f} | {last:.3f} | "
+            f"{len(ordered) / self.total_s:.2f} | {told}; {self.wrong} wrong |"
+        )
 
 
 def in_process(utterances: UtterancePredictor, clip: Path) -> tuple[float, object]:
-    """The same by the functions that the service calls, into a folder of its own."""
+    """Seconds, and what is said of the clip, by the functions that the service calls."""
     with tempfile.TemporaryDirectory() as scratch:
         started = time.monotonic()
         task = Task(clip, None, Path(scratch) / "recording")
@@ -44,30 +70,143 @@ def in_process(utterances: UtterancePredictor, clip: Path) -> tuple[float, objec
         return time.monotonic() - started, json.loads(done.result.read_bytes())["utterances"]
 
 
+@contextmanager
+def service(workers: int, clips: int) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a service, and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        options = {
+            "model": "[builtin:face]",
+            "port": port,
+            "storage": folder,
+            "workers": workers,
+            "decode_workers": workers,
+            "clips": clips,
+        }
+        command = [sys.executable, "-m", "lfmim", "serve"]
+        for name, value in options.items():
+            command += [f"--{name}", str(value)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            while not _ready(url):
+                if process.poll() is not None:
+                    raise SystemExit(f"the service ended with {process.returncode}")
+                time.sleep(0.5)
+            yield url, psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+
+
+def _ready(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/readyz", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+def kill(of: psutil.Process, deployment: str) -> None:
+    """SIGKILL for one process of a deployment."""
+    title = f"ray::ServeReplica:lfmim:{deployment}"
+    for process in of.children(recursive=True):
+        if (process.cmdline() or [""])[0].startswith(title):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+    raise SystemExit(f"no process {title}")
+
+
+def load(
+    url: str,
+    clip: bytes,
+    expected: object,
+    count: int,
+    at_once: int,
+    victims: psutil.Process | None,
+) -> Load:
+    """`count` requests by locust's clients, each of which asks again once it has its answer."""
+    # It changes Python's own sockets and threads, so not before all else is done.
+    import gevent
+    from locust import HttpUser, constant, task
+    from locust.env import Environment
+
+    found, asked = Load(at_once), iter(range(count))
+    kills = {count // 3: "Decode", 2 * count // 3: "Encode"} if victims else {}
+
+    class Client(HttpUser):
+        host = url
+        wait_time = constant(0)
+
+        @task
+        def predict(self) -> None:
+            number = next(asked, None)
+            if number is None:
+                self.stop()
+                return
+            if victims and number in kills:
+                kill(victims, kills[number])
+            started, status = time.monotonic(), 0
+            while status != 200:
+                with self.client.post(
+                    "/v1/predict", files={"file": ("clip.mp4", clip)}, catch_response=True
+                ) as answer:
+                    status = answer.status_code
+                    found.statuses[status] += 1
+                    if status == 200:
+                        found.wrong += answer.json()["utterances"] != expected
+                    elif status not in (429, 503) or "retry-after" not in answer.headers:
+                        found.wrong += 1
+                        return
+                    answer.success()
+                if status != 200:
+                    gevent.sleep(PAUSE_S)
+            found.seconds.append(time.monotonic() - started)
+
+    environment = Environment(user_classes=[Client])
+    runner = environment.create_local_runner()
+    started = time.monotonic()
+    runner.start(at_once, spawn_rate=at_once)
+    while len(found.seconds) + found.wrong < count:
+        gevent.sleep(0.05)
+    found.total_s = time.monotonic() - started
+    runner.quit()
+    return found
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("clip", type=Path)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
-    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--at_once", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--kill", action="store_true")
     given = parser.parse_args()
 
     config = ExtractConfig(manifest="-", store="-")
     utterances = UtterancePredictor(builtin_face(), config, Settings())
     _, expected = in_process(utterances, given.clip)  # and all that is slow at a start
-    here = [in_process(utterances, given.clip)[0] for _ in range(given.requests)]
-    print(f"{'':16}{'median s':>10}{'a second':>10}")
-    print(f"{'in process':16}{statistics.median(here):10.3f}{len(here) / sum(here):10.3f}")
-
+    here = sorted(in_process(utterances, given.clip)[0] for _ in range(min(given.requests, 50)))
+    rows = [
+        f"{machine('cpu')}; {given.clip.name}, {given.requests} requests, {given.workers} workers",
+        "",
+        "| | median s | 95 % s | a second | answers |",
+        "|---|---|---|---|---|",
+        f"| in process, one at once | {statistics.median(here):.3f} | "
+        f"{here[int(0.95 * (len(here) - 1))]:.3f} | {len(here) / sum(here):.2f} | |",
+    ]
+    del utterances
     data = given.clip.read_bytes()
-    over_http(given.url, data)
-    for count in AT_ONCE:
-        started = time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(count) as pool:
-            found = list(pool.map(lambda _: over_http(given.url, data), range(given.requests)))
-        rate = given.requests / (time.monotonic() - started)
-        assert all(said == expected for _, said in found), "an answer differs"
-        median = statistics.median(seconds for seconds, _ in found)
-        print(f"{f'service, {count}':16}{median:10.3f}{rate:10.3f}")
+    with service(given.workers, max(given.at_once)) as (url, process):
+        requests.post(f"{url}/v1/predict", files={"file": ("clip.mp4", data)}, timeout=300)
+        for at_once in given.at_once:
+            victims = process if given.kill else None
+            rows.append(load(url, data, expected, given.requests, at_once, victims).row())
+            print(rows[-1], file=sys.stderr, flush=True)
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from lfmim.config import ExtractConfig, experiment_from_dict
+from lfmim.schema import InputError
 from tests.support.toy import ROOT
 
 DOCS = ROOT / "docs" / "cluster"
@@ -163,8 +164,10 @@ def test_the_image_has_the_tested_versions_and_all_that_a_job_imports(tmp_path):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", listing.split("&&")[0]], check=True, env=env, cwd=tmp_path)
-    assert (tmp_path / "requirements.txt").read_text().splitlines() == RAY
-    names = [re.split(r"[\[=<>~! ]", line)[0].lower() for line in RAY]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*RAY, *project["optional-dependencies"]["serve"]]
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == wanted
+    names = [re.split(r"[\[=<>~! ]", line)[0].lower() for line in wanted]
     assert set(names) <= {n.lower() for n in PINNED}, "a dependency without a tested version"
 
 
@@ -236,7 +239,7 @@ CONFINED = closed(
     readOnlyRootFilesystem={"const": True},
     capabilities=closed("drop", drop={"const": ["ALL"]}),
 )
-MOUNTS = array(closed("name mountPath", name=NAME, mountPath=TEXT))
+MOUNTS = array(closed("name mountPath", name=NAME, mountPath=TEXT, readOnly=FLAG))
 CONTAINER = closed(
     "name image securityContext",
     name=NAME,
@@ -275,6 +278,7 @@ POD = closed(
                         persistentVolumeClaim=closed("claimName", claimName=NAME),
                     ),
                     closed("name emptyDir", name=NAME, emptyDir=closed(sizeLimit=TEXT)),
+                    closed("name secret", name=NAME, secret=closed("secretName", secretName=NAME)),
                 ]
             }
         ),
@@ -324,11 +328,22 @@ JOB = closed(
     submitterPodTemplate=POD,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode"]},
 )
-RESOURCE = {"RayCluster": CLUSTER, "RayJob": JOB}
+SERVICE = closed(
+    "serveConfigV2 rayClusterConfig",
+    serveConfigV2=TEXT,
+    rayClusterConfig=CLUSTER,
+    upgradeStrategy=closed("type", type={"enum": ["None", "NewCluster"]}),
+)
+RESOURCE = {"RayCluster": CLUSTER, "RayJob": JOB, "RayService": SERVICE}
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("kuberay.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")]
+    ("name", "kind"),
+    [
+        ("kuberay.yaml", "RayCluster"),
+        ("rayjob.yaml", "RayJob"),
+        ("rayservice.yaml", "RayService"),
+    ],
 )
 def test_manifests_have_the_crds_shape(name, kind):
     doc = manifests(name)[kind]
@@ -427,6 +442,47 @@ def test_the_ray_job_names_the_cluster_and_files_of_the_image():
         inside = Path(file).relative_to(home)
         assert inside.parts[0] in copied
         assert (ROOT / inside).is_file()
+
+
+def test_the_service_is_one_that_can_be_built(tmp_path):
+    pytest.importorskip("python_multipart", reason="needs the extra serve")
+    from ray.serve.schema import ServeDeploySchema
+
+    from feature_service.serving.deployments import build
+
+    spec = manifests("rayservice.yaml")["RayService"]["spec"]
+    config = ServeDeploySchema(**yaml.safe_load(spec["serveConfigV2"]))
+    (application,) = config.applications
+    assert application.import_path == f"{build.__module__}:{build.__name__}"
+    (tmp_path / "tokens").write_text("ann:ann-has-a-token-1\n")
+    here = {
+        "model": ["builtin:face"],
+        "storage": str(tmp_path),
+        "mlflow": "",
+        "token_file": str(tmp_path / "tokens"),
+    }
+    assert here.keys() <= application.args.keys()
+    build({**application.args, **here})
+    for wrong, said in (
+        ({"wrokers": 2}, "wrokers: is no option of a service"),
+        ({"token_file": ""}, "token_file: .* need tokens"),
+        ({"min_workers": 9}, "min_workers: 9 are more than workers"),
+        ({"face": "both"}, "must be speaking or largest"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build({**application.args, **here, **wrong})
+
+    cluster, policy = spec["rayClusterConfig"], manifests("rayservice.yaml")["lfmim-service policy"]
+    assert cluster["rayVersion"] == PINNED["ray"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for pod in (g["template"] for g in groups):
+        assert selected(pod["metadata"]["labels"], policy)
+        (container,) = pod["spec"]["containers"]
+        at = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+        assert application.args["token_file"].startswith(at["tokens"] + "/")
+        assert application.args["storage"].startswith(at["shared"] + "/")
+    mlflow = manifests("rayservice.yaml")["mlflow-for-service policy"]
+    assert admitted(policy["spec"]["podSelector"]["matchLabels"], 5000, mlflow)
 
 
 def test_no_file_turns_authentication_off():

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
+import functools
 import json
 import logging
 import os
@@ -20,9 +21,10 @@ from typing import Any
 import pandas as pd
 
 from feature_service.pipeline.predict import claim
+from feature_service.recordings import features
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
-from feature_service.recordings.predict import UtterancePredictor
+from feature_service.recordings.predict import Predicted, UtterancePredictor
 from feature_service.recordings.preview import picture_size
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
@@ -137,15 +139,17 @@ def predict_recording(
     *,
     about: Mapping[str, Any],
     tiers: str = "",
+    keep_features: bool = False,
     say: Callable[[str], None] = logger.info,
     step: Callable[[int, int], None] = lambda done, of: None,
 ) -> Done:
     """Hear, cut, look, predict, write. `about`: the model and settings as the result names them.
 
-    `step` is told how many utterances are done, of how many, and may raise to end it there. Each
-    finished utterance is kept in `<stem>.parts` until the result is whole, so the same call
-    goes on after a kill; a result that is there of the same input is left as it is. Raises
-    InputError for a recording or transcript that cannot be read, and for parts of other settings.
+    `keep_features`: in `<stem>.features`, for corrections (features.py). `step` is told how many
+    utterances are done, of how many, and may raise to end it there. Each finished utterance is kept
+    in `<stem>.parts` until the result is whole, so the same call goes on after a kill; a result
+    that is there of the same input is left as it is. Raises InputError for a recording or
+    transcript that cannot be read, and for parts of other settings.
     """
     cues = read_transcript(task.transcript, tiers=tiers) if task.transcript else None
     say(f"{task.media.name}: listening")
@@ -165,7 +169,8 @@ def predict_recording(
     )
     done = Done(task, [], heard.duration_s)
     before = _finished(done.result, key)
-    if before is not None:
+    folder = features.features_folder(task.stem)
+    if before is not None and (folder.is_dir() or not keep_features):
         say(f"{task.media.name}: done before")
         return dataclasses.replace(done, rows=before)
 
@@ -180,7 +185,16 @@ def predict_recording(
     }
     classes = utterances.classes
     with exclusive(_parts(task), "result"):
-        rows = _predict(utterances, task, todo, heard, key, say, step)
+        keep = functools.partial(
+            features.keep,
+            folder,
+            media=task.media,
+            sha256=sha256,
+            spec=utterances.predictor.meta.spec,
+        )
+        rows = _predict(
+            utterances, task, todo, heard, key, say, step, keep if keep_features else None
+        )
         write_annotations(rows, task.stem, media=where, end_s=heard.duration_s)
         write_seconds(by_second(rows, classes, heard.duration_s), task.stem, classes=classes)
         # The JSON is the last of all: where it is, everything is.
@@ -216,18 +230,25 @@ def _predict(
     key: str,
     say: Callable[[str], None],
     step: Callable[[int, int], None],
+    keep: Callable[[int, int, Sequence[Predicted]], None] | None,
 ) -> list[Row]:
-    """All rows, those of a killed run as it left them."""
+    """All rows, those of a killed run as it left them. `keep` is given every utterance's, with its
+    number and the index of its first row."""
     parts, faces = _parts(task), utterances.faces()
-    claim(parts, key, "model, transcript or other settings")
+    # Of a run that kept no features, those of the utterances it did are missing.
+    kind = key if keep is None else f"{key} with features"
+    claim(parts, kind, "model, transcript or other settings")
     rows, done, tracker = _kept(parts, len(todo))
+    if keep is not None and not done:
+        meta = utterances.predictor.meta
+        features.begin(features.features_folder(task.stem), meta.spec, meta.labels)
     if tracker is not None:
         faces.tracker = Tracker.of(tracker)
 
     def decode(n: int) -> dict[str, Any]:
         return utterances.decoded(todo[n], task.media) if n < len(todo) else {}
 
-    def one(n: int, decoded: dict[str, Any], finder: FaceFinder) -> list[Row]:
+    def one(n: int, decoded: dict[str, Any], finder: FaceFinder) -> list[Predicted]:
         return utterances.rows(n + 1, todo[n], decoded, heard, finder)
 
     spoken = sum(u.kind == SPEECH for u in todo)
@@ -251,7 +272,10 @@ def _predict(
         coming = ahead.submit(decode, done)
         for n in range(done, len(todo)):
             decoded, coming = coming.result(), ahead.submit(decode, n + 1)
-            new = one(n, decoded, faces)
+            predicted = one(n, decoded, faces)
+            if keep is not None:
+                keep(n + 1, len(rows), predicted)
+            new = [p.row for p in predicted]
             part = {"rows": new, "tracker": faces.tracker.state()}
             write_text(parts / f"{n:07}.json", json.dumps(part))
             rows += new

@@ -23,25 +23,38 @@ STATIC = Path(__file__).parent / "static"
 PAGE, OVERVIEW = "index.html", "recordings"
 
 
-def write_page(result: Path, media: Path | None) -> Path:
+def write_page(
+    result: Path,
+    media: Path | None,
+    *,
+    blur_faces: bool = False,
+    corrections: str | None = None,
+) -> Path:
     """Write index.html beside `result`, the JSON of `results.write_results`; returns it.
 
     The page plays `media` where it lies, by a path relative to the page; what browsers cannot show
-    gets a preview beside the page, <result's stem>.preview.mp4. None, or media elsewhere than on
-    this machine's disks: there is no player. Raises InputError for a file that is no such result
-    and for media that cannot be read, and WriteError.
+    gets a preview beside the page, <result's stem>.preview.mp4; with `blur_faces` any recording
+    does, and its faces are hidden in there. None, or media elsewhere than on this machine's disks:
+    there is no player. `corrections`: URL relative to the page, which takes
+    and gives them; None: the page saves them as a file. Raises InputError for a file that is no
+    such result and for media that cannot be read, and WriteError.
     """
     read, source = _read(result, SCHEMA), None
     if media is not None and not is_remote(media):
-        played = preview(media, result.with_name(f"{result.stem}.preview.mp4")) or media
+        target = result.with_name(f"{result.stem}.preview.mp4")
+        played = preview(media, target, blur_faces=blur_faces) or media
         source = _relative(played, result.parent)
-    return write_text(result.with_name(PAGE), page(read, result.stem, source))
+    return write_text(result.with_name(PAGE), page(read, result.stem, source, corrections))
 
 
-def page(result: Mapping[str, Any], name: str, source: str | None) -> str:
-    """The page's HTML. `name`: of the files that it saves; `source`: URL of what it plays."""
-    inside = {**result, "page": {"name": name, "source": source}}
-    return _filled("recording", Path(result.get("media") or name).name, inside)
+def page(
+    result: Mapping[str, Any], name: str, source: str | None, corrections: str | None = None
+) -> str:
+    """The page's HTML. `name`: of the files that it saves; `source`: URL of what it plays;
+    `corrections`: as `write_page` has it."""
+    inside = {**result, "page": {"name": name, "source": source, "corrections": corrections}}
+    title = Path(result.get("media") or name).name
+    return _filled("recording", title, inside, asks=corrections is not None)
 
 
 def write_overview(folder: Path) -> Path:
@@ -80,15 +93,17 @@ def _relative(path: Path, folder: Path) -> str:
         return path.resolve().as_uri()
 
 
-def _filled(template: str, title: str, inside: Mapping[str, Any]) -> str:
+def _filled(template: str, title: str, inside: Mapping[str, Any], *, asks: bool = False) -> str:
+    """`asks`: whether the page speaks with the service that it is from."""
     text = {name: _static(f"{name}.js") for name in ("common", template)}
+    ask = "; connect-src 'self'" if asks else ""
     style, data = _static("style.css"), json.dumps(inside, ensure_ascii=False)
     scripts = " ".join(_hash(text[name]) for name in ("common", template))
     parts = {
         # Only what stands here is run, whatever a transcript or a file's name says, and nothing is
         # fetched but the recording.
         "policy": f"default-src 'none'; script-src {scripts}; style-src {_hash(style)}; "
-        "media-src 'self' file: blob:; img-src data:",
+        f"media-src 'self' file: blob:; img-src data:{ask}",
         "title": html.escape(title),
         "style": style,
         "claims": _static("claims.html"),

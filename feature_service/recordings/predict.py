@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,6 +53,15 @@ TRANSCRIBED, RECOGNISED = "transcript", "recognised"
 """Where a text is from."""
 
 
+class Predicted(NamedTuple):
+    """What is said of one of those on an utterance, and what it follows from."""
+
+    row: Row
+    """Of results.COLUMNS."""
+    features: dict[str, Any]
+    """A stage's row, encoded."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """What, besides the model, the rows depend on."""
@@ -62,7 +71,8 @@ class Settings:
     abstain: float = ABSTAIN
     """A head whose largest probability is lower abstains."""
     asr: str = ""
-    """What recognises words where no transcript has them, `whisper:FOLDER`; empty: nothing."""
+    """What recognises words where no transcript has them, as `build_recogniser` has it; empty:
+    nothing."""
     language: str = ""
     """Spoken, for `asr`; empty: detected for each utterance."""
 
@@ -148,10 +158,10 @@ class UtterancePredictor:
         row: dict[str, Any],
         heard: Heard,
         faces: FaceFinder,
-    ) -> list[Row]:
-        """The rows of results.COLUMNS of an utterance that is `decoded` to `row`: its own, then one
-        for each other face on it, for the vision head alone. A gap without a face has none. What
-        cannot be decoded or encoded is a row with its `error`."""
+    ) -> list[Predicted]:
+        """What is said of an utterance that is `decoded` to `row`: its own row, then one for each
+        other face on it, for the vision head alone. A gap without a face has none. What cannot be
+        decoded or encoded is a row with its `error`."""
         source, confidence = TRANSCRIBED, None
         if utterance.kind == GAP:
             row.pop(WAVEFORM, None)
@@ -178,20 +188,19 @@ class UtterancePredictor:
         found = []
         for n, (what, one) in enumerate(said):
             answers, problem = self._answer(what, one)
-            found.append(
-                result_row(
-                    number,
-                    what,
-                    answers,
-                    classes=self.classes,
-                    calibrated=list(self.predictor.meta.temperature),
-                    face=shown[n].sights if n < len(shown) else (),
-                    text_source=source,
-                    text_confidence=confidence,
-                    abstain=self.settings.abstain,
-                    error=problem or None,
-                )
+            told = result_row(
+                number,
+                what,
+                answers,
+                classes=self.classes,
+                calibrated=list(self.predictor.meta.temperature),
+                face=shown[n].sights if n < len(shown) else (),
+                text_source=source,
+                text_confidence=confidence,
+                abstain=self.settings.abstain,
+                error=problem or None,
             )
+            found.append(Predicted(told, one))
         return found
 
     def _look(self, row: dict[str, Any], kind: str, heard: Heard, faces: FaceFinder) -> list[Shown]:

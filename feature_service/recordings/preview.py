@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 
 from feature_service.operators.container import open_container, video_streams
 from feature_service.operators.frames import Upright
+from feature_service.recordings.blur import FaceBlur
 from lfmim.progress import watch
 from lfmim.schema import InputError
 from lfmim.storage import new_file
@@ -70,18 +72,18 @@ def playable(media: Path) -> bool:
         )
 
 
-def preview(media: Path, target: Path) -> Path | None:
+def preview(media: Path, target: Path, *, blur_faces: bool = False) -> Path | None:
     """Write `target`, the recording as H.264 of at most LONGEST pixels and AAC in MP4, if browsers
-    do not play `media` itself; returns it, or None if they do. One that is there of this very file
-    is left as it is.
+    do not play `media` itself or `blur_faces`; returns it, or None if there is no need. One that is
+    there of this very file is left as it is.
 
     Its seconds are those of the results. Memory does not grow with the length. Raises InputError
     and WriteError.
     """
-    if playable(media):
+    if playable(media) and not blur_faces:
         return None
     found = media.stat()
-    of = f"{found.st_size} bytes of {found.st_mtime_ns}"
+    of = f"{found.st_size} bytes of {found.st_mtime_ns}{', faces hidden' if blur_faces else ''}"
     if _made(target, of):
         return target
     size = picture_size(media, LONGEST)
@@ -91,7 +93,7 @@ def preview(media: Path, target: Path) -> Path | None:
                 out.metadata["comment"] = of
                 seconds = round((container.duration or 0) / av.time_base)
                 with watch(f"{media.name}: preview", seconds, "s") as show:
-                    _convert(container, out, size, show)
+                    _convert(container, out, size, FaceBlur() if blur_faces else None, show)
         except av.FFmpegError as error:
             if isinstance(error, OSError):  # the disk, which new_file names
                 raise
@@ -110,7 +112,11 @@ def _made(target: Path, of: str) -> bool:
 
 
 def _convert(
-    container: Any, out: Any, size: tuple[int, int] | None, show: Callable[[int], None]
+    container: Any,
+    out: Any,
+    size: tuple[int, int] | None,
+    blur: FaceBlur | None,
+    show: Callable[[int], None],
 ) -> None:
     video, sound = _pictures(container), next(iter(container.streams.audio), None)
     streams = [s for s in (video, sound) if s is not None and s.codec_context is not None]
@@ -123,6 +129,12 @@ def _convert(
     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
     next_s, samples = 0.0, 0
 
+    def write(at: float, pixels: np.ndarray) -> None:
+        image = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        image = image.reformat(width=shown.width, height=shown.height, format="yuv420p")
+        image.pts, image.time_base = round(at * 1000), MS
+        out.mux(shown.encode(image))
+
     for stream, frame in _decoded(container, streams):
         at = (zero if frame.time is None else frame.time) - zero
         show(int(at))
@@ -134,11 +146,12 @@ def _convert(
                 piece.pts, samples = samples, samples + piece.samples
                 out.mux(heard.encode(piece))
         elif shown is not None and at >= next_s:
-            image = av.VideoFrame.from_ndarray(upright(frame), format="rgb24")
-            image = image.reformat(width=shown.width, height=shown.height, format="yuv420p")
-            image.pts, image.time_base = round(at * 1000), MS
-            out.mux(shown.encode(image))
+            pixels = upright(frame)
+            for ready in blur(at, pixels) if blur else [(at, pixels)]:
+                write(*ready)
             next_s = max(next_s + 1 / FPS, at + 0.5 / FPS)
+    for ready in blur.rest() if blur else ():
+        write(*ready)
     for stream in (heard, shown):
         if stream is not None:
             out.mux(stream.encode())

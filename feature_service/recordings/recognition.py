@@ -3,6 +3,7 @@ one utterance."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ Recogniser = Callable[[np.ndarray], Recognised]
 
 
 def build_recogniser(named: str, language: str = "", device: str = "cpu") -> Recogniser:
-    """`whisper:FOLDER`, a local folder as transformers saves them. Raises InputError."""
+    """`whisper:FOLDER`, a local folder as transformers saves them, or `faster-whisper:FOLDER`, one
+    of CTranslate2's format. Raises InputError."""
     kind, _, folder = named.partition(":")
     if kind not in RECOGNISERS or not folder:
         raise InputError(
@@ -96,6 +98,46 @@ class Whisper:
         return Recognised(text, float(certain.mean().exp()) if len(certain) else 0.0)
 
 
+class FasterWhisper:
+    """The same, in CTranslate2's format and by its code (the package faster-whisper): quicker on a
+    CPU."""
+
+    def __init__(self, folder: str, language: str, device: str) -> None:
+        try:
+            from faster_whisper import WhisperModel
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"--asr faster-whisper needs {error.name}: pip install 'lfmim-on-ray[asr]'"
+            ) from error
+        try:
+            self.model = WhisperModel(folder, device=device, local_files_only=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise InputError(f"{folder}: cannot be loaded by faster-whisper: {error}") from error
+        if language and language not in self.model.supported_languages:
+            names = ", ".join(sorted(self.model.supported_languages))
+            raise InputError(f"--language {language}: not of this Whisper, which knows {names}")
+        self.language = language or None
+
+    def __call__(self, wave: np.ndarray) -> Recognised:
+        parts, _ = self.model.transcribe(
+            wave,
+            language=self.language,
+            # Greedy: what it tries otherwise is drawn at random.
+            beam_size=1,
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
+            max_new_tokens=TOKENS + round(TOKENS_PER_SECOND * len(wave) / SAMPLE_RATE),
+        )
+        found = list(parts)
+        text = "".join(part.text for part in found).strip()
+        tokens = sum(len(part.tokens) for part in found)
+        if repeats(text) or not tokens:
+            return Recognised("", 0.0)
+        certain = sum(part.avg_logprob * len(part.tokens) for part in found) / tokens
+        return Recognised(text, math.exp(certain))
+
+
 def repeats(text: str) -> bool:
     """Whether a text is the same words again and again: what Whisper makes of sound in which it
     hears none, or of another language than it was told."""
@@ -103,4 +145,7 @@ def repeats(text: str) -> bool:
     return len(raw) > REPEATS * len(zlib.compress(raw))
 
 
-RECOGNISERS: dict[str, Callable[[str, str, str], Recogniser]] = {"whisper": Whisper}
+RECOGNISERS: dict[str, Callable[[str, str, str], Recogniser]] = {
+    "whisper": Whisper,
+    "faster-whisper": FasterWhisper,
+}

@@ -138,6 +138,16 @@ def write_results(
     return [parquet, csv, whole]
 
 
+def read_row(path: Path, index: int) -> tuple[Row | None, dict[str, Any]]:
+    """Row `index` of a result's Parquet file, without its boxes (None: there is no such row), and
+    what holds for the whole recording."""
+    file = pq.ParquetFile(path)
+    head: dict[str, Any] = json.loads(file.schema_arrow.metadata[SCHEMA.encode()])
+    columns = [name for name in COLUMNS.names if name != "boxes"]
+    found = file.read(columns).slice(index, 1).to_pylist()
+    return (found[0] if found else None), head
+
+
 def flat(rows: Sequence[Row], names: Sequence[str], classes: Sequence[str]) -> Any:
     """A frame of single values: a column per head and class; the boxes are left out."""
     import pandas as pd

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import mimetypes
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import python_multipart  # noqa: F401 (forms are read by it, once one comes)
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 from feature_service.recordings.transcripts import READERS
+from feature_service.serving.corrections import Corrections
+from feature_service.serving.figures import Figures
 from feature_service.serving.gate import Gate
 from feature_service.serving.jobs import (
     CANCELLED,
@@ -32,8 +36,8 @@ from feature_service.serving.jobs import (
     Recording,
     media_name,
 )
-from feature_service.serving.models import Work, resolve
-from feature_service.serving.settings import ServiceConfig, read_tokens
+from feature_service.serving.models import Work, without_folder
+from feature_service.serving.settings import ServiceConfig, read_tokens, resolve
 from lfmim.schema import InputError
 from lfmim.storage import WriteError, append, exclusive, new_file, remove_folder, write_text
 
@@ -99,6 +103,14 @@ class NewJob(BaseModel):
     transcript_format: str = Field("srt", description=_FORMATS)
 
 
+class NewCorrection(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    row: int = Field(ge=0, description="index in the result's `utterances`")
+    head: Literal["text", "audio", "vision", "multimodal"]
+    label: str | None = Field(description="a class; null takes back what was said before")
+    seen: bool = Field(description="whether the one who says so had seen the prediction")
+
+
 async def _owner(request: Request) -> str:
     return str(request.state.owner)
 
@@ -115,6 +127,7 @@ class Service:
         self.versions: dict[str, str] = {}
         self.abouts: dict[str, dict[str, Any]] = {}
         self.clips = 0
+        self.corrections = Corrections(config.folder)
         self.news = asyncio.Event()
 
     @contextlib.asynccontextmanager
@@ -177,7 +190,7 @@ class Service:
 
     def work_of(self, job: Recording) -> Work:
         media = self.jobs.media(job)
-        return Work(media.parent, media.name, job.transcript, job.version)
+        return Work(media.parent, media.name, job.transcript, job.version, keep_features=True)
 
     def version_of(self, model: str | None) -> tuple[str, str]:
         """The model's name, and what it stands for now."""
@@ -236,7 +249,8 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
     app.add_exception_handler(WriteError, _cannot_write)
     # A transcript beside a clip has room of its own.
     clip_bytes = config.limits.clip_mb * MIB + 2 * MAX_TRANSCRIPT
-    app.add_middleware(Gate, tokens=tokens, clip_bytes=clip_bytes)
+    figures = Figures()
+    app.add_middleware(Gate, tokens=tokens, clip_bytes=clip_bytes, figures=figures)
     limits = config.limits
 
     @app.get("/healthz")
@@ -249,6 +263,14 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
         """The service has a model: 503 until then."""
         service.version_of(None)
         return {"status": "ready"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        """For Prometheus. This process answers for all workers."""
+        for state in (*OPEN, DONE, FAILED):
+            figures.recordings.labels(state).set(service.jobs.count([state]))
+        figures.clips.set(service.clips)
+        return Response(figures.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models() -> list[dict[str, Any]]:
@@ -350,6 +372,39 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
         """One of the job's `files`; knows Range."""
         return _file(service, service.own(who, id), name)
 
+    @app.post("/v1/jobs/{id}/corrections", status_code=201)
+    async def correct(id: str, new: NewCorrection, who: Owner) -> dict[str, Any]:
+        """What a row's label for a head should be. Kept, with the features of this utterance, until
+        it is deleted; the recording's end is not its."""
+        stem = _done(service, service.own(who, id))
+        try:
+            # In this thread, so that lines come one after the other.
+            made = service.corrections.add(who, stem, **new.model_dump())
+        except InputError as error:
+            raise HTTPException(422, without_folder(str(error), stem.parent)) from error
+        return dataclasses.asdict(made)
+
+    @app.get("/v1/jobs/{id}/corrections")
+    async def corrected(id: str, who: Owner) -> list[dict[str, Any]]:
+        """What the asker said of this recording, the oldest first: of a row and head the last
+        counts."""
+        stem = _done(service, service.own(who, id))
+        return [dataclasses.asdict(one) for one in service.corrections.of(who, stem)]
+
+    @app.get("/v1/corrections")
+    async def kept(who: Owner) -> list[dict[str, Any]]:
+        """The recordings that the asker corrected, here or deleted since."""
+        return [
+            {"recording": name, "lines": len(lines), "last": lines[-1].when if lines else None}
+            for name, lines in service.corrections.all_of(who).items()
+        ]
+
+    @app.delete("/v1/corrections/{recording}", status_code=204)
+    async def forget(recording: str, who: Owner) -> None:
+        """All that the asker said of it, with the features that were kept for that."""
+        if not service.corrections.delete(who, recording):
+            raise HTTPException(404, "nothing of yours was corrected there")
+
     @app.delete("/v1/jobs/{id}", status_code=204)
     @app.delete("/v1/uploads/{id}", status_code=204)
     async def delete(id: str, who: Owner) -> None:
@@ -376,7 +431,8 @@ async def _answered(
         await asyncio.to_thread(_copy, file, folder / name)
         if "transcript" in words:
             write_text(folder / transcript, words["transcript"])
-        work = Work(folder, name, transcript if "transcript" in words else "", version)
+        transcript = transcript if "transcript" in words else ""
+        work = Work(folder, name, transcript, version, keep_features=False)
         task = asyncio.create_task(service.backend.predict(work))
         await asyncio.wait({task}, timeout=service.config.limits.timeout_s)
         if not task.done():
@@ -429,6 +485,13 @@ def _static(name: str) -> Callable[[], Coroutine[Any, Any, Response]]:
         return FileResponse(STATIC / name)
 
     return page
+
+
+def _done(service: Service, job: Recording) -> Path:
+    """The stem of its results."""
+    if job.state != DONE:
+        raise HTTPException(409, f"is {job.state}")
+    return service.jobs.folder_of(job.id) / STEM
 
 
 async def _cannot_write(request: Request, error: Exception) -> Response:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import functools
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -18,12 +22,14 @@ from ray.serve.schema import LoggingConfig
 from feature_service.pipeline.stages import Row
 from feature_service.recordings.decoder import LocalDecoder
 from feature_service.recordings.page import write_page
+from feature_service.recordings.predict import Settings
 from feature_service.recordings.speech import Heard
 from feature_service.serving.app import Unavailable, create_app
-from feature_service.serving.jobs import STEM
+from feature_service.serving.jobs import CORRECTIONS, STEM
 from feature_service.serving.models import Models, Work, without_folder
-from feature_service.serving.settings import ServiceConfig
-from lfmim.config import ExtractConfig
+from feature_service.serving.settings import Limits, ServiceConfig, service_config
+from lfmim.config import EncoderConfig, ExtractConfig
+from lfmim.config.checks import check_least
 from lfmim.schema import InputError
 
 APP = "lfmim"
@@ -66,7 +72,8 @@ class Decode:
         """As a Backend does."""
         try:
             result = work.folder / f"{STEM}.json"
-            await asyncio.to_thread(write_page, result, work.task.media)
+            page = functools.partial(write_page, corrections=CORRECTIONS)
+            await asyncio.to_thread(page, result, work.task.media)
         except InputError as error:
             return without_folder(str(error), work.folder)
         return ""
@@ -159,26 +166,93 @@ class Ingress:
         return create_app(self.config, self.backend, self.workers)
 
 
-def run(config: ServiceConfig, *, host: str, port: int, workers: int, decoders: int) -> None:
-    """Start the service on the Ray that this process has joined; returns once it answers. Raises
-    InputError for an address that is taken."""
-    logs = LoggingConfig(
-        encoding="JSON", logs_dir=str(config.folder / LOGS), enable_access_log=False
-    )
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How many processes predict at most and at least (0: always the most), and how many decode."""
+
+    workers: int = 1
+    min_workers: int = 0
+    decode_workers: int = 1
+
+    def __post_init__(self) -> None:
+        check_least(self, "", 1, "workers", "decode_workers")
+        check_least(self, "", 0, "min_workers")
+        if self.min_workers > self.workers:
+            raise InputError(f"min_workers: {self.min_workers} are more than workers")
+
+    @property
+    def least(self) -> int:
+        return self.min_workers or self.workers
+
+
+def run(config: ServiceConfig, scale: Scale, *, host: str, port: int) -> None:
+    """Start the service on the Ray that this process has joined; returns once it answers."""
     # To the terminal go warnings; all else is in the logs.
     logger.setLevel(logging.WARNING)
+    logs = _logs(config)
     serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+    serve.run(application(config, scale), name=APP, route_prefix="/", logging_config=logs)
+
+
+def application(config: ServiceConfig, scale: Scale) -> serve.Application:
+    """Its three deployments, bound to each other."""
     gpus = config.extract.gpus_per_worker
     # A recording takes as long as it takes: one at a time for each worker.
-    decoding = _deployment(Decode, decoders, num_cpus=CPUS).bind(config)
-    encoding = _deployment(Encode, workers, num_cpus=CPUS, num_gpus=gpus).bind(config, decoding)
+    decoding = _deployment(Decode, scale.decode_workers, num_cpus=CPUS).bind(config)
+    grows = None
+    if scale.least < scale.workers:
+        grows = AutoscalingConfig(
+            min_replicas=scale.least, max_replicas=scale.workers, target_ongoing_requests=1
+        )
+    workers = None if grows else scale.workers
+    encoder = _deployment(Encode, workers, grows=grows, num_cpus=CPUS, num_gpus=gpus)
+    encoding = encoder.bind(config, decoding)
     answering = _deployment(Ingress, 1, at_once=1000, num_cpus=0)
-    app = answering.bind(config, workers, encoding, decoding)
-    serve.run(app, name=APP, route_prefix="/", logging_config=logs)
+    bound: serve.Application = answering.bind(config, scale.workers, encoding, decoding)
+    return bound
 
 
-def _deployment(of: type, replicas: int, *, at_once: int = 1, **resources: float) -> Any:
+def build(args: dict[str, Any]) -> serve.Application:
+    """For a Serve config file (docs/cluster/rayservice.yaml): `args` are options of `lfmim serve`,
+    without host and port, which Serve's own proxy has. Raises InputError."""
+    options = dict(args)
+    parts = {
+        "settings": _taken(Settings, options),
+        "limits": _taken(Limits, options),
+        "encoders": EncoderConfig(**options.pop("encoders", {})),
+    }
+    scale = _taken(Scale, options)
+    known = inspect.signature(service_config).parameters
+    for name in options.keys() - known.keys():
+        raise InputError(f"{name}: is no option of a service; known: {', '.join(known)}")
+    if not options.get("token_file"):
+        raise InputError("token_file: Serve's proxy answers others, who need tokens; name the file")
+    return application(service_config(**options, **parts), scale)
+
+
+def _taken(kind: type[Any], options: dict[str, Any]) -> Any:
+    names = [f.name for f in dataclasses.fields(kind) if f.name in options]
+    return kind(**{name: options.pop(name) for name in names})
+
+
+def _logs(config: ServiceConfig) -> LoggingConfig:
+    return LoggingConfig(
+        encoding="JSON", logs_dir=str(config.folder / LOGS), enable_access_log=False
+    )
+
+
+def _deployment(
+    of: type,
+    replicas: int | None,
+    *,
+    grows: AutoscalingConfig | None = None,
+    at_once: int = 1,
+    **resources: float,
+) -> Any:
     made: Any = serve.deployment(
-        num_replicas=replicas, max_ongoing_requests=at_once, ray_actor_options=resources
+        num_replicas=replicas,
+        autoscaling_config=grows,
+        max_ongoing_requests=at_once,
+        ray_actor_options=resources,
     )
     return made(of)

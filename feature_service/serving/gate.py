@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_service.serving.figures import Figures
 from feature_service.serving.settings import NOBODY, PART_BYTES, owner_of
 
 OPEN_PATHS = ("/healthz", "/readyz")
@@ -28,7 +29,7 @@ SAFE = ("GET", "HEAD")
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -44,11 +45,14 @@ class Gate:
     """ASGI middleware. A request that goes on has `owner` in its state.
 
     `tokens`: name -> token; none: everybody may ask, who asks for this machine by a name of its
-    own. `clip_bytes`: largest body of CLIP_PATH; others have PART_BYTES.
+    own. `clip_bytes`: largest body of CLIP_PATH; others have PART_BYTES. `figures` counts.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Mapping[str, str], clip_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tokens: Mapping[str, str], clip_bytes: int, figures: Figures
+    ) -> None:
         self.app, self.tokens, self.clip_bytes = app, tokens, clip_bytes
+        self.figures = figures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -79,11 +83,14 @@ class Gate:
             else:
                 await self.app(scope, _counted(receive, limit), sending)
         finally:
-            spent = round((time.perf_counter() - started) * 1000)
+            spent = time.perf_counter() - started
+            # What clients ask for that is not there would be one address each.
+            path = getattr(scope.get("route"), "path", "other")
+            self.figures.answered(scope["method"], path, status, spent)
             # Without the query, and without what a client calls its files.
             logger.info(
                 "%s %s %d %d ms",
-                *(scope["method"], scope["path"], status, spent),
+                *(scope["method"], scope["path"], status, round(spent * 1000)),
                 extra={"owner": owner or "", "request": request_id, "status": status},
             )
 

@@ -21,6 +21,8 @@ UPLOADING, QUEUED, RUNNING, DONE, FAILED, DELETED = (
 OPEN = (UPLOADING, QUEUED, RUNNING)
 STEM = "recording"
 """Of all files about a recording: no name that a client gave is ever a path."""
+CORRECTIONS = "../corrections"
+"""Where a job's page finds them."""
 CANCELLED, PROGRESS, PAGE = "cancelled", "progress.json", "index.html"
 
 _TABLE = """CREATE TABLE IF NOT EXISTS recordings (

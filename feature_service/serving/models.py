@@ -28,13 +28,14 @@ LOADED = 2
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A recording in its folder: names of its file and of its transcript's, or "", and the version
-    of a model that is to predict it."""
+    """A recording in its folder: names of its file and of its transcript's, or "", the version of a
+    model that is to predict it, and whether its features are kept, for corrections."""
 
     folder: Path
     media: str
     transcript: str
     version: str
+    keep_features: bool
 
     @property
     def task(self) -> Task:
@@ -82,7 +83,9 @@ class Models:
                 look()
                 utterances = self._loaded(work.version)
                 about = utterances.about(work.version)
-                predict_recording(utterances, work.task, about=about, step=step)
+                predict_recording(
+                    utterances, work.task, about=about, keep_features=work.keep_features, step=step
+                )
             except Stopped:
                 return "was cancelled"
             except InputError as error:
@@ -99,12 +102,6 @@ class Models:
 def load(uri: str, version: str) -> Predictor:
     """The predictor of what `resolve` gave. Raises InputError."""
     return builtin_face() if version == BUILTIN_FACE else tracking.load_predictor(uri, version)
-
-
-def resolve(uri: str, model: str) -> str:
-    """The version that a model's reference stands for now: models:/<name>/<number>, or what has no
-    versions as it is. Raises InputError."""
-    return model if model == BUILTIN_FACE else tracking.resolve_reference(uri, model)
 
 
 def without_folder(message: str, folder: Path) -> str:

@@ -7,19 +7,24 @@ import hmac
 import ipaddress
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from feature_service.pretrained.builtin import BUILTIN_FACE
 from feature_service.recordings.predict import Settings
-from lfmim.config import ExtractConfig
+from lfmim import tracking
+from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
 from lfmim.config.checks import check, check_least
 from lfmim.schema import InputError
+from lfmim.storage import local_path, output_folder
 from lfmim.text_files import decode
 
 PART_BYTES = 8 << 20
 """Of an upload's part at most, and of a request that brings no media."""
 MIN_TOKEN = 16
 """Characters of a token at least."""
+FOLDER = "service"
+"""Of a run storage: where a service keeps what it is given."""
 NOBODY = "anyone"
 """Who asks, where no tokens are given."""
 _NAME = re.compile(r"[\w.@-]{1,64}")
@@ -68,6 +73,47 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         check(bool(self.models), "model", "name at least one")
         check(len(set(self.models)) == len(self.models), "model", "name each once")
+
+
+def service_config(
+    *,
+    model: Sequence[str],
+    storage: str,
+    mlflow: str = "",
+    token_file: str = "",
+    encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
+    gpus_per_worker: float = 0.0,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    limits: Limits = Limits(),
+) -> ServiceConfig:
+    """The config of options as `lfmim serve` has them. Raises InputError for a token file or a
+    folder that cannot be used, and for a model that is not there."""
+    tokens = Path(token_file).resolve() if token_file else None
+    if tokens:
+        read_tokens(tokens)
+    folder = local_path(str(Path(storage) / FOLDER), "--storage").resolve()
+    config = ServiceConfig(
+        models=tuple(model),
+        # Workers have other working directories.
+        tracking=tracking.tracking_uri(TrackingConfig(uri=mlflow), str(folder.parent)),
+        folder=folder,
+        extract=ExtractConfig(
+            manifest="-", store="-", encoders=encoders, gpus_per_worker=gpus_per_worker
+        ),
+        settings=settings,
+        limits=limits,
+        token_file=tokens,
+    )
+    output_folder(str(folder), "--storage")
+    for name in config.models:
+        resolve(config.tracking, name)
+    return config
+
+
+def resolve(uri: str, model: str) -> str:
+    """The version that a model's reference stands for now: models:/<name>/<number>, or what has no
+    versions as it is. Raises InputError."""
+    return model if model == BUILTIN_FACE else tracking.resolve_reference(uri, model)
 
 
 def check_address(host: str, token_file: str) -> None:

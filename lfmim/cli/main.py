@@ -40,11 +40,11 @@ COMMANDS = {
     "promote": ("promote", "challenger against champion; or roll back"),
     "predict": ("predict", "new clips, or a store -> emotions per head"),
     "serve": ("serve", "a service and a page for recordings, on this machine or a cluster"),
+    "delete": ("delete", "all that was made of a recording -> gone"),
     "submit": ("submit", "one of these as a job on a Ray cluster"),
 }
 """A command's module in this package, and its line of the help."""
 HELP = """usage: lfmim COMMAND [options]
-
 Multimodal emotion recognition: labelled video clips in, a registered model out.
 
 {commands}

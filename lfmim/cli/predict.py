@@ -70,6 +70,8 @@ def predict(
     face: Literal["speaking", "largest"] = "speaking",
     abstain: float = 0.5,
     agree: str = "",
+    keep_features: bool = False,
+    blur_faces: bool = False,
     video: str = "",
     text: str = "",
     manifest: str = "",
@@ -95,11 +97,15 @@ def predict(
         transcript: of the recording, an SRT, VTT, CSV, Whisper JSON, ELAN or Praat file; for
             several, the folder in which each has its own. Without one, voice activity cuts.
         tiers: names of the tiers of words in an ELAN or Praat transcript, joined by commas.
-        asr: whisper:FOLDER, which recognises words where no transcript has them.
+        asr: whisper:FOLDER (of transformers) or faster-whisper:FOLDER (of CTranslate2), which
+            recognises words where no transcript has them.
         language: spoken in the recordings, for asr, as zh; empty: detected.
         face: whose face an utterance's row is about, of several: the speaking one, or the largest.
         abstain: probability that a head's answer in a recording needs.
         agree: CSV of your own codes of recordings (start, end, label), to compare with.
+        keep_features: keep what recordings' utterances were predicted from, in
+            <recording>.features, so that corrections of them can be trained on.
+        blur_faces: play a copy of each recording on its page in which faces are hidden.
         video: one video file, taken as one utterance.
         text: its transcript.
         manifest: manifest of many clips, instead of video and text.
@@ -132,8 +138,11 @@ def predict(
     if given.count(True) != 1:
         raise InputError("give recordings, or one of --manifest, --store, --video and/or --text")
     output = output or ("result" if recording else "predictions.jsonl")
-    if not recording and (transcript or tiers or asr or agree):
-        raise InputError("--transcript, --tiers, --asr, --agree: are for recordings, not for clips")
+    if not recording and any((transcript, tiers, asr, agree, keep_features, blur_faces)):
+        raise InputError(
+            "--transcript, --tiers, --asr, --agree, --keep_features, --blur_faces: are for "
+            "recordings, not clips"
+        )
     # asked now, for the file is written after hours of extraction
     if (manifest or store) and Path(output).suffix not in (".parquet", ".jsonl"):
         raise InputError(f"--output {output}: must end in .parquet or .jsonl")
@@ -186,6 +195,8 @@ def predict(
             transcript=transcript,
             tiers=tiers,
             agree=agree,
+            keep_features=keep_features,
+            blur_faces=blur_faces,
             output=output,
         )
     if not manifest and not store:

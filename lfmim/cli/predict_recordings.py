@@ -26,6 +26,8 @@ def predict_recordings(
     transcript: str,
     tiers: str,
     agree: str,
+    keep_features: bool,
+    blur_faces: bool,
     output: str,
 ) -> int:
     """Predict each, write an overview of several, compare with `agree`; the exit code: 2 if one of
@@ -47,7 +49,14 @@ def predict_recordings(
     done, rows = [], []
     for task in tasks:
         try:
-            one = job.predict_recording(utterances, task, about=about, tiers=tiers, say=_say)
+            one = job.predict_recording(
+                utterances,
+                task,
+                about=about,
+                tiers=tiers,
+                keep_features=keep_features,
+                say=_say,
+            )
         except InputError as error:
             # The others are not worse for one that cannot be read; a full disk stops all.
             if len(tasks) == 1 or isinstance(error, StorageError):
@@ -57,7 +66,8 @@ def predict_recordings(
         else:
             done.append(one)
             rows.append(job.overview_row(one))
-            print(f"{one}\npage: {page.write_page(one.result, task.media)}")
+            shown = page.write_page(one.result, task.media, blur_faces=blur_faces)
+            print(f"{one}\npage: {shown}")
     if len(tasks) > 1:
         job.write_overview(rows, folder)
         print(f"overview: {page.write_overview(folder)}")

@@ -9,19 +9,17 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import Literal
 
 from lfmim.cli.arguments import parse
 from lfmim.cli.predict import CHAMPION
-from lfmim.config import EncoderConfig, ExtractConfig, TrackingConfig
+from lfmim.config import EncoderConfig
 from lfmim.distributed import session
 from lfmim.schema import InputError
-from lfmim.storage import exclusive, local_path, output_folder
+from lfmim.storage import exclusive
 
 AGAIN = "run the same command again: it goes on with the jobs that it has accepted"
 COMMON = ("model", "host", "port", "token_file", "storage", "mlflow", "workers")
-FOLDER = "service"
 
 
 def main(args: list[str]) -> int:
@@ -42,6 +40,7 @@ def serve(
     abstain: float = 0.5,
     encoders: EncoderConfig = EncoderConfig(),  # noqa: B008 (frozen)
     workers: int = 1,
+    min_workers: int = 0,
     decode_workers: int = 1,
     gpus_per_worker: float = 0.0,
     clip_mb: int = 64,
@@ -65,13 +64,16 @@ def serve(
         storage: run.storage of the training run, for the embedded registry; jobs, with what was
             uploaded and what came of it, lie in its folder `service`.
         mlflow: tracking server; default $MLFLOW_TRACKING_URI, else the embedded one in `storage`.
-        asr: whisper:FOLDER, which recognises words where no transcript has them.
+        asr: whisper:FOLDER (of transformers) or faster-whisper:FOLDER (of CTranslate2), which
+            recognises words where no transcript has them.
         language: spoken in the recordings, for asr, as zh; empty: detected.
         face: whose face an utterance's row is about, of several: the speaking one, or the largest.
         abstain: probability that a head's answer needs.
         encoders: the encoders the model was trained on; by default those that it names itself.
         workers: processes that encode and predict; of several, one is kept for what is answered
             at once.
+        min_workers: so many stay where nothing is asked, and others come with the requests, up to
+            `workers`; 0: all stay.
         decode_workers: processes that decode.
         gpus_per_worker: GPU share of each worker; 0 runs them on CPU.
         clip_mb: largest recording that is answered at once, MiB.
@@ -82,8 +84,6 @@ def serve(
         timeout_s: longest time in which a recording is answered at once.
         lifetime_h: after that an upload, or a job's recording and results, are deleted.
     """
-    from lfmim import tracking
-
     try:
         from feature_service.serving import deployments
     except ModuleNotFoundError as error:
@@ -93,32 +93,20 @@ def serve(
             f"lfmim serve needs {error.name}: pip install 'lfmim-on-ray[serve]'"
         ) from error
     from feature_service.recordings.predict import Settings
-    from feature_service.serving.models import resolve
-    from feature_service.serving.settings import (
-        Limits,
-        ServiceConfig,
-        check_address,
-        read_tokens,
-    )
+    from feature_service.serving.settings import Limits, check_address, service_config
 
     check_address(host, token_file)
     if not 0 < port < 1 << 16:
         raise InputError(f"--port {port}: must lie in [1, 65535]")
-    if workers < 1 or decode_workers < 1:
-        raise InputError("--workers, --decode_workers: must be at least 1")
-    tokens = Path(token_file).resolve() if token_file else None
-    if tokens:
-        read_tokens(tokens)
+    scale = deployments.Scale(workers, min_workers, decode_workers)
     session.check_shared(storage=storage)
-    folder = local_path(str(Path(storage) / FOLDER), "--storage").resolve()
-    config = ServiceConfig(
-        models=tuple(model),
-        # Workers have other working directories.
-        tracking=tracking.tracking_uri(TrackingConfig(uri=mlflow), str(folder.parent)),
-        folder=folder,
-        extract=ExtractConfig(
-            manifest="-", store="-", encoders=encoders, gpus_per_worker=gpus_per_worker
-        ),
+    config = service_config(
+        model=model,
+        storage=storage,
+        mlflow=mlflow,
+        token_file=token_file,
+        encoders=encoders,
+        gpus_per_worker=gpus_per_worker,
         settings=Settings(face=face, abstain=abstain, asr=asr, language=language),
         limits=Limits(
             clip_mb=clip_mb,
@@ -129,20 +117,15 @@ def serve(
             timeout_s=timeout_s,
             lifetime_h=lifetime_h,
         ),
-        token_file=tokens,
     )
-    output_folder(str(folder), "--storage")
-    for name in config.models:
-        resolve(config.tracking, name)
-
     # Asked now: Ray would try again and again.
-    with exclusive(folder, "service's folder"):
+    with exclusive(config.folder, "service's folder"):
         _check_free(host, port)
 
-    what = f"serve {', '.join(config.models)} from {folder}"
-    cpus = deployments.CPUS * (workers + decode_workers)
-    with session.ray_session(what, cpus=cpus, gpus=gpus_per_worker * workers):
-        deployments.run(config, host=host, port=port, workers=workers, decoders=decode_workers)
+    what = f"serve {', '.join(config.models)} from {config.folder}"
+    cpus = deployments.CPUS * (scale.least + decode_workers)
+    with session.ray_session(what, cpus=cpus, gpus=gpus_per_worker * scale.least):
+        deployments.run(config, scale, host=host, port=port)
         print(f"http://{host}:{port}/", flush=True)
         print("Ctrl-C ends it; jobs go on at the next start", file=sys.stderr, flush=True)
         threading.Event().wait()

@@ -14,6 +14,7 @@ from feature_service.recordings.annotations import webvtt
 from feature_service.recordings.page import write_overview, write_page
 from feature_service.recordings.results import result_row, write_results
 from feature_service.recordings.utterances import SPEECH, Utterance
+from lfmim.data.corrections import latest, read_corrections
 from tests.support.clips import write_clip
 from tests.support.recordings import HOSTILE, rows, write_result
 
@@ -145,6 +146,62 @@ def number(cell):
         return float(cell)
     except ValueError:
         return cell
+
+
+def test_corrections_are_saved_as_a_file(show, talk):
+    page = ready(show(talk))
+    page.keyboard.press("n")
+    until(page, f"{LINE} === '1'")
+    assert page.locator("#corrections").is_disabled()
+    page.fill("#who", "Ann <b>")
+    page.select_option("#heads [data-head=text]", "anger")
+    assert page.evaluate("document.activeElement.dataset.head") == "text"
+    page.select_option("#heads [data-head=audio]", "joy")
+    page.select_option("#heads [data-head=audio]", "")
+    assert "3 not saved yet" in text(page, "#kept")
+    assert "✎" in text(page, "#lines [data-row='1']")
+    with page.expect_download() as download:
+        page.click("#corrections")
+    assert download.value.suggested_filename == "talk.corrections.jsonl"
+    told = read_corrections(download.value.path())
+    assert [(c.row, c.head, c.label, c.predicted) for c in told] == [
+        (1, "text", "anger", "joy"),
+        (1, "audio", "joy", "anger"),
+        (1, "audio", None, "anger"),
+    ]
+    assert {(c.who, c.seen, c.start_s, c.end_s, c.model) for c in told} == {
+        ("Ann <b>", True, 2.0, 4.0, "m")
+    }
+    assert latest(told) == {(told[0].media_sha256, 1): {"text": "anger"}}
+    # An utterance that no head answers has nothing to correct.
+    page.focus("#lines button >> nth=3")
+    page.keyboard.press("Enter")
+    until(page, f"{LINE} === '3'")
+    assert page.locator("#heads select").count() == 0
+
+
+def test_who_judges_blind_sees_no_answer(show, talk):
+    page = ready(show(talk))
+    page.click("#blind")
+    until(page, "location.hash === '#blind'")
+    ready(page)
+    page.keyboard.press("ArrowRight")
+    page.focus("#lines button >> nth=1")
+    page.keyboard.press("Enter")
+    until(page, f"{LINE} === '1'")
+    assert page.locator(".letter").count() == page.locator("#heads tbody th .letter").count() + (
+        page.locator("#legend .letter").count()
+    )
+    assert page.locator("#heads i, svg .apart, svg .rest, #matrix button").count() == 0
+    assert "disagreement" not in text(page, "#facts")
+    page.select_option("#heads [data-head=vision]", "joy")
+    with page.expect_download() as download:
+        page.click("#corrections")
+    (told,) = read_corrections(download.value.path())
+    assert (told.seen, told.label, told.predicted) == (False, "joy", "anger")
+    page.click("#blind")
+    until(page, "location.hash === ''")
+    until(page, "document.querySelectorAll('#timeline .letter').length > 0")
 
 
 def test_nothing_that_a_recording_says_runs(show, tmp_path):

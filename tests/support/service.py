@@ -8,6 +8,7 @@ from pathlib import Path
 
 from feature_service.recordings.decoder import LocalDecoder
 from feature_service.recordings.page import write_page
+from feature_service.serving.jobs import CORRECTIONS
 from feature_service.serving.models import Models
 from feature_service.serving.settings import Limits, ServiceConfig
 from lfmim.config import ExtractConfig
@@ -44,7 +45,8 @@ class LocalBackend:
 
     async def page(self, work):
         try:
-            write_page(work.folder / "recording.json", work.task.media)
+            result = work.folder / "recording.json"
+            write_page(result, work.task.media, corrections=CORRECTIONS)
         except InputError as error:
             return str(error)
         return ""

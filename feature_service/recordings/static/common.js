@@ -26,6 +26,15 @@ const TEXTS = {
     export: "Save as",
     apart: "Disagreement", short_apart: "Differ", short_multimodal: "All",
     emotion: "Emotion", answer: "Answer",
+    yours: "Your label", yours_of: (head) => `Your label, ${head}`, who: "Your name",
+    save_corrections: "Save corrections",
+    judge_blind: "Judge without the answers", look: "Show the answers",
+    sent: "kept", unsaved: (n) => `${n} not saved yet`, not_kept: (why) => `not kept: ${why}`,
+    kept_here: "Say what you see or hear instead, or the same: both teach the model. Save the " +
+      "corrections beside this page; docs/recordings.md tells how to train on them.",
+    kept_there: "Say what you see or hear instead, or the same: both teach the model. With a " +
+      "label are kept its utterance's numbers of words, voice and face, for longer than the " +
+      "recording, until you delete them on the first page.",
     none: "none", uncalibrated: "* not calibrated: a probability is not how often it is right",
     nothing: "Nothing is said at this time.",
     empty: "The recording has no utterances.",
@@ -76,6 +85,14 @@ const TEXTS = {
     export: "另存为",
     apart: "分歧", short_apart: "分歧", short_multimodal: "综合",
     emotion: "情绪", answer: "回答",
+    yours: "您的标签", yours_of: (head) => `您的标签：${head}`, who: "您的姓名",
+    save_corrections: "保存更正",
+    judge_blind: "不看回答来判断", look: "显示回答",
+    sent: "已保存", unsaved: (n) => `${n} 条尚未保存`, not_kept: (why) => `未保存：${why}`,
+    kept_here: "请给出您看到或听到的情绪，与回答相同亦可：两者都能用于训练。" +
+      "将更正保存在本页旁边；训练方法见 docs/recordings.md。",
+    kept_there: "请给出您看到或听到的情绪，与回答相同亦可：两者都能用于训练。" +
+      "标签将连同该话语的文字、声音、面部特征数值一起保存，保存期长于录像，直至您在首页删除。",
     none: "无", uncalibrated: "* 未校准：概率不等于答对的频率",
     nothing: "此刻无内容。",
     empty: "该录像没有话语。",

@@ -5,7 +5,9 @@
   const [frameWidth, frameHeight] = data.picture_size ?? [0, 0]; // in whose pixels boxes lie
   const looks = looksOf(classes);
   const UNIMODAL = HEADS.slice(0, 3);
-  const answers = (row, head) => Boolean(row[`label_${head}`]);
+  // Whoever judges without having seen the answers opens the page with it.
+  const blind = location.hash === "#blind";
+  const answers = (row, head) => !blind && Boolean(row[`label_${head}`]);
   const sure = (row, head) => answers(row, head) && !row[`abstain_${head}`];
   const top = (row, head) => Math.max(...row[`probabilities_${head}`]);
   const look = (row, head) => looks.get(row[`label_${head}`]);
@@ -203,7 +205,7 @@
     parts.push(svg("rect", { class: "lane", x: left, y, width: width - left, height: APART,
       rx: 3 }));
     for (const row of rows) {
-      if (row.disagreement === null || row.disagreement === undefined || !visible(row)) continue;
+      if (blind || typeof row.disagreement !== "number" || !visible(row)) continue;
       const [from, long] = extent(row), tall = Math.max(1, row.disagreement * (APART - 9));
       const bar = svg("rect", { class: differs(row) ? "apart" : "rest", x: from, width: long,
         y: y + APART - tall, height: tall });
@@ -315,10 +317,11 @@
     for (const row of faced) {
       const box = row.start_s <= t && t < row.end_s ? boxAt(row, t) : null;
       if (!box) continue;
-      const look_ = look(row, "vision"), size = frameHeight / 16, colour = look_?.colour ?? GREY;
+      const look_ = answers(row, "vision") ? look(row, "vision") : null;
+      const size = frameHeight / 16, colour = look_?.colour ?? GREY;
       parts.push(svg("rect", { x: box.x1, y: box.y1, width: box.x2 - box.x1,
         height: box.y2 - box.y1, stroke: colour,
-        "stroke-dasharray": row.abstain_vision ? "6 4" : null }));
+        "stroke-dasharray": look_ && row.abstain_vision ? "6 4" : null }));
       if (!look_) continue;
       const letter = letterOf(look_) + (row.abstain_vision ? "?" : "");
       const label = svg("text", { x: box.x1 + size / 4, y: Math.max(size, box.y1 - size / 4),
@@ -416,14 +419,14 @@
       list.push(confidence === null ? from : `${from} ${percent(confidence)}`);
     }
     if (row.track !== null && row.track !== undefined) list.push(say("face_number", row.track));
-    if (typeof row.disagreement === "number")
+    if (!blind && typeof row.disagreement === "number")
       list.push(say("disagreement", row.disagreement.toFixed(2)));
     return list;
   }
   function heads(row) {
     const cell = (head, k) => {
       const all = row[`probabilities_${head}`];
-      if (!all) return html("td", {}, "–");
+      if (!answers(row, head)) return html("td", {}, "–");
       const bar = html("i", { "aria-hidden": "true" });
       bar.style.width = `${Math.max(1, 100 * all[k])}%`;
       const most = classes[k] === row[`label_${head}`];
@@ -441,11 +444,70 @@
       html("tbody", {}, ...classes.map((c, k) => html("tr", {},
         html("th", { scope: "row" }, named(looks.get(c))),
         ...HEADS.map((h) => cell(h, k))))),
-      html("tfoot", {}, html("tr", {}, html("th", { scope: "row" }, say("answer")),
-        ...HEADS.map(foot))),
+      html("tfoot", {},
+        html("tr", {}, html("th", { scope: "row" }, say("answer")), ...HEADS.map(foot)),
+        html("tr", {}, html("th", { scope: "row" }, say("yours")),
+          ...HEADS.map((h) => html("td", {}, asked(row, h) ? choice(h) : "")))),
     );
-    $("rough").hidden = !HEADS.some((h) => row[`calibrated_${h}`] === false);
+    $("rough").hidden = !HEADS.some((h) => answers(row, h) && row[`calibrated_${h}`] === false);
   }
+
+  // ---- What a person says instead: a line for each time that they do ----
+  const asked = (row, head) => Boolean(row[`label_${head}`]); // there is something to be judged by
+  const service = data.page.corrections; // where lines are sent; null: they are saved as a file
+  const corrected = new Map(); // "row head" -> label
+  const unsaved = [];
+
+  function choice(head) {
+    const k = current, now = corrected.get(`${k} ${head}`) ?? "";
+    const option = (value, text) =>
+      html("option", { value, selected: value === now ? "" : null }, text);
+    return html("select", { "data-head": head, "aria-label": say("yours_of", say(head)),
+      onchange: (event) => correct(k, head, event.target.value || null) },
+    option("", "–"), ...classes.map((c) => option(c, nameOf(looks.get(c)))));
+  }
+  function keepLine(k, head, label) {
+    if (label) corrected.set(`${k} ${head}`, label);
+    else corrected.delete(`${k} ${head}`);
+  }
+  async function correct(k, head, label) {
+    const given = { row: k, head, label, seen: !blind };
+    try {
+      if (service) await told("POST", given);
+      else unsaved.push({ media_sha256: data.media_sha256, ...given, start_s: rows[k].start_s,
+        end_s: rows[k].end_s, predicted: rows[k][`label_${head}`], model: data.model,
+        who: $("who").value.trim() || "anonymous",
+        when: new Date().toISOString().replace(/\.\d+Z$/, "Z") });
+      keepLine(k, head, label);
+      $("kept").textContent = say(service ? "sent" : "unsaved", unsaved.length);
+    } catch (problem) {
+      $("kept").textContent = say("not_kept", problem.message);
+    }
+    $("corrections").disabled = !unsaved.length;
+    lines();
+    highlight();
+    if (current !== k) return;
+    panel();
+    $("heads").querySelector(`[data-head=${head}]`)?.focus();
+  }
+  async function told(method, given) {
+    const answer = await fetch(service, { method, body: given && JSON.stringify(given),
+      headers: given ? { "content-type": "application/json" } : {} });
+    const read = await answer.json();
+    if (!answer.ok) throw new Error(typeof read.detail === "string" ? read.detail : answer.status);
+    return read;
+  }
+  function corrections() {
+    $("who-label").hidden = $("corrections").hidden = Boolean(service);
+    $("corrections").disabled = !unsaved.length;
+    $("kept-note").textContent = say(service ? "kept_there" : "kept_here");
+    $("blind").textContent = say(blind ? "look" : "judge_blind");
+    $("blind").onclick = () => { // what a page has shown cannot be taken back: it begins anew
+      location.hash = blind ? "" : "#blind";
+      location.reload();
+    };
+  }
+  addEventListener("beforeunload", (event) => unsaved.length && event.preventDefault());
 
   // ---- All utterances ----
   function line(k) {
@@ -463,7 +525,8 @@
         row.error ? html("span", { class: "failed small" }, `${say("error")}: ${row.error}`)
           : null),
       html("span", { class: "chips" },
-        html("span", { class: "differs", "aria-hidden": "true" }, differs(row) ? "▼" : ""),
+        html("span", { class: "differs", "aria-hidden": "true" },
+          (HEADS.some((h) => corrected.has(`${k} ${h}`)) ? "✎" : "") + (differs(row) ? "▼" : "")),
         ...chips),
       html("span", { class: "spoken" },
         [...spoken, differs(row) ? say("apart") : ""].join(", "))));
@@ -604,6 +667,12 @@
   $("csv").onclick = () => save("csv", "text/csv", csv());
   $("json").onclick = () =>
     save("json", "application/json", JSON.stringify(result, null, 1) + "\n");
+  $("corrections").onclick = () => {
+    const text = unsaved.splice(0).map((one) => JSON.stringify(one) + "\n").join("");
+    save("corrections.jsonl", "application/jsonl", text);
+    $("corrections").disabled = true;
+    $("kept").textContent = "";
+  };
   $("vtt").onclick = () => save("vtt", "text/vtt", vtt());
 
   const KEYS = {
@@ -649,6 +718,7 @@
     lines();
     coherence();
     about();
+    corrections();
     lanes();
     panel();
     report(trouble);
@@ -666,6 +736,12 @@
   if (source) video.src = source;
   else simulate("no_media");
   start(draw);
+  if (service) {
+    told("GET").then((all) => {
+      for (const one of all) keepLine(one.row, one.head, one.label);
+      draw();
+    }).catch((problem) => { $("kept").textContent = say("not_kept", problem.message); });
+  }
   new ResizeObserver(() => {
     if ($("timeline").clientWidth === width) return;
     measure();

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from recording import write_recording
 
+from feature_service.recordings import features as features_lib
 from feature_service.recordings import job
 from feature_service.recordings.agreement import read_codes, write_agreement
 from feature_service.recordings.predict import Settings, UtterancePredictor
@@ -18,6 +19,8 @@ from feature_service.recordings.results import result_row
 from feature_service.recordings.seconds import by_second
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance
 from lfmim.config import ExtractConfig
+from lfmim.data.corrections import row_id
+from lfmim.data.store import read_table, sequences
 from lfmim.schema import LabelSpec, Modality
 from tests.support.models import tiny_predictor
 
@@ -87,6 +90,34 @@ def test_a_stopped_job_goes_on_where_it_was_and_a_finished_one_is_left(
         assert asked == [3]
     assert again.rows == whole.rows
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_features_are_kept_where_corrections_are_wanted(talk, ears, tmp_path, monkeypatch):
+    task, folder = one(talk, tmp_path), tmp_path / "talk.features"
+    with monkeypatch.context() as patch:
+        stop_after(ears, 2, patch)
+        with pytest.raises(Stopped):
+            job.predict_recording(ears, task, about=ABOUT, keep_features=True)
+    # Parts of one kind of run are not gone on from by the other, which would leave holes.
+    with pytest.raises(job.InputError, match="left by a run with another"):
+        job.predict_recording(ears, task, about=ABOUT)
+    done = job.predict_recording(ears, task, about=ABOUT, keep_features=True)
+    table = read_table(folder)
+    sha256 = json.loads(done.result.read_text())["media_sha256"]
+    assert table["id"].to_pylist() == [row_id(sha256, n) for n in range(3)]
+    assert set(table["media_sha256"].to_pylist()) == {sha256}
+    assert table["start_s"].to_pylist() == [row["start_s"] for row in done.rows]
+    assert table["label_audio"].to_pylist() == [None] * 3
+    features = {Modality.AUDIO: sequences(table, Modality.AUDIO)}
+    again = ears.predictor.predict(features)["audio"]
+    stored = np.array([row["probabilities_audio"] for row in done.rows])
+    np.testing.assert_allclose(again, stored, atol=1e-6)
+
+    features_lib.copy_row(folder, tmp_path / "kept", 2, row_id(sha256, 1))
+    assert read_table(tmp_path / "kept")["id"].to_pylist() == [row_id(sha256, 1)]
+    for number, id in ((2, row_id(sha256, 0)), (9, row_id(sha256, 1))):
+        with pytest.raises(job.InputError, match=r"has no row|were not kept"):
+            features_lib.copy_row(folder, tmp_path / "kept", number, id)
 
 
 def test_what_is_written(talk, ears, tmp_path):

@@ -32,6 +32,7 @@ def test_a_page_has_its_result_and_plays_what_lies_elsewhere(tmp_path):
     assert inside.pop("page") == {
         "name": "talk",
         "source": "../clips%20%26%20more/talk%20%231.mp4",
+        "corrections": None,
     }
     assert inside == json.loads(result.read_text(encoding="utf-8"))
     assert "<title>talk #1.mp4</title>" in text
@@ -53,6 +54,11 @@ def test_only_the_page_s_own_scripts_may_run(tmp_path):
     assert f"script-src {' '.join(hashes)};" in policy
     assert policy.startswith("default-src 'none';")
     assert not re.findall(r"https?:(?!//www\.w3\.org/2000/svg)", text)
+    # Only a page that a service gave speaks with it.
+    assert "connect-src" not in policy
+    served = write_page(tmp_path / "talk.json", None, corrections="../corrections").read_text()
+    assert "; connect-src 'self'\">" in served
+    assert data_of(served)["page"]["corrections"] == "../corrections"
 
 
 def test_what_a_template_would_fill_is_left_alone_in_data(tmp_path):

@@ -50,7 +50,8 @@ def utterances():
 
 
 def rows(predictor, number, utterance, path, heard, faces):
-    return predictor.rows(number, utterance, predictor.decoded(utterance, path), heard, faces)
+    decoded = predictor.decoded(utterance, path)
+    return [p.row for p in predictor.rows(number, utterance, decoded, heard, faces)]
 
 
 def test_speech_has_four_heads_and_a_gap_the_face_alone(recording, heard, utterances):

@@ -8,6 +8,8 @@ import av
 import numpy as np
 import pytest
 
+from feature_service.operators.detector import FaceDetector
+from feature_service.recordings.blur import BLOCKS, hidden
 from feature_service.recordings.preview import LONGEST, picture_size, playable, preview
 from lfmim.schema import InputError
 from tests.support.clips import remux, write_clip
@@ -121,3 +123,41 @@ def test_what_is_no_media_is_told_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"text\.mp4: is no audio or video file"):
         preview(tmp_path / "text.mp4", tmp_path / "out.mp4")
     assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
+
+
+def test_faces_are_hidden_and_nothing_else(media, tmp_path):
+    clip = media / "single_face.mp4"
+    target = preview(clip, tmp_path / "out.mp4", blur_faces=True)
+    before, after = pictures(clip), pictures(target)
+    assert len(before) == pytest.approx(len(after), abs=1)
+    detector, count = FaceDetector(), min(len(before), len(after))
+    some = np.arange(0, count, 5)
+
+    def surest(frames):
+        return np.array([max(f.probabilities, default=0.0) for f in detector.detect(frames, some)])
+
+    shows = surest(before) > 0.99
+    assert shows.mean() > 0.9
+    assert not (surest(after)[shows] > 0.99).any()
+    height, width = before.shape[1:3]
+    corner = (slice(None), slice(0, height // 10), slice(0, width // 10))
+    apart = before[:count][corner].astype(int) - after[:count][corner]
+    assert np.abs(apart).mean() < 6, "of what H.264 costs"
+    # The same again is left; without the option there is no need of one.
+    made = target.stat().st_mtime_ns
+    assert preview(clip, target, blur_faces=True) == target
+    assert target.stat().st_mtime_ns == made
+    assert preview(clip, target) is None
+
+
+def test_a_hidden_face_is_of_few_colours():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    out = hidden(noise, np.array([[30.0, 20.0, 50.0, 40.0], [75.0, 50.0, 99.0, 99.0]]))
+    assert len(np.unique(out[13:47, 23:57].reshape(-1, 3), axis=0)) <= BLOCKS**2
+    assert (out[:12, :70] == noise[:12, :70]).all()
+    assert (hidden(noise, np.empty((0, 4))) == noise).all()
+
+
+def pictures(path):
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])

@@ -4,6 +4,7 @@ test_deployments.py."""
 from __future__ import annotations
 
 import io
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -328,6 +329,27 @@ def test_the_page_and_its_headers(client):
     assert "/v1/predict" in client.get("/v1/openapi.json").json()["paths"]
 
 
+def test_figures_for_prometheus(client):
+    ready(client)
+    upload(client, b"abc")
+    for id in ("one", "two"):
+        assert client.get(f"/v1/jobs/{id}").status_code == 404
+    client.get("/nowhere")
+    client.get("/v1/jobs", headers=bearer("wrong"))
+    text = client.get("/metrics").text
+    for line in (
+        'lfmim_service_requests_total{method="POST",path="/v1/uploads",status="201"} 1.0',
+        'lfmim_service_requests_total{method="GET",path="/v1/jobs/{id}",status="404"} 2.0',
+        'lfmim_service_requests_total{method="GET",path="other",status="404"} 1.0',
+        'lfmim_service_requests_total{method="GET",path="other",status="401"} 1.0',
+        'lfmim_service_recordings{state="uploading"} 1.0',
+        f'pid="{os.getpid()}"}} 1.0',
+        'lfmim_service_request_seconds_count{method="POST",path="/v1/uploads"} 1.0',
+    ):
+        assert line in text
+    assert client.get("/metrics", headers=bearer("wrong")).status_code == 401
+
+
 def bomb() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -361,4 +383,58 @@ def test_real_models_refuse_what_is_no_recording(media, tmp_path):
         clip = {"file": ("<script>.mp4", (media / "no_face.mp4").read_bytes())}
         answer = client.post("/v1/predict", files=clip, data=bad)
         assert (answer.status_code, answer.json()["detail"][:14]) == (422, "transcript.srt")
+        assert left(tmp_path) == []
+
+
+@pytest.mark.integration
+def test_corrections_outlive_the_recording_until_they_are_deleted(media, tmp_path):
+    settings = config(tmp_path)
+    app = create_app(settings, LocalBackend(settings))
+    with TestClient(app, base_url="http://service", headers=bearer(ANN)) as client:
+        ready(client)
+        id = upload(client, (media / "single_face.mp4").read_bytes(), "face.mp4")
+        place = f"/v1/jobs/{id}/corrections"
+        told = {"row": 0, "head": "vision", "label": "angry", "seen": False}
+        assert client.post(place, json=told).status_code == 409, "not predicted yet"
+        client.post("/v1/jobs", json={"upload": id})
+        assert finished(client, id)["state"] == DONE
+        row = client.get(f"/v1/jobs/{id}/result").json()["utterances"][0]
+        assert client.get("/v1/corrections").json() == []
+
+        for wrong, said in (
+            ({"row": 99}, "nothing was predicted"),
+            ({"head": "text"}, "does not answer"),
+            ({"label": "blue"}, "is not one of"),
+            ({"head": "nose"}, "head"),
+            ({"row": -1}, "row"),
+        ):
+            answer = client.post(place, json={**told, **wrong})
+            assert answer.status_code == 422
+            assert said in answer.text
+            assert str(tmp_path) not in answer.text
+        assert left(tmp_path).count("recording.corrections.jsonl") == 0
+
+        assert client.post(place, json=told).status_code == 201
+        made = client.post(place, json={**told, "label": "neutral", "seen": True}).json()
+        assert (made["who"], made["predicted"]) == ("ann", row["label_vision"])
+        assert (made["start_s"], made["end_s"]) == (row["start_s"], row["end_s"])
+        assert [one["label"] for one in client.get(place).json()] == ["angry", "neutral"]
+        for method in ("get", "post"):
+            options = {"headers": bearer(BOB)} | ({"json": told} if method == "post" else {})
+            assert getattr(client, method)(place, **options).status_code == 404
+        assert client.get("/v1/corrections", headers=bearer(BOB)).json() == []
+
+        client.delete(f"/v1/jobs/{id}")
+        (kept,) = client.get("/v1/corrections").json()
+        assert kept["lines"] == 2
+        assert left(tmp_path) == [
+            "feature_spec.json",
+            "label_spec.json",
+            f"part-{kept['recording']}-000000.parquet",
+            "recording.corrections.jsonl",
+        ]
+        for name in ("..", "%2e%2e", kept["recording"]):
+            status = client.delete(f"/v1/corrections/{name}", headers=bearer(BOB)).status_code
+            assert status in (404, 405)
+        assert client.delete(f"/v1/corrections/{kept['recording']}").status_code == 204
         assert left(tmp_path) == []

@@ -133,7 +133,7 @@ def service(ray_cluster, empty_database, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    deployments.run(config, host="127.0.0.1", port=port, workers=1, decoders=1)
+    deployments.run(config, deployments.Scale(), host="127.0.0.1", port=port)
     asks = Service(folder, port, uri)
     until(lambda: asks("GET", "/readyz").ok)
     yield asks

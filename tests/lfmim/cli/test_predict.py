@@ -55,7 +55,7 @@ def test_the_command_with_a_folder_of_which_one_file_is_none(model, tmp_path, ca
 def test_options_that_do_not_go_together(tmp_path, capsys):
     for args, said in (
         (["a.mp4", "--video", "b.mp4"], "give recordings, or one of --manifest"),
-        (["--video", "a.mp4", "--transcript", "a.srt"], "are for recordings, not for clips"),
+        (["--video", "a.mp4", "--transcript", "a.srt"], "are for recordings, not clips"),
         (["a.mp4", "--abstain", "2"], "--abstain 2.0: must lie in"),
         (["a.mp4", "--face", "both"], "face"),
     ):
