@@ -17,6 +17,7 @@ registered model.
     lfmim import sims --source CH-SIMS --output clips.csv
     lfmim import emotiontalk --source labels.parquet --output emotiontalk.csv
     lfmim import annotations --source votes.csv --output clips.csv
+    lfmim import corrections --source result --store corrected --base features
     lfmim import char_ngrams --source clips.csv --store features
     lfmim import checkpoint --checkpoint model.pth --num_heads 16
 """

@@ -3,6 +3,7 @@ stopped.
 
     lfmim train --store features --system lfmim --train.lr 0.005
     lfmim train --config paper --store features
+    lfmim train --init models:/lfmim@champion --store corrected
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lfmim.storage import input_path, output_folder
 
 COMMON = (
     "store",
+    "init",
     "model.name",
     "model.task",
     "train.epochs",
@@ -39,8 +41,11 @@ def train(config: ExperimentConfig, version_tags: Mapping[str, str] | None = Non
     input_path(config.store, "--store")
     output_folder(config.run.storage, "--storage")
     session.check_shared(store=config.store, storage=config.run.storage)
+    from lfmim.distributed.initial import resolve_init
     from lfmim.distributed.trainer import describe, train_run
 
+    # Once for all that follows: the alias may move while this runs.
+    config, _ = resolve_init(config)
     # `describe` reads the store and asks the tracker: bad input is told before a cluster is started
     c, what = config.run, describe(config)
     least = c.min_workers or c.workers

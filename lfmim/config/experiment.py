@@ -323,6 +323,9 @@ class ExperimentConfig:
 
     store: str
     """Feature store made by lfmim extract."""
+    init: str = ""
+    """Model at whose weights training begins (fine-tuning): models:/NAME@ALIAS, models:/NAME/N or
+    the folder of a checkpoint; its `model` settings are taken. Empty: at random weights."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)

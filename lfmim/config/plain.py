@@ -48,9 +48,9 @@ is: what was trained before is another run, and no benchmark takes its result fo
 
 
 def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """`model` and `train` as what runs, sweeps and benchmarks are hashed by and known again: under
-    the names of 0.1, and without newer fields at their defaults, so that what was begun then goes
-    on; of REVISED models not."""
+    """`model`, `train` and, where it is set, `init` as what runs, sweeps and benchmarks are hashed
+    by and known again: under the names of 0.1, and without newer fields at their defaults, so that
+    what was begun then goes on; of REVISED models not."""
     parts = {
         part: in_former_names(part, to_dict(getattr(config, part))) for part in ("model", "train")
     }
@@ -60,6 +60,8 @@ def hash_parts(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
                 del parts[part][field]
     if config.model.name in REVISED:
         parts["model"]["revision"] = REVISED[config.model.name]
+    if config.init:
+        parts["init"] = {"reference": config.init}
     return parts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +289,21 @@ def rows_to_table(
         for f in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def table_to_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Inverse of `rows_to_table`: a mapping per row, of the columns that are there."""
+    features = {
+        column: sequences(table, m)
+        for m, column in FEATURE_COLUMNS.items()
+        if column in table.column_names
+    }
+    for i, row in enumerate(table.drop_columns(list(features)).to_pylist()):
+        yield row | {column: x[i] for column, x in features.items()}
+
+
+def passthrough_of(folder: Path) -> list[str]:
+    """The columns of a store that it has from its manifest alone (`store_schema`)."""
+    fixed = {*store_schema({}).names, *FEATURE_COLUMNS.values()}
+    names = (c for part in part_files(folder) for c in open_part(part).schema_arrow.names)
+    return [c for c in dict.fromkeys(names) if c not in fixed]

@@ -24,6 +24,7 @@ from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
 from lfmim.storage import remove_folder
 from lfmim.training.checkpoint import (
+    INITIAL,
     UNFINISHED,
     CheckpointMeta,
     epoch_folder,
@@ -52,7 +53,8 @@ def run_epochs(
 ) -> CheckpointMeta:
     """Train from the newest checkpoint in `folder` to the end; returns the final state's meta.
 
-    The newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
+    Where there is none and `config.init` is set, from the weights of the one called INITIAL. The
+    newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
     process, for the next run on them. `fold`: its splits are trained and validated on. Under
     torch.distributed every rank calls it; rank 0 alone writes checkpoints. `after_epoch` is called
     on every rank once the epoch is saved. Raises as `training.loop.train`, and WriteError.
@@ -91,6 +93,7 @@ def run_epochs(
         on_epoch=on_epoch,
         on_pause=on_pause,
         resume=resume,
+        init=folder / INITIAL if config.init else None,
     )
 
 

@@ -19,6 +19,7 @@ from lfmim.config import ExperimentConfig, ModelConfig, config_hash, flatten, ha
 from lfmim.data.loading import check_labels, load_split
 from lfmim.data.store import read_table, sequences, store_state
 from lfmim.distributed.driver import run_tracked_epochs
+from lfmim.distributed.initial import resolve_init
 from lfmim.models import MODELS
 from lfmim.progress import gpu_percent, say_when_stuck, share, watch
 from lfmim.schema import (
@@ -37,6 +38,7 @@ from lfmim.storage import as_path, exclusive, output_folder, write_text
 from lfmim.tracking import RegisteredVersion
 from lfmim.training.calibration import calibrate
 from lfmim.training.checkpoint import (
+    INITIAL,
     META,
     CheckpointMeta,
     epoch_folder,
@@ -44,6 +46,7 @@ from lfmim.training.checkpoint import (
     latest_checkpoint,
     load_meta,
     newest_checkpoint,
+    save_checkpoint,
 )
 from lfmim.training.loop import EpochReport, NonFiniteLossError, check_data, worker_device
 from lfmim.training.step import resolve_precision
@@ -54,8 +57,8 @@ MAY_CHANGE = frozenset(
     for name in ("epochs", "patience", "precision", "compile", "micro_batch", "cache")
 )
 """Settings of `model` and `train` that a continued run may change: how long, how fast and on what
-it trains. So may all that is not among `model` and `train`: workers, devices, where the store lies
-and where the run is tracked."""
+it trains. So may all that is neither `init` nor among `model` and `train`: workers, devices, where
+the store lies and where the run is tracked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,8 @@ def run_name(config: ExperimentConfig, fingerprint: str) -> str:
 
 
 def describe(config: ExperimentConfig) -> str:
-    """One line: what will run with what, and where its results go.
+    """One line: what will run with what, and where its results go. `config` as `resolve_init` gives
+    it.
 
     Raises InputError as `check_experiment` and `check_run`, and for a tracker that cannot be used.
     """
@@ -147,8 +151,10 @@ def describe(config: ExperimentConfig) -> str:
 
     uri = tracking.tracking_uri(config.tracking, str(storage))
     tracking.prepare(uri, config.tracking)
+    begun = f" from {config.init}" if config.init else ""
+    least = f"{c.min_workers} to " if c.min_workers else ""
     return (
-        f"train {config.model.name}: {f'{c.min_workers} to ' * bool(c.min_workers)}{c.workers} "
+        f"train {config.model.name}{begun}: {least}{c.workers} "
         f"worker{'s' * (c.workers > 1)} x "
         f"{share(c.cpus_per_worker, c.gpus_per_worker)}, {'cuda' if gpu else 'cpu'}, precision "
         f"{precision} | checkpoints {storage / name} | mlflow {uri}"
@@ -166,8 +172,10 @@ def train_run(
     A rerun continues from the last checkpoint.
 
     On Ray's workers or, `alone`, in this process, which spares a single worker its start. Raises
-    InputError for a store without the splits it needs, before any worker starts.
+    InputError as `resolve_init`, and for a store without the splits it needs, before any worker
+    starts.
     """
+    config, initial = resolve_init(config)
     store, storage = as_path(config.store).resolve(), as_path(config.run.storage).resolve()
     spec = FeatureSpec.load(store)
     fingerprint = check_experiment(config)
@@ -178,6 +186,10 @@ def train_run(
     with exclusive(folder, "run's folder"):
         # `describe` has asked already, but only now can no other job train in here.
         check_run(config, folder, fingerprint)
+        # Until there is a checkpoint of its own: what an earlier, failed start has left may be
+        # another model's.
+        if initial is not None and newest_checkpoint(folder) is None:
+            save_checkpoint(folder / INITIAL, initial.model, initial.meta, {})
         run_id = _run_id(folder, config, spec, uri, {**(tags or {}), "data": fingerprint})
         with tracking.failing(uri, run_id):
             rows = Counter(_labels(store)[0][SPLIT].to_pylist())
@@ -263,9 +275,9 @@ def check_run(config: ExperimentConfig, folder: Path, fingerprint: str) -> None:
 
 
 def _settings(config: ExperimentConfig) -> dict[str, Any]:
-    """What a run trains and how, by dotted names: `model.d_model`, `train.lr`, ..."""
+    """What a run trains and how, by dotted names: `init`, `model.d_model`, `train.lr`, ..."""
     raw = to_dict(config)
-    return flatten(raw["model"], "model.") | flatten(raw["train"], "train.")
+    return {"init": config.init} | flatten(raw["model"], "model.") | flatten(raw["train"], "train.")
 
 
 def _train_here(config: ExperimentConfig, store: Path, folder: Path, uri: str, run_id: str) -> None:

@@ -35,10 +35,11 @@ def model_card(meta: CheckpointMeta, *, name: str, run_id: str, tags: Mapping[st
         if sentiment
         else f"probabilities over {', '.join(meta.labels.classes)}"
     )
+    begun = f"from the weights of `{c.init}`\n" if c.init else ""
     # lr, β and seed of an imported checkpoint are defaults that nobody trained it with.
     made = (
-        f"Trained for {meta.epoch + len(meta.later or ())} epochs with {c.train.optimizer} at lr\n"
-        f"{c.train.lr:g}, loss weights β {beta}, "
+        f"Trained {begun}for {meta.epoch + len(meta.later or ())} epochs with "
+        f"{c.train.optimizer} at lr\n{c.train.lr:g}, loss weights β {beta}, "
         f"seed {c.train.seed}; the checkpoint is epoch {meta.best_epoch + 1}, chosen on\n"
         f"the validation score of the {c.train.selection} head ({meta.best_score:.4f})."
         if meta.history

@@ -47,6 +47,9 @@ class TuneConfig(ExperimentConfig):
     the search as well.
     """
 
+    # No option of a sweep: every trial begins at weights of its own.
+    init: str = dataclasses.field(default="", init=False)
+
     search: Literal["optuna", "random", "grid"] = "optuna"
     """optuna: TPE."""
     scheduler: Literal["asha", "none"] = "asha"

@@ -478,18 +478,15 @@ def load_predictor(uri: str, model_ref: str) -> Predictor:
     """
     if os.path.isdir(model_ref) or IN_A_STORE.match(model_ref):
         return Predictor.from_checkpoint(_checkpoint_in(as_path(model_ref)))
-    client = _client(uri)
-
-    if found := MODEL_REF.fullmatch(model_ref):
-        source = _version_of(client, uri, found)
-    elif ":/" in model_ref:
-        # Another form that MLflow knows: a run's artifact, say.
-        source = model_ref
-    else:
+    found = MODEL_REF.fullmatch(model_ref)
+    if not found and ":/" not in model_ref:
         raise InputError(
             f"model {model_ref}: no such folder; write models:/<name>@{CHAMPION} or "
             "models:/<name>/<version>, or name the folder of a model"
         )
+    client = _client(uri)
+    # Not found: another form that MLflow knows, a run's artifact, say.
+    source = _version_of(client, uri, found) if found else model_ref
     try:
         folder = mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)
     except TRACKING_ERRORS as error:

@@ -29,6 +29,9 @@ WEIGHTS, META, STATE = "weights.safetensors", "checkpoint.json", "state.pt"
 UNFINISHED = "unfinished"
 """In a run's folder: the checkpoint within an epoch, of the run as it is after the epoch before.
 Only to go on from: it has no validation score, so it is nobody's best."""
+INITIAL = "initial"
+"""In a run's folder: the model at whose weights it begins, where that is one (`init`). A copy, as
+workers on other nodes see the run's storage, and perhaps no registry."""
 PLUGIN_FILE = "plugin.py"
 """In a registered model's checkpoint: the file that defines its plug-in model."""
 

@@ -169,8 +169,10 @@ def new_model(
     spec: FeatureSpec,
     train_data: UtteranceTensors,
     valid_data: UtteranceTensors,
+    init: Path | None = None,
 ) -> EmotionNet:
-    """The model with its initial weights. Raises InputError if data or recipe do not fit it."""
+    """The model with its initial weights: at random, or those of the checkpoint `init`. Raises
+    InputError if data or recipe do not fit it."""
     c, name = config.train, config.model.name
     check_data(config.model, spec, train_data, valid_data)
     if bool((valid_data.labels[:, HEADS.index(c.selection)] == IGNORE_LABEL).all()):
@@ -198,9 +200,13 @@ def new_model(
     if c.modality_dropout and not model.accepts_absent:
         raise InputError(f"train.modality_dropout: {name} needs every modality; set it to 0")
 
+    # With the weights come the statistics that they were trained on: other ones would change what
+    # they answer.
+    if init is not None:
+        load_weights(init, model)
     # From the training split alone, as validation must not reach the model. Only the buffers are
     # loaded, hence not strict.
-    if config.model.standardize:
+    elif config.model.standardize:
         for m, (mean, scale) in train_data.feature_statistics().items():
             model.inputs[m].load_state_dict({"mean": mean, "scale": scale}, strict=False)
     return model
@@ -217,16 +223,19 @@ def train(
     on_epoch: OnEpoch = lambda report, save: None,
     on_pause: OnPause = lambda save: None,
     resume: Path | None = None,
+    init: Path | None = None,
 ) -> CheckpointMeta:
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
-    model, saved after an epoch or within one. Raises InputError if data or recipe do not fit the
-    model, and NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before
-    anything of it is saved.
+    model, saved after an epoch or within one; `init` one at whose weights to begin, where there is
+    nothing to resume. Raises InputError if data or recipe do not fit the model, and
+    NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything
+    of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
-    model = new_model(config, spec, train_data, valid_data).to(device)
+    begin = init if resume is None else None
+    model = new_model(config, spec, train_data, valid_data, begin).to(device)
     if model.fitted:
         return _fit(model, config, spec, train_data, valid_data, on_epoch, resume)
     if c.labels == "multimodal":

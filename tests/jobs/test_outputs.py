@@ -44,6 +44,7 @@ OUTPUTS = [
     "import emotiontalk --source m.csv --output *.csv",
     "import annotations --source votes.csv --output *.csv",
     "import char_ngrams --source m.csv --store *",
+    "import corrections --source . --store *",
     "labels report --source m.csv --report *",
     "labels split --manifest m.csv --output *.csv",
     "inspect --store store --page *.html",
@@ -62,6 +63,8 @@ INPUTS = [
     "import checkpoint --num_heads 2 --checkpoint *",
     "import mmsa --store f --source *",
     "import cherma --store f --source *",
+    "import corrections --store f --source *",
+    "import corrections --source . --store f --base *",
 ]
 READS_A_REGISTRY = [
     "evaluate --store store --storage *",

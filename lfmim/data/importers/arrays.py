@@ -14,10 +14,10 @@ from lfmim.data.importers.base import register_importer, written
 from lfmim.data.importers.corpora import Labeller
 from lfmim.data.importers.dump import (
     CLEANING,
-    ERROR,
     ImportReport,
     check_new,
     clean,
+    quarantined_rows,
     write_store,
 )
 from lfmim.data.manifest import (
@@ -27,7 +27,7 @@ from lfmim.data.manifest import (
     passthrough_columns,
     read_manifest,
 )
-from lfmim.data.store import open_part, part_files, quarantined, sequences, store_schema
+from lfmim.data.store import open_part, part_files, passthrough_of, table_to_rows
 from lfmim.data.tables import read_rows
 from lfmim.schema import (
     DEFAULT_LABELS,
@@ -241,9 +241,7 @@ def _columns(
     store: Path, manifest: str, ids: set[str], report: ImportReport
 ) -> tuple[dict[str, dict[str, Any]] | None, list[str]]:
     """The manifest's columns by id (None without one), and the columns to carry through."""
-    fixed = set(store_schema({}).names) | set(FEATURE_COLUMNS.values())
-    names = [c for path in part_files(store) for c in open_part(path).schema_arrow.names]
-    extra = [c for c in dict.fromkeys(names) if c not in fixed]
+    extra = passthrough_of(store)
     if not manifest:
         return None, extra
 
@@ -276,20 +274,18 @@ def _joined(
     new: Mapping[str, dict[str, Any]] | None,
     report: ImportReport,
 ) -> Iterator[dict[str, Any]]:
+    left = set(FEATURE_COLUMNS.values()) - {FEATURE_COLUMNS[m] for m in kept}
     for path in part_files(store):
         table = open_part(path).read()
-        columns = {m: sequences(table, m) for m in kept}
-        plain = [c for c in table.column_names if c not in FEATURE_COLUMNS.values()]
-        for i, row in enumerate(table.select(plain).to_pylist()):
+        for row in table_to_rows(table.drop_columns([c for c in table.column_names if c in left])):
             if new is not None and row[ID] not in new:
                 continue
             row |= new[row[ID]] if new is not None else {}
-            row |= {FEATURE_COLUMNS[m]: x[i] for m, x in columns.items()}
             yield row | {FEATURE_COLUMNS[m]: s.read(row[ID], report) for m, s in sources.items()}
 
-    for row in quarantined(store).to_pylist():
+    for row in quarantined_rows(store):
         if new is None or row[ID] in new:
-            yield {ID: row[ID], VIDEO: row[VIDEO], ERROR: f"{row['stage']}: {row['error']}"}
+            yield row
 
 
 def _files(text: str, audio: str, vision: str) -> dict[Modality, Path]:

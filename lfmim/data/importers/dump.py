@@ -23,7 +23,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lfmim.data.store import ERROR_SCHEMA, rows_to_table, store_schema, write_part, write_spec
+from lfmim.data.store import (
+    ERROR_SCHEMA,
+    quarantined,
+    rows_to_table,
+    store_schema,
+    write_part,
+    write_spec,
+)
 from lfmim.schema import (
     ERRORS_FOLDER,
     FEATURE_COLUMNS,
@@ -130,6 +137,12 @@ def check_new(store: Path) -> None:
             f"{store}: exists already, and imports do not mix; choose another --store, or remove "
             "it to import again"
         )
+
+
+def quarantined_rows(store: Path) -> Iterator[dict[str, Any]]:
+    """What a store has quarantined, as rows that `write_store` quarantines again."""
+    for row in quarantined(store).to_pylist():
+        yield {ID: row[ID], VIDEO: row[VIDEO], ERROR: f"{row['stage']}: {row['error']}"}
 
 
 def _progress() -> Progress:
