@@ -54,7 +54,7 @@ ABOUT = (
     "is regression on features averaged over time, “stacking” one on what such regressions make of "
     "each modality; ↓ marks a system below them. Steps and the sum of learning rates (Σ lr) say "
     "what budget a recipe had: systems whose budgets differ are not told apart by their models "
-    "alone. A dash: the class has no label."
+    "alone. A dash: nothing to measure, as of a class without labels, or to compare with."
 )
 
 
