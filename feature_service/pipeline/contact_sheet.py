@@ -46,8 +46,7 @@ def crops_of(store: Path, ids: Collection[str]) -> dict[str, Crop]:
 
 def _stored(store: Path) -> list[dict[str, Any]]:
     columns = [VIDEO, START, END, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]]
-    rows: list[dict[str, Any]] = read_table(store, columns).to_pylist()
-    return rows
+    return list(read_table(store, columns).to_pylist())
 
 
 def _crops(store: Path, rows: Sequence[dict[str, Any]]) -> list[Crop]:

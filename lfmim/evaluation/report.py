@@ -290,7 +290,7 @@ def _training_section(meta: CheckpointMeta) -> Html:
     told = (
         "The curves end at this checkpoint: what its run did after it is not kept with it."
         if meta.later is None
-        else f"Every epoch of the run, {len(epochs)}; the line across marks the chosen one."
+        else f"Every epoch of the run, {len(epochs)}; the vertical line marks the chosen one."
     )
     alt = f"Training curves of every head over {len(epochs)} epochs; chosen is {chosen + 1}"
     return section("Training", paragraph(told), wide_image(learning_curves(epochs, chosen), alt))

@@ -41,7 +41,7 @@ from lfmim.schema import (
 )
 from lfmim.storage import write_text
 
-WORDS = ("Encoders", "Sampling and versions", "Quarantined", "Import")
+WORDS = ("Rows", "Encoders", "Sampling and versions", "Quarantined", "Import")
 """Tables of text."""
 
 

@@ -35,6 +35,8 @@ CLAIMS = (
 )
 """Pairs of which the first is said to be better: the paper's Tables 2 and 4, and ours of the preset
 `strong`."""
+COST = ("parameters", "MFLOPs/sample", "steps", "Σ lr", "seeds")
+"""Columns of `table_2` and `table_3` on what a system costs."""
 RESAMPLES = 4999
 """With the observed difference 5,000, so p-values come in steps of 0.0002."""
 

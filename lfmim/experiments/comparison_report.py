@@ -23,6 +23,7 @@ from lfmim.evaluation.page import (
     wide_image,
 )
 from lfmim.experiments.comparison import (
+    COST,
     REFERENCE,
     Results,
     is_sentiment,
@@ -53,7 +54,7 @@ ABOUT = (
     "is regression on features averaged over time, “stacking” one on what such regressions make of "
     "each modality; ↓ marks a system below them. Steps and the sum of learning rates (Σ lr) say "
     "what budget a recipe had: systems whose budgets differ are not told apart by their models "
-    "alone. A dash: the class has no label."
+    "alone. A dash: nothing to measure, as of a class without labels, or to compare with."
 )
 
 
@@ -180,7 +181,10 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         header = [frame.index.name, *frame.columns]
         write_text(folder / f"{name}.md", markdown_table(header, rows))
         write_text(folder / f"{name}.tex", frame.to_latex(escape=True).replace("±", r"$\pm$"))
-        sections.append(section(heading, frame_table(heading, frame)))
+        # On the page two tables: as one they are wider than a screen.
+        cost = [c for c in COST if c in frame]
+        parts = [(heading, frame.drop(columns=cost)), (f"{heading}: cost", frame[cost])]
+        sections.append(section(heading, *(frame_table(*p) for p in parts if not p[1].empty)))
     for name, (heading, figure) in figures(results).items():
         with new_file(folder / f"{name}.png") as temporary:
             # savefig goes by the suffix, and the temporary name has none that it knows.

@@ -108,7 +108,7 @@ def sweep_page(
         section("Winner", table("Winner", header, rows)),
         section(
             "Training of the winner",
-            paragraph(f"Every epoch; the line across marks the chosen one, {chosen}."),
+            paragraph(f"Every epoch; the vertical line marks the chosen one, {chosen}."),
             wide_image(curves, f"Training curves of every head; chosen is {chosen}"),
         ),
         *(section(TITLES[name], wide_image(f, TITLES[name])) for name, f in figures.items()),
@@ -166,7 +166,7 @@ def _parallel_coordinates(study: Study) -> Figure:
     try:
         with plt.style.context("default"), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            figure = plot_parallel_coordinate(study, target_name="validation accuracy").figure
+            figure = plot_parallel_coordinate(study, target_name="validation score").figure
             assert isinstance(figure, Figure)
             # An axis per field: at a fixed width many fields' names would overlap.
             figure.set_size_inches(1.8 * len(figure.axes) + 3, 5)

@@ -56,14 +56,16 @@ def write_recording(
     seed: int = 5,
     stem: str = "talk",
     labels: LabelSpec = LABELS,
+    shift: float = 0.0,
     **columns: object,
 ) -> Recording:
-    """Features of `count` utterances of 2 s each; `columns` are values of every row."""
+    """Features of `count` utterances of 2 s each, the first from `shift` on; `columns` are values
+    of every row."""
     rows = toy_rows(count, seed, split="", classes=labels.classes)
     truth = [{h: row.pop(LABEL_COLUMNS[h]) for h in HEADS} for row in rows]
     for i, row in enumerate(rows):
         row |= {ID: row_id(media, i), MEDIA_SHA256: media, SPEAKER: "unknown"}
-        row |= {START: 2.0 * i, END: 2.0 * i + 2, **columns}
+        row |= {START: shift + 2.0 * i, END: shift + 2.0 * i + 2, **columns}
     recording = Recording(folder, media, truth, stem)
     write_spec(recording.features, SPEC, labels)
     table = rows_to_table(rows, store_schema(DIMS, (START, END)), DIMS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,18 @@ class _Corrected:
         """What was not taken back."""
         return [(where, c) for where, c in self.said if c.label is not None]
 
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One corrected utterance: where its features are, and head -> what is said of it."""
+
+    features: Path
+    where: str
+    said: dict[str, Correction]
+
     @property
-    def rows(self) -> dict[str, list[Correction]]:
-        """Id of an utterance -> what is said of its heads."""
-        rows: dict[str, list[Correction]] = {}
-        for _, c in self.given:
-            rows.setdefault(row_id(c.media_sha256, c.row), []).append(c)
-        return rows
+    def media_sha256(self) -> str:
+        return next(iter(self.said.values())).media_sha256
 
 
 def import_corrections(
@@ -90,7 +95,8 @@ def import_corrections(
     A row is an utterance with at least one label; its other heads have none. All rows of a
     recording are in one split, `valid` in about `valid_share` of the recordings and else `train`,
     which follows from the recording alone. The rows of the store `base` come first, as they are.
-    Raises InputError naming file, line and field.
+    Where several files have a row and head, the latest holds. Raises InputError naming file, line
+    and field.
     """
     if not 0 <= valid_share < 1:
         raise InputError(f"--valid_share {valid_share}: is not in [0, 1)")
@@ -102,18 +108,17 @@ def import_corrections(
             "the page of a recording first"
         )
     kept = [one for one in found if one.given]
-    _check_apart(kept, base)
-
     first = base or kept[0].features
     for one in kept:
         _check_features(one)
     spec, labels = FeatureSpec.load(first), LabelSpec.load(first)
     for one in kept:
         _check(one, spec, labels, first)
+    rows = _merged(kept, base)
 
     report = ImportReport(str(source))
     before: Counter[str] = _splits_of(base) if base else Counter()
-    report.notes = _notes(found, before, labels, valid_share)
+    report.notes = _notes(found, rows, before, labels, valid_share)
     stores = [*([base] if base else []), *(one.features for one in kept)]
     columns = [c for folder in stores for c in passthrough_of(folder)]
     write_store(
@@ -121,9 +126,9 @@ def import_corrections(
         spec.dims,
         list(dict.fromkeys([*columns, START, END])),
         itertools.chain(
-            _rows_of(base) if base else (), _corrected_rows(kept, labels, valid_share, report)
+            _rows_of(base) if base else (), _corrected_rows(rows, labels, valid_share, report)
         ),
-        sum(before.values()) + sum(len(one.rows) for one in kept),
+        before.total() + len(rows),
         report,
         lambda: spec,
         labels,
@@ -137,22 +142,30 @@ def split_of(media_sha256: str, valid_share: float) -> str:
     return SPLITS[1] if int(media_sha256[:8], 16) < valid_share * 16**8 else SPLITS[0]
 
 
-def _check_apart(found: Sequence[_Corrected], base: Path | None) -> None:
-    """Raise InputError for a recording in two files, and for a row that `base` has already."""
-    first: dict[str, Path] = {}
+def _merged(found: Sequence[_Corrected], base: Path | None) -> dict[str, _Row]:
+    """Id -> the corrected utterance, of all files. Raises InputError for a row that `base` has
+    already, and for two utterances of one recording that two results number alike."""
+    rows: dict[str, _Row] = {}
     there = stored_ids(base) if base else set()
     for one in found:
         for where, c in one.given:
-            if first.setdefault(c.media_sha256, one.file) != one.file:
+            name = row_id(c.media_sha256, c.row)
+            if name in there:
                 raise InputError(
-                    f"{where}: corrects the recording that {first[c.media_sha256]} corrects, by "
-                    "another result; keep one of the two in --source"
+                    f"{where}: the row '{name}' is in --base {base} already, which was made of "
+                    "corrections; give the store that they were added to"
                 )
-            if row_id(c.media_sha256, c.row) in there:
+            row = rows.setdefault(name, _Row(one.features, where, {c.head: c}))
+            start, end = next((o.start_s, o.end_s) for o in row.said.values())
+            if max(abs(start - c.start_s), abs(end - c.end_s)) > SAME_S:
                 raise InputError(
-                    f"{where}: the row '{row_id(c.media_sha256, c.row)}' is in --base {base} "
-                    "already, which was made of corrections; give the store that they were added to"
+                    f"{where}: corrects another result of the recording than {row.where}: row "
+                    f"{c.row} is {c.start_s} to {c.end_s} s here and {start} to {end} s there; "
+                    "keep one of the two in --source"
                 )
+            # Of several who say something of one head. Times are of one format, so text sorts.
+            row.said[c.head] = max(row.said.get(c.head, c), c, key=lambda o: o.when)
+    return rows
 
 
 def _check_features(one: _Corrected) -> None:
@@ -170,9 +183,11 @@ def _check(one: _Corrected, spec: FeatureSpec, labels: LabelSpec, first: Path) -
     check_spec(FeatureSpec.load(one.features), spec, have=have, want=want)
     labels.check(LabelSpec.load(one.features), have=have, want=want)
 
-    rows = one.rows
-    table = read_table(one.features, [START, END], where=pc.field(ID).isin(list(rows)))
-    bounds = {row[ID]: (row.get(START), row.get(END)) for row in table.to_pylist()}
+    bounds = {}
+    # A recording of which no row could be predicted has a store without parts.
+    if part_files(one.features):
+        table = read_table(one.features, [START, END])
+        bounds = {row[ID]: (row.get(START), row.get(END)) for row in table.to_pylist()}
     for where, c in one.given:
         name = row_id(c.media_sha256, c.row)
         if name not in bounds:
@@ -196,10 +211,14 @@ def _splits_of(base: Path) -> Counter[str]:
 
 
 def _notes(
-    found: Sequence[_Corrected], before: Counter[str], labels: LabelSpec, valid_share: float
+    found: Sequence[_Corrected],
+    rows: Mapping[str, _Row],
+    before: Counter[str],
+    labels: LabelSpec,
+    valid_share: float,
 ) -> list[str]:
     """Lines of the report. Raises InputError if there is nothing to train on."""
-    of_media = Counter(rows[0].media_sha256 for one in found for rows in one.rows.values())
+    of_media = Counter(row.media_sha256 for row in rows.values())
     corrected: Counter[str] = Counter()
     for media, count in of_media.items():
         corrected[split_of(media, valid_share)] += count
@@ -210,7 +229,7 @@ def _notes(
             "recordings are all for validation; lower it, correct more recordings, or give --base"
         )
 
-    given = [c for one in found for _, c in one.given]
+    given = [c for row in rows.values() for c in row.said.values()]
     heads = Counter(c.head for c in given)
     known = [c for c in given if c.predicted is not None]
     same = sum(labels.parse(c.label, where="") == c.predicted for c in known)
@@ -243,15 +262,14 @@ def _rows_of(base: Path) -> Iterator[dict[str, Any]]:
 
 
 def _corrected_rows(
-    found: Sequence[_Corrected], labels: LabelSpec, valid_share: float, report: ImportReport
+    rows: Mapping[str, _Row], labels: LabelSpec, valid_share: float, report: ImportReport
 ) -> Iterator[dict[str, Any]]:
     unread = 0
-    for one in found:
-        rows = one.rows
-        table = read_table(one.features, where=pc.field(ID).isin(list(rows)))
+    for features in dict.fromkeys(row.features for row in rows.values()):
+        here = [name for name, row in rows.items() if row.features == features]
+        table = read_table(features, where=pc.field(ID).isin(here))
         for row in table_to_rows(table):
-            said = rows[row[ID]]
-            media = said[0].media_sha256
+            media, said = rows[row[ID]].media_sha256, rows[row[ID]].said.values()
             row |= {MEDIA_SHA256: media, SPLIT: split_of(media, valid_share)}
             # Of two recordings nobody knows whether one speaks in both: folds by speaker keep each
             # together at least.

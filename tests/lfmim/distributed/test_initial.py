@@ -159,3 +159,15 @@ def test_under_an_alias_a_version_is_meant_and_the_run_goes_on_from_its_own(
     client.set_registered_model_alias("lfmim", "champion", tuned.registered.version)
     with pytest.raises(InputError, match=r"init: was models:/lfmim/1, now models:/lfmim/2"):
         train_run(experiment(toy_store, tmp_path, **fields), alone=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_begin_at_the_copy_in_the_runs_folder(ray_cluster, toy_store, tmp_path):
+    init = checkpoint(tmp_path / "init")
+    config = experiment(toy_store, tmp_path, init=init)
+    two = dataclasses.replace(config.run, workers=2, cpus_per_worker=0.5)
+    result = train_run(dataclasses.replace(config, run=two))
+    begun, now = (load_file(f / WEIGHTS) for f in (tmp_path / "init", result.checkpoint))
+    for name, value in begun.items():
+        torch.testing.assert_close(now[name], value, rtol=0, atol=1e-6)

@@ -271,7 +271,8 @@ def test_a_version_has_tags_and_a_card_that_names_data_figures_uses_and_limits(t
             if line.startswith(f"| {head} |")
         )
         assert f"{best[head]['accuracy']:.3f}" in row
-        assert [f"{best[head]['f1'][e]:.3f}" for e in REPORT_ORDER] == [
+        f1, support = best[head]["f1"], [sum(row) for row in best[head]["confusion"]]
+        assert [f"{f1[e]:.3f}" if support[EMOTIONS.index(e)] else "–" for e in REPORT_ORDER] == [
             c.strip() for c in row.split("|")[7:-1]
         ]
     for part in (

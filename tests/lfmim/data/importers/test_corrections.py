@@ -88,6 +88,27 @@ def test_features_are_those_that_were_kept_and_training_masks_what_nobody_said(t
     assert labels.tolist() == [[i, *[IGNORE_LABEL] * 3] for i in text]
 
 
+def test_of_several_who_correct_one_recording_the_latest_holds(tmp_path):
+    early, late = "2026-11-28T01:00:00Z", "2026-11-28T02:00:00Z"
+    ann, bob = (write_recording(tmp_path / "result" / name) for name in ("ann", "bob"))
+    ann.correct(0, "text", "fear", when=late)
+    ann.correct(1, "text", "fear", when=late)
+    ann.correct(2, "audio", "fear", when=early)
+    bob.correct(0, "text", "anger", when=early)
+    bob.correct(0, "vision", "anger", when=early)
+    # What one takes back is that one's alone.
+    bob.correct(1, "text", "anger", when=early)
+    bob.correct(1, "text", None, when=late)
+    bob.correct(2, "audio", "sadness", when=late)
+    import_corrections(tmp_path / "result", tmp_path / "s")
+    labels = [[row[c] for c in LABEL_COLUMNS.values()] for row in stored(tmp_path / "s").values()]
+    assert labels == [
+        ["fear", None, "anger", None],
+        ["fear", None, None, None],
+        [None, "sadness", None, None],
+    ]
+
+
 def test_a_recording_is_in_one_split_that_no_other_changes_and_never_in_test(tmp_path):
     medias = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(12)]
     for i, media in enumerate(medias):
@@ -180,7 +201,9 @@ def _wrong_line(recording, tmp_path):
 
 
 def _twice(recording, tmp_path):
-    write_recording(tmp_path / "result" / "z", recording.media).correct(3, "text", "fear")
+    # Another result of the recording, whose utterances begin a second later.
+    again = write_recording(tmp_path / "result" / "z", recording.media, shift=1.0)
+    again.correct(1, "text", "fear", start_s=3.0, end_s=5.0)
 
 
 def _other_encoders(recording, tmp_path):
@@ -209,7 +232,10 @@ def _all_taken_back(recording, tmp_path):
         (_unknown_label, "line 2, field 'label': unknown emotion 'meh'"),
         (_dropped_label, "line 2, field 'label': 'none' is no class"),
         (_wrong_line, "line 2: no field 'media_sha256'"),
-        (_twice, "line 1: corrects the recording that .* corrects, by another result"),
+        (
+            _twice,
+            r"line 1: corrects another result .* 3\.0 to 5\.0 s here and 2\.0 to 4\.0 s there",
+        ),
         (_other_encoders, "other encoders or sampling than .* sampling.seed: 1 vs None"),
         (_other_classes, "has other classes than"),
         (_all_taken_back, "no .* that has a label"),
