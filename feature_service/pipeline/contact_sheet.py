@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from feature_service.operators.crop import Crop as CropRule
 from feature_service.operators.face import Cropper, build_cropper
@@ -40,13 +41,13 @@ def sample_crops(store: Path, count: int, *, seed: int = 0) -> list[Crop]:
 
 def crops_of(store: Path, ids: Collection[str]) -> dict[str, Crop]:
     """Crops of the stored rows of these ids, by id."""
-    rows = [r for r in _stored(store) if r[ID] in ids]
+    rows = _stored(store, where=pc.field(ID).isin(list(ids)))
     return dict(zip((r[ID] for r in rows), _crops(store, rows), strict=True))
 
 
-def _stored(store: Path) -> list[dict[str, Any]]:
+def _stored(store: Path, where: pc.Expression | None = None) -> list[dict[str, Any]]:
     columns = [VIDEO, START, END, FACE_FOUND, LABEL_COLUMNS[Modality.VISION]]
-    return list(read_table(store, columns).to_pylist())
+    return list(read_table(store, columns, where=where).to_pylist())
 
 
 def _crops(store: Path, rows: Sequence[dict[str, Any]]) -> list[Crop]:

@@ -44,10 +44,9 @@ from lfmim.data.store import (
     part_files,
     part_shards,
 )
-from lfmim.schema import ID, NUMBER_COLUMNS, TEXT, VIDEO, LabelSpec, Modality
+from lfmim.schema import ID, NUMBER_COLUMNS, PLAN_FOLDER, TEXT, VIDEO, LabelSpec, Modality
 from lfmim.storage import new_file, write_text
 
-PLAN_FOLDER = "plan"
 FINISHED = "finished.json"
 SHARDS_AT_LEAST = 64
 """Small manifests are cut finer, so that every worker gets some."""

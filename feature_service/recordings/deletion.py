@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from feature_service.recordings.agreement import AGREEMENT
 from feature_service.recordings.job import OVERVIEW, write_overview
 from feature_service.recordings.page import PAGE
 from feature_service.recordings.page import write_overview as write_overview_page
 from feature_service.recordings.results import SCHEMA
 from lfmim.storage import remove_folder
-
-AGREEMENT = "agreement.json"
 
 
 def results_of(folder: Path, media_sha256: str) -> list[Path]:

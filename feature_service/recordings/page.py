@@ -3,8 +3,6 @@ files with their data and scripts inside, which fetch nothing."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -15,6 +13,7 @@ from urllib.parse import quote
 
 from feature_service.recordings.preview import preview
 from feature_service.recordings.results import SCHEMA, VERSION
+from lfmim.evaluation.page import policy_hash
 from lfmim.schema import InputError
 from lfmim.storage import is_remote, relative_url, write_text
 
@@ -90,11 +89,11 @@ def _filled(template: str, title: str, inside: Mapping[str, Any], *, asks: bool 
     text = {name: _static(f"{name}.js") for name in ("common", template)}
     ask = "; connect-src 'self'" if asks else ""
     style, data = _static("style.css"), json.dumps(inside, ensure_ascii=False)
-    scripts = " ".join(_hash(text[name]) for name in ("common", template))
+    scripts = " ".join(policy_hash(text[name]) for name in ("common", template))
     parts = {
         # Only what stands here is run, whatever a transcript or a file's name says, and nothing is
         # fetched but the recording.
-        "policy": f"default-src 'none'; script-src {scripts}; style-src {_hash(style)}; "
+        "policy": f"default-src 'none'; script-src {scripts}; style-src {policy_hash(style)}; "
         f"media-src 'self' file: blob:; img-src data:{ask}",
         "title": html.escape(title),
         "style": style,
@@ -109,8 +108,3 @@ def _filled(template: str, title: str, inside: Mapping[str, Any], *, asks: bool 
 
 def _static(name: str) -> str:
     return (STATIC / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -11,6 +11,7 @@ from feature_service.recordings.features import copy_row, features_folder
 from feature_service.recordings.results import read_row
 from lfmim.data.corrections import (
     CORRECTIONS,
+    UTC,
     Correction,
     append_correction,
     read_corrections,
@@ -53,7 +54,7 @@ class Corrections:
             predicted=said[f"label_{head}"],
             model=about["model"],
             who=owner,
-            when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            when=datetime.datetime.now(datetime.UTC).strftime(UTC),
             seen=seen,
         )
         stem = self._stem(owner, correction.media_sha256)

@@ -24,9 +24,10 @@ from feature_service.recordings.decoder import LocalDecoder
 from feature_service.recordings.page import write_page
 from feature_service.recordings.predict import Settings
 from feature_service.recordings.speech import Heard
-from feature_service.serving.app import Unavailable, create_app
+from feature_service.serving.app import create_app
 from feature_service.serving.jobs import CORRECTIONS, STEM
 from feature_service.serving.models import Models, Work, without_folder
+from feature_service.serving.service import Unavailable
 from feature_service.serving.settings import Limits, ServiceConfig, service_config
 from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.config.checks import check_least

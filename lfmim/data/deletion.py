@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from lfmim.config import cache_folder, config_hash
 from lfmim.data.store import error_files, open_part, part_files, store_state, write_part
-from lfmim.schema import ID, MEDIA_SHA256, VIDEO
+from lfmim.schema import ID, MEDIA_SHA256, PLAN_FOLDER, VIDEO
 from lfmim.storage import as_path, exclusive, listing, new_file
 
 PLANNED = "*-*.parquet"
-"""Files of rows in a store's folder `plan`."""
+"""Files of rows in a store's PLAN_FOLDER."""
 
 
 def delete_rows(store: Path, media_sha256: str, paths: Collection[str]) -> int:
@@ -27,17 +27,23 @@ def delete_rows(store: Path, media_sha256: str, paths: Collection[str]) -> int:
     A store that holds a copy of these rows under other ids is another store. Raises InputError if
     another run writes into it, and WriteError; the same call again goes on.
     """
-    before, gone = store_state(store), set[str]()
+    before, found = store_state(store), dict[str, list[str]]()
     with exclusive(store):
         for part in (*part_files(store), *error_files(store)):
-            table = open_part(part).read()
-            ours = _recordings(table, media_sha256, paths)
-            if pc.any(ours).as_py():
-                gone |= set(table.filter(ours)[ID].to_pylist())
-                path = as_path(part)
-                write_part(path.parent, table.filter(pc.invert(ours)), path.name)
-        for file in listing(store / "plan", PLANNED):
-            _blank(file.path, media_sha256, paths, gone)
+            file = open_part(part)
+            # Not the features, which are all but everything.
+            names = [n for n in (ID, VIDEO, MEDIA_SHA256) if n in file.schema_arrow.names]
+            table = file.read(names)
+            ids = table.filter(_recordings(table, media_sha256, paths))[ID].to_pylist()
+            found |= {part: ids} if ids else {}
+        gone = {id for ids in found.values() for id in ids}
+        # The parts last: by them alone a call after a kill knows the ids.
+        for listed in listing(store / PLAN_FOLDER, PLANNED):
+            _blank(listed.path, media_sha256, paths, gone)
+        for part, ids in found.items():
+            table, path = open_part(part).read(), as_path(part)
+            left = pc.invert(pc.is_in(table[ID], pa.array(ids)))
+            write_part(path.parent, table.filter(left), path.name)
     for copy in (cache_folder() / "splits").glob(f"*-{config_hash(before)}"):
         shutil.rmtree(copy, ignore_errors=True)
     return len(gone)

@@ -27,3 +27,4 @@ MEDIA_SHA256, VIDEO_STREAMS, AUDIO_STREAMS = "media_sha256", "video_streams", "a
 SPEC_FILE = "feature_spec.json"
 LABELS_FILE = "label_spec.json"
 ERRORS_FOLDER = "errors"
+PLAN_FOLDER = "plan"

@@ -15,6 +15,7 @@ from feature_service.recordings.page import write_overview, write_page
 from feature_service.recordings.results import result_row, write_results
 from feature_service.recordings.utterances import SPEECH, Utterance
 from lfmim.data.corrections import latest, read_corrections
+from tests.support.browser import until
 from tests.support.clips import write_clip
 from tests.support.recordings import HOSTILE, rows, write_result
 
@@ -39,15 +40,6 @@ def talk(tmp_path):
     """A page of tests/support/recordings.py, 8 s, of what browsers do not play themselves."""
     media = write_clip(tmp_path / "talk.mkv", frames=64, fps=8, seconds=8.0)
     return write_page(write_result(tmp_path / "result", media="../talk.mkv"), media)
-
-
-def until(page, true, seconds=20):
-    """Playwright's own waiting evaluates text, which the page's policy forbids."""
-    for _ in range(20 * seconds):
-        if page.evaluate(true):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never {true}")
 
 
 def ready(page):

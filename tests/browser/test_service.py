@@ -12,6 +12,7 @@ pytest.importorskip("python_multipart", reason="needs the extra serve")
 import uvicorn
 
 from feature_service.serving.app import create_app
+from tests.support.browser import until
 from tests.support.service import LocalBackend, config, left
 
 pytestmark = pytest.mark.browser
@@ -80,12 +81,3 @@ def test_from_a_file_to_a_correction(browser, service, media, tmp_path, width):
     assert left(tmp_path) == []
     context.close()
     assert not wrong
-
-
-def until(page, true, seconds=20):
-    """As in test_page.py: Playwright's own waiting evaluates text."""
-    for _ in range(20 * seconds):
-        if page.evaluate(true):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never {true}")

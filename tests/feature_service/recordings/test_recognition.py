@@ -35,6 +35,11 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
             build_recogniser(named)
 
 
+def wave(path):
+    clip = decode_clip(path, key="k")
+    return Resampler()(clip.waveform, clip.sample_rate)
+
+
 @pytest.fixture(scope="module")
 def whisper(media, tmp_path_factory):
     """Whisper base, made by the script beside the media, which fetches 130 MB."""
@@ -69,16 +74,14 @@ def faster_whisper(media, tmp_path_factory):
 
 @pytest.mark.slow
 def test_words_by_ctranslate2(faster_whisper, media):
-    def wave(name):
-        clip = decode_clip(media / name, key="k")
-        return Resampler()(clip.waveform, clip.sample_rate)
-
     recognise = build_recogniser(faster_whisper)
-    text, confidence = recognise(wave("talking_head.mp4"))
+    text, confidence = recognise(wave(media / "talking_head.mp4"))
     assert "more just future for our country" in text
     assert 0.8 < confidence < 1
-    assert recognise(wave("talking_head.mp4")) == (text, confidence)
-    assert "明月" in build_recogniser(faster_whisper, "zh")(wave("mandarin_poem_24k.wav")).text
+    assert recognise(wave(media / "talking_head.mp4")) == (text, confidence)
+    assert (
+        "明月" in build_recogniser(faster_whisper, "zh")(wave(media / "mandarin_poem_24k.wav")).text
+    )
     assert recognise(np.zeros(16_000, np.float32)).confidence < 0.8
     with pytest.raises(InputError, match="--language xx: not of this Whisper, which knows"):
         build_recogniser(faster_whisper, "xx")
@@ -86,19 +89,15 @@ def test_words_by_ctranslate2(faster_whisper, media):
 
 @pytest.mark.slow
 def test_words_of_real_speech(whisper, media):
-    def wave(name):
-        clip = decode_clip(media / name, key="k")
-        return Resampler()(clip.waveform, clip.sample_rate)
-
     recognise = build_recogniser(whisper)
-    text, confidence = recognise(wave("talking_head.mp4"))
+    text, confidence = recognise(wave(media / "talking_head.mp4"))
     assert "more just future for our country" in text
     assert 0.8 < confidence < 1
-    assert "明月" in recognise(wave("mandarin_poem_24k.wav")).text
+    assert "明月" in recognise(wave(media / "mandarin_poem_24k.wav")).text
     assert recognise(np.zeros(16_000, np.float32)).confidence < 0.8
 
     chinese = build_recogniser(whisper, "zh")
-    assert "明月" in chinese(wave("mandarin_poem_24k.wav")).text
-    assert chinese(wave("talking_head.mp4")) == ("", 0.0)
+    assert "明月" in chinese(wave(media / "mandarin_poem_24k.wav")).text
+    assert chinese(wave(media / "talking_head.mp4")) == ("", 0.0)
     with pytest.raises(InputError, match="--language xx: not of this Whisper, which knows"):
         build_recogniser(whisper, "xx")

@@ -14,9 +14,10 @@ import pytest
 pytest.importorskip("python_multipart", reason="needs the extra serve")
 from starlette.testclient import TestClient
 
-from feature_service.serving import app as serving
-from feature_service.serving.app import Unavailable, create_app
+from feature_service.serving import service as serving
+from feature_service.serving.app import create_app
 from feature_service.serving.jobs import DONE, FAILED
+from feature_service.serving.service import Unavailable
 from tests.support.recordings import write_result
 from tests.support.service import ANN, BOB, LocalBackend, bearer, config, left
 

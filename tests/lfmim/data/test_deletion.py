@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lfmim.config import ModelConfig, cache_folder
+from lfmim.data import deletion
 from lfmim.data.deletion import delete_rows
 from lfmim.data.loading import load_split
 from lfmim.data.store import (
@@ -68,6 +69,22 @@ def test_a_recording_is_forgotten_and_not_made_again(store, monkeypatch, tmp_pat
     assert {i for i, known in planned.items() if known == ("", None)} == {*gone, "bad1"}
     assert not list((cache_folder() / "splits").glob("[!.]*"))
     assert delete_rows(store, OURS, ["/v/bad1.mp4"]) == 0
+
+
+def test_a_deletion_that_was_killed_goes_on(store, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "write_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            delete_rows(store, OURS, [])
+    # By its hash alone, which no plan knows.
+    assert delete_rows(store, OURS, []) == 2
+    planned = pq.read_table(store / "plan" / "0001-00000.parquet").to_pylist()
+    left = set(read_table(store, [])["id"].to_pylist())
+    assert len(left) == 2
+    assert {r["id"] for r in planned if r["video"]} == {*left, "bad0", "bad1"}
 
 
 def test_a_store_in_use_is_left_alone(store):
