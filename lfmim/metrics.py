@@ -218,6 +218,8 @@ class SentimentSums:
         self.nonzero = torch.zeros(heads, 2, 2, **kind)  # type: ignore[call-overload]
         self.moments = torch.zeros(heads, 6, **kind)  # type: ignore[call-overload]
         self.loss = torch.zeros(heads, **kind)  # type: ignore[call-overload]
+        # Made here: a copy from the host at each batch is none that a CUDA graph could replay.
+        self.bounds = {k: torch.tensor(edges, device=device) for k, edges in EDGES.items()}
 
     def update(self, logits: Mapping[str, Tensor], labels_BH: Tensor, losses_BH: Tensor) -> None:
         """Scores [B, 1] per head; `labels_BH` float32, IGNORE_LABEL where missing; `losses_BH` as
@@ -231,8 +233,7 @@ class SentimentSums:
             # Unlabelled rows add nothing, not even what is not finite in them.
             y = torch.where(known, label, 0.0).clamp(-1, 1)
             p = torch.where(known, logits[head][:, 0].detach().float(), 0.0).clamp(-1, 1)
-            for k, edges in EDGES.items():
-                bounds = torch.tensor(edges, device=y.device)
+            for k, bounds in self.bounds.items():
                 # bucketize's default puts a score equal to an edge below it: closed on the right.
                 bins = torch.bucketize(y, bounds)[None], torch.bucketize(p, bounds)[None]
                 (cells,) = _count(*bins, known[None], k)

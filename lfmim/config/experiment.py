@@ -223,7 +223,10 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs that have it, fp16 with loss scaling on older ones, fp32 on CPU."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """torch.compile of the transformer layers; auto: on GPUs with Triton, not on CPU."""
+    """How far a step is prepared ahead. On a GPU a step is one CUDA graph (off: it is not), of
+    eager kernels, with the transformer layers compiled, or (on) with the whole model compiled;
+    auto: by the run's number of steps, whichever ends first. On a CPU and with several workers
+    nothing is captured, and on compiles the layers."""
     micro_batch: int = 0
     """Samples computed at once, with gradients added up to the whole batch's; 0: what fits a CPU's
     cache; GPU: all."""

@@ -221,15 +221,9 @@ class UtteranceTensors:
 
         for m, x in self.features.items():
             length = self.lengths[m][index]
-            longest = max(int(length.max()), 1)
-
-            # Whole vectors by their number are copied as blocks of memory, elements one by one:
-            # 14,000 to 18,000 samples/s at the paper's sizes against 5,400.
-            position = torch.arange(longest, device=x.device)
-            valid = position < length.to(x.device, non_blocking=True)[:, None]
             start = self.starts[m][index.to(x.device, non_blocking=True)]
-            vectors = torch.where(valid, start[:, None] + position, len(x) - 1)
-            rows = x.index_select(0, vectors.flatten()).view(len(index), longest, -1)
+            longest = max(int(length.max()), 1)
+            rows, valid = padded(x, start, length.to(x.device, non_blocking=True), longest)
 
             # From pageable memory the copy would block the host, non_blocking or not.
             if rows.device != device:
@@ -300,6 +294,17 @@ class UtteranceTensors:
                 mine = torch.cat([mine, whole[:1]])
                 weight[-1] = 0
             yield self.gather(mine, weight, counts)
+
+
+def padded(x: Tensor, start: Tensor, length: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """[B, longest, D] and their mask [B, longest]: of the vectors `x` [V + 1, D] the `length` [B]
+    from `start` [B] on, then `x`'s last. All on one device, which is asked nothing."""
+    # Whole vectors by their number are copied as blocks of memory, elements one by one: 14,000 to
+    # 18,000 samples/s at the paper's sizes against 5,400.
+    position = torch.arange(longest, device=x.device)
+    valid = position < length[:, None]
+    vectors = torch.where(valid, start[:, None] + position, len(x) - 1)
+    return x.index_select(0, vectors.flatten()).view(len(start), longest, -1), valid
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -36,7 +36,8 @@ from lfmim.training.checkpoint import (
     load_model,
     remove_checkpoints,
 )
-from lfmim.training.loop import EpochReport, evaluate
+from lfmim.training.loop import EpochReport
+from lfmim.training.passes import evaluate
 
 RESULT = "result.json"
 TEST_BATCH = 256

@@ -51,6 +51,8 @@ class EmotionNet(nn.Module):
     """Heads it gives logits for."""
     accepts_absent: ClassVar[bool] = False
     """Whether a sample, or the whole store, may lack a modality."""
+    batch_wide: ClassVar[bool] = False
+    """Whether in training a sample's share of the loss depends on the batch's other samples."""
     fitted: ClassVar[bool] = False
     """Whether `fit` gives the weights at once; otherwise gradient steps do."""
     makes_labels: ClassVar[bool] = False

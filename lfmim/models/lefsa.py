@@ -10,6 +10,7 @@ instead of being brought to a common one; one task.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -86,4 +87,4 @@ class LEFSA(EmotionNet):
             return answers_ABC.mean(dim=0)
         # log Σ p_a / A, from logarithms: no probability rounds to 0.
         log_p = answers_ABC.float().log_softmax(dim=2)
-        return log_p.logsumexp(dim=0) - torch.tensor(float(len(answers_ABC))).log()
+        return log_p.logsumexp(dim=0) - math.log(len(answers_ABC))

@@ -55,6 +55,7 @@ class MISA(EmotionNet):
 
     answers = (MULTIMODAL,)
     accepts_absent = False
+    batch_wide = True
 
     def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__()

@@ -52,6 +52,8 @@ class CheckpointMeta:
     """Of the store it was trained on. Checkpoints of before it do not hold it: CHERMA's."""
     temperature: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Head -> what its logits are divided by; a head that is not in it: 1."""
+    variant: str = ""
+    """How its steps were computed (training.variant.Variant); "" where it is not known."""
     later: list[dict[str, Any]] | None = None
     """Entries, as those of `history`, of the epochs that its run went on for; None where it is not
     known, since the run is not over or ended before they were kept."""
@@ -126,6 +128,7 @@ def write_meta(folder: Path, meta: CheckpointMeta) -> None:
         "best_epoch": meta.best_epoch,
         "best_score": meta.best_score,
         "temperature": dict(meta.temperature),
+        "variant": meta.variant,
         "later": meta.later,
     }
     write_text(folder / META, json.dumps(raw, indent=1))
@@ -190,6 +193,7 @@ def load_meta(folder: Path) -> CheckpointMeta:
                 else default_labels()
             ),
             temperature={h: float(t) for h, t in raw.get("temperature", {}).items()},
+            variant=raw.get("variant", ""),
             later=raw.get("later"),
         )
     # What a config or spec refuses says so in its own words; InputError is a ValueError.

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lfmim.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors
-from lfmim.metrics import Metrics, sums_for
+from lfmim.metrics import Metrics
 from lfmim.models import MODELS, EmotionNet, build_model, check_dims
 from lfmim.models.base import Batches, accepting_absent
 from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
+from lfmim.training.averaging import MovingAverage
 from lfmim.training.checkpoint import (
     CheckpointMeta,
     is_better,
@@ -33,16 +32,18 @@ from lfmim.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from lfmim.training.losses import Objective, head_losses
+from lfmim.training.losses import Objective
+from lfmim.training.passes import Passes, evaluate
 from lfmim.training.pause import Part, PauseClock, part_of_epoch, take_up
-from lfmim.training.regularization import drop_modalities, drop_steps
 from lfmim.training.step import (
     TrainStep,
     build_optimizer,
-    micro_batch_size,
+    load_optimizer,
     rank_and_world,
     resolve_precision,
+    set_learning_rate,
 )
+from lfmim.training.variant import Variant, choose
 
 FIT_BATCH = 256
 """Samples at a time of what a model itself goes through."""
@@ -104,36 +105,6 @@ def warmup_factor(config: TrainConfig, epoch: int, step: int, steps: int) -> flo
     if not config.warmup_epochs:
         return 1.0
     return min(1.0, (epoch + (step + 1) / steps) / config.warmup_epochs)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    data: UtteranceTensors,
-    *,
-    batch_size: int,
-    autocast: torch.autocast | None = None,
-) -> Mapping[str, Metrics]:
-    """Exact global metrics per head: sums over this worker's share, added up over the workers."""
-    rank, world = rank_and_world()
-    device, sums = data.labels.device, sums_for(data.labels, data.label_spec.classes)
-
-    # Without a backward pass there is more room, but a CPU's cache is as small as in training.
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
-    config = getattr(inner, "config", None)
-    size = micro_batch_size(0, device, config) if isinstance(config, ModelConfig) else sys.maxsize
-
-    was_training = model.training
-    model.eval()
-    for batch in data.batches(batch_size, rank=rank, world=world):
-        for part in batch.split(size):
-            with autocast or torch.autocast(device.type, enabled=False):
-                logits = model(part.features, part.masks).logits
-            sums.update(logits, part.labels, head_losses(logits, part.labels))
-    model.train(was_training)
-
-    # Sums are added up, not metrics averaged: F1 of a whole is no mean of its parts' F1.
-    return sums.all_reduce().compute()
 
 
 def check_data(config: ModelConfig, spec: FeatureSpec, *splits: UtteranceTensors) -> None:
@@ -212,6 +183,17 @@ def new_model(
     return model
 
 
+def no_room(device: torch.device) -> str:
+    """What a GPU without memory left says to its user."""
+    free, total = (x / 2**30 for x in torch.cuda.mem_get_info(device))
+    mine = torch.cuda.memory_reserved(device) / 2**30
+    return (
+        f"{device}: no memory left. Of {total:.1f} GiB this run has {mine:.1f} and other processes "
+        f"{max(total - free - mine, 0):.1f}; use a smaller train.batch_size or train.cache host, or "
+        "wait until the others have ended"
+    )
+
+
 def train(
     config: ExperimentConfig,
     spec: FeatureSpec,
@@ -224,14 +206,16 @@ def train(
     on_pause: OnPause = lambda save: None,
     resume: Path | None = None,
     init: Path | None = None,
+    variant: Variant | None = None,
 ) -> CheckpointMeta:
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
     model, saved after an epoch or within one; `init` one at whose weights to begin, where there is
-    nothing to resume. Raises InputError if data or recipe do not fit the model, and
-    NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything
-    of it is saved.
+    nothing to resume. `variant`: how steps are computed; None: as the resumed run did, else as
+    `train.compile` says. Raises InputError if data or recipe do not fit the model, or the model the
+    device's memory, and NonFiniteLossError (on every worker alike) when an epoch's loss is not
+    finite, before anything of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     begin = init if resume is None else None
@@ -240,10 +224,6 @@ def train(
         return _fit(model, config, spec, train_data, valid_data, on_epoch, resume)
     if c.labels == "multimodal":
         train_data = train_data.with_multimodal_labels()
-    optimizer = build_optimizer(c, model)
-
-    averaged = _moving_average(c, model)
-    kept: nn.Module = model if averaged is None else averaged.module
 
     labels = train_data.label_spec
     meta, state = CheckpointMeta.start(config, spec, labels), None
@@ -252,21 +232,64 @@ def train(
         # (docs/faults.md).
         before, state = load_meta(resume), load_state(resume)
         meta = dataclasses.replace(before, config=config, labels=labels, temperature={}, later=None)
-        load_weights(resume, kept)
-        # At 0 the first update would copy the model over the average that was loaded. With an
-        # average a checkpoint's weights are it; those that are trained lie in state.pt.
-        if averaged is not None:
-            averaged.n_averaged.fill_(1)
-            model.load_state_dict(state["weights"])
-        optimizer.load_state_dict(state["optimizer"])
+    if variant is None:
+        variant = choose(
+            c,
+            config.model,
+            device,
+            samples=len(train_data),
+            precision=resolve_precision(c.precision, device),
+            world=rank_and_world()[1],
+            before=meta.variant,
+        )
+    meta = dataclasses.replace(meta, variant=variant)
 
-    train_data, valid_data = train_data.to(device, c.cache), valid_data.to(device, c.cache)
+    optimizer = build_optimizer(c, model, captured=variant.captured)
+    averaged = MovingAverage(model, c.ema_decay) if c.ema_decay else None
+    kept: nn.Module = model if averaged is None else averaged.module
+    if resume is not None and state is not None:
+        load_weights(resume, kept)
+        # With an average a checkpoint's weights are it; those that are trained lie in state.pt.
+        if averaged is not None:
+            averaged.begun = True
+            model.load_state_dict(state["weights"])
+        load_optimizer(optimizer, state["optimizer"])
+
     # Every worker has the labels of the whole split, so counts need no exchange.
-    objective = Objective.of(c, train_data.labels, len(labels.classes))
-    step = TrainStep.of(config, model, optimizer, device, wrap, objective)
+    objective = Objective.of(c, train_data.labels.to(device), len(labels.classes))
+    step = TrainStep.of(config, model, optimizer, device, wrap, objective, variant)
     # Empty where the run so far had no scaler; it may go on where it needs one.
     if state and state["scaler"]:
         step.scaler.load_state_dict(state["scaler"])
+
+    try:
+        splits = (data.to(device, c.cache) for data in (train_data, valid_data))
+        passes = Passes(c, step, averaged, *splits)
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"train: {no_room(device)}") from error
+    except RuntimeError as error:
+        if not variant.captured:
+            raise
+        # Nothing is trained yet, so the run begins anew.
+        reason = str(error).strip().splitlines()[0]
+        print(
+            f"note: {config.model.name}: its step cannot be captured as a CUDA graph ({reason}); "
+            "it is computed kernel by kernel",
+            file=sys.stderr,
+        )
+        return train(
+            config,
+            spec,
+            train_data,
+            valid_data,
+            device=device,
+            wrap=wrap,
+            on_epoch=on_epoch,
+            on_pause=on_pause,
+            resume=resume,
+            init=init,
+            variant=Variant.EAGER,
+        )
 
     def save(folder: Path, meta: CheckpointMeta, part: Part | None = None) -> None:
         state = {"optimizer": optimizer.state_dict(), "scaler": step.scaler.state_dict()}
@@ -282,12 +305,18 @@ def train(
     part, seconds = state.get("part") if state else None, config.run.checkpoint_minutes * 60
     # Such labels are made by the weights of the epoch's beginning, which are gone within it.
     seconds = 0.0 if model.makes_labels else seconds
+    data = passes.train_data
     while not meta.over:
         if model.makes_labels:
-            made = model.make_labels(functools.partial(_batches, train_data), meta.epoch)
-            train_data = dataclasses.replace(train_data, labels=made)
+            # Compiled code is of the steps' shapes.
+            with torch.compiler.set_stance("force_eager"):
+                made = model.make_labels(functools.partial(_batches, data), meta.epoch)
+            data = dataclasses.replace(data, labels=made)
         within = _Within(part, seconds, functools.partial(pause, meta=meta))
-        report = _epoch(c, step, train_data, valid_data, meta, averaged, within)
+        try:
+            report = _epoch(c, passes, data, meta, within)
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"train: {no_room(device)}") from error
         part = None
         meta = meta.after(report.as_dict())
         # partial binds this epoch's meta; a closure would read the loop's variable once called.
@@ -342,17 +371,6 @@ def _fit(
     return meta
 
 
-def _moving_average(c: TrainConfig, model: nn.Module) -> AveragedModel | None:
-    """The moving average of train.ema_decay, with a copy of the model; None without it."""
-    if not c.ema_decay:
-        return None
-
-    # AveragedModel copies the model, hence after the standardisation. Its first update takes the
-    # weights as they are, later ones the share 1 - ema_decay of them.
-    average = get_ema_multi_avg_fn(c.ema_decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Within:
     """How a long epoch is saved before its end."""
@@ -367,25 +385,19 @@ class _Within:
 
 def _epoch(
     c: TrainConfig,
-    step: TrainStep,
-    train_data: UtteranceTensors,
-    valid_data: UtteranceTensors,
+    passes: Passes,
+    data: UtteranceTensors,
     meta: CheckpointMeta,
-    averaged: AveragedModel | None,
     within: _Within,
 ) -> EpochReport:
-    """The epoch that comes after `meta`, trained and validated. Raises NonFiniteLossError."""
+    """The epoch that comes after `meta`, trained on `data` and validated. Raises
+    NonFiniteLossError."""
     epoch = meta.epoch
-    train_metrics, seconds = _train_epoch(c, step, train_data, epoch, averaged, within)
+    train_metrics, seconds = _train_epoch(c, passes, data, epoch, within)
 
     # What is named if nothing moves for run.stuck_minutes.
     at_step(f"epoch {epoch + 1}, validation")
-    valid_metrics = evaluate(
-        step.model if averaged is None else averaged.module,
-        valid_data,
-        batch_size=max(c.batch_size, 256),
-        autocast=step.autocast,
-    )
+    valid_metrics = passes.validate()
     score = valid_metrics[c.selection].score
 
     return EpochReport(
@@ -396,62 +408,44 @@ def _epoch(
         score=score,
         best=is_better(score, meta.best_score),
         seconds=seconds,
-        samples_per_second=len(train_data) / seconds,
+        samples_per_second=len(data) / seconds,
     )
 
 
 def _train_epoch(
-    c: TrainConfig,
-    step: TrainStep,
-    data: UtteranceTensors,
-    epoch: int,
-    averaged: AveragedModel | None,
-    within: _Within,
+    c: TrainConfig, passes: Passes, data: UtteranceTensors, epoch: int, within: _Within
 ) -> tuple[Mapping[str, Metrics], float]:
     """One pass over this worker's share, or the rest of it; the metrics of all workers and the
     seconds it took. Raises NonFiniteLossError."""
     started = time.perf_counter()
     lr, steps = learning_rate(c, epoch), -(-len(data) // c.batch_size)
-    rank, world = rank_and_world()
-    sums = sums_for(data.labels, data.label_spec.classes)
-    bad = torch.zeros((), device=data.labels.device)
 
     # Dropout depends on (seed, epoch, rank) alone, so a resumed run equals an undisturbed one.
-    torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank)
-    step.model.train()
+    torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank_and_world()[0])
 
     begin, before = 0, 0.0
     if within.part is not None:
         begin, before = within.part["step"], within.part["seconds"]
-        take_up(within.part, sums, bad)
+    passes.begin()
+    if within.part is not None:
+        take_up(within.part, passes.sums, passes.bad)
     clock = PauseClock(within.seconds, data.labels.device, begin)
 
-    batches = data.batches(
-        c.batch_size, rank=rank, world=world, shuffle_seed=(c.seed, epoch), begin=begin
-    )
-    for number, batch in enumerate(batches, begin):
+    for number, take in passes.steps(data, epoch, begin):
         at_step(f"epoch {epoch + 1}, step {number + 1} of {steps}")
-        for group in step.optimizer.param_groups:
-            group["lr"] = lr * warmup_factor(c, epoch, number, steps)
-
-        if c.modality_dropout:
-            batch = drop_modalities(batch, c.modality_dropout)
-        if c.step_dropout:
-            batch = drop_steps(batch, c.step_dropout)
-
-        # Counted on the device and read once an epoch: to look at each loss would make a GPU wait.
-        bad += ~step(batch, sums).isfinite()
-        if averaged is not None:
-            averaged.update_parameters(step.model)
+        set_learning_rate(passes.step.optimizer, lr * warmup_factor(c, epoch, number, steps))
+        take()
+        if passes.averaged is not None:
+            passes.averaged.begin(passes.step.model)
 
         # After the last step the epoch itself is saved.
         if number + 1 < steps and clock.due(number + 1):
-            _check_finite(bad, c, epoch)
+            _check_finite(passes.bad, c, epoch)
             done = before + time.perf_counter() - started
-            within.pause(part_of_epoch(number + 1, done, sums, bad))
+            within.pause(part_of_epoch(number + 1, done, passes.sums, passes.bad))
 
-    _check_finite(bad, c, epoch)
-    metrics = sums.all_reduce().compute()
+    _check_finite(passes.bad, c, epoch)
+    metrics = passes.sums.all_reduce().compute()
     return metrics, before + time.perf_counter() - started
 
 

@@ -27,11 +27,14 @@ def drop_modalities(batch: Batch, probability: float) -> Batch:
     # Whatever the draws, the largest one stays, so one modality always does.
     keep = present & ((draw >= probability) | (draw == draw.max(dim=1, keepdim=True).values))
 
-    labels = batch.labels.clone()
     masks: dict[str, Tensor] = {}
+    columns = list(batch.labels.unbind(dim=1))
     for i, (m, mask) in enumerate(batch.masks.items()):
         masks[m] = mask & keep[:, i, None]
-        labels[~keep[:, i], HEADS.index(m)] = IGNORE_LABEL
+        # where, not an index of rows: how many there are the device would have to say first
+        head = HEADS.index(m)
+        columns[head] = torch.where(keep[:, i], columns[head], IGNORE_LABEL)
+    labels = torch.stack(columns, dim=1)
 
     # Of the global batch: what the other workers dropped counts as well.
     counts = (labels != IGNORE_LABEL).sum(dim=0).float()

@@ -1,4 +1,4 @@
-"""One training step, eager, in the precision and the pieces that suit the device."""
+"""One training step, in the precision and the pieces that suit the device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._triton import has_triton
 
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import Batch
@@ -21,6 +21,7 @@ from lfmim.models import cpu
 from lfmim.models.layers import TransformerLayer
 from lfmim.schema import HEADS
 from lfmim.training.losses import PLAIN, Objective, head_losses, weighted_loss
+from lfmim.training.variant import Variant, keep_compiled_code
 
 # 3.6M parameters are 14 MB of gradients: buckets of 4 are exchanged while the backward pass still
 # runs (the default of 25 would hold nearly all until the end). No static_graph: it and no_sync
@@ -50,24 +51,50 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over all parameters, in one fused kernel call per step."""
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, *, captured: bool = False
+) -> torch.optim.Optimizer:
+    """SGD or AdamW over all parameters, in one fused kernel call per step. `captured`: the learning
+    rate is a tensor on their device, which a CUDA graph reads at each replay."""
+    lr: float | Tensor = config.lr
+    if captured:
+        lr = torch.tensor(config.lr, device=next(model.parameters()).device)
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(),
-            lr=config.lr,
+            lr=lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             fused=True,
         )
     return torch.optim.AdamW(
-        model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+        model.parameters(),
+        lr=lr,
+        weight_decay=config.weight_decay,
+        fused=True,
+        capturable=captured,
     )
 
 
-def compiles(setting: str, device: torch.device) -> bool:
-    """train.compile resolved for a device."""
-    return setting == "on" or (setting == "auto" and device.type == "cuda" and has_triton())
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from a checkpoint's state. How the parameters are stepped stays this run's: whether the
+    rate is a tensor depends on how steps are computed here."""
+    mine = [
+        {k: x for k, x in group.items() if k != "params"} for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, mine, strict=True):
+        group.update(settings)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of all parameters, from the next step on."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            # into the memory that a captured step reads
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -102,14 +129,14 @@ def micro_batch_size(setting: int, device: torch.device, model: ModelConfig) -> 
     return max(1, round(16 * relative))
 
 
-def step_threads(device: torch.device, *, precision: str, compiled: bool, world: int) -> int:
-    """How many threads may compute micro-batches side by side.
+def step_threads(device: torch.device, *, precision: str, alone: bool) -> int:
+    """How many threads may compute micro-batches side by side. `alone`: one worker, eager.
 
     Only where nothing but models/cpu draws random numbers: torch's own dropout has one generator
     for all threads.
     """
-    alone = device.type == "cpu" and precision == "fp32" and not compiled and world == 1
-    return torch.get_num_threads() if alone else 1
+    fits = alone and device.type == "cpu" and precision == "fp32"
+    return torch.get_num_threads() if fits else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,6 +151,7 @@ class TrainStep:
     beta_H: Tensor
     grad_clip: float = 0.0
     objective: Objective = PLAIN
+    variant: Variant = Variant.EAGER
     world: int = 1
     micro_batch: int = sys.maxsize
     threads: int = 1
@@ -139,15 +167,22 @@ class TrainStep:
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
         objective: Objective | None = None,
+        variant: Variant = Variant.EAGER,
     ) -> TrainStep:
         """The step that the config asks for; `wrap` may wrap the model for data parallelism.
-        `objective` None: cross-entropy, smoothed as the config has it."""
+        `objective` None: cross-entropy, smoothed as the config has it. With a captured `variant`
+        this is what is to be captured."""
         c, world = config.train, rank_and_world()[1]
 
         precision = resolve_precision(c.precision, device)
-        parallel, compiled = wrap(model), compiles(c.compile, device)
-        if compiled:
+        parallel = wrap(model)
+        if variant.compiles:
+            keep_compiled_code()
+        if variant.compiles_layers:
             compile_layers(model)
+        elif variant is Variant.CAPTURED_MODEL:
+            # One shape, so nothing is to be dynamic.
+            model.compile(dynamic=False)
 
         return cls(
             model=parallel,
@@ -162,9 +197,12 @@ class TrainStep:
             beta_H=torch.tensor([c.beta.as_dict()[h] for h in HEADS], device=device),
             grad_clip=c.grad_clip,
             objective=objective or Objective(c.label_smoothing),
+            variant=variant,
             world=world,
             micro_batch=micro_batch_size(c.micro_batch, device, config.model),
-            threads=step_threads(device, precision=precision, compiled=compiled, world=world),
+            threads=step_threads(
+                device, precision=precision, alone=variant is Variant.EAGER and world == 1
+            ),
         )
 
     def __call__(self, batch: Batch, sums: HeadSums | SentimentSums) -> Tensor:

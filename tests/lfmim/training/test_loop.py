@@ -29,8 +29,9 @@ from lfmim.training.checkpoint import (
     load_model,
     load_state,
 )
-from lfmim.training.loop import NonFiniteLossError, evaluate, learning_rate, train
+from lfmim.training.loop import NonFiniteLossError, learning_rate, train
 from lfmim.training.losses import Objective, class_weights, head_losses, weighted_loss
+from lfmim.training.passes import evaluate
 from tests.support.toy import SPEC
 from tests.support.two_workers import random_data, worker
 
