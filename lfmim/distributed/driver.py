@@ -55,7 +55,7 @@ def run_epochs(
 
     Where there is none and `config.init` is set, from the weights of the one called INITIAL. The
     newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
-    process, for the next run on them. `fold`: its splits are trained and validated on. Under
+    process, and a GPU's captured steps, for the next run on them. `fold`: its splits are trained and validated on. Under
     torch.distributed every rank calls it; rank 0 alone writes checkpoints. `after_epoch` is called
     on every rank once the epoch is saved. Raises as `training.loop.train`, and WriteError.
     """
@@ -94,6 +94,7 @@ def run_epochs(
         on_pause=on_pause,
         resume=resume,
         init=folder / INITIAL if config.init else None,
+        hold=hold,
     )
 
 

@@ -30,17 +30,17 @@ Lengths = tuple[int, ...]
 
 
 def fixed_lengths(
-    data: UtteranceTensors, batch_size: int, seed: int, most: int = MAX_SHAPES
+    data: UtteranceTensors, batch_size: int, most: int = MAX_SHAPES
 ) -> list[Lengths]:
     """At most `most` lengths that batches are padded to, the shortest first; the last fit every
     batch.
 
-    The commonest of the first epoch's batches, whichever epoch a run goes on from: they decide
-    what dropout is drawn for, so a seed has to give the same ones.
+    The commonest of the batches of one order, the same for every seed and epoch: dropout is drawn
+    for padding too, so a run that goes on, or is made again beside others, needs the same shapes.
     """
     whole = torch.stack([n.max().clamp(min=1) for n in data.lengths.values()])
     part = -(-whole // (PARTS * ALIGNED)) * ALIGNED
-    needed = batch_lengths(data, epoch_order(len(data), (seed, 0)), batch_size)
+    needed = batch_lengths(data, epoch_order(len(data), (0, 0)), batch_size)
     shapes, often = (-(-needed // part) * part).minimum(whole).unique(dim=0, return_counts=True)
     chosen = shapes[often.argsort(descending=True, stable=True)[: most - 1]].tolist()
     return sorted({*map(tuple, chosen), tuple(whole.tolist())}, key=lambda n: (sum(n), n))

@@ -23,7 +23,6 @@ from lfmim.models import MODELS, EmotionNet, build_model, check_dims
 from lfmim.models.base import Batches, accepting_absent
 from lfmim.progress import at_step
 from lfmim.schema import FEATURE_COLUMNS, HEADS, IGNORE_LABEL, FeatureSpec, InputError
-from lfmim.training.averaging import MovingAverage
 from lfmim.training.checkpoint import (
     CheckpointMeta,
     is_better,
@@ -32,17 +31,10 @@ from lfmim.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from lfmim.training.losses import Objective
 from lfmim.training.passes import Passes, evaluate
 from lfmim.training.pause import Part, PauseClock, part_of_epoch, take_up
-from lfmim.training.step import (
-    TrainStep,
-    build_optimizer,
-    load_optimizer,
-    rank_and_world,
-    resolve_precision,
-    set_learning_rate,
-)
+from lfmim.training.prepare import prepare
+from lfmim.training.step import rank_and_world, resolve_precision, set_learning_rate
 from lfmim.training.variant import Variant, choose
 
 FIT_BATCH = 256
@@ -207,23 +199,23 @@ def train(
     resume: Path | None = None,
     init: Path | None = None,
     variant: Variant | None = None,
+    hold: bool = False,
 ) -> CheckpointMeta:
     """Train until the epochs or the patience run out; returns the final state's meta.
 
     `wrap` may wrap the model for data parallelism; `resume` is a checkpoint folder of the same
     model, saved after an epoch or within one; `init` one at whose weights to begin, where there is
     nothing to resume. `variant`: how steps are computed; None: as the resumed run did, else as
-    `train.compile` says. Raises InputError if data or recipe do not fit the model, or the model the
+    `train.compile` says. `hold`: captured steps stay in this process, for the next run on the same
+    data objects with another seed, rate or number of epochs. Raises InputError if data or recipe do not fit the model, or the model the
     device's memory, and NonFiniteLossError (on every worker alike) when an epoch's loss is not
     finite, before anything of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     begin = init if resume is None else None
-    model = new_model(config, spec, train_data, valid_data, begin).to(device)
+    model = new_model(config, spec, train_data, valid_data, begin)
     if model.fitted:
-        return _fit(model, config, spec, train_data, valid_data, on_epoch, resume)
-    if c.labels == "multimodal":
-        train_data = train_data.with_multimodal_labels()
+        return _fit(model.to(device), config, spec, train_data, valid_data, on_epoch, resume)
 
     labels = train_data.label_spec
     meta, state = CheckpointMeta.start(config, spec, labels), None
@@ -244,27 +236,18 @@ def train(
         )
     meta = dataclasses.replace(meta, variant=variant)
 
-    optimizer = build_optimizer(c, model, captured=variant.captured)
-    averaged = MovingAverage(model, c.ema_decay) if c.ema_decay else None
-    kept: nn.Module = model if averaged is None else averaged.module
-    if resume is not None and state is not None:
-        load_weights(resume, kept)
-        # With an average a checkpoint's weights are it; those that are trained lie in state.pt.
-        if averaged is not None:
-            averaged.begun = True
-            model.load_state_dict(state["weights"])
-        load_optimizer(optimizer, state["optimizer"])
-
-    # Every worker has the labels of the whole split, so counts need no exchange.
-    objective = Objective.of(c, train_data.labels.to(device), len(labels.classes))
-    step = TrainStep.of(config, model, optimizer, device, wrap, objective, variant)
-    # Empty where the run so far had no scaler; it may go on where it needs one.
-    if state and state["scaler"]:
-        step.scaler.load_state_dict(state["scaler"])
-
     try:
-        splits = (data.to(device, c.cache) for data in (train_data, valid_data))
-        passes = Passes(c, step, averaged, *splits)
+        passes = prepare(
+            config,
+            model,
+            train_data,
+            valid_data,
+            device=device,
+            wrap=wrap,
+            variant=variant,
+            begun=None if resume is None or state is None else (resume, state),
+            hold=hold,
+        )
     except torch.OutOfMemoryError as error:
         raise InputError(f"train: {no_room(device)}") from error
     except RuntimeError as error:
@@ -290,14 +273,14 @@ def train(
             init=init,
             variant=Variant.EAGER,
         )
-
     def save(folder: Path, meta: CheckpointMeta, part: Part | None = None) -> None:
-        state = {"optimizer": optimizer.state_dict(), "scaler": step.scaler.state_dict()}
-        if averaged is not None:
-            state["weights"] = model.state_dict()
+        step = passes.step
+        state = {"optimizer": step.optimizer.state_dict(), "scaler": step.scaler.state_dict()}
+        if passes.averaged is not None:
+            state["weights"] = passes.model.state_dict()
         if part is not None:
             state["part"] = part
-        save_checkpoint(folder, kept, meta, state)
+        save_checkpoint(folder, passes.kept, meta, state)
 
     def pause(part: Part, meta: CheckpointMeta) -> None:
         on_pause(functools.partial(save, meta=meta, part=part))
@@ -310,7 +293,7 @@ def train(
         if model.makes_labels:
             # Compiled code is of the steps' shapes.
             with torch.compiler.set_stance("force_eager"):
-                made = model.make_labels(functools.partial(_batches, data), meta.epoch)
+                made = passes.model.make_labels(functools.partial(_batches, data), meta.epoch)
             data = dataclasses.replace(data, labels=made)
         within = _Within(part, seconds, functools.partial(pause, meta=meta))
         try:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lfmim.config import ModelConfig, TrainConfig
 from lfmim.data.batches import Batch, UtteranceTensors, epoch_order
 from lfmim.metrics import HeadSums, Metrics, SentimentSums, sums_for
+from lfmim.models import EmotionNet
 from lfmim.training.averaging import MovingAverage
 from lfmim.training.capture import MAX_SHAPES, Replays, fixed_lengths
 from lfmim.training.losses import head_losses
@@ -87,12 +88,13 @@ class Passes:
     def __init__(
         self,
         config: TrainConfig,
+        model: EmotionNet,
         step: TrainStep,
         averaged: MovingAverage | None,
         train_data: UtteranceTensors,
         valid_data: UtteranceTensors,
     ) -> None:
-        self.config, self.step, self.averaged = config, step, averaged
+        self.config, self.model, self.step, self.averaged = config, model, step, averaged
         self.train_data, self.valid_data = train_data, valid_data
         self.judged = step.model if averaged is None else averaged.module
         self.sums = sums_for(train_data.labels, train_data.label_spec.classes)
@@ -102,6 +104,25 @@ class Passes:
         self.validated: Replays | None = None
         if step.variant.captured:
             self._capture()
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is validated and saved: the model, or its moving average."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def restart(self, config: TrainConfig, model: nn.Module) -> None:
+        """Begin another run, of a recipe that differs in what a step reads anew: from the weights
+        of `model`, with nothing of the optimizer's state."""
+        self.config = config
+        for module in (self.model, self.kept):
+            module.load_state_dict(model.state_dict())
+        if self.averaged is not None:
+            self.averaged.begun = False
+        # Zeroed and not dropped: graphs update it where it lies.
+        for of in self.step.optimizer.state.values():
+            for x in of.values():
+                if isinstance(x, Tensor):
+                    x.zero_()
 
     def take(self, batch: Batch) -> None:
         """One optimizer step, with all that belongs to it and nothing that asks the device."""
@@ -155,7 +176,7 @@ class Passes:
         pool = torch.cuda.graph_pool_handle() if cuda else None
         # A model that is compiled whole is compiled for each shape.
         most = 1 if self.step.variant is Variant.CAPTURED_MODEL else MAX_SHAPES
-        shapes = fixed_lengths(self.train_data, c.batch_size, c.seed, most)
+        shapes = fixed_lengths(self.train_data, c.batch_size, most)
         self.step.model.train()
         with self._unchanged():
             self.trained = Replays(
@@ -164,7 +185,7 @@ class Passes:
                 shapes,
                 self.take,
                 pool,
-                fill_up=not getattr(self.step.model, "batch_wide", False),
+                fill_up=not self.model.batch_wide,
             )
 
         # Compiled code would be made once more, for eval mode; a forward pass is little work.
@@ -172,7 +193,7 @@ class Passes:
             judge, self.judged, sums=self.valid_sums, autocast=self.step.autocast
         )
         size = max(c.batch_size, EVALUATED_ROWS)
-        whole = fixed_lengths(self.valid_data, size, c.seed, 1)
+        whole = fixed_lengths(self.valid_data, size, 1)
         with judging(self.judged), torch.compiler.set_stance("force_eager"):
             self.validated = Replays(self.valid_data, size, whole, judged, pool)
 

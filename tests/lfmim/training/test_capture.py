@@ -62,7 +62,7 @@ def test_few_shapes_hold_every_batch(lengths, rows, seed):
         {"text": counts[:, 0], "audio": counts[:, 1]},
         torch.zeros(len(lengths), len(HEADS), dtype=torch.int64),
     )
-    shapes = fixed_lengths(data, rows, seed)
+    shapes = fixed_lengths(data, rows)
     assert 1 <= len(shapes) <= MAX_SHAPES
     assert shapes == sorted(shapes, key=sum)
     longest = counts.amax(dim=0).clamp(min=1).tolist()
@@ -81,7 +81,7 @@ def test_every_row_comes_once_as_gather_gives_it(mapped):
     data = dataclasses.replace(random_data(SPEC, 21, missing=0.3), mapped=mapped)
     order = epoch_order(len(data), (0, 1))
     seen = []
-    shapes = fixed_lengths(data, 8, 0)
+    shapes = fixed_lengths(data, 8)
     for fill_up, sizes in ((True, [8, 8, 8]), (False, [8, 8, 5])):
         replays = Replays(data, 8, shapes, lambda batch: seen.append(batch), fill_up=fill_up)
         seen.clear()
@@ -169,6 +169,27 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path, fields):
     eager = run(config, data, Variant.EAGER, resume=tmp_path / "whole" / "1")
     assert eager.epoch == 3
     assert load_meta(tmp_path / "whole" / "2").variant == "captured"
+
+
+def test_one_seed_after_another_is_what_each_gives_alone(monkeypatch):
+    calls = []
+    monkeypatch.setattr(capture, "_replay", lambda work, *_: calls.append(1) or work)
+    data = random_data(SPEC, 40, missing=0.2)
+    fields = {"optimizer": "adamw", "ema_decay": 0.8, "modality_dropout": 0.2}
+    runs = [
+        experiment(SMALL, **fields, seed=0),
+        experiment(SMALL, **fields, seed=1, lr=0.003, epochs=3),
+        experiment(SMALL, **fields, seed=2, batch_size=8),
+    ]
+    alone = [run(c, data, Variant.CAPTURED) for c in runs]
+    captured, begun = [], len(calls)
+    for c in runs:
+        captured.append(run(c, data, Variant.CAPTURED, hold=True))
+    assert len(calls) - begun < begun
+    for a, b in zip(alone, captured, strict=True):
+        assert [(x["train"], x["valid"]) for x in a.history] == [
+            (x["train"], x["valid"]) for x in b.history
+        ]
 
 
 class NothingAsked(TorchDispatchMode):
