@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lfmim.config import ExperimentConfig, ModelConfig, TrainConfig
 from lfmim.data.batches import UtteranceTensors, epoch_order
 from lfmim.models import MODELS, cpu
-from lfmim.schema import HEADS, IGNORE_LABEL
+from lfmim.schema import HEADS, IGNORE_LABEL, InputError
 from lfmim.training import capture
 from lfmim.training.capture import MAX_SHAPES, Replays, batch_lengths, fixed_lengths
 from lfmim.training.checkpoint import WEIGHTS, load_meta
@@ -242,6 +242,36 @@ def test_no_step_asks_the_device(monkeypatch, name, task):
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=99))
     run(config, data, Variant.CAPTURED)
     assert len(asked) == 2 + 1
+
+
+def test_what_cannot_be_captured_is_computed_eagerly(monkeypatch, capsys):
+    data, config = random_data(SPEC, 24, missing=0.2), experiment(momentum=0.9, ema_decay=0.8)
+    eager = run(config, data, Variant.EAGER)
+
+    def refused(work, device, pool):
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+    monkeypatch.setattr(capture, "_replay", refused)
+    meta = run(config, data, Variant.CAPTURED)
+    assert meta.variant == "eager"
+    assert [x["train"] for x in meta.history] == [x["train"] for x in eager.history]
+    said = capsys.readouterr().err
+    assert "lfmim: its step cannot be captured" in said
+    assert "not permitted when stream is capturing)" in said
+
+
+def test_a_full_gpu_is_an_error_for_people(monkeypatch):
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 * gib)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(capture, "_replay", full)
+    with pytest.raises(InputError, match=r"Of 80\.0 GiB this run has 9\.0 and other .* 70\.0;"):
+        run(experiment(), random_data(SPEC, 24), Variant.CAPTURED)
 
 
 def test_the_choice_depends_on_the_work_alone(monkeypatch):
