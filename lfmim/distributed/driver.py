@@ -54,10 +54,11 @@ def run_epochs(
     """Train from the newest checkpoint in `folder` to the end; returns the final state's meta.
 
     Where there is none and `config.init` is set, from the weights of the one called INITIAL. The
-    newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this
-    process, and a GPU's captured steps, for the next run on them. `fold`: its splits are trained and validated on. Under
-    torch.distributed every rank calls it; rank 0 alone writes checkpoints. `after_epoch` is called
-    on every rank once the epoch is saved. Raises as `training.loop.train`, and WriteError.
+    newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this process,
+    and a GPU's captured steps, for the next run on them. `fold`: its splits are trained and
+    validated on. Under torch.distributed every rank calls it; rank 0 alone writes checkpoints.
+    `after_epoch` is called on every rank once the epoch is saved. Raises as `training.loop.train`,
+    and WriteError.
     """
     resume = _newest(folder)
     history = load_meta(resume).history if resume else []

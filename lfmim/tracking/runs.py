@@ -353,6 +353,8 @@ def finish_run(uri: str, run_id: str, meta: CheckpointMeta) -> None:
         )
         client.log_metric(run_id, "best_score", meta.best_score)
         client.log_metric(run_id, "best_epoch", meta.best_epoch)
+    if meta.variant:
+        client.set_tag(run_id, "variant", meta.variant)
     client.set_terminated(run_id)
 
 

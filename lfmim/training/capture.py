@@ -29,9 +29,7 @@ Lengths = tuple[int, ...]
 """Vectors per modality, in the data's order."""
 
 
-def fixed_lengths(
-    data: UtteranceTensors, batch_size: int, most: int = MAX_SHAPES
-) -> list[Lengths]:
+def fixed_lengths(data: UtteranceTensors, batch_size: int, most: int = MAX_SHAPES) -> list[Lengths]:
     """At most `most` lengths that batches are padded to, the shortest first; the last fit every
     batch.
 
@@ -41,7 +39,10 @@ def fixed_lengths(
     whole = torch.stack([n.max().clamp(min=1) for n in data.lengths.values()])
     part = -(-whole // (PARTS * ALIGNED)) * ALIGNED
     needed = batch_lengths(data, epoch_order(len(data), (0, 0)), batch_size)
-    shapes, often = (-(-needed // part) * part).minimum(whole).unique(dim=0, return_counts=True)
+    rounded = (-(-needed // part) * part).minimum(whole)
+    shapes, often = rounded.unique(  # type: ignore[no-untyped-call]
+        dim=0, return_counts=True
+    )
     chosen = shapes[often.argsort(descending=True, stable=True)[: most - 1]].tolist()
     return sorted({*map(tuple, chosen), tuple(whole.tolist())}, key=lambda n: (sum(n), n))
 
@@ -87,12 +88,8 @@ class Inputs:
                 buffers = {
                     m: torch.zeros(n, dtype=kinds[m], pin_memory=cuda) for m, n in sizes.items()
                 }
-                self.pinned.append((buffers, torch.cuda.Event() if cuda else None))
-
-    @property
-    def nbytes(self) -> int:
-        """Of the memory on the device."""
-        return sum(x.nbytes for x in (self.index, self.weight, *self.copied.values()))
+                copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+                self.pinned.append((buffers, copied))
 
     def fill(self, index: Tensor, weight: Tensor, host_index: Tensor) -> None:
         """Take rows `index` [rows] (on the device; `host_index` the same on the host), of which
@@ -166,14 +163,9 @@ class Replays:
             inputs.fill(first.to(device), torch.ones(len(first), device=device), first)
             self.calls.append(_replay(functools.partial(_on, inputs, work), device, pool))
 
-    @property
-    def nbytes(self) -> int:
-        """Of the memory on the device that holds what is read anew for each batch."""
-        return sum(inputs.nbytes for inputs in self.inputs)
-
     def over(self, order: Tensor, begin: int = 0) -> Iterator[tuple[int, Callable[[], None]]]:
-        """The batches of rows `order`, all of the data's, from number `begin` on: each one's number,
-        and what does the work on it."""
+        """The batches of rows `order`, all of the data's, from number `begin` on: each one's
+        number, and what does the work on it."""
         device, missing = self.labels.device, -len(order) % self.rows
         filled = torch.cat([order, order[:1].expand(missing)]).view(-1, self.rows)
         weights = torch.ones(len(filled) * self.rows)
@@ -211,7 +203,7 @@ def _replay(work: Callable[[], None], device: torch.device, pool: Any) -> Callab
         return work
 
     # Not on the stream that everything else runs on: it cannot be captured.
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):

@@ -181,8 +181,8 @@ def no_room(device: torch.device) -> str:
     mine = torch.cuda.memory_reserved(device) / 2**30
     return (
         f"{device}: no memory left. Of {total:.1f} GiB this run has {mine:.1f} and other processes "
-        f"{max(total - free - mine, 0):.1f}; use a smaller train.batch_size or train.cache host, or "
-        "wait until the others have ended"
+        f"{max(total - free - mine, 0):.1f}; use a smaller train.batch_size or train.cache host, "
+        "or wait until the others have ended"
     )
 
 
@@ -207,9 +207,11 @@ def train(
     model, saved after an epoch or within one; `init` one at whose weights to begin, where there is
     nothing to resume. `variant`: how steps are computed; None: as the resumed run did, else as
     `train.compile` says. `hold`: captured steps stay in this process, for the next run on the same
-    data objects with another seed, rate or number of epochs. Raises InputError if data or recipe do not fit the model, or the model the
-    device's memory, and NonFiniteLossError (on every worker alike) when an epoch's loss is not
-    finite, before anything of it is saved.
+    data objects with another seed, rate or number of epochs.
+
+    Raises InputError if data or recipe do not fit the model, or the model the device's memory, and
+    NonFiniteLossError (on every worker alike) when an epoch's loss is not finite, before anything
+    of it is saved.
     """
     c, device = config.train, device or torch.device("cpu")
     begin = init if resume is None else None
@@ -273,6 +275,7 @@ def train(
             init=init,
             variant=Variant.EAGER,
         )
+
     def save(folder: Path, meta: CheckpointMeta, part: Part | None = None) -> None:
         step = passes.step
         state = {"optimizer": step.optimizer.state_dict(), "scaler": step.scaler.state_dict()}

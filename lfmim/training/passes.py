@@ -150,9 +150,7 @@ class Passes:
             yield from self.trained.over(epoch_order(len(data), seed), begin)
             return
         rank, world = rank_and_world()
-        batches = data.batches(
-            c.batch_size, rank=rank, world=world, shuffle_seed=seed, begin=begin
-        )
+        batches = data.batches(c.batch_size, rank=rank, world=world, shuffle_seed=seed, begin=begin)
         for number, batch in enumerate(batches, begin):
             yield number, functools.partial(self.take, batch)
 

@@ -79,9 +79,7 @@ def build_optimizer(
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Go on from a checkpoint's state. How the parameters are stepped stays this run's: whether the
     rate is a tensor depends on how steps are computed here."""
-    mine = [
-        {k: x for k, x in group.items() if k != "params"} for group in optimizer.param_groups
-    ]
+    mine = [{k: x for k, x in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, mine, strict=True):
         group.update(settings)
