@@ -45,7 +45,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class Decode:
-    """Reads media: what a hostile file can harm is this process, or a child of it."""
+    """Reads media, by children: what a hostile file can harm is one of these."""
 
     def __init__(self, config: ServiceConfig) -> None:
         self.max_s = config.limits.duration_s
