@@ -64,7 +64,7 @@ def test_they_join_a_store_of_the_same_encoders_and_no_other(media, ray_cluster,
     assert extract_features(config).stored == len(rows)
 
     report = import_corrections(result, tmp_path / "corrected", base=tmp_path / "base")
-    assert f"rows by split: train {len(rows) + 1} (1 corrected)" in report
+    assert f"  rows by split: train {len(rows) + 1} (1 corrected)" in report
     assert stored_ids(tmp_path / "corrected") == {r["id"] for r in rows} | {row_id(sha256, spoken)}
     made = read_table(tmp_path / "corrected").sort_by("id")
     ids = made["id"].to_pylist()
