@@ -191,9 +191,7 @@ def note_finished(store: Path, plan: Plan, state: str, encoders: str) -> None:
         write_text(store / PLAN_FOLDER / FINISHED, json.dumps(about))
 
 
-def finished_plan(
-    store: Path, config: ExtractConfig, labels: LabelSpec
-) -> tuple[Plan, str] | None:
+def finished_plan(store: Path, config: ExtractConfig, labels: LabelSpec) -> tuple[Plan, str] | None:
     """The plan that `note_finished` kept and its encoders' state, if nothing that was wanted has
     changed since and all its parts are there; None if only `make_plan` can tell."""
     note, plans = store / PLAN_FOLDER / FINISHED, _plans(store)
