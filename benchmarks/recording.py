@@ -252,12 +252,13 @@ def main() -> None:
     args.output.with_suffix(".truth.jsonl").write_text("\n".join(lines) + "\n")
     print(f"{args.output}: {len(truth)} pieces", flush=True)
 
+    from feature_service.operators.listen import listen
     from feature_service.recordings.speech import hear
     from feature_service.recordings.utterances import utterances_of
 
     wall, cpu = time.perf_counter(), time.process_time()
     with open(args.output, "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     print(score(truth, heard.speech))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

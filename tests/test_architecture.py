@@ -175,5 +175,8 @@ def test_a_job_loads_no_library_of_statistics_before_it_needs_it():
 
 @pytest.mark.integration
 def test_a_decode_worker_starts_without_torch():
-    decoding = "feature_service.pipeline.extract, feature_service.operators.isolation"
+    decoding = (
+        "feature_service.pipeline.extract, feature_service.operators.isolation, "
+        "feature_service.recordings.conversion"
+    )
     assert loaded(decoding, {"ray", "torch", "transformers"}) == ["ray"]

@@ -35,6 +35,14 @@ def video_streams(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
+def frames_of(container: Any, streams: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each frame of the streams, behind its stream; a damaged packet is passed over."""
+    for packet in container.demux(streams):
+        with contextlib.suppress(av.FFmpegError):
+            for frame in packet.decode():
+                yield packet.stream, frame
+
+
 @contextlib.contextmanager
 def opened_again(file: BinaryIO, **options: str) -> Iterator[Any]:
     """The file opened beside a container that goes on reading it afterwards."""

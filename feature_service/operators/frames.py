@@ -16,7 +16,15 @@ from av.sidedata.sidedata import Type as SideData
 
 from feature_service.operators import by_decord
 from feature_service.operators.clip import ClipError, DecodeOptions
-from feature_service.operators.container import NOTHING, TAIL, Packet, Span, opened_again
+from feature_service.operators.container import (
+    NOTHING,
+    TAIL,
+    Packet,
+    Span,
+    frames_of,
+    opened_again,
+    video_streams,
+)
 
 PYAV = "pyav"
 UPRIGHT = (1.0, 0.0, 0.0, 1.0)
@@ -293,3 +301,14 @@ class Upright:
             matrix = _display_matrix(frame)
             self._how = (matrix, *_shown_size(frame, self._stream, matrix, self._longest))
         return _upright(frame, *self._how)
+
+
+def picture_size(container: Any, longest: int) -> tuple[int, int] | None:
+    """Width and height of a container's picture as a player shows it, the longer side reduced to
+    `longest`; None if it has none that can be decoded."""
+    for stream in video_streams(container)[:1]:
+        upright = Upright(stream, longest)
+        for _, frame in frames_of(container, [stream]):
+            height, width = upright(frame).shape[:2]
+            return width, height
+    return None

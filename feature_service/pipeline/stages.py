@@ -15,6 +15,7 @@ import importlib.metadata
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from feature_service.operators.face import Cropper
 
 Row = dict[str, Any]
+Stage = Callable[[list[Row]], list[Row]]
 STAGES = ("decode", "face", "vision", "text", "audio")
 ERROR, STAGE = "error", "stage"
 FRAMES, CROPS, WAVEFORM = "frames", "crops", "waveform"
@@ -70,21 +72,36 @@ def new_row(record: Mapping[Any, Any]) -> Row:
     return {**row, ERROR: "", STAGE: "", DURATION: 0.0}
 
 
-def encoder_source(modality: Modality, config: EncoderConfig) -> str:
-    """The modality's source; tiny encoders are built into the cache of this machine on first use.
-    "" where a family was named without a source. Raises InputError if it is a part of the preset
-    `real` that has not been fetched."""
+def source_of(modality: Modality, config: EncoderConfig) -> str:
+    """The modality's source, whether or not it is here. "" where a family was named without."""
     if config.sources[modality] or config.families[modality]:
         return config.sources[modality]
     if config.preset in ("real", "real-hub"):
+        from feature_service.pretrained.parts import folder_of
+
+        return str(folder_of(modality))
+    return str(_tiny_folder() / modality)
+
+
+def encoder_source(modality: Modality, config: EncoderConfig) -> str:
+    """`source_of`; tiny encoders are built into the cache of this machine on first use. Raises
+    InputError if it is a part of the preset `real` that has not been fetched."""
+    source = source_of(modality, config)
+    if config.sources[modality] or config.families[modality]:
+        return source
+    if config.preset in ("real", "real-hub"):
         from feature_service.pretrained.parts import fetched
 
-        return str(fetched(modality))
+        fetched(modality)
+    else:
+        from feature_service.encoders.weights import build_tiny_encoders
 
-    from feature_service.encoders.weights import build_tiny_encoders
+        build_tiny_encoders(_tiny_folder(), TINY_SEED)
+    return source
 
-    tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
-    return str(tiny[modality])
+
+def _tiny_folder() -> Path:
+    return cache_folder() / f"tiny-v1-{TINY_SEED}"
 
 
 def stages_of(config: ExtractConfig) -> tuple[str, ...]:
@@ -95,41 +112,50 @@ def stages_of(config: ExtractConfig) -> tuple[str, ...]:
     return tuple(s for s in STAGES if s in needed)
 
 
+def build_decoder(config: ExtractConfig) -> IsolatedDecoder:
+    """The child that decodes as the config says."""
+    options = DecodeOptions(
+        pictures=Modality.VISION in config.extracted,
+        segments=config.segments,
+        frames_per_segment=config.frames_per_segment,
+        seed=config.seed,
+        max_duration_s=config.max_duration_s,
+        max_frame_side=config.max_frame_side,
+        max_bytes=config.max_media_mb << 20,
+    )
+    return IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
+
+
+def decode_stage(decoder: IsolatedDecoder, config: ExtractConfig) -> Stage:
+    """The stage `decode` with this decoder."""
+    work: Callable[[Row], None] = lambda row: _decode(row, decoder, config.extracted)  # noqa: E731
+    return lambda rows: [_guarded("decode", work, row) for row in rows]
+
+
 def build_stage(
     name: str, config: ExtractConfig, device: str = "cpu", *, spec: FeatureSpec | None = None
-) -> Callable[[list[Row]], list[Row]]:
+) -> Stage:
     """The stage `name` (one of STAGES), its model loaded on `device`.
 
     Raises InputError if an encoder's weights are not those of `spec`, which the features will be
     taken for.
     """
-    if name != "decode" and device == "cpu":
+    if name == "decode":
+        return decode_stage(build_decoder(config), config)
+    if device == "cpu":
         import torch
 
         # stages run side by side; more threads each would only fight
         torch.set_num_threads(1)
 
-    if name == "decode":
-        options = DecodeOptions(
-            pictures=Modality.VISION in config.extracted,
-            segments=config.segments,
-            frames_per_segment=config.frames_per_segment,
-            seed=config.seed,
-            max_duration_s=config.max_duration_s,
-            max_frame_side=config.max_frame_side,
-            max_bytes=config.max_media_mb << 20,
-        )
-        decoder = IsolatedDecoder(options, timeout_s=config.decode_timeout_s)
-        wanted = config.extracted
-        work: Callable[[Row], None] = lambda row: _decode(row, decoder, wanted)  # noqa: E731
-    elif name == "face":
+    if name == "face":
         from feature_service.operators.crop import Crop
         from feature_service.operators.face import build_cropper
 
         # of the spec rather than of the encoder, whose weights need not be loaded here
         crop = Crop.of(spec) if spec else build_encoder(Modality.VISION, config.encoders).crop
         cropper = build_cropper(crop, device=device)
-        work = lambda row: _face(row, cropper)  # noqa: E731
+        work: Callable[[Row], None] = lambda row: _face(row, cropper)  # noqa: E731
     else:
         encoder = build_encoder(Modality(name), config.encoders, device, config.precision)
         if spec is not None:
@@ -141,7 +167,7 @@ def build_stage(
 
             resample = Resampler(device)
             given = lambda row: resample(row[raw], row.get(WAVEFORM_RATE) or SAMPLE_RATE)  # noqa: E731
-        after: Callable[[list[Row]], list[Row]] = lambda rows: rows  # noqa: E731
+        after: Stage = lambda rows: rows  # noqa: E731
         if name == Modality.TEXT:
             after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
         return lambda rows: after(_encode_rows(rows, Modality(name), raw, given, encoder))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from pathlib import Path
 from typing import Protocol
 
 from feature_service.operators.clip import ClipError
 from feature_service.operators.media import sha256
-from feature_service.pipeline.stages import Row, build_stage
+from feature_service.pipeline.stages import Row, build_decoder, decode_stage
 from feature_service.recordings.speech import Heard, hear
 from lfmim.config import ExtractConfig
 from lfmim.schema import InputError
@@ -25,22 +27,33 @@ class Decoder(Protocol):
 
 
 class LocalDecoder:
-    """In this process, which has a child that decodes stretches.
+    """In a child of this process, which itself opens no media: a file that ends the child costs
+    that file.
 
-    A recording of more than `max_s` seconds is refused."""
+    A recording of more than `max_s` seconds is refused.
+    """
 
     def __init__(self, config: ExtractConfig, *, max_s: float = math.inf) -> None:
-        self.stage, self.max_s = build_stage("decode", config), max_s
+        self.child, self.max_s = build_decoder(config), max_s
+        self.stage = decode_stage(self.child, config)
+        # The child answers one after the other.
+        self._lock = threading.Lock()
 
     def hear(self, media: Path) -> tuple[Heard, str]:
         try:
+            with (
+                self._lock,
+                contextlib.closing(self.child.listen(str(media), max_s=self.max_s)) as sound,
+            ):
+                heard = hear(sound)
             with open(media, "rb") as file:
-                return hear(file, max_s=self.max_s), sha256(file)
+                return heard, sha256(file)
         except ClipError as error:
             raise InputError(f"{media}: {error}") from error
         except OSError as error:
             raise InputError(f"{media}: cannot be read: {error.strerror}") from error
 
     def decode(self, row: Row) -> Row:
-        (row,) = self.stage([row])
+        with self._lock:
+            (row,) = self.stage([row])
         return row

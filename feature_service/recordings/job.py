@@ -11,7 +11,6 @@ import datetime
 import functools
 import json
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,6 @@ from feature_service.recordings import features
 from feature_service.recordings.annotations import write_annotations
 from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import Predicted, UtterancePredictor
-from feature_service.recordings.preview import picture_size
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
 from feature_service.recordings.speech import Heard
@@ -35,7 +33,7 @@ from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utteran
 from lfmim.config import config_hash
 from lfmim.progress import watch
 from lfmim.schema import HEADS, MULTIMODAL, InputError
-from lfmim.storage import exclusive, new_file, remove_folder, write_text
+from lfmim.storage import exclusive, new_file, relative_path, remove_folder, write_text
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -174,12 +172,12 @@ def predict_recording(
         say(f"{task.media.name}: done before")
         return dataclasses.replace(done, rows=before)
 
-    where = _relative(task.media, task.stem.parent)
+    where = relative_path(task.media, task.stem.parent)
     media = {
         "media": where,
         "media_sha256": sha256,
         "duration_s": heard.duration_s,
-        "picture_size": picture_size(task.media, utterances.max_frame_side) if looks else None,
+        "picture_size": heard.picture_size if looks else None,
         "transcript": task.transcript.name if task.transcript else None,
         "key": key,
     }
@@ -320,7 +318,7 @@ def overview_row(done: Done) -> dict[str, Any]:
     kinds = Counter(row["kind"] for row in done.rows)
     return {
         "recording": done.task.stem.name,
-        "media": _relative(done.task.media, done.task.stem.parent.parent),
+        "media": relative_path(done.task.media, done.task.stem.parent.parent),
         "result": "/".join(done.result.parts[-2:]),
         "duration_s": done.duration_s,
         "utterances": kinds[SPEECH],
@@ -357,10 +355,6 @@ def failed_row(task: Task, reason: str) -> dict[str, Any]:
     """`overview_row` of a recording that could not be read."""
     empty = overview_row(Done(task, [], 0.0))
     return {**empty, "result": None, "error": reason}
-
-
-def _relative(media: Path, folder: Path) -> str:
-    return Path(os.path.relpath(media, folder.absolute())).as_posix()
 
 
 def _clock(seconds: float) -> str:

@@ -115,7 +115,6 @@ class UtterancePredictor:
         predictor.model.to(self.device)
         self.predictor, self.settings = predictor, settings
         self.crop, self.modalities = Crop.of(spec), config.extracted
-        self.max_frame_side = config.max_frame_side
         # Faces are found here, one after the other, and not the most prominent alone.
         names = [s for s in stages_of(config) if s not in ("decode", "face")]
         self.stages = {s: build_stage(s, config, self.device, spec=spec) for s in names}

@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterable
 
-import av
 import numpy as np
 import torch
 
-from feature_service.operators.clip import ClipError
-from feature_service.operators.container import open_container, video_streams
-from feature_service.operators.sound import Decoding
+from feature_service.operators.clip import SAMPLE_RATE
+from feature_service.operators.listen import Outline
 
-RATE = 16_000
+RATE = SAMPLE_RATE
 """Hz that the detector hears."""
 HOP = 512
 """Samples that it judges at once: 32 ms."""
@@ -29,19 +25,21 @@ PAD_S = 0.03
 """Added to both ends: the detector needs a little of a voice to hear it."""
 AROUND = 9
 """Values of loudness that are averaged, 0.3 s: a word has quiet sounds, too."""
+SILENT = np.empty(0, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
     """`speech`: stretches (start, end) in seconds, ascending. `loudness` float32 [N]: root mean
     square of every HOP samples, the first at `start_s`. `duration_s`: of the whole recording.
-    `pictures`: whether it has some, not decoded."""
+    `pictures`: whether it has some; `picture_size`: width and height, where they were looked at."""
 
     speech: list[tuple[float, float]]
     loudness: np.ndarray
     start_s: float
     duration_s: float
     pictures: bool = True
+    picture_size: tuple[int, int] | None = None
 
     def loudness_at(self, times_s: np.ndarray) -> np.ndarray:
         """float32 [T], the mean of AROUND values; silence before and after the sound."""
@@ -51,44 +49,26 @@ class Heard:
         return np.asarray((sums[high] - sums[low]) / AROUND, np.float32)
 
 
-def hear(file: BinaryIO, *, max_s: float = math.inf) -> Heard:
-    """The first sound of an open recording; its pictures are not decoded. Seconds count from the
-    first of its sound and pictures. Raises ClipError for what is no media, damaged, or longer than
-    `max_s` seconds."""
-    try:
-        opened = open_container(file)
-    except (av.FFmpegError, ValueError) as error:
-        raise ClipError("decode", f"is no audio or video file, or damaged ({error})") from error
-    with opened as container:
-        try:
-            return _heard(container, max_s)
-        except av.FFmpegError as error:
-            raise ClipError("decode", f"the stream is damaged ({error})") from error
-
-
-def _heard(container: Any, max_s: float) -> Heard:
-    stated = (container.duration or 0) / av.time_base
-    _check_length(stated, max_s)
-    videos = video_streams(container)
-    if not container.streams.audio:
-        return Heard([], np.empty(0, np.float32), 0.0, stated, bool(videos))
-    sound, listener = _Sound(container, container.streams.audio[0]), Listener()
-    for piece in sound:
-        listener.add(piece)
-        # A header may lie.
-        _check_length(listener.seconds, max_s)
-    speech, loudness, seconds = listener.result()
-
-    starts = [s.start_time * s.time_base for s in videos if s.start_time is not None]
-    first = sound.first_s or 0.0
-    start = first - min([first, *map(float, starts[:1])])
-    speech = [(a + start, b + start) for a, b in speech]
-    return Heard(speech, loudness, start, max(stated, start + seconds), bool(videos))
-
-
-def _check_length(seconds: float, max_s: float) -> None:
-    if seconds > max_s:
-        raise ClipError("decode", f"is longer than {max_s:g} s; cut it into several")
+def hear(sound: Iterable[np.ndarray | Outline]) -> Heard:
+    """A recording, of what `listen` gives. Seconds count from the first of its sound and
+    pictures."""
+    listener: Listener | None = None
+    for part in sound:
+        if isinstance(part, Outline):
+            outline = part
+        else:
+            listener = listener or Listener()
+            listener.add(part)
+    speech, loudness, seconds = listener.result() if listener else ([], SILENT, 0.0)
+    start = outline.start_s
+    return Heard(
+        [(a + start, b + start) for a, b in speech],
+        loudness,
+        start,
+        max(outline.stated_s, start + seconds),
+        outline.pictures,
+        outline.picture_size,
+    )
 
 
 class Listener:
@@ -140,53 +120,3 @@ class Listener:
         for part in wave.reshape(-1, HOP):
             self._probability.append(float(self._model(torch.from_numpy(part), RATE)))
             self._loudness.append(float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))))
-
-
-class _Sound:
-    """A stream's pieces as 16 kHz mono. `first_s`: when it begins on the container's clock, once
-    the first piece is there."""
-
-    def __init__(self, container: Any, stream: Any) -> None:
-        self.container, self.stream = container, stream
-        self.first_s: float | None = None
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        decoding = Decoding()
-        resampler: Any = None
-        kind: tuple[str, str, int] | None = None
-        for frames in decoding.frames(self.container.demux(self.stream)):
-            for frame in frames:
-                if self.first_s is None:
-                    self.first_s = frame.time
-                # rate or channels may change midway
-                its = frame.layout.name, frame.format.name, frame.sample_rate
-                if kind != its:
-                    kind = its
-                    yield from _mixed(resampler.resample(None) if resampler else [])
-                    resampler = _resampler(frame.layout.nb_channels)
-                yield from _mixed(resampler.resample(frame))
-        # the filter holds the last samples back until it is told that no more come
-        if resampler:
-            yield from _mixed(resampler.resample(None))
-        decoding.check()
-
-
-def _resampler(channels: int) -> Any:
-    # rematrix_maxval: channels that agree mix to themselves, not to something louder (5.1: 3.4x).
-    return av.AudioResampler(
-        format="fltp",
-        layout="mono" if channels == 1 else "stereo",
-        rate=RATE,
-        options={"rematrix_maxval": "1.0"},
-    )
-
-
-def _mixed(frames: Iterable[Any]) -> Iterator[np.ndarray]:
-    for frame in frames:
-        channels = frame.to_ndarray()
-        mix = channels.mean(axis=0)
-        # Channels of opposite sign cancel; what one of them holds is heard by itself.
-        power = channels.var(axis=1)
-        if len(channels) > 1 and mix.var() < power.sum() / len(channels) ** 2 / 2:
-            mix = channels[power.argmax()]
-        yield np.ascontiguousarray(mix, np.float32)

@@ -25,7 +25,7 @@ from feature_service.serving.jobs import (
     CANCELLED,
     DONE,
     FAILED,
-    OPEN,
+    PENDING,
     STEM,
     UPLOADING,
     Recording,
@@ -129,7 +129,7 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
         """For Prometheus. This process answers for all workers."""
-        for state in (*OPEN, DONE, FAILED):
+        for state in (UPLOADING, *PENDING, DONE, FAILED):
             figures.recordings.labels(state).set(service.jobs.count([state]))
         figures.clips.set(service.clips)
         return Response(figures.text(), media_type=CONTENT_TYPE_LATEST)
@@ -172,8 +172,11 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
         """A recording that will come in parts."""
         if new.size > limits.upload_mb * MIB:
             raise HTTPException(413, f"larger than {limits.upload_mb} MiB")
-        if service.jobs.count(OPEN) >= limits.queue:
-            raise HTTPException(429, "too many recordings wait", BUSY)
+        # Before it comes: what could not become a job now would be sent for nothing.
+        _check_queue(service)
+        if service.jobs.count([UPLOADING], owner=who) >= limits.uploads:
+            detail = f"{limits.uploads} uploads of yours are no jobs yet; finish or delete one"
+            raise HTTPException(429, detail, BUSY)
         return service.shown(service.jobs.add(who, new.name, new.size))
 
     @app.get("/v1/uploads/{id}")
@@ -208,6 +211,7 @@ def create_app(config: ServiceConfig, backend: Backend, workers: int = 1) -> Fas
             raise HTTPException(409, "is not whole yet")
         model, version = service.version_of(new.model)
         name = _transcript(new.transcript_format) if new.transcript else ""
+        _check_queue(service)
         if new.transcript:
             write_text(service.jobs.folder_of(recording.id) / name, new.transcript)
         service.jobs.enqueue(recording.id, transcript=name, model=model, version=version)
@@ -318,6 +322,11 @@ async def _answered(
                 remove_folder(folder)
 
             task.add_done_callback(gone)
+
+
+def _check_queue(service: Service) -> None:
+    if service.jobs.count() >= service.config.limits.queue:
+        raise HTTPException(429, "too many jobs wait", BUSY)
 
 
 def _copy(file: UploadFile, path: Path) -> None:

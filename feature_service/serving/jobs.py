@@ -18,7 +18,8 @@ UPLOADING, QUEUED, RUNNING, DONE, FAILED, DELETED = (
     *("uploading", "queued", "running", "done", "failed", "deleted"),
 )
 """States. A recording that is deleted while it is at work has its row until the work has ended."""
-OPEN = (UPLOADING, QUEUED, RUNNING)
+PENDING = (QUEUED, RUNNING)
+"""Of a job that is not done."""
 STEM = "recording"
 """Of all files about a recording: no name that a client gave is ever a path."""
 CORRECTIONS = "../corrections"
@@ -96,9 +97,10 @@ class Jobs:
         found = self._select("owner = ? AND state != ?", owner, DELETED)
         return sorted(found, key=lambda r: -r.created)
 
-    def count(self, states: Sequence[str] = OPEN) -> int:
-        """Of everybody."""
-        return len(self._select(f"state IN ({', '.join('?' * len(states))})", *states))
+    def count(self, states: Sequence[str] = PENDING, *, owner: str = "") -> int:
+        """Of everybody, or of the owner alone."""
+        among = f"state IN ({', '.join('?' * len(states))}) AND (? OR owner = ?)"
+        return len(self._select(among, *states, not owner, owner))
 
     def enqueue(self, id: str, *, transcript: str, model: str, version: str) -> None:
         """An upload becomes a job."""

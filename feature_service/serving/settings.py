@@ -41,7 +41,9 @@ class Limits:
     duration_s: float = 4 * 3600.0
     """Longest recording."""
     queue: int = 100
-    """Recordings that are uploaded, wait or are at work; more are refused for now."""
+    """Jobs that wait or are at work; more are refused for now."""
+    uploads: int = 10
+    """Uploads of one client that are no jobs yet; more are refused for now."""
     clips: int = 4
     """Recordings that are answered at once, at the same time; more are refused for now."""
     timeout_s: float = 300.0
@@ -50,7 +52,7 @@ class Limits:
     """After that an upload, or a job's recording and results, are deleted."""
 
     def __post_init__(self) -> None:
-        check_least(self, "limits.", 1, "clip_mb", "upload_mb", "queue", "clips")
+        check_least(self, "limits.", 1, "clip_mb", "upload_mb", "queue", "uploads", "clips")
         for field in ("duration_s", "timeout_s", "lifetime_h"):
             value = getattr(self, field)
             check(0 < value < math.inf, f"limits.{field}", f"{value} must be positive and finite")

@@ -73,7 +73,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         sys.exit(2)
     # this one only: what the others import would make each command seconds slower
     module = importlib.import_module(f"lfmim.cli.{COMMANDS[name][0]}")
-    run(module.main, rest, again=getattr(module, "AGAIN", CONTINUE), job=name)
+    again = getattr(module, "AGAIN", CONTINUE)
+    loads = getattr(module, "LOADS_PLUGINS", True)
+    run(module.main, rest, again=again, job=name, loads_plugins=loads)
 
 
 CONTINUE = "run the same command again to continue"
@@ -85,11 +87,13 @@ def run(
     *,
     again: str = CONTINUE,
     job: str = "",
+    loads_plugins: bool = True,
 ) -> NoReturn:
     """Run `command` with its arguments: exit code 2 and one message for bad input, 130 for Ctrl-C,
     143 for SIGTERM, else its own.
 
-    `again` tells the user of a stopped job how to go on; `job` is its name in JSON lines.
+    `again` tells the user of a stopped job how to go on; `job` is its name in JSON lines. With
+    `loads_plugins` those that are named are loaded, and not left to the command.
     """
     session.catch_sigterm()
 
@@ -97,7 +101,8 @@ def run(
         rest, log_format = take_log_format(args)
         if log_format == "json":
             logs.use_json(job)
-        rest = take_plugins(start_at_home(rest))
+        rest = start_at_home(rest)
+        rest = take_plugins(rest) if loads_plugins else rest
         check_yaml(rest)
         rest, renamed = translate_options(rest)
         say_renamed(renamed)

@@ -47,6 +47,7 @@ def serve(
     upload_mb: int = 4096,
     duration_s: float = 4 * 3600.0,
     queue: int = 100,
+    uploads: int = 10,
     clips: int = 4,
     timeout_s: float = 300.0,
     lifetime_h: float = 24.0,
@@ -79,7 +80,8 @@ def serve(
         clip_mb: largest recording that is answered at once, MiB.
         upload_mb: largest upload, MiB.
         duration_s: longest recording.
-        queue: recordings that are uploaded, wait or are at work; more are refused for now.
+        queue: jobs that wait or are at work; more are refused for now.
+        uploads: uploads of one client that are no jobs yet; more are refused for now.
         clips: recordings that are answered at once, at the same time; more are refused for now.
         timeout_s: longest time in which a recording is answered at once.
         lifetime_h: after that an upload, or a job's recording and results, are deleted.
@@ -113,6 +115,7 @@ def serve(
             upload_mb=upload_mb,
             duration_s=duration_s,
             queue=queue,
+            uploads=uploads,
             clips=clips,
             timeout_s=timeout_s,
             lifetime_h=lifetime_h,

@@ -19,6 +19,9 @@ from lfmim.distributed.session import TOP
 from lfmim.distributed.submission import in_project, is_checkout, submit
 from lfmim.schema import InputError
 
+LOADS_PLUGINS = False
+"""They are the job's, and travel with it."""
+
 
 def main(args: list[str]) -> int:
     text, examples = described(__doc__ or "")
@@ -43,15 +46,23 @@ def main(args: list[str]) -> int:
         "here (for secrets: a command line is seen by others). Wins over the cluster's own",
     )
     parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="as the command's own --plugin, which may also stand behind its name",
+    )
+    parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="a command of lfmim, or a script; its options"
     )
 
     given = parser.parse_args(args)
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
-    # It was taken from the whole line: the job's lines are to be as ours.
-    command += ["--log_format", "json"] if logs.is_json() and command else []
     if not command:
         raise InputError("say what is to run, such as train, and its options")
+    command += [f"--plugin={file}" for file in given.plugin]
+    # It was taken from the whole line: the job's lines are to be as ours.
+    command += ["--log_format", "json"] if logs.is_json() else []
 
     address = given.address.rstrip("/")
     address = address if "://" in address else f"http://{address}"

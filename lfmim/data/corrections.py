@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -153,14 +152,3 @@ def append_correction(path: Path, correction: Correction) -> None:
     do so at once. Raises WriteError."""
     line = json.dumps(dataclasses.asdict(correction), ensure_ascii=False)
     append_line(path, line.encode(), is_whole=_is_json)
-
-
-def latest(corrections: Iterable[Correction]) -> dict[tuple[str, int], dict[str, str]]:
-    """(media_sha256, row) -> head -> label, as the last line of each row and head has it; what was
-    taken back is left out, and so is a row without a label."""
-    last = {(c.media_sha256, c.row, c.head): c.label for c in corrections}
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for (media, row, head), label in last.items():
-        if label is not None:
-            found.setdefault((media, row), {})[head] = label
-    return found

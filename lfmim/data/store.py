@@ -148,14 +148,21 @@ def write_spec(folder: Path, spec: FeatureSpec, labels: LabelSpec | None = None)
     write_text(folder / SPEC_FILE, spec.to_json())
 
 
-def check_spec(have_spec: FeatureSpec, want_spec: FeatureSpec, *, have: str, want: str) -> None:
-    """Raise InputError listing every difference between two FeatureSpecs."""
+def check_spec(
+    have_spec: FeatureSpec,
+    want_spec: FeatureSpec,
+    *,
+    have: str,
+    want: str,
+    remedy: str = "Use another store or the same encoders.",
+) -> None:
+    """Raise InputError listing every difference between two FeatureSpecs, and the remedy."""
     differences = have_spec.differences(want_spec)
     if differences:
         raise InputError(
             f"{have} was made with other encoders or sampling than {want}: "
             + "; ".join(differences)
-            + ". Use another store or the same encoders."
+            + f". {remedy}"
         )
 
 

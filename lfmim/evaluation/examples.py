@@ -22,6 +22,8 @@ EACH = 12
 """Right and wrong examples, at most."""
 CONFUSIONS, CLIPS = 8, 6
 """Confusions that are told, and utterances of each."""
+URL = "url"
+"""Of an example: where its stretch of its clip is, from the report."""
 MARKS = {True: " ✓", False: " ✗", None: ""}
 
 
@@ -120,25 +122,36 @@ def example_ids(examples: Mapping[str, Any]) -> list[str]:
     return [e[ID] for which in ("right", "wrong") for e in examples[which]]
 
 
-def example_sections(
-    examples: Mapping[str, Any], folder: Path, crops: Mapping[str, Crop] | None
-) -> list[Html]:
-    """What `pick_examples` has found, for a page in `folder`; `crops` has those of `example_ids`,
-    None: faces are left out."""
+def located(examples: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What `pick_examples` has found, for a report in `folder`: of each clip its file's name as
+    `video`, and as `url` where it is from there, None where no link leads to it. Where it lies on
+    this machine is nobody else's business."""
+
+    def at(example: Mapping[str, Any]) -> dict[str, Any]:
+        name = (example[VIDEO] or "").rpartition("/")[2]
+        return {**example, VIDEO: name, URL: _url(example, folder)}
+
+    told = {which: [at(e) for e in examples[which]] for which in ("right", "wrong")}
+    confusions = [{**c, "clips": [at(e) for e in c["clips"]]} for c in examples["confusions"]]
+    return {**examples, **told, "confusions": confusions}
+
+
+def example_sections(examples: Mapping[str, Any], crops: Mapping[str, Crop] | None) -> list[Html]:
+    """What is `located`, for a page in that folder; `crops` has those of `example_ids`, None: faces
+    are left out."""
     head, confusions = examples["head"], examples["confusions"]
     every = {e[ID]: e for which in ("right", "wrong") for e in examples[which]}
     every |= {e[ID]: e for c in confusions for e in c["clips"]}
-    urls = {name: _url(e, folder) for name, e in every.items()}
-    names = {name: _name(e, urls[name]) for name, e in every.items()}
+    names = {name: _name(e) for name, e in every.items()}
 
     notes = [
         "Those that it was surest of, from each class and each confusion in turn. Each line: head, "
         "its label → its answer, the answer's probability."
     ]
     notes += _without_faces(example_ids(examples), crops)
-    if lost := sum(url is None for url in urls.values()):
+    if lost := sum(e[URL] is None for e in every.values()):
         notes.append(
-            f"{lost} of {len(urls)} clips have no link: the page is elsewhere, they are gone, or "
+            f"{lost} of {len(every)} clips have no link: the page is elsewhere, they are gone, or "
             "the store names none."
         )
     parts = [paragraph(note) for note in notes]
@@ -184,12 +197,11 @@ def _url(example: Mapping[str, Any], folder: Path) -> str | None:
     return relative_url(clip, folder) + stretch
 
 
-def _name(example: Mapping[str, Any], url: str | None) -> Html:
+def _name(example: Mapping[str, Any]) -> Html:
     """The utterance's id, as a link or with its clip's file name."""
-    name = html.escape(example[ID])
-    if url is not None:
-        return Html(f'<a href="{html.escape(url)}">{name}</a>')
-    file = (example[VIDEO] or "").rpartition("/")[2]
+    name, file = html.escape(example[ID]), example[VIDEO]
+    if example[URL] is not None:
+        return Html(f'<a href="{html.escape(example[URL])}">{name}</a>')
     return Html(f"{name} ({html.escape(file)})" if file and file != example[ID] else name)
 
 

@@ -16,7 +16,7 @@ from lfmim.data.loading import split_labels
 from lfmim.data.manifest import cell
 from lfmim.data.store import read_table, sequences
 from lfmim.evaluation.calibration import calibration
-from lfmim.evaluation.examples import example_sections, pick_examples
+from lfmim.evaluation.examples import example_sections, located, pick_examples
 from lfmim.evaluation.figures import confusion_matrices, learning_curves, reliability_diagrams
 from lfmim.evaluation.page import (
     Html,
@@ -208,6 +208,7 @@ def write_report(
 
     `crops`: faces of the report's examples (`example_ids`); None: it shows none.
     """
+    report = {**report, "examples": located(report["examples"], folder)}
     chosen = (
         f"The checkpoint is epoch {report['best_epoch']}, chosen on validation"
         if report["best_epoch"]
@@ -227,7 +228,7 @@ def write_report(
     sections = [
         section("Heads", _heads_table(report, labels.report_order)),
         *_group_sections(report),
-        *example_sections(report["examples"], folder, crops),
+        *example_sections(report["examples"], crops),
         section(
             "Confusion",
             paragraph("Counts; darker: a greater share of the label's utterances."),

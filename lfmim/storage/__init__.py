@@ -12,6 +12,7 @@ from lfmim.storage.paths import (
     listing,
     local_copy,
     reaching,
+    relative_path,
     relative_url,
 )
 from lfmim.storage.places import input_path, local_path, named_path, output_file, output_folder
@@ -52,6 +53,7 @@ __all__ = [
     "output_file",
     "output_folder",
     "reaching",
+    "relative_path",
     "relative_url",
     "remove_folder",
     "resumable_file",

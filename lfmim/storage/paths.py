@@ -73,12 +73,16 @@ def as_path(text: str) -> Path:
     return cast(Path, ObjectPath(f"{found['scheme'].lower()}://{rest}"))
 
 
+def relative_path(path: Path, folder: Path) -> str:
+    """The path by which what lies in the local `folder` finds a local file, under its own name
+    even where that is a link."""
+    # Of folders `..` follows links, and so must what is written with it.
+    return os.path.relpath(path.parent.resolve() / path.name, folder.resolve())
+
+
 def relative_url(path: Path, folder: Path) -> str:
-    """The URL by which a page in the local `folder` finds a local file."""
-    try:
-        return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
-    except ValueError:  # another drive of Windows
-        return path.resolve().as_uri()
+    """`relative_path` as a page has it."""
+    return quote(relative_path(path, folder))
 
 
 def is_remote(path: Path) -> bool:

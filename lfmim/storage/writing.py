@@ -16,11 +16,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from lfmim.schema import InputError
 from lfmim.storage.failures import StorageError, WriteError, disk_failure, error_code, reason_of
 from lfmim.storage.paths import ObjectPath, is_url, reaching
+
+BLOCK_BYTES = 4096
+"""Read at a time from the end of a file of lines."""
 
 
 def make_folder(folder: Path) -> None:
@@ -126,20 +129,30 @@ def append_line(path: Path, line: bytes, *, is_whole: Callable[[bytes], bool]) -
             # Some network file systems have no locks.
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            before = file.read()
-            left = before.rpartition(b"\n")[2]
+            end = file.seek(0, os.SEEK_END)
+            left = _behind_last_newline(file, end)
             if left and not is_whole(left):
-                file.truncate(len(before) - len(left))
+                file.truncate(end - len(left))
                 left = b""
             file.write(b"\n" * bool(left) + line + b"\n")
             file.flush()
             os.fsync(file.fileno())
         # Its name, too.
-        if not before:
+        if not end:
             _flush(path.parent)
     except OSError as error:
         raise WriteError(path, reason_of(error)) from error
+
+
+def _behind_last_newline(file: BinaryIO, end: int) -> bytes:
+    """The bytes behind the last newline of a file of `end` bytes, which is read from there."""
+    at, found = end, b""
+    while at and b"\n" not in found:
+        start = max(0, at - BLOCK_BYTES)
+        file.seek(start)
+        found = file.read(at - start) + found
+        at = start
+    return found.rpartition(b"\n")[2]
 
 
 @contextlib.contextmanager

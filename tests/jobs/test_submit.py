@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lfmim.cli import submit
+from lfmim.cli.main import main
 from lfmim.distributed import session
 from lfmim.schema import InputError
 from tests.support.toy import ROOT
@@ -333,9 +335,34 @@ def test_a_config_from_elsewhere_is_sent_along_and_a_missing_one_is_one_message(
         in done.stdout
     )
     assert "usage:" not in done.stdout
+    (here / "mine.py").write_text("print('PLUGIN', __file__)\n")
+    for plugin in (["--plugin", "mine.py", "inspect"], ["inspect", "--plugin=mine.py"]):
+        done = sent(*plugin, "--help")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.search(r"PLUGIN \S+/mine\.py", done.stdout)
     (here / "own.py").write_text("")
     refused(sent("own.py"), "own.py: outside", "only that travels")
     refused(sent("jobs/trian.py"), "jobs/trian.py: no such command or script")
+
+
+def test_a_plugin_is_the_jobs_wherever_it_is_named(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("raise SystemError('loaded by submit')")
+    seen = []
+    monkeypatch.setattr(submit, "submit", lambda *given: seen.append(given) or 0)
+    for words in (
+        ["--plugin", str(file), "train", "--system", "mine"],
+        ["train", "--plugin", str(file), "--system", "mine"],
+        ["train", "--system", "mine", f"--plugin={file}"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["submit", *words])
+        assert ended.value.code == 0
+    for _, command, _, named in seen:
+        assert command[:3] == ["-m", "lfmim", "train"]
+        assert "mine" in command
+        assert [(option, value) for _, option, value in named] == [("--plugin", str(file))]
+    assert len(seen) == 3
 
 
 def test_variables_name_no_values(monkeypatch):

@@ -49,6 +49,11 @@ NOBODY = (None, "", "unknown")
 SAME_S = 0.01
 """Seconds by which a corrected utterance and the row of its features may differ."""
 AGAIN = "predict the recording again with `lfmim predict --keep_features`"
+OTHER_BASE = (
+    "Give as --base a store of the encoders and sampling that the recording was predicted with, "
+    "such as the one that its model was trained on, or leave --base out."
+)
+OTHER_MODEL = "Import what each model has predicted into a store of its own."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,7 @@ def import_corrections(
         _check_features(one)
     spec, labels = FeatureSpec.load(first), LabelSpec.load(first)
     for one in kept:
-        _check(one, spec, labels, first)
+        _check(one, spec, labels, first, remedy=OTHER_BASE if base else OTHER_MODEL)
     rows = _merged(kept, base)
 
     report = ImportReport(str(source))
@@ -176,11 +181,13 @@ def _check_features(one: _Corrected) -> None:
         )
 
 
-def _check(one: _Corrected, spec: FeatureSpec, labels: LabelSpec, first: Path) -> None:
+def _check(
+    one: _Corrected, spec: FeatureSpec, labels: LabelSpec, first: Path, *, remedy: str
+) -> None:
     """Raise InputError for features and labels that are not those of the store `first`, and for a
     line that is not of the features beside it."""
     have, want = f"the store {one.features}", f"the store {first}"
-    check_spec(FeatureSpec.load(one.features), spec, have=have, want=want)
+    check_spec(FeatureSpec.load(one.features), spec, have=have, want=want, remedy=remedy)
     labels.check(LabelSpec.load(one.features), have=have, want=want)
 
     bounds = {}

@@ -16,6 +16,7 @@ import pytest
 
 from feature_service.operators.decode import ClipError, DecodeOptions, decode_clip
 from feature_service.operators.isolation import IsolatedDecoder
+from feature_service.operators.listen import listen
 from lfmim.data.manifest import read_manifest
 from lfmim.storage import as_path, write_bytes, write_text
 from tests.support.clips import write_clip
@@ -71,6 +72,22 @@ def test_hang_then_crash_cost_one_clip_each(decoder, good, tmp_path):
     os.kill(decoder.pid, signal.SIGKILL)  # while idle: no clip's fault, and no clip pays
     time.sleep(0.3)
     assert_decodes(decoder, good)
+
+
+def test_one_that_dies_while_it_listens_costs_one_recording(decoder, tmp_path):
+    talk = write_clip(tmp_path / "talk.wav", frames=0, seconds=60, audio="pcm_s16le")
+    sound = decoder.listen(str(talk))
+    assert len(next(sound)) >= 16_000
+    os.kill(decoder.pid, signal.SIGKILL)
+    with pytest.raises(ClipError, match=r"^the decoder crashed \(SIGKILL\)$"):
+        list(sound)
+
+    *pieces, outline = decoder.listen(str(talk))
+    with open(talk, "rb") as file:
+        *plain, told = listen(file)
+    np.testing.assert_array_equal(np.concatenate(pieces), np.concatenate(plain))
+    assert outline == told
+    assert len(pieces) == pytest.approx(60, abs=2)
 
 
 def test_a_clip_that_takes_too_much_memory(good, tmp_path):

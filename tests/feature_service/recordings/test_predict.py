@@ -12,6 +12,7 @@ import torch
 from recording import write_recording
 
 from feature_service.operators.crop import Crop
+from feature_service.operators.listen import listen
 from feature_service.pipeline.predict import for_model
 from feature_service.pipeline.stages import build_stage, new_row, stages_of
 from feature_service.recordings.faces import LARGEST, SPEAKING, FaceFinder
@@ -41,7 +42,7 @@ def recording(media, tmp_path_factory):
 @pytest.fixture(scope="module")
 def heard(recording):
     with open(recording, "rb") as file:
-        return hear(file)
+        return hear(listen(file))
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def side_by_side(*paths, count=24, fps=8, height=256):
 def test_each_other_face_is_a_listener_and_the_largest_rule_knows_one(media):
     frames = side_by_side(media / "talking_head.mp4", media / "portrait_20s.mp4")
     with open(media / "talking_head.mp4", "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     indices, times = np.arange(len(frames)), np.arange(len(frames)) / 8
     finder = FaceFinder(Crop("box", 48), SPEAKING)
     first, other = finder(frames, indices, times, SPEECH, heard)

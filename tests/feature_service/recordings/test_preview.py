@@ -8,11 +8,16 @@ import av
 import numpy as np
 import pytest
 
+from feature_service.operators.container import open_container
 from feature_service.operators.detector import FaceDetector
+from feature_service.operators.frames import picture_size
+from feature_service.recordings import preview as preview_module
 from feature_service.recordings.blur import BLOCKS, hidden
-from feature_service.recordings.preview import LONGEST, picture_size, playable, preview
+from feature_service.recordings.conversion import LONGEST, convert, playable
+from feature_service.recordings.preview import preview
 from lfmim.schema import InputError
 from tests.support.clips import remux, write_clip
+from tests.support.killed import deadly, let_kill
 
 
 @pytest.mark.parametrize(
@@ -34,9 +39,8 @@ def test_what_browsers_play_goes_by_container_and_codec(tmp_path, name, options,
     media = write_clip(tmp_path / name, **options)
     assert playable(media) is played
     target = tmp_path / "out.mp4"
-    assert preview(media, target) == (None if played else target)
-    assert target.exists() is not played
     if not played:
+        converted(media, target)
         assert playable(target)
 
 
@@ -54,11 +58,22 @@ def sounds(path):
     return frames[0].time, frames[-1].time + frames[-1].samples / frames[-1].sample_rate
 
 
+def converted(media, target):
+    """In this process, which may end; `preview` has a child for it."""
+    assert 0 in list(convert(media, target, "m", False))
+    return target
+
+
+def size_of(path, longest):
+    with open(path, "rb") as file, open_container(file) as container:
+        return picture_size(container, longest)
+
+
 def test_a_preview_is_small_and_keeps_the_time(tmp_path):
     media = write_clip(tmp_path / "a.mp4", size=(1280, 722), video="mpeg4")
-    target = preview(media, tmp_path / "out.mp4")
-    assert picture_size(media, 1920) == (1280, 722)
-    assert picture_size(target, 1920) == (LONGEST, 360)  # even, as H.264 has it
+    target = converted(media, tmp_path / "out.mp4")
+    assert size_of(media, 1920) == (1280, 722)
+    assert size_of(target, 1920) == (LONGEST, 360)  # even, as H.264 has it
     before, after = shown(media), shown(target)
     np.testing.assert_allclose([t for t, _ in after], [t for t, _ in before], atol=2e-3)
     np.testing.assert_allclose([g for _, g in after], [g for _, g in before], atol=4)
@@ -72,7 +87,7 @@ def test_time_counts_from_the_first_stream_whatever_the_container_begins_with(tm
     late = remux(write_clip(tmp_path / "a.mp4"), tmp_path / "a.mkv", output_ts_offset="5")
     with av.open(str(late)) as container:
         assert container.start_time > 4 * av.time_base
-    target = preview(late, tmp_path / "out.mp4")
+    target = converted(late, tmp_path / "out.mp4")
     assert shown(target)[0][0] == pytest.approx(0, abs=0.06)
     assert sounds(target)[0] == pytest.approx(0, abs=0.06)
 
@@ -91,21 +106,21 @@ def test_sound_that_begins_later_or_pauses_keeps_its_place(tmp_path):
                 packet.pts, packet.dts = packet.pts + more, packet.dts + more
             packet.stream = streams[packet.stream_index]
             out.mux(packet)
-    assert sounds(preview(late, tmp_path / "out.mp4")) == pytest.approx((1.0, 3.5), abs=0.06)
+    assert sounds(converted(late, tmp_path / "out.mp4")) == pytest.approx((1.0, 3.5), abs=0.06)
 
 
 def test_the_picture_stands_upright(tmp_path):
     media = write_clip(tmp_path / "a.mp4", size=(96, 64), video="mpeg4", rotation=90)
-    assert picture_size(media, 48) == (32, 48)
-    target = preview(media, tmp_path / "out.mp4")
-    assert picture_size(target, 1920) == (64, 96)
+    assert size_of(media, 48) == (32, 48)
+    target = converted(media, tmp_path / "out.mp4")
+    assert size_of(target, 1920) == (64, 96)
 
 
 def test_sound_alone_and_sixty_pictures_a_second(tmp_path):
-    sound = preview(write_clip(tmp_path / "a.mkv", frames=0), tmp_path / "sound.mp4")
-    assert picture_size(sound, 1920) is None
+    sound = converted(write_clip(tmp_path / "a.mkv", frames=0), tmp_path / "sound.mp4")
+    assert size_of(sound, 1920) is None
     fast = write_clip(tmp_path / "b.mkv", frames=60, fps=60, seconds=1.0)
-    assert 28 <= len(shown(preview(fast, tmp_path / "fast.mp4"))) <= 32
+    assert 28 <= len(shown(converted(fast, tmp_path / "fast.mp4"))) <= 32
 
 
 def test_one_that_is_there_of_the_same_file_is_not_made_again(tmp_path):
@@ -123,6 +138,19 @@ def test_what_is_no_media_is_told_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r"text\.mp4: is no audio or video file"):
         preview(tmp_path / "text.mp4", tmp_path / "out.mp4")
     assert [p.name for p in tmp_path.iterdir()] == ["text.mp4"]
+
+
+def test_one_that_kills_its_reader_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    let_kill(tmp_path / "site", monkeypatch)
+    media = deadly(write_clip(tmp_path / "a.mkv"))
+    with pytest.raises(InputError, match=r"a\.mkv: the decoder crashed \(SIGKILL\)"):
+        preview(media, tmp_path / "result" / "out.mp4")
+    # And one that takes too long, midway.
+    with monkeypatch.context() as patch:
+        patch.setattr(preview_module, "STALL_S", 0.01)
+        with pytest.raises(InputError, match=r"b\.mkv: timed out after 0\.01 s"):
+            preview(write_clip(tmp_path / "b.mkv", size=(1280, 720)), tmp_path / "result" / "b.mp4")
+    assert not list(tmp_path.rglob("*.mp4*"))
 
 
 def test_faces_are_hidden_and_nothing_else(media, tmp_path):

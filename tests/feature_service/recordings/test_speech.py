@@ -7,6 +7,7 @@ import pytest
 from recording import score, write_recording
 
 from feature_service.operators.clip import ClipError
+from feature_service.operators.listen import listen
 from feature_service.recordings.speech import HOP, RATE, Listener, hear
 from tests.support.clips import write_clip
 
@@ -18,7 +19,7 @@ def test_three_minutes_are_cut_where_their_pieces_were_joined(tmp_path, media):
         path, sorted(media.glob("*.wav")), [media / "single_face.mp4"], seconds=180
     )
     with open(path, "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     found = score(truth, heard.speech)
     assert found.pieces > 20
     assert found.found == 1
@@ -63,7 +64,7 @@ def test_a_pause_divides_from_a_second_on(media):
 
 def test_a_tone_is_no_speech_and_late_sound_is_placed(tmp_path):
     with open(write_clip(tmp_path / "tone.mp4"), "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     assert heard.speech == []
     assert heard.duration_s == pytest.approx(2, abs=0.1)
     assert heard.loudness_at(np.array([1.0]))[0] == pytest.approx(0.3 / np.sqrt(2), rel=0.1)
@@ -73,14 +74,14 @@ def test_a_tone_is_no_speech_and_late_sound_is_placed(tmp_path):
 def test_opposite_channels_are_heard(tmp_path):
     path = write_clip(tmp_path / "opposite.mkv", layout="stereo", audio="flac", gains=(1, -1))
     with open(path, "rb") as file:
-        assert hear(file).loudness_at(np.array([1.0]))[0] > 0.1
+        assert hear(listen(file)).loudness_at(np.array([1.0]))[0] > 0.1
 
 
 def test_no_sound_and_no_media(tmp_path):
     with open(write_clip(tmp_path / "mute.mp4", seconds=0), "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     assert (heard.speech, len(heard.loudness)) == ([], 0)
     assert heard.duration_s == pytest.approx(2, abs=0.1)
     (tmp_path / "x.mp4").write_bytes(b"no media")
     with open(tmp_path / "x.mp4", "rb") as file, pytest.raises(ClipError, match="no audio or vid"):
-        hear(file)
+        hear(listen(file))

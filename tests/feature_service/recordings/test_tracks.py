@@ -10,6 +10,7 @@ import pytest
 
 from feature_service.operators.detector import NO_FACES, Faces
 from feature_service.operators.face import FaceCropper
+from feature_service.operators.listen import listen
 from feature_service.recordings.speech import HOP, RATE, Heard, hear
 from feature_service.recordings.tracks import Sight, Tracker, by_track, speaking
 
@@ -107,6 +108,6 @@ def test_two_clips_side_by_side_without_a_switch(media):
     assert len(tracks) == 2, "two numbers for one person"
 
     with open(media / "talking_head.mp4", "rb") as file:
-        heard = hear(file)
+        heard = hear(listen(file))
     speaker = speaking(tracks, heard, len(frames))
     assert tracks[speaker][0].box[0] < middle

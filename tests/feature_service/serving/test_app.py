@@ -3,6 +3,7 @@ test_deployments.py."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import time
@@ -18,6 +19,7 @@ from feature_service.serving import service as serving
 from feature_service.serving.app import create_app
 from feature_service.serving.jobs import DONE, FAILED
 from feature_service.serving.service import Unavailable
+from tests.support.killed import KILL, let_kill
 from tests.support.recordings import write_result
 from tests.support.service import ANN, BOB, LocalBackend, bearer, config, left
 
@@ -268,14 +270,51 @@ def test_what_is_too_large_is_refused(tmp_path, given):
         assert left(tmp_path) == []
 
 
-def test_a_full_queue_says_when_to_come_again(tmp_path, given):
-    with open_client(tmp_path, given, queue=1) as client:
+class Held(Given):
+    """Answers once it is `free`."""
+
+    free = False
+
+    async def predict(self, work):
+        while not self.free:
+            await asyncio.sleep(0.01)
+        return await super().predict(work)
+
+
+def test_a_full_queue_says_when_to_come_again_and_keeps_what_was_sent(tmp_path):
+    held = Held()
+    with open_client(tmp_path, held, queue=2) as client:
+        ready(client)
+        ids = [upload(client, b"abc") for _ in range(3)]
+        answers = [client.post("/v1/jobs", json={"upload": id}) for id in ids]
+        assert [answer.status_code for answer in answers] == [202, 202, 429]
+        for who in (ANN, BOB):
+            new = {"name": "a.mp4", "size": 1}
+            answers.append(client.post("/v1/uploads", json=new, headers=bearer(who)))
+        for answer in answers[2:]:
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
+            assert answer.json() == {"detail": "too many jobs wait"}
+        states = [client.get(f"/v1/jobs/{id}").json()["state"] for id in ids]
+        assert sorted(states) == ["queued", "running", "uploading"]
+
+        held.free = True
+        for id in ids[:2]:
+            finished(client, id)
+        assert client.post("/v1/jobs", json={"upload": ids[2]}).status_code == 202
+        assert finished(client, ids[2])["state"] == DONE
+
+
+def test_uploads_of_one_client_leave_room_for_others(tmp_path, given):
+    with open_client(tmp_path, given, uploads=2) as client:
+        ready(client)
         new = {"name": "a.mp4", "size": 1}
-        first = client.post("/v1/uploads", json=new)
-        assert first.status_code == 201
+        first, _ = (client.post("/v1/uploads", json=new).json()["id"] for _ in range(2))
         answer = client.post("/v1/uploads", json=new)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "30")
-        client.delete(f"/v1/uploads/{first.json()['id']}")
+        assert "2 uploads of yours" in answer.json()["detail"]
+        assert client.post("/v1/uploads", json=new, headers=bearer(BOB)).status_code == 201
+        client.put(f"/v1/uploads/{first}?offset=0", content=b"x")
+        assert client.post("/v1/jobs", json={"upload": first}).status_code == 202
         assert client.post("/v1/uploads", json=new).status_code == 201
 
 
@@ -385,6 +424,24 @@ def test_real_models_refuse_what_is_no_recording(media, tmp_path):
         answer = client.post("/v1/predict", files=clip, data=bad)
         assert (answer.status_code, answer.json()["detail"][:14]) == (422, "transcript.srt")
         assert left(tmp_path) == []
+
+
+@pytest.mark.integration
+def test_a_recording_that_kills_its_reader_costs_itself(media, tmp_path, monkeypatch):
+    let_kill(tmp_path / "site", monkeypatch)
+    settings = config(tmp_path)
+    app = create_app(settings, LocalBackend(settings))
+    clip = (media / "single_face.mp4").read_bytes()
+    with TestClient(app, base_url="http://service", headers=bearer(ANN)) as client:
+        ready(client)
+        crashed = "recording.mp4: the decoder crashed (SIGKILL)"
+        answer = client.post("/v1/predict", files={"file": ("a.mp4", clip + KILL)})
+        assert (answer.status_code, answer.json()["detail"]) == (422, crashed)
+        id = upload(client, clip + KILL)
+        client.post("/v1/jobs", json={"upload": id})
+        job = finished(client, id)
+        assert (job["state"], job["error"]) == (FAILED, crashed)
+        assert client.post("/v1/predict", files={"file": ("a.mp4", clip)}).status_code == 200
 
 
 @pytest.mark.integration

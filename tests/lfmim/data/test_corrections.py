@@ -8,13 +8,7 @@ import threading
 
 import pytest
 
-from lfmim.data.corrections import (
-    Correction,
-    append_correction,
-    latest,
-    read_corrections,
-    row_id,
-)
+from lfmim.data.corrections import Correction, append_correction, read_corrections, row_id
 from lfmim.schema import InputError
 from lfmim.storage import WriteError
 
@@ -51,21 +45,6 @@ def test_what_is_appended_is_read_in_order(tmp_path):
 def test_a_row_id_sorts_as_the_rows_do():
     assert row_id(MEDIA, 42) == "0123456789abcdef-000042"
     assert row_id(MEDIA, 9) < row_id(MEDIA, 10)
-
-
-def test_the_last_word_on_a_row_and_head_holds():
-    said = [
-        GIVEN,
-        dataclasses.replace(GIVEN, head="text", label="joy"),
-        dataclasses.replace(GIVEN, label="sad"),
-        dataclasses.replace(GIVEN, head="text", label=None),
-        dataclasses.replace(GIVEN, row=4),
-        dataclasses.replace(GIVEN, row=4, label=None),
-        # taken back first, given after
-        dataclasses.replace(GIVEN, row=5, label=None),
-        dataclasses.replace(GIVEN, row=5),
-    ]
-    assert latest(said) == {(MEDIA, 3): {"vision": "sad"}, (MEDIA, 5): {"vision": "生气"}}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +111,17 @@ def test_a_last_line_without_newline_counts_and_stays(tmp_path):
     path.write_text(_line(row=7), encoding="utf-8")
     append_correction(path, GIVEN)
     assert [c.row for c in read_corrections(path)] == [7, 3]
+
+
+@pytest.mark.parametrize("size", [3000, 4096, 20_000])
+def test_the_last_line_may_be_of_any_length(size, tmp_path):
+    path = tmp_path / "talk.corrections.jsonl"
+    long = dataclasses.replace(GIVEN, label="x" * size)
+    last = _line(label=long.label)
+    for left, kept in ((last, [GIVEN, long]), (last[:-1], [GIVEN])):
+        path.write_text(f"{_line()}\n{left}", encoding="utf-8")
+        append_correction(path, GIVEN)
+        assert read_corrections(path) == [*kept, GIVEN]
 
 
 def test_several_writers_at_once_lose_nothing(tmp_path):

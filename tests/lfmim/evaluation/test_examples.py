@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from lfmim.evaluation.examples import EACH, example_ids, example_sections, pick_examples
+from lfmim.evaluation.examples import (
+    EACH,
+    example_ids,
+    example_sections,
+    located,
+    pick_examples,
+)
 from lfmim.evaluation.store_report import Crop
 from lfmim.schema import HEADS, IGNORE_LABEL, LabelSpec
+from lfmim.storage import as_path
 
 SPEC = LabelSpec(name="abc", classes=("a", "b", "c"))
 
@@ -88,7 +97,7 @@ def test_no_more_than_a_page_can_hold():
 
 
 def html(picked, folder, crops=None) -> str:
-    return "".join(example_sections(picked, folder, crops))
+    return "".join(example_sections(located(picked, folder), crops))
 
 
 def test_clips_are_linked_where_they_can_be(picked, tmp_path):
@@ -106,6 +115,22 @@ def test_clips_are_linked_where_they_can_be(picked, tmp_path):
     # a card and a row of the confusions
     assert page.count('href="../a%20%231.mp4#t=1.00,2.50">u2</a>') == 2
     assert "have no link" not in page.replace("1 of 8 clips have no link", "")
+
+
+def test_a_report_names_no_folder_of_this_machine(picked, tmp_path):
+    clip = tmp_path / "media" / "a.mp4"
+    clip.parent.mkdir()
+    clip.write_bytes(b"")
+    first, *_ = picked["right"]
+    first |= {"video": str(clip), "start_s": 1.0, "end_s": 2.5}
+    found = located(picked, tmp_path / "runs" / "report")
+    told = json.dumps(found)
+    assert str(tmp_path) not in told
+    assert "nowhere" not in told
+    assert found["right"][0]["url"] == "../../media/a.mp4#t=1.00,2.50"
+    assert [(e["video"], e["url"]) for e in found["wrong"]] == [("<c>.mp4", None)] * 3
+    assert {e["video"] for c in found["confusions"] for e in c["clips"]} == {"<c>.mp4"}
+    assert located(picked, as_path("s3://b/report"))["right"][0]["url"] is None
 
 
 def test_faces_are_shown_left_out_or_missed(picked, tmp_path):

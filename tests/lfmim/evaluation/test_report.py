@@ -64,6 +64,7 @@ def test_the_page_of_an_evaluation(store, tmp_path):
     report = json.loads((page.parent / "report.json").read_text())
     assert report["heads"]["text"]["f1"][EMOTIONS[-1]] == 0.0
     assert len(report["examples"]["wrong"]) == 12
+    assert {e["url"] for e in report["examples"]["wrong"]} == {None}
 
 
 @pytest.mark.integration

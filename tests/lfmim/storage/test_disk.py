@@ -36,6 +36,8 @@ from lfmim.storage import (
     new_folder,
     output_file,
     output_folder,
+    relative_path,
+    relative_url,
     resumable_file,
     write_bytes,
     write_text,
@@ -407,3 +409,16 @@ def test_a_resumable_file_keeps_what_a_failed_writer_left(tmp_path):
         temporary.write_bytes(b"half and half")
     assert path.read_bytes() == b"half and half"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_relative_path_leads_there_whatever_is_a_link(tmp_path):
+    (tmp_path / "far" / "result").mkdir(parents=True)
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "5a5a").write_text("media")
+    (tmp_path / "talk #1.mp4").symlink_to(tmp_path / "blobs" / "5a5a")
+    (tmp_path / "result").symlink_to(tmp_path / "far" / "result")
+    for folder in (tmp_path / "result", tmp_path / "far" / "result"):
+        found = relative_path(tmp_path / "talk #1.mp4", folder)
+        assert (folder / found).read_text() == "media"
+        assert Path(found).name == "talk #1.mp4"
+    assert relative_url(tmp_path / "talk #1.mp4", tmp_path) == "talk%20%231.mp4"

@@ -276,6 +276,18 @@ def test_a_base_of_other_features_or_classes_is_refused(tmp_path):
         import_corrections(tmp_path / "result", tmp_path / "s", base=base)
     shutil.copy(tmp_path / "result" / "talk.features" / "label_spec.json", base)
     (base / "feature_spec.json").write_text(spec.to_json())
-    with pytest.raises(InputError, match="vision: toy-vision vs no encoder"):
+    told = "vision: toy-vision vs no encoder.* Give as --base a store"
+    with pytest.raises(InputError, match=told):
         import_corrections(tmp_path / "result", tmp_path / "s", base=base)
     assert LabelSpec.load(base).classes == EMOTIONS
+
+
+def test_recordings_of_models_of_other_features_are_told_apart(tmp_path):
+    ann, bob = (write_recording(tmp_path / "result" / name) for name in ("ann", "bob"))
+    for recording in (ann, bob):
+        recording.correct(1, "text", "fear")
+    other = dataclasses.replace(SPEC, sampling={**SPEC.sampling, "seed": 7})
+    (bob.features / "feature_spec.json").write_text(other.to_json())
+    with pytest.raises(InputError, match=r"sampling\.seed: 7 vs .* Import what each model has"):
+        import_corrections(tmp_path / "result", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
