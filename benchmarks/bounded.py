@@ -37,7 +37,8 @@ import ray
 from page import report_folder
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
-from feature_service.pipeline.extract import ExtractSummary, extract_features
+from feature_service.pipeline.extract import extract_features
+from feature_service.pipeline.finished import ExtractSummary
 from lfmim.config import ExtractConfig
 from lfmim.data.demo_corpus import make_clip
 from lfmim.storage import new_file, write_text

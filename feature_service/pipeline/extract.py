@@ -6,7 +6,6 @@ may be done again after a failure: it has one part of one name, so every row is 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections import deque
@@ -17,16 +16,10 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from feature_service.pipeline.plan import (
-    Plan,
-    Shard,
-    finished_plan,
-    make_plan,
-    note_finished,
-    wanted_state,
-)
+from feature_service.pipeline.finished import ExtractSummary, encoders_state, summarize
+from feature_service.pipeline.plan import Plan, Shard, make_plan, note_finished, wanted_state
 from feature_service.pipeline.schedule import result, run_shards
-from feature_service.pipeline.stages import STAGES, build_feature_spec, pinned
+from feature_service.pipeline.stages import build_feature_spec, pinned
 from feature_service.pipeline.workers import Worker
 from feature_service.pipeline.writer import Tally
 from lfmim.config import ExtractConfig
@@ -37,77 +30,6 @@ from lfmim.distributed import at_work, ops
 from lfmim.progress import Log, no_log, watch
 from lfmim.schema import SPEC_FILE, FeatureSpec, LabelSpec
 from lfmim.storage import as_path, exclusive
-
-
-@dataclasses.dataclass(frozen=True)
-class ExtractSummary:
-    """What a run did. rows_in = already_done + stored + quarantined (of this run)."""
-
-    rows_in: int
-    already_done: int
-    stored: int
-    quarantined: dict[str, int]
-    """Count per 'stage: error'."""
-    seconds: float
-    utterances_per_second: dict[str, float]
-    """Per stage and worker: utterances / busy seconds."""
-    nodes: dict[str, dict[str, int]]
-    """Per stage: Ray node id -> utterances."""
-    all_quarantined: int
-    """Rows of the manifest that are quarantined, by this run or an earlier one."""
-    texts_cut: int = 0
-    """Texts of which only the first tokens were read."""
-    longest_text: int = 0
-    """Tokens of the longest of them."""
-    labels: Sequence[str] = ()
-    """What merges and drops of the manifest's LabelSpec changed (`label_report`)."""
-
-    @property
-    def error_fraction(self) -> float:
-        """Share of the manifest that is quarantined, by this run or an earlier one."""
-        return self.all_quarantined / self.rows_in
-
-    def __str__(self) -> str:
-        lines = [
-            f"rows in {self.rows_in}: {self.stored} stored, {sum(self.quarantined.values())} "
-            f"quarantined, {self.already_done} done before; {self.seconds:.1f} s",
-            *(f"  {line}" for line in self.labels),
-        ]
-        lines += [
-            f"  quarantined {count} x {why}" for why, count in sorted(self.quarantined.items())
-        ]
-        if self.texts_cut:
-            lines.append(
-                f"  {self.texts_cut} texts cut: they have more tokens than the text encoder reads; "
-                f"the longest has {self.longest_text}"
-            )
-
-        rates = ", ".join(
-            f"{stage} {rate:.1f}" for stage, rate in self.utterances_per_second.items()
-        )
-        lines += [f"  utterances/s per worker: {rates}"] if rates else []
-        # on one machine the ids of its only node would be noise
-        if len({node for where in self.nodes.values() for node in where}) > 1:
-            lines += [
-                f"  {stage} ran on "
-                + ", ".join(f"node {n} ({count})" for n, count in sorted(where.items()))
-                for stage, where in self.nodes.items()
-            ]
-        return "\n".join(lines)
-
-
-def nothing_to_do(config: ExtractConfig) -> ExtractSummary | None:
-    """The summary of a rerun of a finished extraction, without Ray and without a look at the rows;
-    None if there may be something to do, or only `extract_features` can tell. Raises InputError as
-    it does of another store's encoders."""
-    started = time.perf_counter()
-    store = as_path(config.store)
-    labels = manifest_labels(config.manifest, config.labels)
-    plan = finished_plan(store, config, labels)
-    if plan is None:
-        return None
-    write_spec(store, build_feature_spec(config), labels)
-    return _summary(plan, [], Tally(), time.perf_counter() - started)
 
 
 def extract_features(
@@ -145,31 +67,10 @@ def extract_features(
         total = Tally()
         if todo:
             _extract(config, spec, plan, todo, total, log)
-        summary = _summary(plan, todo, total, time.perf_counter() - started)
-        note_finished(store, plan._replace(quarantined=summary.all_quarantined), state)
+        summary = summarize(plan, todo, total, time.perf_counter() - started)
+        plan = plan._replace(quarantined=summary.all_quarantined)
+        note_finished(store, plan, state, encoders_state(config))
     return summary
-
-
-def _summary(plan: Plan, todo: list[Shard], total: Tally, seconds: float) -> ExtractSummary:
-    rows = sum(shard.rows for shard in todo)
-    nodes: dict[str, dict[str, int]] = {stage: {} for stage in STAGES}
-    for (stage, node), count in total.nodes.items():
-        nodes[stage][node] = count
-    return ExtractSummary(
-        rows_in=plan.rows_in,
-        already_done=plan.rows_in - rows,
-        stored=total.stored,
-        quarantined=dict(total.reasons),
-        seconds=seconds,
-        utterances_per_second={
-            s: sum(nodes[s].values()) / total.busy[s] for s in STAGES if total.busy[s]
-        },
-        nodes=nodes if todo else {},
-        all_quarantined=plan.quarantined + total.reasons.total(),
-        texts_cut=total.texts_cut,
-        longest_text=total.longest_text,
-        labels=plan.labels,
-    )
 
 
 def _extract(

@@ -183,17 +183,17 @@ def wanted_state(config: ExtractConfig, labels: LabelSpec) -> str:
     return f"{manifest_state(config.manifest)} {json.dumps(settings)}"
 
 
-def note_finished(store: Path, plan: Plan, state: str) -> None:
-    """Keep that of this `wanted_state` nothing is left to do. Whoever calls it is the store's only
-    writer."""
+def note_finished(store: Path, plan: Plan, state: str, encoders: str) -> None:
+    """Keep that of this `wanted_state`, with encoders of this state (`finished.encoders_state`),
+    nothing is left to do. Whoever calls it is the store's only writer."""
     if plan.files:
-        about = {**plan._asdict(), "files": None, "state": state}
+        about = {**plan._asdict(), "files": None, "state": state, "encoders": encoders}
         write_text(store / PLAN_FOLDER / FINISHED, json.dumps(about))
 
 
-def finished_plan(store: Path, config: ExtractConfig, labels: LabelSpec) -> Plan | None:
-    """The plan that `note_finished` kept, if nothing that was wanted has changed since and all its
-    parts are there; None if only `make_plan` can tell."""
+def finished_plan(store: Path, config: ExtractConfig, labels: LabelSpec) -> tuple[Plan, str] | None:
+    """The plan that `note_finished` kept and its encoders' state, if nothing that was wanted has
+    changed since and all its parts are there; None if only `make_plan` can tell."""
     note, plans = store / PLAN_FOLDER / FINISHED, _plans(store)
     if not plans or not note.exists():
         return None
@@ -204,8 +204,9 @@ def finished_plan(store: Path, config: ExtractConfig, labels: LabelSpec) -> Plan
         return None
     if about.pop("state") != wanted_state(config, labels):
         return None
+    encoders = about.pop("encoders", "")
     plan = Plan(**about | {"files": [PlanFile(*file) for file in plans[-1]["files"]]})
-    return None if any(plan.pending(part_shards(store))) else plan
+    return None if any(plan.pending(part_shards(store))) else (plan, encoders)
 
 
 def _ids_of(store: Path, shards: Iterable[Shard]) -> pa.Array:

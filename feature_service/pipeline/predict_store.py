@@ -18,7 +18,8 @@ import torch
 from ray.data import ActorPoolStrategy
 from ray.data.exceptions import ExecutionTimeoutError
 
-from feature_service.pipeline.extract import ExtractSummary, extract_features
+from feature_service.pipeline.extract import extract_features
+from feature_service.pipeline.finished import ExtractSummary
 from feature_service.pipeline.predict import claim, matching
 from feature_service.pipeline.schedule import GIVE_UP
 from feature_service.pipeline.stages import ERROR, STAGE, Row

@@ -15,6 +15,7 @@ import importlib.metadata
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,21 +71,36 @@ def new_row(record: Mapping[Any, Any]) -> Row:
     return {**row, ERROR: "", STAGE: "", DURATION: 0.0}
 
 
-def encoder_source(modality: Modality, config: EncoderConfig) -> str:
-    """The modality's source; tiny encoders are built into the cache of this machine on first use.
-    "" where a family was named without a source. Raises InputError if it is a part of the preset
-    `real` that has not been fetched."""
+def source_of(modality: Modality, config: EncoderConfig) -> str:
+    """The modality's source, whether or not it is here. "" where a family was named without."""
     if config.sources[modality] or config.families[modality]:
         return config.sources[modality]
     if config.preset in ("real", "real-hub"):
+        from feature_service.pretrained.parts import folder_of
+
+        return str(folder_of(modality))
+    return str(_tiny_folder() / modality)
+
+
+def encoder_source(modality: Modality, config: EncoderConfig) -> str:
+    """`source_of`; tiny encoders are built into the cache of this machine on first use. Raises
+    InputError if it is a part of the preset `real` that has not been fetched."""
+    source = source_of(modality, config)
+    if config.sources[modality] or config.families[modality]:
+        return source
+    if config.preset in ("real", "real-hub"):
         from feature_service.pretrained.parts import fetched
 
-        return str(fetched(modality))
+        fetched(modality)
+    else:
+        from feature_service.encoders.weights import build_tiny_encoders
 
-    from feature_service.encoders.weights import build_tiny_encoders
+        build_tiny_encoders(_tiny_folder(), TINY_SEED)
+    return source
 
-    tiny = build_tiny_encoders(cache_folder() / f"tiny-v1-{TINY_SEED}", TINY_SEED)
-    return str(tiny[modality])
+
+def _tiny_folder() -> Path:
+    return cache_folder() / f"tiny-v1-{TINY_SEED}"
 
 
 def stages_of(config: ExtractConfig) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from lfmim.schema import SPEC_FILE
 from lfmim.storage import output_folder
 
 if TYPE_CHECKING:
-    from feature_service.pipeline.extract import ExtractSummary
+    from feature_service.pipeline.finished import ExtractSummary
 
 COMMON = (
     "manifest",
@@ -44,9 +44,9 @@ def extract(config: ExtractConfig) -> int:
     session.check_shared(store=config.store)
     from lfmim.data.manifest import check_first_rows, manifest_labels
 
-    # Bad input is told before a cluster is started, and before the next line imports Ray.
+    # Bad input is told before a cluster is started, and before Ray is imported.
     check_first_rows(config.manifest, manifest_labels(config.manifest, config.labels))
-    from feature_service.pipeline.extract import nothing_to_do
+    from feature_service.pipeline.finished import nothing_to_do
 
     summary = nothing_to_do(config) or _run(config)
     print(summary)

@@ -7,8 +7,9 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from feature_service.pipeline.extract import extract_features, nothing_to_do
-from lfmim.config import ExtractConfig
+from feature_service.pipeline.extract import extract_features
+from feature_service.pipeline.finished import nothing_to_do
+from lfmim.config import EncoderConfig, ExtractConfig
 from lfmim.data.store import quarantined, read_table, stored_ids
 from lfmim.schema import InputError
 
@@ -32,6 +33,9 @@ def test_reruns_growth_and_the_quarantine(ray_cluster, tmp_path):
 
     for again in (extract_features(config), nothing_to_do(config)):
         assert (again.stored, again.already_done, again.error_fraction) == (0, 41, 1 / 41)
+    encoders = EncoderConfig(text_layer="1")
+    with pytest.raises(InputError, match="text"):
+        nothing_to_do(dataclasses.replace(config, encoders=encoders))
     pd.DataFrame(rows(43)).to_csv(config.manifest, index=False)
     assert nothing_to_do(config) is None
     grown = extract_features(config)

@@ -202,8 +202,8 @@ def test_a_finished_plan_is_known_without_a_look_at_the_rows(tmp_path):
     run(config, plan, pending(config, plan), bad="b")
     assert finished_plan(store, config, LABELS) is None  # the run was killed before it said so
     plan = plan_of(config)._replace(quarantined=1)
-    note_finished(store, plan, wanted_state(config, LABELS))
-    assert finished_plan(store, config, LABELS) == plan
+    note_finished(store, plan, wanted_state(config, LABELS), "their state")
+    assert finished_plan(store, config, LABELS) == (plan, "their state")
     assert plan_of(config) == plan
 
     retrying = dataclasses.replace(config, retry_quarantined=True)
@@ -214,9 +214,9 @@ def test_a_finished_plan_is_known_without_a_look_at_the_rows(tmp_path):
     write_manifest(tmp_path, ["a", "b", "c", "d"])
     assert finished_plan(store, config, LABELS) is None
     write_manifest(tmp_path, ["a", "b", "c"])
-    assert finished_plan(store, config, LABELS) == plan
+    assert finished_plan(store, config, LABELS) == (plan, "their state")
     compact(store, 100)
-    assert finished_plan(store, config, LABELS) == plan
+    assert finished_plan(store, config, LABELS) == (plan, "their state")
 
     for part in part_files(store):
         Path(part).unlink()
