@@ -16,6 +16,7 @@ missing. Prints and writes a Markdown table.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import os
@@ -23,6 +24,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -48,7 +50,29 @@ from lfmim.former_names import say_renamed, translate
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import write_text
 from lfmim.text_files import read_yaml
-from lfmim.training.loop import train
+from lfmim.training.loop import NonFiniteLossError, train
+
+
+def positive(text: str) -> int:
+    """As a type of argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of at least 1 is needed")
+    return int(text)
+
+
+def of_type(change: str, field: str, value: Any, current: Any) -> Any:
+    """`value`, refused where a number is needed and it is none."""
+    number = isinstance(current, int | float) and not isinstance(current, bool)
+    if number and not isinstance(value, int | float):
+        raise InputError(f"--changes {change}: {field}: {value!r} is no number")
+    return value
+
+
+def value_of(change: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--changes {change}: {text!r} is no value") from error
 
 
 def plan(
@@ -69,7 +93,7 @@ def plan(
                     "joined by +"
                 )
             fields, renamed = translate(
-                {k: yaml.safe_load(v) for k, v in items}, d_model=base.model.d_model
+                {k: value_of(change, v) for k, v in items}, d_model=base.model.d_model
             )
             if unknown := sorted(set(fields) - set(common)):
                 near = difflib.get_close_matches(unknown[0], common, n=1)
@@ -78,6 +102,7 @@ def plan(
                     + (f"; did you mean {near[0]}?" if near else "; fields are model.* and train.*")
                 )
             say_renamed(renamed, "--changes")
+            fields = {k: of_type(change, k, v, common[k]) for k, v in fields.items()}
             rows[system, change.replace("+", ", ")] = with_params(base, fields)
         if system in presets:
             for field, value in searchable(base).items():
@@ -114,14 +139,18 @@ def main() -> None:
         default=str(ROOT / "lfmim/configs/benchmark.yaml"),
         help="sizes and common recipe",
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--output", type=report_folder, default="recipes")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count(), help="runs at a time, a thread each"
+        "--jobs", type=positive, default=os.cpu_count(), help="runs at a time, a thread each"
     )
     o = parser.parse_args()
     # Of a benchmark's config: its other settings are of the benchmark itself.
     raw = read_yaml(Path(o.common)) or {}
+    known = [field.name for field in dataclasses.fields(BenchmarkConfig)]
+    if not isinstance(raw, dict) or (unknown := [k for k in raw if k not in known]):
+        what = f"no setting {unknown[0]!r}" if isinstance(raw, dict) else "no settings in it"
+        raise InputError(f"--common {o.common}: {what}; a benchmark has {', '.join(known)}")
     common = experiment_from_dict(
         {"store": o.store, **{part: raw.get(part) or {} for part in ("model", "train")}}
     )
@@ -169,5 +198,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, NonFiniteLossError) as error:
         sys.exit(f"error: {error}")

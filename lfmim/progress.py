@@ -71,6 +71,13 @@ def no_log(figures: Mapping[str, float], step: int) -> None:
     """Nobody listens."""
 
 
+def log_console() -> Console:
+    """stderr, with a bar only where that is a terminal."""
+    # stdout is for what the job has to say: results and paths, which scripts read. Left to itself
+    # rich takes a file for a terminal where FORCE_COLOR is set, and redraws the bar in it.
+    return Console(stderr=True, force_terminal=sys.stderr.isatty())
+
+
 def share(cpus: float, gpus: float) -> str:
     """What one worker gets, for people: "1 CPU", "1 CPU + 0.5 GPU"."""
     return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if gpus else "")
@@ -93,8 +100,7 @@ def watch(
     step = done. The rate leaves out what was done before the first call. `moves` is called whenever
     `done` has grown.
     """
-    # stdout is for what the job has to say: results and paths, which scripts read.
-    console = Console(stderr=True)
+    console = log_console()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

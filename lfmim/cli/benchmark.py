@@ -4,6 +4,7 @@ once.
     lfmim benchmark --store features --report benchmark
     lfmim benchmark --store features --systems lfmim,pmr,strong --seeds 5
     lfmim benchmark --store features --folds 5 --seeds 1
+    lfmim benchmark --store features --sizes 300,600,1200 --subsets 5 --seeds 1
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ COMMON = (
     "systems",
     "seeds",
     "folds",
+    "sizes",
+    "subsets",
+    "at_once",
     "model.task",
     "train.epochs",
     "tracking.uri",
@@ -55,31 +59,31 @@ def main(args: list[str]) -> int:
 
     uri = tracking.tracking_uri(config.tracking, config.report)
     tracking.prepare(uri, config.tracking)
-    started, before = time.perf_counter(), 0
+    started = time.perf_counter()
 
-    def say(done: int, total: int, result: dict[str, Any], reused: bool) -> None:
-        nonlocal before
-        before += reused
-        # runs of an earlier, interrupted benchmark took no time now, and are not in the rate
-        passed = time.perf_counter() - started
-        left = (
+    def say(done: int, total: int, result: dict[str, Any], left: float | None) -> None:
+        time_left = (
             "done before"
-            if reused
-            else (f"{passed:5.0f} s, about {passed / (done - before) * (total - done):.0f} s left")
+            if left is None
+            else f"{time.perf_counter() - started:5.0f} s, about {left:.0f} s left"
         )
+        part = f" fold {k}" if (k := result.get("fold")) else ""
+        if result.get("size"):
+            part = f" size {result['size']} subset {result['subset']}"
         print(
-            f"[{left}] {done}/{total} {result['system']} seed {result['seed']}"
-            f"{f' fold {k}' if (k := result.get('fold')) else ''}: validation "
-            f"{result['valid_score']:.4f}, best epoch {result['best_epoch'] + 1} of "
+            f"[{time_left}] {done}/{total} {result['system']} seed {result['seed']}{part}: "
+            f"validation {result['valid_score']:.4f}, best epoch {result['best_epoch'] + 1} of "
             f"{result['epochs']}, {result['seconds']:.0f} s",
             flush=True,
         )
         if said := not_learned(result["history"][result["best_epoch"]]["valid"]):
             print(f"  {said}", flush=True)
 
-    folds = f" x {config.folds} folds" if config.folds else ""
+    parts = f" x {config.folds} folds" if config.folds else ""
+    if config.sizes:
+        parts = f" x {len(config.sizes)} sizes x {config.subsets} subsets"
     what = (
-        f"benchmark of {len(names)} systems x {config.seeds} seeds{folds}, "
+        f"benchmark of {len(names)} systems x {config.seeds} seeds{parts}, "
         f"{share(config.cpus_per_run, config.gpus_per_run)} a run | {config.report}"
     )
     with session.ray_session(what, cpus=config.cpus_per_run, gpus=config.gpus_per_run):
@@ -93,11 +97,12 @@ def main(args: list[str]) -> int:
 
     # they come as they end: the order of the command line makes two reports comparable
     order = {Path(system).stem: i for i, system in enumerate(names)}
-    results.sort(key=lambda r: (order[r["system"]], r["seed"]))
-    page = write_comparison(folder, results, failed, title=f"Systems compared on {config.store}")
+    results.sort(key=lambda r: (order[r["system"]], r.get("size") or 0, r["seed"]))
+    title = f"Systems compared on {config.store}"
+    page = write_comparison(folder, results, failed, title=title, published=config.published)
     if results[0].get("folds"):
         print(about_folds(results[0]["folds"]))
-    print(summary(results))
+    print(summary(results, config.published))
     run_id = tracking.log_comparison(uri, config, results, folder)
     print(f"report: {page}\nmlflow ui --backend-store-uri {uri}   # run {run_id}")
     return 1 if failed else 0
@@ -110,7 +115,7 @@ def _check(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]]) ->
     import torch
 
     from lfmim.data.loading import load_split
-    from lfmim.data.splits import Fold, store_folds
+    from lfmim.data.splits import Fold, Subset, store_folds
     from lfmim.experiments.systems import benchmark_experiment, system_names
     from lfmim.schema import SPLITS, FeatureSpec
     from lfmim.training.loop import check_data
@@ -119,6 +124,9 @@ def _check(config: BenchmarkConfig, presets: Mapping[str, Mapping[str, Any]]) ->
     spec = FeatureSpec.load(store)
     first = Fold(1, config.folds) if config.folds else None
     data = {s: load_split(store, s, config.model, config.train.cache, first) for s in SPLITS}
+    if config.sizes:
+        # Refused here, for the largest, what each run would refuse.
+        Subset(config.sizes[-1], 0).rows(len(data["train"]))
     for system in system_names(config):
         check_data(benchmark_experiment(config, system, 0, presets).model, spec, *data.values())
     if first is None:

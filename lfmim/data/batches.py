@@ -168,6 +168,18 @@ class UtteranceTensors:
             mapped=False,
         )
 
+    def take(self, rows: np.ndarray) -> UtteranceTensors:
+        """The samples `rows` [M] int64, in that order; their vectors are shared, not copied."""
+        index = torch.from_numpy(rows)
+        return dataclasses.replace(
+            self,
+            ids=[self.ids[i] for i in rows],
+            starts={m: x[index.to(x.device)] for m, x in self.starts.items()},
+            lengths={m: x[index] for m, x in self.lengths.items()},
+            labels=self.labels[index.to(self.labels.device)],
+            speakers=[self.speakers[i] for i in rows] if self.speakers else [],
+        )
+
     def with_multimodal_labels(self) -> UtteranceTensors:
         """Every head's label replaced by the multimodal one, except where its modality is
         absent."""

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,13 @@ class SimulatedConfig:
     """Length of a cue's vector, in standard deviations of the noise."""
     headroom: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(HEADROOM))
     """How much higher the ceilings lie than TARGETS, per head."""
+    q: Mapping[Modality, float | None] = dataclasses.field(
+        default_factory=lambda: dict.fromkeys(MODALITIES)
+    )
+    """Clarity of each modality's joint cue; 0: it has none. None: as clear as the ceiling of the
+    multimodal label needs, the same for all such modalities."""
+    own_exact: bool = False
+    """Every own cue shows its modality's label; else as clearly as the ceilings need."""
     valid_share: float = 0.2
     test_share: float = 0.2
     """Shares of the validation and test splits; 0.2 each is the paper's 6:2:2. A bigger test split
@@ -95,6 +103,11 @@ class SimulatedConfig:
                 f"headroom: {dict(self.headroom)} must name {', '.join(HEADS)}, each in [0, 0.2]"
             )
 
+        if set(self.q) != set(MODALITIES) or not all(
+            c is None or 0 <= c <= 1 for c in self.q.values()
+        ):
+            raise InputError(f"q: {dict(self.q)} must name every modality, each in [0, 1]")
+
         if min(self.dims.values()) < 2 * CLASSES:
             raise InputError(
                 f"dims: widths below {2 * CLASSES} have no room for a direction per cue and emotion"
@@ -103,6 +116,17 @@ class SimulatedConfig:
             raise InputError(
                 f"utterances: {self.utterances} are too few for three splits; use 10 or more"
             )
+
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "own": {"q": dict.fromkeys(MODALITIES, 0.0)},
+    "exact": {"q": dict.fromkeys(MODALITIES, 0.0), "own_exact": True},
+    "lazy": {"q": {Modality.TEXT: 0.0, Modality.AUDIO: None, Modality.VISION: 0.0}},
+}
+"""Where the multimodal label shows: in a joint cue of every modality; only through the modalities'
+own labels, whose cues are as clear as the paper's uni-modal accuracies, or exact; or as `own`, and
+one modality has a joint cue as well, which a lazy learner may read alone."""
 
 
 def label_joint(labels: pd.DataFrame | None = None) -> Joint:
@@ -160,25 +184,27 @@ def _bisect(reached: Callable[[float], float], target: float, steps: int = 40) -
 
 @dataclasses.dataclass(frozen=True)
 class Cues:
-    """P(shown | label) [7, 7]: `own[u]` of a modality's cue for its label, `joint` of its cue for
-    the multimodal one (the same for all modalities)."""
+    """P(shown | label) [7, 7]: `own[u]` of a modality's cue for its label, `joint[u]` of its cue
+    for the multimodal one."""
 
     own: dict[Modality, npt.NDArray[np.float64]]
-    joint: npt.NDArray[np.float64]
+    joint: dict[Modality, npt.NDArray[np.float64]]
 
 
 def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
-    """Cues whose ceilings are TARGETS + headroom: of every modality's label from that modality's
-    two cues, and of the multimodal label from all six."""
+    """Cues whose ceilings are TARGETS + headroom, where the config leaves their clarity open: of
+    every modality's label from that modality's two cues, and of the multimodal label from all
+    six."""
     marginal = {h: _marginal(joint, h) for h in HEADS}
 
     def cues(clarity: float) -> Cues:
-        shared = _channel(clarity, marginal[MULTIMODAL])
-        own = {}
+        shared, own = {}, {}
         for m in MODALITIES:
+            q = config.q[m]
+            shared[m] = _channel(clarity if q is None else q, marginal[MULTIMODAL])
             # [label of m, joint cue shown]: m's joint cue tells something about m's own label, too,
             # so the own cue has to add only what is left up to the target.
-            pair = _marginal(joint, m, MULTIMODAL) @ shared
+            pair = _marginal(joint, m, MULTIMODAL) @ shared[m]
 
             # The best guess takes the likeliest label of every pair of cues: the greatest term over
             # labels y, summed over what is shown (r, s), is how often it is right.
@@ -187,9 +213,12 @@ def calibrate(joint: Joint, config: SimulatedConfig) -> Cues:
                     np.einsum("yr,ys->rsy", pair, _channel(c, marginal[m])).max(axis=2).sum()
                 )
 
-            own[m] = _channel(_bisect(ceiling, TARGETS[m] + config.headroom[m]), marginal[m])
+            goal = TARGETS[m] + config.headroom[m]
+            own[m] = _channel(1.0 if config.own_exact else _bisect(ceiling, goal), marginal[m])
         return Cues(own, shared)
 
+    if None not in config.q.values():
+        return cues(0.0)
     # Own clarities depend on the joint one, so every step here solves three bisections anew; after
     # 16 the joint one is known to 2e-5, finer than any figure printed.
     goal = TARGETS[MULTIMODAL] + config.headroom[MULTIMODAL]
@@ -208,7 +237,7 @@ def _ceiling_of_all(joint: Joint, cues: Cues, head: str) -> float:
         CLASSES**3, -1, CLASSES
     )
 
-    given = np.einsum("ma,mb,mc->abcm", cues.joint, cues.joint, cues.joint).reshape(-1, CLASSES)
+    given = np.einsum("ma,mb,mc->abcm", *(cues.joint[m] for m in MODALITIES)).reshape(-1, CLASSES)
     if head == MULTIMODAL:
         return float((p[:, 0, None, :] * given[None]).max(axis=2).sum())
     return float(sum((given @ own.T).max(axis=1).sum() for own in p))
@@ -228,7 +257,7 @@ def ceilings(joint: Joint, cues: Cues) -> dict[str, dict[str, float]]:
             letters = {head: "h", m.value: "y", MULTIMODAL: "m"}
             axes = "".join(letters[h] for h in HEADS if h in letters)
 
-            p = np.einsum(f"{axes},ys,mr->sr{letters[head]}", labels, cues.own[m], cues.joint)
+            p = np.einsum(f"{axes},ys,mr->sr{letters[head]}", labels, cues.own[m], cues.joint[m])
             out[head][m.value] = float(p.max(axis=2).sum())
         out[head]["all"] = _ceiling_of_all(joint, cues, head)
     return out
@@ -250,6 +279,10 @@ def simulate_corpus(
     """
     joint = label_joint(labels)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k != "dims"}
+    # Of what came later only what is no default: a corpus that was begun before goes on.
+    for later, plain in (("q", dict.fromkeys(MODALITIES)), ("own_exact", False)):
+        if settings[later] == plain:
+            del settings[later]
     spec = FeatureSpec(
         encoders={
             m.value: EncoderSpec(
@@ -322,9 +355,10 @@ def _row(
 
         wide = max(1, round(config.window * t))
         own = rng.choice(CLASSES, p=cues.own[m][labels[k]])
-        joint = rng.choice(CLASSES, p=cues.joint[labels[HEADS.index(MULTIMODAL)]])
+        joint = rng.choice(CLASSES, p=cues.joint[m][labels[HEADS.index(MULTIMODAL)]])
         # The windows may overlap: orthogonal directions are told apart all the same.
-        for direction in (own, CLASSES + joint):
+        shown = (own,) if config.q[m] == 0 else (own, CLASSES + joint)
+        for direction in shown:
             start = rng.integers(0, t - wide + 1)
             x[start : start + wide] += config.strength * directions[m][direction]
         row[FEATURE_COLUMNS[m]] = x.astype(np.float16)

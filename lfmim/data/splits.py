@@ -1,20 +1,22 @@
 """6:2:2 splits of a manifest: shuffled (the paper's), stratified by label, or with no speaker in
-two of them; and folds of a manifest or a store, for cross-validation."""
+two of them; folds of a manifest or a store, for cross-validation; subsets of a training split."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.compute as pc
 
 from lfmim.data.manifest import cell
 from lfmim.data.store import read_table, store_state
-from lfmim.schema import ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLITS, InputError
+from lfmim.schema import ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLITS, VIDEO, InputError
 
 METHODS = ("shuffled", "stratified", "speaker")
 FOLDS = 5
@@ -123,6 +125,55 @@ class StoreFolds:
     def ids(self, fold: Fold, split: str) -> list[str]:
         """Utterances of a split of the fold, in id order."""
         return [name for name, part in self.parts.items() if fold.split_of(part) == split]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """The first `size` training utterances in the order drawn by the seed `number`: a larger subset
+    of the same number holds the smaller one.
+
+    Single utterances, not whole speakers, so that sizes are exact and the smallest subset still
+    has most speakers; those of the validation and test splits stay apart from them as they are.
+    """
+
+    size: int
+    number: int
+
+    def rows(self, count: int) -> npt.NDArray[np.int64]:
+        """Which of a split's `count` rows, in the split's order. Raises InputError if there are
+        fewer than `size`."""
+        if self.size > count:
+            raise InputError(
+                f"sizes: {self.size} training utterances are asked for, and {count} are there"
+            )
+        drawn = np.random.default_rng(self.number).permutation(count)[: self.size]
+        return np.sort(drawn).astype(np.int64)
+
+
+LEAST_GROUPS = 5
+"""Fewer speakers than so many tell nothing about others."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Which utterances of a split stand or fall together: by a speaker, a clip, or each alone."""
+
+    names: list[str]
+    """Per utterance, in id order."""
+    unit: str
+    """speaker, clip or utterance."""
+
+
+def groups_of(store: Path, ids: Sequence[str]) -> Groups:
+    """The groups of the utterances `ids`: their speakers where all are known and there are
+    LEAST_GROUPS of them, else their clips where some share one, else themselves."""
+    table = read_table(store, [SPEAKER, VIDEO], where=pc.field(ID).isin(list(ids)))
+    frame = table.to_pandas().set_index(ID).reindex(list(ids))
+    for column, unit in ((SPEAKER, "speaker"), (VIDEO, "clip")):
+        names = frame[column].map(cell).tolist() if column in frame else [""]
+        if "" not in names and LEAST_GROUPS <= len(set(names)) < len(names):
+            return Groups(names, unit)
+    return Groups(list(ids), "utterance")
 
 
 def fold_parts(

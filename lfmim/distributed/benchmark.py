@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import combinations, product
 from pathlib import Path
@@ -17,12 +18,13 @@ import torch
 from lfmim.config import config_hash, experiment_from_dict, hash_parts, to_dict
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
-from lfmim.data.splits import Fold, StoreFolds, store_folds
+from lfmim.data.splits import Fold, StoreFolds, Subset, groups_of, store_folds
 from lfmim.distributed import at_work, ops
 from lfmim.distributed.driver import run_epochs
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.experiments.comparison import linear_cka
 from lfmim.experiments.folds import merge_folds
+from lfmim.experiments.schedule import seconds_left
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, system_names
 from lfmim.models import MODELS, EmotionNet
 from lfmim.models.cost import flops_per_sample, parameter_count
@@ -40,12 +42,15 @@ from lfmim.training.loop import EpochReport
 from lfmim.training.passes import evaluate
 
 RESULT = "result.json"
+SECONDS = "seconds.txt"
+"""What a run has taken until its last whole epoch, for the process that goes on with it."""
 TEST_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One system and seed (of a fold), and the folder its checkpoints and `result.json` go to."""
+    """One system and seed (of a fold or a subset), and the folder its checkpoints and
+    `result.json` go to."""
 
     system: str
     seed: int
@@ -53,26 +58,28 @@ class Run:
     folder: str
     with_curves: bool
     fold: Fold | None = None
+    subset: Subset | None = None
 
     @property
-    def of_fold(self) -> str:
-        """For messages, behind the seed: " fold 2"."""
-        return f" fold {self.fold.number}" if self.fold else ""
+    def name(self) -> str:
+        """For messages: "lfmim seed 3 fold 2"."""
+        fold = f" fold {self.fold.number}" if self.fold else ""
+        subset = f" size {self.subset.size} subset {self.subset.number}" if self.subset else ""
+        return f"{self.system} seed {self.seed}{fold}{subset}"
 
 
 def run_benchmark(
     config: BenchmarkConfig,
     presets: Mapping[str, Mapping[str, Any]],
     *,
-    on_done: Callable[
-        [int, int, dict[str, Any], bool], None
-    ] = lambda done, total, result, reused: None,
+    on_done: Callable[[int, int, dict[str, Any], float | None], None] = lambda *said: None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Results of all runs, and what failed ("system seed: reason"). Finished runs of the same
+    """Results of all runs, and what failed ("system seed 0: reason"). Finished runs of the same
     config are reused, begun ones go on from their last epoch. With `config.folds` a system and seed
     has a run per fold, and one result of them all, if none failed.
 
-    `on_done(done, total, result, reused)` is called as runs end. One failed run does not end the
+    `on_done(done, total, result, left)` is called as runs end; `left` are the seconds that the
+    others will take, None for a result that was there before. One failed run does not end the
     others; a full disk does, as WriteError. Raises InputError for a store without such folds.
     """
     store = as_path(config.store).resolve()
@@ -85,17 +92,30 @@ def run_benchmark(
 
     results: list[dict[str, Any]] = []
     failed: list[str] = []
-    todo = []
+    taken: dict[str, list[float]] = {}
+    todo: deque[Run] = deque()
+
+    def add(result: dict[str, Any]) -> None:
+        results.append(result)
+        taken.setdefault(result["system"], []).append(result["seconds"])
+
     for run in runs:
         if (as_path(run.folder) / RESULT).is_file():
-            results.append(json.loads((as_path(run.folder) / RESULT).read_text(encoding="utf-8")))
-            on_done(len(results), len(runs), results[-1], True)
+            add(json.loads((as_path(run.folder) / RESULT).read_text(encoding="utf-8")))
+            on_done(len(results), len(runs), results[-1], None)
         else:
             todo.append(run)
 
-    waiting = {remote.remote(run, str(store), config.cpus_per_run): run for run in todo}
+    # Without a limit Ray has all of them at once: it begins what there is room for, and a cluster
+    # that can grow sees what is wanted.
+    limit = config.at_once or len(todo)
+    waiting: dict[Any, Run] = {}
     with at_work.say_when_stuck("benchmark", "step", config.stuck_minutes):
-        while waiting:
+        while todo or waiting:
+            while todo and len(waiting) < limit:
+                run = todo.popleft()
+                waiting[remote.remote(run, str(store), config.cpus_per_run)] = run
+
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
             try:
@@ -107,12 +127,27 @@ def run_benchmark(
                     kind = WriteError if isinstance(error, WriteError) else StorageError
                     raise kind(error.path, error.reason) from error
                 reason = str(error).strip().splitlines()[-1]
-                failed.append(f"{run.system} {run.seed}{run.of_fold}: {reason}")
+                failed.append(f"{run.name}: {reason}")
                 continue
-            results.append(result)
-            on_done(len(results) + len(failed), len(runs), result, False)
+            add(result)
+            ahead = [r.system for r in (*waiting.values(), *todo)]
+            left = seconds_left(ahead, taken, min(limit, _room(config)))
+            on_done(len(results) + len(failed), len(runs), result, left)
 
-    return (merge_folds(results, folds) if folds else results), failed
+    whole = merge_folds(results, folds) if folds else results
+    if not whole:
+        return [], failed
+    # Of all folds together: one of them may have too few speakers.
+    groups = groups_of(store, whole[0]["ids"])
+    return [{**r, "groups": groups.names, "grouped_by": groups.unit} for r in whole], failed
+
+
+def _room(config: BenchmarkConfig) -> int:
+    """How many runs the cluster has room for as it is."""
+    ray_untyped: Any = ray
+    have = ray_untyped.cluster_resources()
+    needs = {"CPU": config.cpus_per_run, "GPU": config.gpus_per_run}
+    return max(1, min(int(have.get(name, 0) / need) for name, need in needs.items() if need))
 
 
 def _runs(
@@ -121,22 +156,26 @@ def _runs(
     fingerprint: str,
     folds: StoreFolds | None,
 ) -> list[Run]:
-    """Seed by seed: an interrupted benchmark has all systems of the first seeds. Within a seed fold
-    by fold: a process that has loaded a fold trains its systems in turn."""
-    numbers = range(1, config.folds + 1)
-    every: list[Fold | None] = [Fold(k, config.folds) for k in numbers] or [None]
+    """Seed by seed: an interrupted benchmark has all systems of the first seeds. Within a seed part
+    by part: a process that has loaded a fold trains its systems in turn."""
+    every: list[Fold | None] = [Fold(k, config.folds) for k in range(1, config.folds + 1)] or [None]
     # Neither the column nor the speakers are in the data's fingerprint.
     parts = config_hash(folds.parts) if folds else ""
 
     out = []
-    for seed, fold in product(range(config.seeds), every):
-        for system in system_names(config):
+    for number, k in product(range(config.subsets), range(config.seeds)):
+        # Every subset has seeds of its own, or all would begin at the same weights.
+        seed = number * config.seeds + k
+        subsets: list[Subset | None] = [Subset(n, number) for n in config.sizes] or [None]
+        for fold, subset, system in product(every, subsets, system_names(config)):
             # Nothing in it is drawn: every seed would give the same figures.
-            if seed and system in MODELS and MODELS[system].fitted:
+            if k and system in MODELS and MODELS[system].fitted:
                 continue
             experiment = benchmark_experiment(config, system, seed, presets)
             # Curves are shown of one training: of the first fold.
-            with_curves = seed < config.curves and (fold is None or fold.number == 1)
+            with_curves = (k < config.curves or config.curves < 0) and (
+                fold is None or fold.number == 1
+            )
             # With curves or without are two runs: the latter kept no weights of its epochs.
             key = [*hash_parts(experiment).values(), fingerprint, with_curves]
 
@@ -145,22 +184,28 @@ def _runs(
             if fold:
                 key += [fold.number, parts]
                 title += f"-fold{fold.number}"
+            if subset:
+                key += [subset.size, subset.number]
+                title += f"-{subset.size}-{subset.number}"
             folder = as_path(config.report).resolve() / "runs" / f"{title}-{config_hash(*key)}"
-            out.append(Run(name, seed, to_dict(experiment), str(folder), with_curves, fold))
+            raw = to_dict(experiment)
+            out.append(Run(name, seed, raw, str(folder), with_curves, fold, subset))
     return out
 
 
 def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
     """One training run, from its last checkpoint where there is one. Leaves a `result.json`."""
     torch.set_num_threads(max(1, int(cpus)))
-    name = f"{run.system} seed {run.seed}{run.of_fold}"
-    at_work.begin(name, name)
-    started, home = time.perf_counter(), as_path(run.folder)
+    at_work.begin(run.name, run.name)
+    home, kept = as_path(run.folder), as_path(run.folder) / SECONDS
+    # What an earlier process of this run took is part of what the run takes.
+    started = time.perf_counter() - (float(kept.read_text()) if kept.is_file() else 0.0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = experiment_from_dict(run.config, stored=True)
 
     def after_epoch(report: EpochReport) -> None:
-        ops.log_epoch("benchmark", run.system, f"{run.seed}{run.of_fold}", report)
+        ops.log_epoch("benchmark", run.system, run.name.removeprefix(f"{run.system} seed "), report)
+        write_text(kept, str(time.perf_counter() - started))
         # Of an epoch that is behind, only the weights are read again; AdamW's state is twice
         # their size.
         (epoch_folder(home, report.epoch - 1) / STATE).unlink(missing_ok=True)
@@ -174,24 +219,27 @@ def _train_run(run: Run, store: str, cpus: float) -> dict[str, Any]:
         # Ray gives a process that has ended a run the next one.
         hold=True,
         fold=run.fold,
+        subset=run.subset,
         after_epoch=after_epoch,
     )
-    seconds = time.perf_counter() - started
 
     # From here on nothing is chosen any more: the only reading of the test split.
     at("test")
     test = load_split(as_path(store), "test", config.model, config.train.cache, run.fold)
-    result = _result(run, meta, test.to(device), seconds)
+    result = _result(run, meta, test.to(device))
+    result["seconds"] = time.perf_counter() - started
+    write_text(home / RESULT, json.dumps(result))
+    # After the result is written: until then a rerun goes on from them.
+    remove_checkpoints(home, keep={epoch_folder(home, meta.best_epoch)})
+    kept.unlink(missing_ok=True)
     at("")
     return result
 
 
-def _result(
-    run: Run, meta: CheckpointMeta, test: UtteranceTensors, seconds: float
-) -> dict[str, Any]:
+def _result(run: Run, meta: CheckpointMeta, test: UtteranceTensors) -> dict[str, Any]:
+    """What `result.json` holds, but for `seconds`."""
     home, device = as_path(run.folder), test.labels.device
-    best = epoch_folder(home, meta.best_epoch)
-    model = load_model(best)[0].to(device)
+    model = load_model(epoch_folder(home, meta.best_epoch))[0].to(device)
     outputs, cka = _predictions(model, test)
 
     # After the choice of the epoch: the curves show the test split and choose nothing.
@@ -199,17 +247,18 @@ def _result(
     curves = [_scores(load_model(epoch_folder(home, e))[0].to(device), test) for e in every]
 
     sample = next(test.batches(8))
-    result = {
+    return {
         "system": run.system,
         "seed": run.seed,
         "fold": run.fold.number if run.fold else None,
+        "size": run.subset.size if run.subset else None,
+        "subset": run.subset.number if run.subset else None,
         "label_spec": meta.labels.to_dict(),
         "config": run.config,
         "epochs": meta.epoch,
         "best_epoch": meta.best_epoch,
         "valid_score": meta.best_score,
         "history": meta.history,
-        "seconds": seconds,
         "parameters": parameter_count(model),
         "flops": flops_per_sample(model, sample.features, sample.masks),
         "test": _scores(model, test),
@@ -220,11 +269,6 @@ def _result(
         "cka": cka,
         "subsets": _subsets(model, test),
     }
-
-    write_text(home / RESULT, json.dumps(result))
-    # After the result is written: until then a rerun goes on from them.
-    remove_checkpoints(home, keep={best})
-    return result
 
 
 def _scores(model: EmotionNet, data: UtteranceTensors) -> dict[str, dict[str, Any]]:

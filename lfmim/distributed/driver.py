@@ -19,7 +19,7 @@ from lfmim import tracking
 from lfmim.config import ExperimentConfig, ModelConfig
 from lfmim.data.batches import UtteranceTensors
 from lfmim.data.loading import load_split
-from lfmim.data.splits import Fold
+from lfmim.data.splits import Fold, Subset
 from lfmim.data.store import store_state
 from lfmim.schema import FeatureSpec
 from lfmim.storage import remove_folder
@@ -48,6 +48,7 @@ def run_epochs(
     keep: int | None,
     hold: bool = False,
     fold: Fold | None = None,
+    subset: Subset | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     after_epoch: AfterEpoch = lambda report: None,
 ) -> CheckpointMeta:
@@ -56,9 +57,9 @@ def run_epochs(
     Where there is none and `config.init` is set, from the weights of the one called INITIAL. The
     newest checkpoint is kept and the `keep` best; None: all. `hold`: the data stay in this process,
     and a GPU's captured steps, for the next run on them. `fold`: its splits are trained and
-    validated on. Under torch.distributed every rank calls it; rank 0 alone writes checkpoints.
-    `after_epoch` is called on every rank once the epoch is saved. Raises as `training.loop.train`,
-    and WriteError.
+    validated on; `subset`: of the training split it alone. Under torch.distributed every rank calls
+    it; rank 0 alone writes checkpoints. `after_epoch` is called on every rank once the epoch is
+    saved. Raises as `training.loop.train`, and WriteError.
     """
     resume = _newest(folder)
     history = load_meta(resume).history if resume else []
@@ -84,11 +85,14 @@ def run_epochs(
             save(folder / UNFINISHED)
 
     load = _held_splits if hold else _splits
-    data = load(store, store_state(store), config.model, config.train.cache, fold)
+    train_data, valid_data = load(store, store_state(store), config.model, config.train.cache, fold)
+    if subset:
+        train_data = train_data.take(subset.rows(len(train_data)))
     return train(
         config,
         FeatureSpec.load(store),
-        *data,
+        train_data,
+        valid_data,
         device=device,
         wrap=wrap,
         on_epoch=on_epoch,

@@ -164,3 +164,29 @@ def grouped_bars(
     axis.set(ylabel=ylabel)
     axis.legend()
     return figure
+
+
+def lines_with_intervals(
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]], xlabel: str, ylabel: str
+) -> Figure:
+    """A line per name over points (x, value, low, high), x on a log scale; 0 is marked."""
+    figure = new_figure(8, 4.6)
+    axis = figure.subplots()
+    axis.axhline(0, color="0.4", linewidth=1)
+
+    for i, (name, points) in enumerate(lines.items()):
+        x, value, low, high = np.array(points).T
+        # Beside each other: intervals of one size would cover one another.
+        x = x * 1.02 ** (i - (len(lines) - 1) / 2)
+        bars = (value - low, high - value)
+        style = ("-", "--", ":")[i // 10 % 3]
+        axis.errorbar(x, value, bars, label=name, capsize=3, marker="o", linestyle=style)
+
+    sizes = sorted({int(point[0]) for points in lines.values() for point in points})
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.legend(ncols=2)
+    return figure

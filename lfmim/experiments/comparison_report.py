@@ -13,7 +13,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lfmim.evaluation.figures import confusion_matrices, grouped_bars, learning_curves, test_curves
+from lfmim.evaluation.figures import (
+    confusion_matrices,
+    grouped_bars,
+    learning_curves,
+    lines_with_intervals,
+    test_curves,
+)
 from lfmim.evaluation.page import (
     frame_table,
     markdown_table,
@@ -24,83 +30,118 @@ from lfmim.evaluation.page import (
 )
 from lfmim.experiments.comparison import (
     COST,
-    REFERENCE,
-    Results,
-    is_sentiment,
-    label_spec_of,
     mean_cka,
     modality_deviation,
-    runs_of,
-    systems_of,
+    size_differences,
     table_2,
     table_3,
     table_4,
     table_claims,
     table_folds,
+    table_sizes,
     table_subsets,
+)
+from lfmim.experiments.optimism import about_optimism, table_optimism
+from lfmim.experiments.published import table_published
+from lfmim.experiments.results import (
+    REFERENCE,
+    Results,
+    is_sentiment,
+    label_spec_of,
+    largest,
+    runs_of,
+    sizes_of,
+    systems_of,
 )
 from lfmim.schema import MODALITIES
 from lfmim.storage import new_file, write_text
 
 # Per utterance or per epoch; the runs' own result.json keep them, and results.json is to be read.
-HEAVY = ("ids", "predictions", "labels", "history", "test_curves")
+HEAVY = ("ids", "groups", "predictions", "labels", "history", "test_curves")
 
 ABOUT = (
     "Mean ± standard deviation over seeds. Every run has the same sizes, budget and data, its "
     "checkpoint is the epoch with the best validation score of the multimodal head, and the test "
     "split is read once, after that. Differences are of accuracy in points (sentiment: of minus "
     "the absolute error), with 95 % intervals and p-values of a bootstrap over test utterances "
-    "(paired) and seeds; p against LFMIM is corrected for the number of systems (Holm). “logistic” "
-    "is regression on features averaged over time, “stacking” one on what such regressions make of "
-    "each modality; ↓ marks a system below them. Steps and the sum of learning rates (Σ lr) say "
-    "what budget a recipe had: systems whose budgets differ are not told apart by their models "
-    "alone. A dash: nothing to measure, as of a class without labels, or to compare with."
+    "(in pairs, whole speakers or clips where the store knows them) and over seeds. A p-value is "
+    "of one pair, the same wherever the pair stands, and not corrected: of twenty pairs without a "
+    "difference one falls below 0.05. “logistic” is regression on features averaged over time, "
+    "“stacking” one on what such regressions make of each modality; ↓ marks a system below them. "
+    "Steps and the sum of learning rates (Σ lr) say what budget a recipe had: systems whose "
+    "budgets differ are not told apart by their models alone. A dash: nothing to measure, as of a "
+    "class without labels, or to compare with."
+)
+ABOUT_CLAIMS = (
+    "The gap is the paper's own, in points of accuracy, or one point where it has none. The power "
+    "is the probability that runs like these tell such a gap from none; test utterances and seeds "
+    "(with sizes: subsets) are what would make it 0.8, each leaving half of the error. With less "
+    "a claim neither holds nor fails here: it cannot be decided."
 )
 
 
-def tables(results: Results) -> dict[str, tuple[str, pd.DataFrame]]:
-    """File name -> title and table; those with nothing in them left out."""
+def tables(results: Results, published: bool = False) -> dict[str, tuple[str, pd.DataFrame]]:
+    """File name -> title and table; those with nothing in them left out; with the paper's figures
+    where the data are its own (`published`). Of a benchmark over sizes
+    those of one size are of the largest."""
+    whole, sizes = largest(results), sizes_of(results)
+    at = f", {sizes[-1]:,} training utterances" if sizes else ""
     if is_sentiment(results):
-        found = {"table_3": ("Sentiment, multimodal head (Table 3)", table_3(results))}
+        found = {"table_3": (f"Sentiment, multimodal head (Table 3){at}", table_3(whole))}
+        claims = pd.DataFrame()
     else:
         found = {
-            "table_2": ("Multimodal head (Table 2)", table_2(results)),
-            "table_4": ("Every head against its own label (Table 4)", table_4(results)),
+            "table_2": (f"Multimodal head (Table 2){at}", table_2(whole)),
+            "table_4": (f"Every head against its own label (Table 4){at}", table_4(whole)),
         }
+        # The paper's figures of sentiment are not the absolute errors that are compared here.
+        claims = table_claims(results)
 
-    found["folds"] = ("Multimodal head in each fold", table_folds(results))
-    found["claims"] = ("What was claimed", table_claims(results))
+    if published:
+        found["published"] = ("Beside the paper's figures", table_published(whole))
+    found["folds"] = ("Multimodal head in each fold", table_folds(whole))
+    found["claims"] = ("What was claimed", claims)
+    found["sizes"] = ("Multimodal head by training utterances", table_sizes(results))
+    found["optimism"] = (f"What other habits would have printed{at}", table_optimism(whole))
     found["subsets"] = (
-        "Multimodal head from every subset of the modalities",
-        table_subsets(results),
+        f"Multimodal head from every subset of the modalities{at}",
+        table_subsets(whole),
     )
     # Empty without folds, where no pair of the claims ran, or no system accepts absent modalities.
     return {name: (title, table) for name, (title, table) in found.items() if not table.empty}
 
 
 def figures(results: Results) -> dict[str, tuple[str, Figure]]:
-    """File name -> title and figure."""
+    """File name -> title and figure; of a benchmark over sizes those of one size are of the
+    largest."""
+    found = _figures(largest(results))
+    if lines := size_differences(results):
+        points = {
+            claim: [(n, 100 * d.mean, 100 * d.low, 100 * d.high) for n, d in curve]
+            for claim, curve in lines.items()
+        }
+        found["sizes"] = (
+            "Differences over the number of training utterances, with 95 % intervals",
+            lines_with_intervals(points, "training utterances", "difference (points)"),
+        )
+    return found
+
+
+def _figures(results: Results) -> dict[str, tuple[str, Figure]]:
     systems = systems_of(results)
 
-    # The paper's Figure 3 is of LFMIM.
+    # The paper's Figure 3 is of LFMIM, its Figure 4 sets PMR beside it.
     shown = REFERENCE if REFERENCE in systems else systems[0]
     run = runs_of(results, shown)[0]
-    history = [dict(entry) for entry in run["history"]]
-    # Not strict: only the first `curves` seeds have their epochs measured on test.
-    for entry, scores in zip(history, run["test_curves"], strict=False):
-        entry["test"] = scores
-    note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
     found = {
-        "figure_3": (
-            f"{shown}, seed {run['seed']}: losses and accuracies per head, the chosen epoch "
-            f"marked (Figure 3 a, b{note})",
-            learning_curves(history, run["best_epoch"]),
-        ),
+        "figure_3": _curves(run, "Figure 3 a, b"),
         "confusion": (
             f"{shown}, seed {run['seed']}: confusion on test",
             confusion_matrices(run["test"], label_spec_of(results)),
         ),
     }
+    if shown == REFERENCE and "pmr" in systems:
+        found["figure_4"] = _curves(runs_of(results, "pmr")[0], "Figure 4 a, b, with the above")
 
     curves = {
         s: [r["test_curves"] for r in runs_of(results, s) if r["test_curves"]] for s in systems
@@ -139,19 +180,61 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
     return found
 
 
-def summary(results: Results) -> str:
+def _curves(run: Mapping[str, Any], figure: str) -> tuple[str, Figure]:
+    """Title and figure of a run's curves; `figure` is the paper's."""
+    history = [dict(entry) for entry in run["history"]]
+    # Not strict: not every run's epochs are measured on test (`curves`).
+    for entry, scores in zip(history, run["test_curves"], strict=False):
+        entry["test"] = scores
+    note = "; test: measured after selection, and no part of it" if run["test_curves"] else ""
+    title = (
+        f"{run['system']}, seed {run['seed']}: losses and accuracies per head, the chosen epoch "
+        f"marked ({figure}{note})"
+    )
+    return title, learning_curves(history, run["best_epoch"])
+
+
+def summary(results: Results, published: bool = False) -> str:
     """What a terminal shows: the main table without F1 per emotion, the claims, subsets and CKA."""
     parts = []
-    for name, (title, table) in tables(results).items():
+    for name, (title, table) in tables(results, published).items():
         # A row per system and head would push all else out of the terminal.
         if name != "table_4":
             emotions = [e for e in label_spec_of(results).report_order if e in table]
             parts.append(f"{title}\n{table.drop(columns=emotions).to_string()}")
+        if name == "optimism":
+            parts.append(about_optimism(largest(results)))
 
-    if cka := mean_cka(results):
+    if cka := mean_cka(largest(results)):
         shares = ", ".join(f"{s} {v:.3f}" for s, v in cka.items())
         parts.append(f"Linear CKA between uni-modal representations: {shares}")
     return "\n\n".join(parts)
+
+
+def about_test(results: Results) -> str:
+    """What the test split holds, and what is resampled of it."""
+    first = results[0]
+    unit, names = first.get("grouped_by", "utterance"), first.get("groups", [])
+    count = len(first["labels"][0])
+    if unit == "utterance":
+        return f"The test split has {count:,} utterances, which are resampled one by one."
+    return (
+        f"The test split has {count:,} utterances of {len(set(names)):,} {unit}s, which are "
+        "resampled whole."
+    )
+
+
+def about_sizes(results: Results) -> str:
+    """How a benchmark over sizes was made."""
+    whole = largest(results)
+    subsets = len({r["subset"] for r in whole})
+    return (
+        f"Trained on {', '.join(f'{n:,}' for n in sizes_of(results))} training utterances, each "
+        f"{subsets} times: the utterances of a subset were drawn by its number, a larger one holds "
+        "the smaller one of its number, and every system was trained on the same. Validation and "
+        "test splits are whole. Deviations and intervals are over subsets, which come with seeds "
+        "of their own."
+    )
 
 
 def about_folds(folds: Mapping[str, Any]) -> str:
@@ -160,22 +243,32 @@ def about_folds(folds: Mapping[str, Any]) -> str:
     return (
         f"Cross-validation: {folds['how']} Each fold is tested once, by a model that was chosen on "
         "the next fold and trained on the others; figures are of all "
-        f"{sum(counts)} predictions together ({', '.join(map(str, counts))} per fold), differences "
-        "are resampled over utterances, and curves are those of fold 1."
+        f"{sum(counts)} predictions together ({', '.join(map(str, counts))} per fold), and curves "
+        "are those of fold 1."
     )
 
 
-def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, title: str) -> Path:
+def write_comparison(
+    folder: Path,
+    results: Results,
+    failed: Sequence[str],
+    *,
+    title: str,
+    published: bool = False,
+) -> Path:
     """Every table as .csv, .md and .tex, every figure as .png, `results.json`, `index.html`;
     returns its path."""
-    lead = [ABOUT]
+    lead = [ABOUT, about_test(results)]
     if folds := results[0].get("folds"):
         lead.append(about_folds(folds))
+    if sizes_of(results):
+        lead.append(about_sizes(results))
+    about = {"claims": ABOUT_CLAIMS, "optimism": about_optimism(largest(results))}
 
     sections = []
     if failed:
         sections.append(section("Failed runs", *map(paragraph, failed)))
-    for name, (heading, frame) in tables(results).items():
+    for name, (heading, frame) in tables(results, published).items():
         write_text(folder / f"{name}.csv", frame.to_csv())
         rows = [(i, *row) for i, *row in frame.itertuples()]
         header = [frame.index.name, *frame.columns]
@@ -184,7 +277,9 @@ def write_comparison(folder: Path, results: Results, failed: Sequence[str], *, t
         # On the page two tables: as one they are wider than a screen.
         cost = [c for c in COST if c in frame]
         parts = [(heading, frame.drop(columns=cost)), (f"{heading}: cost", frame[cost])]
-        sections.append(section(heading, *(frame_table(*p) for p in parts if not p[1].empty)))
+        said = [paragraph(about[name])] if name in about else []
+        shown = [frame_table(*p) for p in parts if not p[1].empty]
+        sections.append(section(heading, *said, *shown))
     for name, (heading, figure) in figures(results).items():
         with new_file(folder / f"{name}.png") as temporary:
             # savefig goes by the suffix, and the temporary name has none that it knows.

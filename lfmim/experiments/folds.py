@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lfmim.data.splits import StoreFolds
-from lfmim.experiments.comparison import Results
+from lfmim.experiments.results import Results
 from lfmim.metrics import metrics_from_dict, sums_for
 from lfmim.schema import HEADS, MULTIMODAL, LabelSpec
 

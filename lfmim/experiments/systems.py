@@ -33,6 +33,8 @@ SENTIMENT_SYSTEMS = ("mlf-dnn", "mlmf", "mtfn", "lfmim")
 """The systems of the paper's Table 3."""
 RIVALS = ("misa", "self-mm", "almt", "merbench", "lefsa")
 """Systems of the years since, for either task."""
+RECIPES = ("paper", "paper-momentum", "strong")
+"""Presets that are made to be compared; the package's others are settings of whole commands."""
 COMMON = {
     "model": (
         "task",
@@ -69,17 +71,29 @@ class BenchmarkConfig:
     """Cross-validation: each of so many parts of the store is tested once, by a model that was
     trained and chosen on the others. The parts are the column `fold` that importers write with
     their --folds, or else are made of whole speakers. 0: the store's own splits."""
+    sizes: list[int] = dataclasses.field(default_factory=list)
+    """Numbers of training utterances, the smallest first: every system is trained on each. Empty:
+    on the whole training split."""
+    subsets: int = 1
+    """With `sizes`: so many subsets are drawn, each trained on with `seeds` seeds of its own; a
+    larger size of a subset holds the smaller ones."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """Sizes of every system; `name` is set per system."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """Recipe of every system but the presets; `labels` and `seed` are set per run."""
-    curves: int = 1
-    """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure
-    3."""
+    curves: int = -1
+    """Runs (seeds) per system whose every epoch is measured on test, after selection, for Figure 3
+    and the table of other habits; -1: all. It takes a forward pass over the test split an epoch,
+    and room for the weights of every epoch until the run ends."""
+    published: bool = False
+    """The paper's figures beside these, for CHERMA's and CH-SIMS's own features
+    (docs/reproduction.md)."""
     cpus_per_run: float = 1.0
     """CPUs, that is threads, of a run."""
     gpus_per_run: float = 0.0
     """GPU share of a run; fractions put several runs on one GPU."""
+    at_once: int = 0
+    """At most so many runs at a time; 0: as many as there are CPUs and GPUs for."""
     stuck_minutes: float = STUCK_MINUTES
     """After so many minutes without a step the job says which run is at what, and since when."""
     tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
@@ -94,8 +108,14 @@ class BenchmarkConfig:
                 self.folds == 0 or self.folds >= LEAST_FOLDS,
                 f"{self.folds} must be 0 or at least {LEAST_FOLDS}: one part tests, one validates",
             ),
-            "curves": (self.curves >= 0, f"{self.curves} must not be negative"),
+            "sizes": (
+                self.sizes == sorted(set(self.sizes)) and all(n >= 1 for n in self.sizes),
+                f"{self.sizes} must be different numbers of utterances, the smallest first",
+            ),
+            "subsets": (self.subsets >= 1, f"{self.subsets} must be at least 1"),
+            "curves": (self.curves >= -1, f"{self.curves} must be -1 (all), 0 or more"),
             "cpus_per_run": (self.cpus_per_run > 0, f"{self.cpus_per_run} must be positive"),
+            "at_once": (self.at_once >= 0, f"{self.at_once} must not be negative"),
             "stuck_minutes": (
                 0 < self.stuck_minutes < math.inf,
                 f"{self.stuck_minutes} must be positive and finite",
@@ -106,6 +126,15 @@ class BenchmarkConfig:
         for field, (ok, message) in checks.items():
             if not ok:
                 raise InputError(f"{field}: {message}")
+
+        # Silently ignored, it would be taken for five trainings of each system.
+        if self.subsets > 1 and not self.sizes:
+            raise InputError(
+                f"subsets: {self.subsets} are drawn of the training split, so their sizes are "
+                "needed; add --sizes 300,600"
+            )
+        if self.sizes and self.folds:
+            raise InputError("sizes: not with folds; a fold trains on all the others")
 
 
 def system_names(config: BenchmarkConfig) -> list[str]:
@@ -135,8 +164,7 @@ def load_presets(names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]
         files = (folder / f"{name}.yaml", Path(name))
         path = next((p for p in files if p.is_file() and p.suffix == ".yaml"), None)
         if path is None:
-            shipped = (p.stem for p in sorted(folder.glob("*.yaml")) if _is_preset(read_yaml(p)))
-            known = dict.fromkeys([*BASELINES, *SYSTEMS, *MODELS, *shipped])
+            known = dict.fromkeys([*BASELINES, *SYSTEMS, *MODELS, *RECIPES])
             raise InputError(
                 f"systems: unknown system {name!r}; use {', '.join(known)}, or a YAML file with "
                 "sections model and train"

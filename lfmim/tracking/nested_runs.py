@@ -10,7 +10,7 @@ import yaml
 from mlflow.entities import Metric
 
 from lfmim.config import TrackingConfig, config_hash, experiment_from_dict
-from lfmim.experiments.comparison import Results, systems_of
+from lfmim.experiments.results import Results, largest, systems_of
 from lfmim.experiments.search import TrialRecord
 from lfmim.experiments.systems import BenchmarkConfig
 from lfmim.storage import local_copy
@@ -139,7 +139,8 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
     with failing(uri, run_id):
         for result in results:
             _log_result(uri, config.tracking, run_id, result)
-        for name, mean in _means(results):
+        # Of a benchmark over sizes those at the largest: a mean over sizes is of no model.
+        for name, mean in _means(largest(results)):
             client.log_metric(run_id, name, mean)
         # What people read. The runs' own results and checkpoints lie in folders beside it.
         files = [p for p in folder.iterdir() if p.is_file() and p.suffix in REPORT_SUFFIXES]
@@ -156,11 +157,12 @@ def log_comparison(uri: str, config: BenchmarkConfig, results: Results, folder: 
 def _log_result(uri: str, tracking: TrackingConfig, parent: str, result: Mapping[str, Any]) -> None:
     """One system and seed as a child run of the benchmark: curves, test metrics, cost."""
     client = connect(uri)
+    subset = f"-{result['size']}-{result['subset']}" if result.get("size") else ""
     run_id = create_run(
         uri,
         experiment_from_dict(result["config"], stored=True),
         tracking,
-        f"{result['system']}-{result['seed']}",
+        f"{result['system']}-{result['seed']}{subset}",
         {PARENT_RUN: parent, "system": result["system"]},
     )
 

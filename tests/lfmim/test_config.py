@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lfmim.cli.arguments import parse
 from lfmim.config import (
     BetaConfig,
     EncoderConfig,
@@ -24,6 +25,7 @@ from lfmim.config import (
     to_dict,
 )
 from lfmim.experiments.search import read_space
+from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
 from lfmim.schema import HEADS, InputError, Modality
 from tests.support.toy import ROOT
 
@@ -202,6 +204,13 @@ def test_shipped_configs_are_valid(path):
         assert set(read_space(str(path), ExperimentConfig(store="s"))) == set(raw)
     elif "manifest" in raw:
         ExtractConfig(**{**raw, "encoders": EncoderConfig(**raw.get("encoders", {}))})
+    elif "systems" in raw:  # a benchmark
+        args = ["--config", str(path)]
+        config = parse(BenchmarkConfig, args, prog="lfmim benchmark", about="a\n\n", common=())
+        presets = load_presets(config.systems, path.parent)
+        for system in config.systems:
+            found = benchmark_experiment(config, system, 0, presets)
+            assert found.model.task == config.model.task
     else:
         config = experiment_from_dict(raw)
         assert experiment_from_dict(to_dict(config)) == config

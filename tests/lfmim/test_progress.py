@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import time
 
 from lfmim.progress import Work, at_step, say_when_stuck, watch
@@ -75,3 +78,19 @@ def test_without_workers_the_message_says_what_to_ask(capsys):
     with say_when_stuck("train", "step", 0.2 / 60, at_work=list):
         time.sleep(0.5)
     assert "no worker is at anything: Ray may be waiting for nodes" in capsys.readouterr().err
+
+
+def test_a_log_file_gets_no_carriage_returns(tmp_path):
+    """Not even where the environment asks for colours, as that of a CI does."""
+    program = (
+        "from lfmim.progress import watch\n"
+        "with watch('train', 3, 'epochs', seconds=0) as show:\n"
+        "    for done in range(4):\n"
+        "        show(done)\n"
+    )
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        env = {**os.environ, "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+        subprocess.run([sys.executable, "-c", program], env=env, stderr=file, check=True)
+    assert log.read_bytes().count(b"\n") == 3
+    assert not {b"\r", b"\x1b"} & {bytes([c]) for c in log.read_bytes()}

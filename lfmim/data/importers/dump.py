@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -31,6 +30,7 @@ from lfmim.data.store import (
     write_part,
     write_spec,
 )
+from lfmim.progress import log_console
 from lfmim.schema import (
     ERRORS_FOLDER,
     FEATURE_COLUMNS,
@@ -146,7 +146,6 @@ def quarantined_rows(store: Path) -> Iterator[dict[str, Any]]:
 
 
 def _progress() -> Progress:
-    # On stderr: stdout is the report's.
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -154,7 +153,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=log_console(),
     )
 
 

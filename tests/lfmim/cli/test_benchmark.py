@@ -22,3 +22,10 @@ def test_every_fold_needs_the_labels_it_is_compared_by(tmp_path):
         with pytest.raises(InputError, match=f"{where} has no emotion label of head 'multimodal'"):
             main([*given, "--train.selection", selection])
     assert not (tmp_path / "report").exists()
+
+
+def test_sizes_beyond_the_training_split_are_refused(toy_store, tmp_path):
+    given = ["--store", str(toy_store), "--report", str(tmp_path / "report"), "--sizes", "30,62"]
+    with pytest.raises(InputError, match="62 training utterances are asked for, and 61 are there"):
+        main([*given, "--subsets", "2", "--systems", "lfmim"])
+    assert not (tmp_path / "report").exists()

@@ -286,3 +286,22 @@ def test_features_in_host_memory_give_the_same_batches():
     ):
         assert all(torch.equal(a.features[m], b.features[m]) for m in MODALITIES)
         assert torch.equal(a.labels, b.labels)
+
+
+def test_some_samples_of_a_split_are_as_if_they_were_all_of_it(toy_store):
+    whole = load_split(toy_store, "train", ModelConfig())
+    rows = np.array([3, 7, 8, 40])
+    part = whole.take(rows)
+    assert part.ids == [whole.ids[i] for i in rows]
+    assert torch.equal(part.labels, whole.labels[torch.from_numpy(rows)])
+    for m in DIMS:
+        for k, i in enumerate(rows):
+            assert torch.equal(part.sequence(m, k), whole.sequence(m, i))
+        vectors = torch.cat([whole.sequence(m, i) for i in rows]).double()
+        mean, scale = part.feature_statistics()[m]
+        assert torch.allclose(mean, vectors.mean(dim=0).float(), atol=1e-5)
+        assert torch.allclose(scale, 1 / vectors.std(dim=0, correction=0).float(), rtol=1e-4)
+    (batch,) = part.batches(8)
+    longest = int(part.lengths["text"].max())
+    assert batch.features["text"].shape[:2] == (4, longest)
+    assert not batch.features["text"][~batch.masks["text"]].any()

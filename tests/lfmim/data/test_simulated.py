@@ -13,6 +13,7 @@ from lfmim.data.batches import encode_labels
 from lfmim.data.simulated import (
     CLASSES,
     HEADROOM,
+    REGIMES,
     TARGETS,
     SimulatedConfig,
     calibrate,
@@ -21,7 +22,15 @@ from lfmim.data.simulated import (
     simulate_corpus,
 )
 from lfmim.data.store import read_table, sequences
-from lfmim.schema import FEATURE_COLUMNS, HEADS, LABEL_COLUMNS, MODALITIES, MULTIMODAL, InputError
+from lfmim.schema import (
+    FEATURE_COLUMNS,
+    HEADS,
+    LABEL_COLUMNS,
+    MODALITIES,
+    MULTIMODAL,
+    FeatureSpec,
+    InputError,
+)
 from tests.support.toy import EMOTIONS
 
 SMALL = SimulatedConfig(
@@ -53,7 +62,7 @@ def test_ceilings_agree_with_brute_force_sampling(cues):
         return (channel[label].cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
 
     pairs = {
-        m: show(cues.own[m], y[:, i]) * CLASSES + show(cues.joint, y[:, 3])
+        m: show(cues.own[m], y[:, i]) * CLASSES + show(cues.joint[m], y[:, 3])
         for i, m in enumerate(MODALITIES)
     }
     best = ceilings(joint, cues)
@@ -138,6 +147,7 @@ def test_cues_can_be_learned_up_to_the_ceilings_and_the_multimodal_label_only_fr
         ({"valid_share": 0.5, "test_share": 0.5}, "test_share"),
         ({"dims": dict.fromkeys(MODALITIES, 13)}, "dims"),
         ({"headroom": {"text": 0.1}}, "headroom"),
+        ({"q": dict.fromkeys(MODALITIES, 1.5)}, "q: "),
     ],
 )
 def test_bad_settings_are_refused_by_name(fields, message):
@@ -151,3 +161,51 @@ def test_joint_of_a_table():
     with pytest.raises(InputError, match="all four labels"):
         label_joint(table.iloc[2:])
     assert label_joint().shape == (len(EMOTIONS),) * 4
+
+
+@pytest.mark.parametrize("regime", ["own", "exact", "lazy"])
+def test_the_regimes_show_the_multimodal_label_where_they_say(regime, tmp_path, cues):
+    config = dataclasses.replace(SMALL, **REGIMES[regime])
+    joint, found = label_joint(), calibrate(label_joint(), config)
+    best = ceilings(joint, found)
+    marginal = joint.sum(axis=(0, 1, 2))
+    for m in MODALITIES:
+        # A cue that is off shows nothing of y_m.
+        off = np.allclose(found.joint[m], marginal[None, :])
+        assert off == (config.q[m] == 0.0)
+        exact = np.allclose(found.own[m], np.eye(CLASSES))
+        assert exact == (regime == "exact")
+        if regime == "own":
+            assert best[m][m] == pytest.approx(TARGETS[m] + HEADROOM[m], abs=0.001)
+    if regime == "exact":
+        # Who knows y_t, y_a and y_v: the likeliest y_m of each.
+        assert best[MULTIMODAL]["all"] == pytest.approx(joint.max(axis=3).sum())
+        assert best["audio"]["audio"] == pytest.approx(1)
+    if regime == "lazy":
+        assert best[MULTIMODAL]["audio"] > best[MULTIMODAL]["text"] + 0.1
+        goal = TARGETS[MULTIMODAL] + HEADROOM[MULTIMODAL]
+        assert best[MULTIMODAL]["all"] == pytest.approx(goal, abs=0.001)
+
+    # The corpus itself has one window less where there is no such cue, and says what it is.
+    few = dataclasses.replace(config, utterances=10)
+    simulate_corpus(tmp_path / "some", few)
+    simulate_corpus(tmp_path / "all", dataclasses.replace(SMALL, utterances=10))
+    energy = {
+        name: {
+            m: np.mean([np.square(x.astype(float)).mean() for x in sequences(table, m)])
+            for m in MODALITIES
+        }
+        for name in ("some", "all")
+        for table in [read_table(tmp_path / name)]
+    }
+    for m in MODALITIES:
+        assert (energy["some"][m] < 0.9 * energy["all"][m]) == (config.q[m] == 0.0)
+    with pytest.raises(InputError, match=r"sampling\.q"):
+        simulate_corpus(tmp_path / "all", few)
+
+
+def test_a_corpus_of_before_the_regimes_keeps_its_spec(tmp_path):
+    simulate_corpus(tmp_path, dataclasses.replace(SMALL, utterances=10))
+    sampling = FeatureSpec.load(tmp_path).sampling
+    assert not {"q", "own_exact"} & set(sampling)
+    assert sampling["strength"] == 5.0

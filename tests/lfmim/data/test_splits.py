@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lfmim.data.splits import METHODS, Fold, fold_parts, split_rows, store_folds
+from lfmim.data.splits import (
+    METHODS,
+    Fold,
+    Subset,
+    fold_parts,
+    groups_of,
+    split_rows,
+    store_folds,
+)
 from lfmim.data.store import rows_to_table, store_schema, write_part, write_spec
 from lfmim.schema import SPLITS, InputError
 from tests.support.toy import DIMS, EMOTIONS, SPEC, toy_rows
@@ -145,3 +153,32 @@ def test_what_a_store_has_in_place_of_its_folds_is_told(tmp_path):
     none = write_folds(tmp_path / "none", speakers=0)
     with pytest.raises(InputError, match=r"no column 'fold'.* 0 values of 'speaker'.*--folds 3"):
         store_folds(none, 3)
+
+
+def test_a_larger_subset_holds_the_smaller_one_of_its_number():
+    rows = {(n, k): Subset(n, k).rows(100) for n in (10, 40) for k in (0, 1)}
+    for (n, k), drawn in rows.items():
+        assert len(set(drawn)) == n
+        assert list(drawn) == sorted(drawn) == list(Subset(n, k).rows(100))
+    assert set(rows[10, 0]) < set(rows[40, 0])
+    assert set(rows[10, 0]) != set(rows[10, 1])
+    assert list(Subset(100, 3).rows(100)) == list(range(100))
+    with pytest.raises(InputError, match="101 training utterances are asked for, and 100 are"):
+        Subset(101, 0).rows(100)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "clips", "unit"),
+    [(6, 30, "speaker"), (4, 30, "clip"), (1, 60, "utterance"), (0, 30, "clip")],
+)
+def test_speakers_are_the_groups_where_they_are_enough_else_clips(tmp_path, speakers, clips, unit):
+    rows = toy_rows(60)
+    for i, row in enumerate(rows):
+        row |= {"speaker": f"s{i % speakers}" if speakers else "", "video": f"{i % clips}.mp4"}
+    write_spec(tmp_path, SPEC)
+    write_part(tmp_path, rows_to_table(rows, store_schema(DIMS), DIMS))
+    ids = [row["id"] for row in rows[:30]] if unit == "speaker" else [row["id"] for row in rows]
+    found = groups_of(tmp_path, ids)
+    assert found.unit == unit
+    column = {"speaker": "speaker", "clip": "video", "utterance": "id"}[unit]
+    assert found.names == [row[column] for row in rows[: len(ids)]]

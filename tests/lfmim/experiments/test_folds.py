@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lfmim.data.splits import StoreFolds
-from lfmim.experiments.comparison import difference, table_folds
+from lfmim.experiments.comparison import table_folds
 from lfmim.experiments.comparison_report import write_comparison
+from lfmim.experiments.difference import difference
 from lfmim.experiments.folds import merge_folds
 from lfmim.metrics import sums_for
 from lfmim.schema import HEADS, IGNORE_LABEL, MULTIMODAL
