@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import signal
 import socket
 import statistics
 import subprocess
@@ -36,9 +34,6 @@ from feature_service.pretrained.builtin import builtin_face
 from feature_service.recordings.job import Task, predict_recording
 from feature_service.recordings.predict import Settings, UtterancePredictor
 from lfmim.config import ExtractConfig
-
-PAUSE_S = 1.0
-"""Of a client that is told to come again: what Retry-After says is for people."""
 
 
 @dataclasses.dataclass
@@ -97,82 +92,32 @@ def service(workers: int, clips: int) -> Iterator[tuple[str, psutil.Process]]:
                 time.sleep(0.5)
             yield url, psutil.Process(process.pid)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait(60)
 
 
 def _ready(url: str) -> bool:
     try:
         return requests.get(f"{url}/readyz", timeout=5).ok
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 
-def kill(of: psutil.Process, deployment: str) -> None:
-    """SIGKILL for one process of a deployment."""
-    title = f"ray::ServeReplica:lfmim:{deployment}"
-    for process in of.children(recursive=True):
-        if (process.cmdline() or [""])[0].startswith(title):
-            os.kill(process.pid, signal.SIGKILL)
-            return
-    raise SystemExit(f"no process {title}")
-
-
 def load(
-    url: str,
-    clip: bytes,
-    expected: object,
-    count: int,
-    at_once: int,
-    victims: psutil.Process | None,
+    url: str, clip: Path, expected: object, count: int, at_once: int, victims: int | None
 ) -> Load:
-    """`count` requests by locust's clients, each of which asks again once it has its answer."""
-    # It changes Python's own sockets and threads, so not before all else is done.
-    import gevent
-    from locust import HttpUser, constant, task
-    from locust.env import Environment
-
-    found, asked = Load(at_once), iter(range(count))
-    kills = {count // 3: "Decode", 2 * count // 3: "Encode"} if victims else {}
-
-    class Client(HttpUser):
-        host = url
-        wait_time = constant(0)
-
-        @task
-        def predict(self) -> None:
-            number = next(asked, None)
-            if number is None:
-                self.stop()
-                return
-            if victims and number in kills:
-                kill(victims, kills[number])
-            started, status = time.monotonic(), 0
-            while status != 200:
-                with self.client.post(
-                    "/v1/predict", files={"file": ("clip.mp4", clip)}, catch_response=True
-                ) as answer:
-                    status = answer.status_code
-                    found.statuses[status] += 1
-                    if status == 200:
-                        found.wrong += answer.json()["utterances"] != expected
-                    elif status not in (429, 503) or "retry-after" not in answer.headers:
-                        found.wrong += 1
-                        return
-                    answer.success()
-                if status != 200:
-                    gevent.sleep(PAUSE_S)
-            found.seconds.append(time.monotonic() - started)
-
-    environment = Environment(user_classes=[Client])
-    runner = environment.create_local_runner()
-    started = time.monotonic()
-    runner.start(at_once, spawn_rate=at_once)
-    while len(found.seconds) + found.wrong < count:
-        gevent.sleep(0.05)
-    found.total_s = time.monotonic() - started
-    runner.quit()
-    return found
+    """`count` requests by locust's clients, in a process of their own (`load.py`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer, result = Path(folder) / "expected.json", Path(folder) / "result.json"
+        answer.write_text(json.dumps(expected), encoding="utf-8")
+        command = [sys.executable, str(Path(__file__).parent / "load.py"), url, str(clip)]
+        command += [str(answer), str(result), f"--requests={count}", f"--at_once={at_once}"]
+        if victims is not None:
+            command.append(f"--victims={victims}")
+        subprocess.run(command, check=True)
+        found = json.loads(result.read_text(encoding="utf-8"))
+    statuses = Counter({int(status): n for status, n in found.pop("statuses").items()})
+    return Load(at_once, statuses=statuses, **found)
 
 
 def main() -> None:
@@ -203,8 +148,8 @@ def main() -> None:
     with service(given.workers, max(given.at_once)) as (url, process):
         requests.post(f"{url}/v1/predict", files={"file": ("clip.mp4", data)}, timeout=300)
         for at_once in given.at_once:
-            victims = process if given.kill else None
-            rows.append(load(url, data, expected, given.requests, at_once, victims).row())
+            victims = process.pid if given.kill else None
+            rows.append(load(url, given.clip, expected, given.requests, at_once, victims).row())
             print(rows[-1], file=sys.stderr, flush=True)
     print("\n".join(rows))
 
