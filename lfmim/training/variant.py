@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from enum import StrEnum
-from pathlib import Path
 
 import torch
 from torch.utils._triton import has_triton
@@ -119,15 +118,6 @@ def keep_compiled_code() -> None:
     It is code that later runs execute: a folder that another user owns is left alone.
     """
     folder = cache_folder() / f"compiled-{os.getuid()}"
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ or not _own(folder):
+    if folder.exists() and folder.stat().st_uid != os.getuid():
         return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-
-
-def _own(folder: Path) -> bool:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder.stat().st_uid == os.getuid()
-    except OSError:
-        # Nothing can be written there; torch has a place of its own.
-        return False
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))

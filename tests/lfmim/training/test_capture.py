@@ -4,6 +4,7 @@ nothing that a CUDA graph could not hold."""
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from lfmim.training import capture
 from lfmim.training.capture import MAX_SHAPES, Replays, batch_lengths, fixed_lengths
 from lfmim.training.checkpoint import WEIGHTS, load_meta
 from lfmim.training.loop import train
-from lfmim.training.variant import Variant, choose, obstacle
+from lfmim.training.variant import Variant, choose, keep_compiled_code, obstacle
 from tests.support.toy import SPEC
 from tests.support.two_workers import random_data
 
@@ -328,3 +329,23 @@ def test_what_hinders_is_named():
     assert "workers" in said(world=2)
     assert "fp16" in said(precision="fp16")
     assert "micro_batch" in said(micro_batch=4)
+
+
+def test_compiled_code_is_kept_in_a_folder_of_the_users_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("LFMIM_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as the user said")
+    keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "as the user said"
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    folder = tmp_path / f"compiled-{os.getuid() + 1}"
+    folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    keep_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.undo()
+    monkeypatch.setenv("LFMIM_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / f"compiled-{os.getuid()}")
