@@ -50,7 +50,8 @@ def test_a_corpus_of_few_modalities_runs_every_job(tmp_path, modalities, empty):
         calibrate(best, functools.partial(load_split, store, "valid", config.model))
         predictor = Predictor.from_checkpoint(epoch_folder(home, meta.best_epoch))
         test = load_split(store, "test", config.model)
-        results.append(_result(Run(name, 0, to_dict(config), str(home), True), meta, test, 1.0))
+        run = Run(name, 0, to_dict(config), str(home), True)
+        results.append({**_result(run, meta, test), "seconds": 1.0})
 
         found = evaluate_store(predictor, store)
         labelled = {h for h, m in found["heads"].items() if m["count"]}
