@@ -24,7 +24,7 @@ PAGES = sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob
 CODE = [
     f for d in ("lfmim", "feature_service", "jobs", "benchmarks") for f in ROOT.glob(f"{d}/**/*.*")
 ]
-FOREIGN = {"--allowed-hosts", "--device", "--host"}
+FOREIGN = {"--allowed-hosts", "--device", "--host", "--only", "--tiny"}
 """Options of MLflow's server and of benchmarks/, which pages name by themselves."""
 USER = {"mean.py", "mfcc.py", "mine.py", "named_clips.py"}
 """Files that a page tells the reader to make."""
