@@ -26,7 +26,7 @@ def test_a_part_makes_its_tables_and_a_rerun_repeats_no_run(tmp_path: Path, part
     first = run(*words)
     assert first.returncode == 0, first.stdout + first.stderr
     page = (tmp_path / "tables.md").read_text(encoding="utf-8")
-    assert "lfmim" in page
+    assert "| logistic |" in page
     assert ("lfmim > pmr" in page) == (part == "table-2")
     assert ("at 30" in page) == (part == "lazy")
     assert ("feedback.png" in page) == (part == "feedback")
