@@ -82,6 +82,8 @@ class _Pool:
     """Actor, and since when, by name."""
     busy: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Also those that are starting."""
+    lost: list[str] = dataclasses.field(default_factory=list)
+    """Names of those that died, whose successors tell what they were at."""
     most: int = 1
     looked: float = -SECONDS_BETWEEN_LOOKS
 
@@ -101,9 +103,11 @@ class _Pool:
 
         new = []
         while len(self.idle) + len(self.busy) < min(self.most, wanted):
-            # The name of one that died is taken again: its successor tells what it was at.
-            names = (f"{self.name}:{n}" for n in itertools.count())
+            # Not the first free name: that may be of one that was ended for having nothing to do.
+            names = itertools.chain(self.lost, (f"{self.name}:{n}" for n in itertools.count()))
             name = next(n for n in names if n not in self.idle and n not in self.busy)
+            if name in self.lost:
+                self.lost.remove(name)
             self.busy[name] = actor = self.make(name)
             new.append((actor.ready.remote(), name))
         return new
@@ -121,6 +125,7 @@ class _Pool:
     def lose(self, name: str) -> None:
         """A worker is gone."""
         ray.kill(self.busy.pop(name))
+        self.lost.append(name)
 
     def end(self) -> None:
         """End all."""
