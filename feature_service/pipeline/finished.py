@@ -109,12 +109,14 @@ def encoders_state(config: ExtractConfig) -> str:
     state = [[raw[name] for name in ENCODING], config.extracted, bool(config.gpus_per_worker)]
     for m in config.extracted:
         source = source_of(m, config.encoders)
-        # A family that needs no files has no source.
+        # A family that needs no files. Its source is no path: "" would be the working directory.
+        if not source:
+            continue
         path = Path(source)
-        if source and not path.exists():
+        if not path.exists():
             return ""
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        for file in files if source else []:
+        for file in files:
             about = file.stat()
             state.append([str(file), about.st_size, about.st_mtime_ns])
     return json.dumps(state)

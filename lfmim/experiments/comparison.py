@@ -93,7 +93,7 @@ def _against_reference(results: Results) -> dict[str, dict[str, str]]:
 
 
 def _against_baseline(results: Results, system: str, head: str = MULTIMODAL) -> dict[str, str]:
-    """Estimate to each baseline and its p-value; an arrow marks who is below it."""
+    """Difference to each baseline and its p-value; an arrow marks who is below it."""
     # Their uni-modal heads are the same regressions.
     asked = BASELINES if head == MULTIMODAL else BASELINES[:1]
     columns: dict[str, str] = {}

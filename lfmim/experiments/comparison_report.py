@@ -82,8 +82,8 @@ ABOUT_CLAIMS = (
 
 def tables(results: Results, published: bool = False) -> dict[str, tuple[str, pd.DataFrame]]:
     """File name -> title and table; those with nothing in them left out; with the paper's figures
-    where the data are its own (`published`). Of a benchmark over sizes
-    those of one size are of the largest."""
+    where the data are its own (`published`). Of a benchmark over sizes those of one size are of the
+    largest."""
     whole, sizes = largest(results), sizes_of(results)
     at = f", {sizes[-1]:,} training utterances" if sizes else ""
     if is_sentiment(results):

@@ -410,10 +410,9 @@ def _train_epoch(
     torch.manual_seed((c.seed * 100_003 + epoch) * 1_009 + rank_and_world()[0])
 
     begin, before = 0, 0.0
+    passes.start_epoch()
     if within.part is not None:
         begin, before = within.part["step"], within.part["seconds"]
-    passes.begin()
-    if within.part is not None:
         take_up(within.part, passes.sums, passes.bad)
     clock = PauseClock(within.seconds, data.labels.device, begin)
 

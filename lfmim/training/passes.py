@@ -97,6 +97,7 @@ class Passes:
         self.config, self.model, self.step, self.averaged = config, model, step, averaged
         self.train_data, self.valid_data = train_data, valid_data
         self.judged = step.model if averaged is None else averaged.module
+        self.judged_rows = max(config.batch_size, EVALUATED_ROWS)
         self.sums = sums_for(train_data.labels, train_data.label_spec.classes)
         self.bad = torch.zeros((), device=train_data.labels.device)
         self.valid_sums = sums_for(valid_data.labels, valid_data.label_spec.classes)
@@ -114,9 +115,9 @@ class Passes:
         """Begin another run, of a recipe that differs in what a step reads anew: from the weights
         of `model`, with nothing of the optimizer's state."""
         self.config = config
-        for module in (self.model, self.kept):
-            module.load_state_dict(model.state_dict())
+        self.model.load_state_dict(model.state_dict())
         if self.averaged is not None:
+            self.averaged.module.load_state_dict(model.state_dict())
             self.averaged.begun = False
         # Zeroed and not dropped: graphs update it where it lies.
         for of in self.step.optimizer.state.values():
@@ -134,8 +135,8 @@ class Passes:
         if self.averaged is not None:
             self.averaged.follow(self.step.model)
 
-    def begin(self) -> None:
-        """Before an epoch's steps: in train mode, nothing counted."""
+    def start_epoch(self) -> None:
+        """In train mode, nothing counted."""
         self.step.model.train()
         self._clear(self.sums, self.bad)
 
@@ -143,7 +144,7 @@ class Passes:
         self, data: UtteranceTensors, epoch: int, begin: int
     ) -> Iterator[tuple[int, Callable[[], None]]]:
         """The steps of an epoch from number `begin` on, each one's number and what takes it. `data`
-        is the training split, perhaps with other labels. `begin` was called before."""
+        is the training split, perhaps with other labels. After `start_epoch`."""
         c, seed = self.config, (self.config.seed, epoch)
         if self.trained is not None:
             self.trained.labels.copy_(data.labels)
@@ -156,10 +157,12 @@ class Passes:
 
     def validate(self) -> Mapping[str, Metrics]:
         """Metrics of the validation split, per head."""
-        size = max(self.config.batch_size, EVALUATED_ROWS)
         if self.validated is None:
             return evaluate(
-                self.judged, self.valid_data, batch_size=size, autocast=self.step.autocast
+                self.judged,
+                self.valid_data,
+                batch_size=self.judged_rows,
+                autocast=self.step.autocast,
             )
         self._clear(self.valid_sums)
         with judging(self.judged):
@@ -190,10 +193,9 @@ class Passes:
         judged = functools.partial(
             judge, self.judged, sums=self.valid_sums, autocast=self.step.autocast
         )
-        size = max(c.batch_size, EVALUATED_ROWS)
-        whole = fixed_lengths(self.valid_data, size, 1)
+        whole = fixed_lengths(self.valid_data, self.judged_rows, 1)
         with judging(self.judged), torch.compiler.set_stance("force_eager"):
-            self.validated = Replays(self.valid_data, size, whole, judged, pool)
+            self.validated = Replays(self.valid_data, self.judged_rows, whole, judged, pool)
 
     @staticmethod
     def _clear(sums: HeadSums | SentimentSums, *more: Tensor) -> None:
