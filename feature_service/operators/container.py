@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -35,10 +36,28 @@ def video_streams(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of FFmpeg says that this process may have no more memory or threads, which
+    says nothing of the file."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, av.FFmpegError) and error.errno == errno.EAGAIN
+    )
+
+
+@contextlib.contextmanager
+def passing_over_damage() -> Iterator[None]:
+    """Suppress what FFmpeg says of a damaged file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        if is_shortage(error):
+            raise
+
+
 def frames_of(container: Any, streams: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
     """Each frame of the streams, behind its stream; a damaged packet is passed over."""
     for packet in container.demux(streams):
-        with contextlib.suppress(av.FFmpegError):
+        with passing_over_damage():
             for frame in packet.decode():
                 yield packet.stream, frame
 

@@ -15,6 +15,7 @@ from feature_service.operators.container import (
     Packet,
     audio_packets,
     check_duration,
+    is_shortage,
     joint_seconds,
     open_container,
     video_streams,
@@ -114,6 +115,8 @@ def _decode(
                 else _whole(streams, key, options)
             )
         except av.FFmpegError as error:
+            if is_shortage(error):
+                raise MemoryError from error
             raise ClipError("decode", f"the stream is damaged: {_first_line(error)}") from error
         counts = len(videos), len(audios)
 

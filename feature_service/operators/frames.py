@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
-import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 
@@ -23,6 +22,7 @@ from feature_service.operators.container import (
     Span,
     frames_of,
     opened_again,
+    passing_over_damage,
     video_streams,
 )
 
@@ -191,7 +191,7 @@ def _frames_at(
             start = index.keys[max(bisect.bisect_right(index.keys, wanted) - 1, 0)]
 
             if seeks and (current is None or current.pts < start):
-                with contextlib.suppress(av.FFmpegError):
+                with passing_over_damage():
                     current = None
                     container.seek(start, stream=stream)
                     frames = iter(container.decode(stream))

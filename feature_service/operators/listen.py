@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from feature_service.operators.clip import SAMPLE_RATE, ClipError
-from feature_service.operators.container import open_container, video_streams
+from feature_service.operators.container import is_shortage, open_container, video_streams
 from feature_service.operators.frames import picture_size
 from feature_service.operators.sound import Decoding
 
@@ -53,9 +53,9 @@ def listen(
         if longest and pictures:
             with open_container(file) as again:
                 size = picture_size(again, longest)
-    except MemoryError as error:
-        raise ClipError("decode", "needs more memory than a recording may take") from error
-    except av.FFmpegError as error:
+    except (MemoryError, av.FFmpegError) as error:
+        if is_shortage(error):
+            raise ClipError("decode", "needs more memory than a recording may take") from error
         raise ClipError("decode", f"the stream is damaged ({error})") from error
     yield Outline(start_s, stated, bool(pictures), size)
 

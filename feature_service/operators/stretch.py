@@ -13,10 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-import av
-
 from feature_service.operators.clip import ClipError, DecodeOptions
-from feature_service.operators.container import Packet, opened_again
+from feature_service.operators.container import Packet, opened_again, passing_over_damage
 from feature_service.operators.sound import (
     SILENCE,
     Cut,
@@ -127,11 +125,9 @@ def _from(file: BinaryIO, stream: Any, head: _Head, seconds: float) -> Iterator[
 def _position(file: BinaryIO, stream: Any, head: _Head, seconds: float) -> int | None:
     """Which sample of the stream decoding begins with after that seek; None where times do not
     tell."""
-    try:
-        with _from(file, stream, head, seconds) as packets:
-            frames = list(itertools.islice(_frames(packets), 4))
-    except av.FFmpegError:
-        return None
+    frames: list[Any] = []
+    with passing_over_damage(), _from(file, stream, head, seconds) as packets:
+        frames = list(itertools.islice(_frames(packets), 4))
     # Of the first frames after a seek samples may be dropped: a later one is placed by its time.
     if len(frames) < 4 or frames[2].pts is None:
         return None
@@ -156,7 +152,7 @@ def _position(file: BinaryIO, stream: Any, head: _Head, seconds: float) -> int |
 
 def _frames(packets: Iterable[Any]) -> Iterator[Any]:
     for packet in packets:
-        with contextlib.suppress(av.FFmpegError):
+        with passing_over_damage():
             yield from packet.decode()
 
 
@@ -170,7 +166,7 @@ def pictures_of(
     )  # rounded up: a frame is in the stretch if it is shown at `start` or later, before `end`
     packets: list[Packet] = []
     more = False
-    with contextlib.suppress(av.FFmpegError):
+    with passing_over_damage():
         container.seek(low, stream=stream)
         packets, more = _until(container.demux(stream), low, high)
     # what refuses to seek, or lands behind the stretch's start
