@@ -129,7 +129,7 @@ def build_decoder(config: ExtractConfig) -> IsolatedDecoder:
 def decode_stage(decoder: IsolatedDecoder, config: ExtractConfig) -> Stage:
     """The stage `decode` with this decoder."""
     work: Callable[[Row], None] = lambda row: _decode(row, decoder, config.extracted)  # noqa: E731
-    return lambda rows: [_guarded("decode", work, row) for row in rows]
+    return lambda rows: [guarded("decode", work, row) for row in rows]
 
 
 def build_stage(
@@ -171,7 +171,7 @@ def build_stage(
         if name == Modality.TEXT:
             after = lambda rows: _count_cut(rows, encoder)  # noqa: E731
         return lambda rows: after(_encode_rows(rows, Modality(name), raw, given, encoder))
-    return lambda rows: [_guarded(name, work, row) for row in rows]
+    return lambda rows: [guarded(name, work, row) for row in rows]
 
 
 def build_encoder(
@@ -251,7 +251,9 @@ def build_feature_spec(config: ExtractConfig) -> FeatureSpec:
     )
 
 
-def _guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
+def guarded(name: str, work: Callable[[Row], None], row: Row) -> Row:
+    """The row after `work` of the stage `name`, which may change it, or with the stage and why that
+    failed; one that failed before is left as it is."""
     if row[ERROR]:
         return row
     started = time.perf_counter()
@@ -321,11 +323,11 @@ def _encode_rows(
         encoded = encoder([given(row) for row in todo])
     except Exception:
         for row in todo:
-            _guarded(modality.value, lambda r: _store(r, encoder, encoder([given(r)])[0]), row)
+            guarded(modality.value, lambda r: _store(r, encoder, encoder([given(r)])[0]), row)
     else:
         for row, features in zip(todo, encoded, strict=True):
             keep = lambda r, f=features: _store(r, encoder, f)  # noqa: E731
-            _guarded(modality.value, keep, row)
+            guarded(modality.value, keep, row)
 
     # the text is a column of the store; crops and waveforms have done their work
     for row in rows:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from feature_service.operators.crop import Crop
+from feature_service.operators.crop import ALIGNED, Crop, whole_frames
 from feature_service.operators.detector import most_prominent
 from feature_service.operators.face import FaceCropper
 from feature_service.recordings.speech import Heard
@@ -22,6 +22,13 @@ LARGEST: FaceRule = "largest"
 of their own; or at each frame the largest, whoever it is, as in a feature store."""
 
 
+class Eyes(NamedTuple):
+    """What is looked for on frames."""
+
+    crop: Crop = ALIGNED
+    rule: FaceRule = SPEAKING
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shown:
     """`crops` uint8 [F, S, S, 3], one for each frame of the stretch, and where the face was."""
@@ -33,17 +40,25 @@ class Shown:
 class FaceFinder:
     """Stretches of a recording in their order in, faces out; `tracker` links them."""
 
-    def __init__(self, crop: Crop, rule: FaceRule, device: str = "cpu") -> None:
-        self.cropper = FaceCropper(device=device, crop=crop)
-        self.rule = rule
+    def __init__(self, eyes: Eyes) -> None:
+        # Never on a GPU: the search is Python more than network, and kept one 2 to 3 % busy.
+        self.cropper = FaceCropper(crop=eyes.crop)
+        self.rule = eyes.rule
         self.tracker = Tracker()
+
+    def follow(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a tracker's state, or None with a new recording."""
+        self.tracker = Tracker.of(state) if state else Tracker()
 
     def __call__(
         self, frames: np.ndarray, indices: np.ndarray, times: np.ndarray, kind: str, heard: Heard
     ) -> list[Shown]:
         """The face that the stretch's row is about, then those of the others that are seen on half
         of its frames; [] if there is none. `frames` uint8 [F, H, W, 3], their `indices` int [F] and
-        `times` float [F] in seconds, as of a DecodedClip; `kind` of the utterance."""
+        `times` float [F] in seconds, as of a DecodedClip; `kind` of the utterance. Where whole
+        frames are shown, they are it."""
+        if self.cropper.crop.kind == "frame":
+            return [Shown(whole_frames(frames, self.cropper.crop.size), ())]
         faces, first = self.cropper.find(frames)
         # A short stretch repeats its frames.
         _, once, owner = np.unique(indices, return_index=True, return_inverse=True)

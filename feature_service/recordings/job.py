@@ -12,8 +12,9 @@ import functools
 import json
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ import pandas as pd
 from feature_service.pipeline.predict import claim
 from feature_service.recordings import features
 from feature_service.recordings.annotations import write_annotations
-from feature_service.recordings.faces import FaceFinder
 from feature_service.recordings.predict import Predicted, UtterancePredictor
+from feature_service.recordings.reader import Seen
 from feature_service.recordings.results import Row, write_results
 from feature_service.recordings.seconds import by_second, write_seconds
 from feature_service.recordings.speech import Heard
-from feature_service.recordings.tracks import Tracker
 from feature_service.recordings.transcripts import READERS, read_transcript
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance, utterances_of
 from lfmim.config import config_hash
@@ -151,7 +151,7 @@ def predict_recording(
     """
     cues = read_transcript(task.transcript, tiers=tiers) if task.transcript else None
     say(f"{task.media.name}: listening")
-    heard, sha256 = utterances.decoder.hear(task.media)
+    heard, sha256 = utterances.reader.hear(task.media)
     found = utterances_of(heard, cues, where=str(task.transcript or task.media))
     looks = utterances.sees and heard.pictures
     todo = [_rounded(u) for u in found if u.kind == SPEECH or looks]
@@ -232,7 +232,7 @@ def _predict(
 ) -> list[Row]:
     """All rows, those of a killed run as it left them. `keep` is given every utterance's, with its
     number and the index of its first row."""
-    parts, faces = _parts(task), utterances.faces()
+    parts, reader = _parts(task), utterances.reader
     # Of a run that kept no features, those of the utterances it did are missing.
     kind = key if keep is None else f"{key} with features"
     claim(parts, kind, "model, transcript or other settings")
@@ -240,14 +240,12 @@ def _predict(
     if keep is not None and not done:
         meta = utterances.predictor.meta
         features.begin(features.features_folder(task.stem), meta.spec, meta.labels)
-    if tracker is not None:
-        faces.tracker = Tracker.of(tracker)
 
     def decode(n: int) -> dict[str, Any]:
-        return utterances.decoded(todo[n], task.media) if n < len(todo) else {}
+        return utterances.decoded(todo[n], task.media)
 
-    def one(n: int, decoded: dict[str, Any], finder: FaceFinder) -> list[Predicted]:
-        return utterances.rows(n + 1, todo[n], decoded, heard, finder)
+    def look(n: int, decoded: dict[str, Any], tracker: Mapping[str, Any] | None) -> Seen:
+        return reader.look(decoded, todo[n].kind, heard, tracker)
 
     spoken = sum(u.kind == SPEECH for u in todo)
     many = f"{spoken} utterances, {len(todo) - spoken} gaps"
@@ -256,31 +254,62 @@ def _predict(
     if left > FEW:
         # The first would be measured with all that is slow at a start.
         middle = done + left // 2
-        one(middle, decode(middle), utterances.faces())
+        utterances.rows(middle + 1, todo[middle], look(middle, decode(middle), None))
         started = time.monotonic()
-        one(middle, decode(middle), utterances.faces())
+        utterances.rows(middle + 1, todo[middle], look(middle, decode(middle), None))
         say(f"{name}: about {_clock(left * (time.monotonic() - started))} from now")
 
-    # The decoder, a process of its own, is one utterance ahead.
     with (
         watch(name, len(todo), "utterances") as show,
-        concurrent.futures.ThreadPoolExecutor(1) as ahead,
+        contextlib.closing(_ahead(range(done, len(todo)), decode, look, tracker)) as coming,
     ):
         show(done)
-        coming = ahead.submit(decode, done)
-        for n in range(done, len(todo)):
-            decoded, coming = coming.result(), ahead.submit(decode, n + 1)
-            predicted = one(n, decoded, faces)
+        for n, seen in coming:
+            predicted = utterances.rows(n + 1, todo[n], seen)
             if keep is not None:
                 keep(n + 1, len(rows), predicted)
             new = [p.row for p in predicted]
-            part = {"rows": new, "tracker": faces.tracker.state()}
+            part = {"rows": new, "tracker": seen.tracker}
             write_text(parts / f"{n:07}.json", json.dumps(part))
             rows += new
             _give_back()
             show(n + 1)
             step(n + 1, len(todo))
     return rows
+
+
+def _ahead(
+    numbers: range,
+    decode: Callable[[int], dict[str, Any]],
+    look: Callable[[int, dict[str, Any], Mapping[str, Any] | None], Seen],
+    tracker: Mapping[str, Any] | None,
+) -> Generator[tuple[int, Seen]]:
+    """Each number and what was seen. While it is in use the next is looked at, and the one behind
+    that decoded, by a process of its own; faces are followed in order."""
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as decodes,
+        concurrent.futures.ThreadPoolExecutor(1) as looks,
+    ):
+
+        def next_of(n: int, before: Future[Seen] | None, coming: Future[dict[str, Any]]) -> Seen:
+            state = before.result().tracker if before else tracker
+            return look(n, coming.result(), state)
+
+        seen: Future[Seen] | None = None
+        waiting: deque[tuple[int, Future[Seen]]] = deque()
+        try:
+            for n in numbers:
+                seen = looks.submit(next_of, n, seen, decodes.submit(decode, n))
+                waiting.append((n, seen))
+                if len(waiting) > 2:
+                    number, first = waiting.popleft()
+                    yield number, first.result()
+            while waiting:
+                number, first = waiting.popleft()
+                yield number, first.result()
+        finally:
+            for _, later in waiting:
+                later.cancel()
 
 
 def _give_back() -> None:

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from feature_service.operators.crop import Crop, whole_frames
+from feature_service.operators.crop import Crop
 from feature_service.operators.resample import Resampler
 from feature_service.pipeline.predict import matching
 from feature_service.pipeline.stages import (
     CROPS,
     ERROR,
-    FRAMES,
     STAGE,
     WAVEFORM,
     WAVEFORM_RATE,
@@ -25,11 +24,10 @@ from feature_service.pipeline.stages import (
     new_row,
     stages_of,
 )
-from feature_service.recordings.decoder import Decoder, LocalDecoder
-from feature_service.recordings.faces import LARGEST, SPEAKING, FaceFinder, FaceRule, Shown
+from feature_service.recordings.faces import LARGEST, SPEAKING, Eyes, FaceRule
+from feature_service.recordings.reader import LocalReader, Reader, Seen
 from feature_service.recordings.recognition import build_recogniser
 from feature_service.recordings.results import ABSTAIN, Row, result_row
-from feature_service.recordings.speech import Heard
 from feature_service.recordings.transcripts import UNKNOWN
 from feature_service.recordings.utterances import GAP, LISTENER, SPEECH, Utterance
 from lfmim.config import ExtractConfig
@@ -37,8 +35,6 @@ from lfmim.predictor import Predictor
 from lfmim.schema import (
     END,
     FEATURE_COLUMNS,
-    FRAME_INDICES,
-    FRAME_TIMES,
     HEADS,
     ID,
     MODALITIES,
@@ -88,8 +84,8 @@ class Settings:
 class UtterancePredictor:
     """A model, its encoders and a recogniser, loaded once, for any number of recordings.
 
-    `decoder`: what reads files for the model's own config. Raises InputError if the model answers
-    no emotions, or its encoders or a GPU that was asked for are not to be had.
+    `reader`: what reads files for the model's own config and eyes. Raises InputError if the model
+    answers no emotions, or its encoders or a GPU that was asked for are not to be had.
     """
 
     def __init__(
@@ -97,7 +93,7 @@ class UtterancePredictor:
         predictor: Predictor,
         config: ExtractConfig,
         settings: Settings,
-        decoder: Callable[[ExtractConfig], Decoder] = LocalDecoder,
+        reader: Callable[[ExtractConfig, Eyes], Reader] = LocalReader,
     ) -> None:
         if predictor.meta.config.model.task != "emotion":
             raise InputError(
@@ -114,11 +110,12 @@ class UtterancePredictor:
         config, spec = matching(predictor, config)
         predictor.model.to(self.device)
         self.predictor, self.settings = predictor, settings
-        self.crop, self.modalities = Crop.of(spec), config.extracted
-        # Faces are found here, one after the other, and not the most prominent alone.
+        self.modalities = config.extracted
+        # Faces are the reader's, and not the most prominent alone.
         names = [s for s in stages_of(config) if s not in ("decode", "face")]
         self.stages = {s: build_stage(s, config, self.device, spec=spec) for s in names}
-        self.resample, self.decoder = Resampler(), decoder(config)
+        self.resample = Resampler()
+        self.reader = reader(config, Eyes(Crop.of(spec), settings.face))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -140,27 +137,17 @@ class UtterancePredictor:
             "asr": self.settings.asr,
         }
 
-    def faces(self) -> FaceFinder:
-        """What finds the faces of one recording."""
-        return FaceFinder(self.crop, self.settings.face, self.device)
-
     def decoded(self, utterance: Utterance, media: Path) -> dict[str, Any]:
-        """The utterance as a stage's row, by a decoder in a process of its own."""
+        """The utterance as a row that the reader looks at."""
         stretch = {START: utterance.start_s, END: utterance.end_s}
         given = {ID: media.name, VIDEO: str(media), TEXT: utterance.text, **stretch}
-        return self.decoder.decode(new_row(given))
+        return self.reader.decode(new_row(given))
 
-    def rows(
-        self,
-        number: int,
-        utterance: Utterance,
-        row: dict[str, Any],
-        heard: Heard,
-        faces: FaceFinder,
-    ) -> list[Predicted]:
-        """What is said of an utterance that is `decoded` to `row`: its own row, then one for each
-        other face on it, for the vision head alone. A gap without a face has none. What cannot be
-        decoded or encoded is a row with its `error`."""
+    def rows(self, number: int, utterance: Utterance, seen: Seen) -> list[Predicted]:
+        """What is said of an utterance: its own row, then one for each other face on it, for the
+        vision head alone. A gap without a face has none. What cannot be decoded or encoded is a row
+        with its `error`."""
+        row, shown = seen.row, seen.shown
         source, confidence = TRANSCRIBED, None
         if utterance.kind == GAP:
             row.pop(WAVEFORM, None)
@@ -170,7 +157,6 @@ class UtterancePredictor:
             source = RECOGNISED
             utterance = dataclasses.replace(utterance, text=row[TEXT])
 
-        shown = self._look(row, utterance.kind, heard, faces)
         if utterance.kind == GAP and not shown and not row[ERROR]:
             return []
         row |= {CROPS: shown[0].crops} if shown else {}
@@ -201,15 +187,6 @@ class UtterancePredictor:
             )
             found.append(Predicted(told, one))
         return found
-
-    def _look(self, row: dict[str, Any], kind: str, heard: Heard, faces: FaceFinder) -> list[Shown]:
-        # Frames are by far the most of a row: nothing keeps them once the crops are cut.
-        frames = row.pop(FRAMES, None)
-        if frames is None:
-            return []
-        if self.crop.kind == "frame":
-            return [Shown(whole_frames(frames, self.crop.size), ())]
-        return faces(frames, row[FRAME_INDICES], row[FRAME_TIMES], kind, heard)
 
     def _answer(
         self, utterance: Utterance, row: Mapping[str, Any]

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from feature_service.pipeline.stages import Row
-from feature_service.recordings.decoder import LocalDecoder
+from feature_service.recordings.faces import Eyes
 from feature_service.recordings.page import write_page
 from feature_service.recordings.predict import Settings
+from feature_service.recordings.reader import LocalReader, Seen
 from feature_service.recordings.speech import Heard
 from feature_service.serving.app import create_app
 from feature_service.serving.jobs import CORRECTIONS, STEM
@@ -45,29 +46,33 @@ logger = logging.getLogger("ray.serve")
 
 
 class Decode:
-    """Reads media, by children: what a hostile file can harm is one of these."""
+    """Reads media and looks for faces: its children open the files, which can harm one of these,
+    and frames stay here."""
 
     def __init__(self, config: ServiceConfig) -> None:
         self.max_s = config.limits.duration_s
-        self.decoders: dict[str, LocalDecoder] = {}
+        self.readers: dict[tuple[str, Eyes], LocalReader] = {}
 
-    def _decoder(self, extract: ExtractConfig) -> LocalDecoder:
+    def _reader(self, extract: ExtractConfig, eyes: Eyes) -> LocalReader:
         # Models of one service differ in what they read; all else is the service's own.
-        key = ",".join(extract.modalities)
-        if key not in self.decoders:
-            self.decoders[key] = LocalDecoder(extract, max_s=self.max_s)
-        return self.decoders[key]
+        key = (",".join(extract.modalities), eyes)
+        if key not in self.readers:
+            self.readers[key] = LocalReader(extract, eyes, max_s=self.max_s)
+        return self.readers[key]
 
-    async def hear(self, extract: ExtractConfig, media: Path) -> tuple[Heard, str] | str:
-        """As a Decoder does, or why it cannot."""
+    async def hear(
+        self, extract: ExtractConfig, eyes: Eyes, media: Path
+    ) -> tuple[Heard, str] | str:
+        """As a Reader does, or why it cannot."""
         try:
-            return await asyncio.to_thread(self._decoder(extract).hear, media)
+            return await asyncio.to_thread(self._reader(extract, eyes).hear, media)
         except InputError as error:
             return str(error)
 
-    async def decode(self, extract: ExtractConfig, row: Row) -> Row:
-        """As a Decoder does."""
-        return await asyncio.to_thread(self._decoder(extract).decode, row)
+    async def look(self, extract: ExtractConfig, eyes: Eyes, row: Row, *rest: Any) -> Seen:
+        """As a Reader does, of a row that is not decoded yet."""
+        reader = self._reader(extract, eyes)
+        return await asyncio.to_thread(lambda: reader.look(reader.decode(row), *rest))
 
     async def page(self, work: Work) -> str:
         """As a Backend does."""
@@ -80,28 +85,31 @@ class Decode:
         return ""
 
 
-class RemoteDecoder:
-    """A Decoder whose work the deployment `Decode` does."""
+class RemoteReader:
+    """A Reader whose work the deployment `Decode` does."""
 
-    def __init__(self, handle: DeploymentHandle[Any], extract: ExtractConfig) -> None:
-        self.handle, self.extract = handle, extract
+    def __init__(self, handle: DeploymentHandle[Any], extract: ExtractConfig, eyes: Eyes) -> None:
+        self.handle, self.given = handle, (extract, eyes)
 
     def hear(self, media: Path) -> tuple[Heard, str]:
-        found: tuple[Heard, str] | str = self.handle.hear.remote(self.extract, media).result()
+        found: tuple[Heard, str] | str = self.handle.hear.remote(*self.given, media).result()
         if isinstance(found, str):
             raise InputError(found)
         return found
 
     def decode(self, row: Row) -> Row:
-        decoded: Row = self.handle.decode.remote(self.extract, row).result()
-        return decoded
+        return row
+
+    def look(self, row: Row, kind: str, heard: Heard, tracker: Mapping[str, Any] | None) -> Seen:
+        seen: Seen = self.handle.look.remote(*self.given, row, kind, heard, tracker).result()
+        return seen
 
 
 class Encode:
     """Encoders and models."""
 
     def __init__(self, config: ServiceConfig, decode: DeploymentHandle[Any]) -> None:
-        self.models = Models(config, lambda extract: RemoteDecoder(decode, extract))
+        self.models = Models(config, functools.partial(RemoteReader, decode))
 
     async def about(self, version: str) -> dict[str, Any] | str:
         """As `Models.about`, or why it cannot be loaded."""

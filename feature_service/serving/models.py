@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from feature_service.pretrained.builtin import BUILTIN_FACE, builtin_face
-from feature_service.recordings.decoder import Decoder
+from feature_service.recordings.faces import Eyes
 from feature_service.recordings.job import Task, predict_recording
 from feature_service.recordings.predict import UtterancePredictor
+from feature_service.recordings.reader import Reader
 from feature_service.serving.jobs import CANCELLED, PROGRESS, STEM
 from feature_service.serving.settings import ServiceConfig
 from lfmim import tracking
@@ -48,11 +49,13 @@ class Stopped(Exception):
 
 
 class Models:
-    """Predicts one recording at a time. `decoder` is what reads files."""
+    """Predicts one recording at a time. `reader` is what reads files."""
 
-    def __init__(self, config: ServiceConfig, decoder: Callable[[ExtractConfig], Decoder]) -> None:
+    def __init__(
+        self, config: ServiceConfig, reader: Callable[[ExtractConfig, Eyes], Reader]
+    ) -> None:
         self.config = config
-        self._decoder = decoder
+        self._reader = reader
         self._loaded = functools.lru_cache(LOADED)(self._load)
         self._lock = threading.Lock()
 
@@ -95,7 +98,7 @@ class Models:
     def _load(self, version: str) -> UtterancePredictor:
         predictor = load(self.config.tracking, version)
         return UtterancePredictor(
-            predictor, self.config.extract, self.config.settings, self._decoder
+            predictor, self.config.extract, self.config.settings, self._reader
         )
 
 

@@ -6,8 +6,8 @@ import asyncio
 import functools
 from pathlib import Path
 
-from feature_service.recordings.decoder import LocalDecoder
 from feature_service.recordings.page import write_page
+from feature_service.recordings.reader import LocalReader
 from feature_service.serving.jobs import CORRECTIONS
 from feature_service.serving.models import Models
 from feature_service.serving.settings import Limits, ServiceConfig
@@ -34,8 +34,8 @@ def config(folder: Path, *, tokens: bool = True, **limits) -> ServiceConfig:
 
 class LocalBackend:
     def __init__(self, config: ServiceConfig) -> None:
-        decoder = functools.partial(LocalDecoder, max_s=config.limits.duration_s)
-        self.models = Models(config, decoder)
+        reader = functools.partial(LocalReader, max_s=config.limits.duration_s)
+        self.models = Models(config, reader)
 
     async def about(self, version):
         return await asyncio.to_thread(self.models.about, version)

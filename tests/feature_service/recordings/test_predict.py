@@ -15,10 +15,9 @@ from feature_service.operators.crop import Crop
 from feature_service.operators.listen import listen
 from feature_service.pipeline.predict import for_model
 from feature_service.pipeline.stages import build_stage, new_row, stages_of
-from feature_service.recordings.faces import LARGEST, SPEAKING, FaceFinder
+from feature_service.recordings.faces import LARGEST, SPEAKING, Eyes, FaceFinder
 from feature_service.recordings.predict import Settings, UtterancePredictor
 from feature_service.recordings.speech import Heard, hear
-from feature_service.recordings.tracks import Tracker
 from feature_service.recordings.transcripts import Cue
 from feature_service.recordings.utterances import GAP, SPEECH, Utterance, utterances_of
 from lfmim.config import ExtractConfig
@@ -50,15 +49,22 @@ def utterances():
     return UtterancePredictor(tiny_predictor(), CONFIG, Settings(face=LARGEST))
 
 
-def rows(predictor, number, utterance, path, heard, faces):
+def look(predictor, utterance, path, heard, tracker=None):
     decoded = predictor.decoded(utterance, path)
-    return [p.row for p in predictor.rows(number, utterance, decoded, heard, faces)]
+    return predictor.reader.look(decoded, utterance.kind, heard, tracker)
+
+
+def rows(predictor, number, utterance, path, heard):
+    seen = look(predictor, utterance, path, heard)
+    return [p.row for p in predictor.rows(number, utterance, seen)]
 
 
 def test_speech_has_four_heads_and_a_gap_the_face_alone(recording, heard, utterances):
-    faces = utterances.faces()
-    (said,) = rows(utterances, 1, SAID, recording, heard, faces)
-    (gap,) = rows(utterances, 2, Utterance(2.4, 4.0, GAP), recording, heard, faces)
+    first = look(utterances, SAID, recording, heard)
+    silence = Utterance(2.4, 4.0, GAP)
+    second = look(utterances, silence, recording, heard, first.tracker)
+    ((said, _),) = utterances.rows(1, SAID, first)
+    ((gap, _),) = utterances.rows(2, silence, second)
     assert all(said[f"label_{head}"] for head in HEADS)
     assert (said["text_source"], said["text_confidence"]) == ("transcript", None)
     assert (said["calibrated_audio"], said["calibrated_text"]) == (True, False)
@@ -74,7 +80,7 @@ def test_speech_has_four_heads_and_a_gap_the_face_alone(recording, heard, uttera
 def test_without_a_transcript_there_is_no_text_head(recording, heard, utterances):
     found = utterances_of(heard, None, where="talk")
     spoken = next(u for u in found if u.kind == SPEECH)
-    (row,) = rows(utterances, 1, spoken, recording, heard, utterances.faces())
+    (row,) = rows(utterances, 1, spoken, recording, heard)
     assert (row["text"], row["text_source"], row["label_text"]) == (None, None, None)
     assert row["label_audio"]
     assert row["label_multimodal"]
@@ -93,31 +99,31 @@ def test_the_features_are_those_that_a_job_stores(recording, heard, utterances):
     features = {m: [row[FEATURE_COLUMNS[m]]] for m in MODALITIES}
     wanted = utterances.predictor.predict(features)
 
-    (mine,) = rows(utterances, 1, SAID, recording, heard, utterances.faces())
+    (mine,) = rows(utterances, 1, SAID, recording, heard)
     for head in HEADS:
         assert mine[f"probabilities_{head}"] == wanted[head][0].tolist(), head
 
 
 def test_what_cannot_be_used_is_a_row_with_its_reason(recording, heard, utterances):
     beyond = Utterance(90.0, 91.0, SPEECH)
-    (row,) = rows(utterances, 1, beyond, recording, heard, utterances.faces())
+    (row,) = rows(utterances, 1, beyond, recording, heard)
     assert row["error"].startswith("decode: its stretch ends at 91.000 s, the recording at")
     assert row["label_multimodal"] is None
 
 
 def test_a_gap_without_a_face_is_no_row(media, heard, utterances):
     gap = Utterance(0.0, 2.0, GAP)
-    assert rows(utterances, 1, gap, media / "no_face.mp4", heard, utterances.faces()) == []
+    assert rows(utterances, 1, gap, media / "no_face.mp4", heard) == []
 
 
 def test_a_model_of_sound_alone_and_one_that_needs_everything(recording, heard):
     deaf = UtterancePredictor(tiny_predictor([Modality.AUDIO]), CONFIG, Settings())
     assert not deaf.sees
-    (row,) = rows(deaf, 1, SAID, recording, heard, deaf.faces())
+    (row,) = rows(deaf, 1, SAID, recording, heard)
     assert [bool(row[f"label_{head}"]) for head in HEADS] == [False, True, False, True]
     assert row["track"] is None
     needy = UtterancePredictor(tiny_predictor(name="tfn"), CONFIG, Settings())
-    (row,) = rows(needy, 1, Utterance(0.0, 2.0, GAP), recording, heard, needy.faces())
+    (row,) = rows(needy, 1, Utterance(0.0, 2.0, GAP), recording, heard)
     assert row["label_vision"] is None
     assert "needs every modality" in row["error"]
 
@@ -131,12 +137,12 @@ def test_a_recogniser_gives_the_text_and_how_sure_it_is(recording, heard, uttera
 
     monkeypatch.setattr(utterances, "recogniser", recognise)
     silent = Utterance(0.5, 2.0, SPEECH)
-    (row,) = rows(utterances, 1, silent, recording, heard, utterances.faces())
+    (row,) = rows(utterances, 1, silent, recording, heard)
     assert (row["text"], row["text_source"]) == ("又见面了", "recognised")
     assert row["text_confidence"] == 0.75
     assert row["label_text"]
-    rows(utterances, 2, SAID, recording, heard, utterances.faces())
-    rows(utterances, 3, Utterance(2.4, 4.0, GAP), recording, heard, utterances.faces())
+    rows(utterances, 2, SAID, recording, heard)
+    rows(utterances, 3, Utterance(2.4, 4.0, GAP), recording, heard)
     assert asked == [pytest.approx(1.5, abs=0.01)]
 
 
@@ -173,21 +179,21 @@ def test_each_other_face_is_a_listener_and_the_largest_rule_knows_one(media):
     with open(media / "talking_head.mp4", "rb") as file:
         heard = hear(listen(file))
     indices, times = np.arange(len(frames)), np.arange(len(frames)) / 8
-    finder = FaceFinder(Crop("box", 48), SPEAKING)
+    finder = FaceFinder(Eyes(Crop("box", 48), SPEAKING))
     first, other = finder(frames, indices, times, SPEECH, heard)
     assert first.crops.shape == other.crops.shape == (24, 48, 48, 3)
     assert {s.track for s in first.sights} != {s.track for s in other.sights}
-    (only,) = FaceFinder(Crop("box", 48), LARGEST)(frames, indices, times, SPEECH, heard)
+    (only,) = FaceFinder(Eyes(Crop("box", 48), LARGEST))(frames, indices, times, SPEECH, heard)
     assert len(only.sights) == len(frames)
 
 
 def test_a_tracker_goes_on_from_its_state_as_if_nothing_had_been(media):
     frames = side_by_side(media / "talking_head.mp4", count=16)
     silent = Heard([], np.empty(0, np.float32), 0.0, 9.0)
-    whole, cut = (FaceFinder(Crop("box", 48), SPEAKING) for _ in range(2))
+    whole, cut = (FaceFinder(Eyes(Crop("box", 48), SPEAKING)) for _ in range(2))
     for finder in (whole, cut):
         finder(frames[:8], np.arange(8), np.arange(8) / 8, GAP, silent)
-    cut.tracker = Tracker.of(json.loads(json.dumps(cut.tracker.state())))
+    cut.follow(json.loads(json.dumps(cut.tracker.state())))
     one, two = (
         f(frames[8:], np.arange(8), 1 + np.arange(8) / 8, GAP, silent) for f in (whole, cut)
     )

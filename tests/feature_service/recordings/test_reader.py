@@ -10,9 +10,11 @@ import psutil
 import pytest
 
 from feature_service.operators.listen import listen
-from feature_service.recordings import decoder as decoder_module
-from feature_service.recordings.decoder import LocalDecoder
-from feature_service.recordings.speech import hear
+from feature_service.pipeline.stages import new_row
+from feature_service.recordings import reader as reader_module
+from feature_service.recordings.reader import LocalReader
+from feature_service.recordings.speech import Heard, hear
+from feature_service.recordings.utterances import SPEECH
 from lfmim.config import ExtractConfig
 from lfmim.schema import InputError
 from tests.support.clips import write_clip
@@ -21,8 +23,8 @@ from tests.support.killed import deadly, let_kill
 pytestmark = pytest.mark.integration
 
 
-def local(**limits) -> LocalDecoder:
-    return LocalDecoder(ExtractConfig(manifest="-", store="-"), **limits)
+def local(**limits) -> LocalReader:
+    return LocalReader(ExtractConfig(manifest="-", store="-"), **limits)
 
 
 def test_what_is_heard_is_what_this_process_would_hear(media):
@@ -41,7 +43,7 @@ def test_the_picture_is_measured_where_a_model_sees(tmp_path):
     heard, _ = local().hear(path)
     assert (heard.pictures, heard.picture_size) == (True, (64, 96))
     deaf = ExtractConfig(manifest="-", store="-", modalities=["audio"])
-    heard, _ = LocalDecoder(deaf).hear(path)
+    heard, _ = LocalReader(deaf).hear(path)
     assert (heard.pictures, heard.picture_size) == (True, None)
 
 
@@ -75,7 +77,7 @@ def test_one_that_nobody_listened_to_till_the_end_leaves_nothing_to_the_next(tmp
         raise RuntimeError("the voice detector")
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoder_module, "hear", failing)
+        patch.setattr(reader_module, "hear", failing)
         with pytest.raises(RuntimeError, match="voice detector"):
             decoder.hear(long)
     heard, _ = decoder.hear(short)
@@ -84,3 +86,19 @@ def test_one_that_nobody_listened_to_till_the_end_leaves_nothing_to_the_next(tmp
         local(max_s=5).hear(long)
     with pytest.raises(InputError, match=r"gone\.wav: cannot be read: No such file"):
         decoder.hear(tmp_path / "gone.wav")
+
+
+def test_a_stretch_in_which_faces_cannot_be_looked_for_is_a_row_with_its_reason(tmp_path):
+    reader, silent = local(), Heard([], np.empty(0, np.float32), 0.0, 9.0)
+    row = new_row({"id": "a", "video": str(write_clip(tmp_path / "a.mp4")), "text": ""})
+    before = {"count": 3, "colours": None, "live": []}
+    whole = reader.look(reader.decode(dict(row)), SPEECH, silent, before)
+    assert (whole.row["error"], whole.shown) == ("", [])
+    assert whole.tracker["count"] == 3
+    assert "frames" not in whole.row
+    decoded = reader.decode(dict(row))
+    decoded["frames"] = decoded["frames"][..., 0]
+    broken = reader.look(decoded, SPEECH, silent, before)
+    assert broken.row["stage"] == "face"
+    assert broken.row["error"]
+    assert broken.shown == []
