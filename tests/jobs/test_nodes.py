@@ -66,7 +66,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
     return output
 
 
-def test_decoding_runs_on_cpu_nodes_and_encoders_on_gpu_nodes(cluster, nodes, tmp_path):
+def test_decoding_and_faces_run_on_cpu_nodes_and_encoders_on_gpu_nodes(cluster, nodes, tmp_path):
     cpu, gpu = nodes(num_cpus=2, resources={"decode": 2}), nodes(num_cpus=2, num_gpus=1)
     manifest = generate_demo_corpus(tmp_path / "corpus", clips=6)
     output = finish(
@@ -93,7 +93,7 @@ def test_decoding_runs_on_cpu_nodes_and_encoders_on_gpu_nodes(cluster, nodes, tm
     on = lambda node: f"node {node.node_id} (6)"  # noqa: E731
     assert ran == {
         "decode": on(cpu),
-        "face": on(gpu),
+        "face": on(cpu),
         "vision": on(gpu),
         "text": on(gpu),
         "audio": on(gpu),
