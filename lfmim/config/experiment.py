@@ -146,7 +146,7 @@ class SizedConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BetaConfig:
-    """Loss weights β per head (paper eq. 3)."""
+    """Loss weights β per head (paper §4.4)."""
 
     text: float = 1.0
     """Weight of the text head's loss; 0: the head is not trained."""

@@ -50,8 +50,10 @@ class Batch:
 
     @property
     def share(self) -> Tensor:
-        """0-d float32: these rows' share of the global batch, by the head with most labels."""
-        return self.weight.sum() / self.counts.amax().clamp(min=1)
+        """0-d float32: these rows' share of the global batch, by the head with most labels; of a
+        batch without any 0. Shares of a batch's parts add up to 1."""
+        labelled = ((self.labels != IGNORE_LABEL) * self.weight[:, None]).sum(dim=0)
+        return labelled.take(self.counts.argmax()) / self.counts.amax().clamp(min=1)
 
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of at most `size` rows, rows of like length together, each padded to its
@@ -343,8 +345,8 @@ def epoch_order(n: int, shuffle_seed: tuple[int, int] | None) -> Tensor:
 def fit_length(
     sequence: np.ndarray, modality: Modality, max_length: int, *, cut: bool = False
 ) -> np.ndarray:
-    """[T, D] -> at most `max_length` vectors: audio and vision sampled uniformly over time (paper
-    §5.1.2), unless `cut`; text always cut."""
+    """[T, D] -> at most `max_length` vectors: audio (paper §5.1.2) and vision (ours) sampled
+    uniformly over time, unless `cut`; text always cut."""
     if len(sequence) <= max_length:
         return sequence
 

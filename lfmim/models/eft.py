@@ -1,4 +1,4 @@
-"""EFT: early fusion transformer, the modalities concatenated in time (paper §5.1.2)."""
+"""EFT: early fusion transformer, the modalities concatenated in time (paper §5.1.1)."""
 
 from __future__ import annotations
 

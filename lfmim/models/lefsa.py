@@ -1,11 +1,11 @@
-"""LEFSA: label-encoder fusion with averaging, from the description of Markitantov, Ryumina et al.
-("Label Encoder Fusion Strategy with Averaging", a model of their "Multi-Lingual Approach for
-Multi-Modal Emotion and Sentiment Recognition Based on Triple Fusion").
+"""LEFSA: label-encoder fusion with averaging, from the description of Markitantov, Ryumina, Kaya
+and Karpov ("Multi-Modal Multi-Task Affective States Recognition Based on Label Encoder Fusion",
+2025).
 
 What each modality predicts of the joint label is encoded and read, beside the other modalities, by
-the fusion; and it is averaged with what the fusion predicts. Adapted: one training of the whole,
-theirs takes predictions of networks that were trained before; sequences keep their own lengths
-instead of being brought to a common one; one task.
+the fusion; and it is averaged with what the fusion predicts. Adapted: a stack of the fusion per
+modality, an encoded prediction as one position more, probabilities averaged, one task (theirs:
+pairwise attentions, predictions added to every step, logits, two tasks; docs/model.md).
 """
 
 from __future__ import annotations

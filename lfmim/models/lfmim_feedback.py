@@ -3,7 +3,7 @@ information flow" (§5.2), in any strength.
 
 The paper takes PMR for the bi-directional model, which differs from LFMIM in all else as well. Here
 nothing differs but the flow back, so that the strength runs from the paper's independence to
-dependence; the point between them it leaves open (§7).
+dependence; the point between them it leaves open (§6).
 """
 
 from __future__ import annotations

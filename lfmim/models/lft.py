@@ -1,5 +1,5 @@
 """LFT: late fusion transformer, a stack per modality and the pooled vectors concatenated (paper
-§5.1.2)."""
+§5.1.1)."""
 
 from __future__ import annotations
 

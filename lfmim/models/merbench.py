@@ -1,4 +1,4 @@
-"""Attention fusion of utterance-level features, MERBench's choice among 20 fusions (Lian et al.
+"""Attention fusion of utterance-level features, MERBench's choice among its fusions (Lian et al.
 2024, "MERBench: A Unified Evaluation Benchmark for Multimodal Emotion Recognition").
 
 Adapted: a modality's vector is the pooled sequence of the front end that all models share, not a

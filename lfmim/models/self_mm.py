@@ -5,10 +5,10 @@ Analysis").
 The rival of LFMIM's own labels: it never reads them. A modality's label is the multimodal one,
 moved by how much nearer to a class the modality's vector lies than the fused one does.
 
-Adapted: the encoders of the CH-SIMS models (multitask.py). Labels are made once an epoch, for all
-samples from the weights as they are; theirs come batch by batch, smoothed over the epochs, and a
-sample's uni-modal loss is weighted by how far its label was moved. The rule for classes is ours
-(`moved_class`): theirs is of scores.
+Adapted: the encoder classes of multitask.py, its DNN for text, LSTMs for sound and sight. Labels
+are made once an epoch, for all samples from the weights as they are; theirs come batch by batch,
+smoothed over the epochs, and a sample's uni-modal loss is weighted by how far its label was moved.
+The rule for classes is ours (`moved_class`): theirs is of scores.
 """
 
 from __future__ import annotations

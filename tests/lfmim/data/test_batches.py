@@ -71,6 +71,9 @@ def test_workers_share_every_global_batch(n, batch, world, shuffle):
         assert len({len(p.weight) for p in parts}) == 1  # every worker does equal work
         real = torch.cat([p.features["text"][p.weight > 0, 0, 0] for p in parts])
         assert sorted(real.tolist()) == sorted(numbers.tolist())
+        total = float(whole.counts.max() > 0)
+        for these in (parts, list(whole.split(3))):
+            assert sum(float(p.share) for p in these) == pytest.approx(total, abs=1e-5)
         for p in parts:
             assert torch.equal(p.counts, whole.counts)
             assert (p.labels[p.weight == 0] == IGNORE_LABEL).all()
