@@ -148,6 +148,12 @@ _RECORD = re.compile(r"^[^a-z]{0,40}\b(ERROR|CRITICAL|FATAL)\b")
 _JSON_RECORD = re.compile(r'^\{.*"levelname": "(ERROR|CRITICAL|FATAL)"')
 # A worker that is told to stop dies of these, which is no error.
 _STOPPED = ("KeyboardInterrupt", "SystemExit")
+# What torch's gloo and NCCL raise in those that are left when a worker of theirs dies.
+_ALONE = re.compile(
+    r"RuntimeError: .*gloo.*(?:Connection (?:closed|reset) by peer|Broken pipe)"
+    r"|\S*DistBackendError: .*remote process exited",
+    re.DOTALL,
+)
 
 
 def _told(line: str) -> str:
@@ -161,7 +167,7 @@ def _told(line: str) -> str:
 
 class WorkerErrors:
     """Of the workers' output, what a person must see: records of level ERROR and above, tracebacks,
-    fatal signals.
+    fatal signals; of a worker whose peer has died a line.
 
     Each text is shown once, whichever and however many workers print it.
     """
@@ -204,6 +210,10 @@ class WorkerErrors:
     def _end(self, worker: tuple[str, str]) -> None:
         block = self.open.pop(worker, None)
         if not block or block[-1].startswith(_STOPPED):
+            return
+
+        if _ALONE.match(block[-1]):
+            self._show(worker, "lost its connection to another worker, and ends")
             return
 
         text = _FRAME.sub("", "\n".join(block) + "\n").rstrip()

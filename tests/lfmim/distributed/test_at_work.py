@@ -28,6 +28,22 @@ def batch(text: str, pid: int = 7) -> dict:
     return {"ip": "10.0.0.3", "pid": pid, "lines": text.split("\n")}
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed "
+        "by peer [127.0.0.1]:36241",
+        "torch.distributed.DistBackendError: NCCL error in: /pytorch/ProcessGroupNCCL.cpp:3356, "
+        "remote process exited or there was a network error, NCCL version 2.27.5",
+    ],
+)
+def test_those_that_a_dead_worker_leaves_say_so_in_a_line(capsys, said):
+    errors = WorkerErrors()
+    errors(batch(f'Traceback (most recent call last):\n  File "a.py", line 1, in f\n{said}'))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "worker 7 on 10.0.0.3: lost its connection to another worker, and ends"
+
+
 def test_errors_are_shown_once_and_noise_is_not(capsys):
     errors = WorkerErrors()
     errors(
