@@ -31,7 +31,7 @@ def batch(text: str, pid: int = 7) -> dict:
 @pytest.mark.parametrize(
     "said",
     [
-        "RuntimeError: [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed "
+        "RuntimeError: [/pytorch/third_party/gloo/transport/tcp/pair.cc:547] Connection closed "
         "by peer [127.0.0.1]:36241",
         "torch.distributed.DistBackendError: NCCL error in: /pytorch/ProcessGroupNCCL.cpp:3356, "
         "remote process exited or there was a network error, NCCL version 2.27.5",
