@@ -94,7 +94,8 @@ def _leased(folder: Path, what: str) -> Iterator[None]:
     keeper = threading.Thread(target=_keep, args=(lease, stop, lost), daemon=True)
     keeper.start()
     try:
-        yield
+        with _interruptible(lost):
+            yield
     except KeyboardInterrupt:
         if lost.is_set():
             raise InputError(
@@ -109,6 +110,26 @@ def _leased(folder: Path, what: str) -> Iterator[None]:
         # One that stays is waited for, no more.
         with contextlib.suppress(StorageError):
             lease.unlink(missing_ok=True)
+
+
+@contextmanager
+def _interruptible(lost: threading.Event) -> Iterator[None]:
+    """Let the keeper's signal through where interrupts are ignored, as in what a script runs in its
+    background; others stay ignored."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if lost.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _newest(folder: Path) -> Listed | None:

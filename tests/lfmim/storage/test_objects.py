@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import threading
 
 import numpy as np
@@ -219,6 +220,16 @@ def test_a_lease_without_a_sign_of_its_holder_is_taken_over(bucket, monkeypatch)
         assert [f.path.name for f in listing(store, "*")] == [f"{lease.LEASE}000002"]
 
 
+@pytest.fixture(params=["heard", "ignored"])
+def interrupts(request):
+    """As a terminal's job has them, or one that a script runs in its background."""
+    ignored = request.param == "ignored"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_job_whose_lease_another_has_taken_stops(bucket, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
     store, waited = as_path(bucket) / "store", threading.Event()
