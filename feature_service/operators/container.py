@@ -36,22 +36,20 @@ def video_streams(container: Any) -> list[Any]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
-def is_shortage(error: BaseException) -> bool:
-    """Whether an error of FFmpeg says that this process may have no more memory or threads, which
-    says nothing of the file."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, av.FFmpegError) and error.errno == errno.EAGAIN
-    )
+def check_memory(error: Exception) -> None:
+    """Raise MemoryError if an error of FFmpeg says that this process may have no more memory or
+    threads (EAGAIN), which says nothing of the file."""
+    if isinstance(error, av.FFmpegError) and error.errno in (errno.ENOMEM, errno.EAGAIN):
+        raise MemoryError from error
 
 
 @contextlib.contextmanager
 def passing_over_damage() -> Iterator[None]:
-    """Suppress what FFmpeg says of a damaged file."""
+    """Suppress what FFmpeg says of a damaged file. Raises MemoryError."""
     try:
         yield
     except av.FFmpegError as error:
-        if is_shortage(error):
-            raise
+        check_memory(error)
 
 
 def frames_of(container: Any, streams: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

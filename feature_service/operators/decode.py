@@ -15,7 +15,7 @@ from feature_service.operators.container import (
     Packet,
     audio_packets,
     check_duration,
-    is_shortage,
+    check_memory,
     joint_seconds,
     open_container,
     video_streams,
@@ -94,6 +94,7 @@ def _decode(
     try:
         opened = open_container(file)
     except (av.FFmpegError, ValueError) as error:
+        check_memory(error)
         raise ClipError(
             "decode", f"is no audio or video file, or its header is damaged ({_first_line(error)})"
         ) from error
@@ -115,8 +116,7 @@ def _decode(
                 else _whole(streams, key, options)
             )
         except av.FFmpegError as error:
-            if is_shortage(error):
-                raise MemoryError from error
+            check_memory(error)
             raise ClipError("decode", f"the stream is damaged: {_first_line(error)}") from error
         counts = len(videos), len(audios)
 

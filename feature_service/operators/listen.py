@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from feature_service.operators.clip import SAMPLE_RATE, ClipError
-from feature_service.operators.container import is_shortage, open_container, video_streams
+from feature_service.operators.container import check_memory, open_container, video_streams
 from feature_service.operators.frames import picture_size
 from feature_service.operators.sound import Decoding
 
@@ -42,8 +42,16 @@ def listen(
     ClipError for what is no media, damaged, or longer than `max_s` seconds.
     """
     try:
+        yield (yield from _listen(file, max_s, longest))
+    except MemoryError as error:
+        raise ClipError("decode", "needs more memory than a recording may take") from error
+
+
+def _listen(file: BinaryIO, max_s: float, longest: int) -> Generator[np.ndarray, None, Outline]:
+    try:
         opened = open_container(file)
     except (av.FFmpegError, ValueError) as error:
+        check_memory(error)
         raise ClipError("decode", f"is no audio or video file, or damaged ({error})") from error
     try:
         with opened as container:
@@ -53,11 +61,10 @@ def listen(
         if longest and pictures:
             with open_container(file) as again:
                 size = picture_size(again, longest)
-    except (MemoryError, av.FFmpegError) as error:
-        if is_shortage(error):
-            raise ClipError("decode", "needs more memory than a recording may take") from error
+    except av.FFmpegError as error:
+        check_memory(error)
         raise ClipError("decode", f"the stream is damaged ({error})") from error
-    yield Outline(start_s, stated, bool(pictures), size)
+    return Outline(start_s, stated, bool(pictures), size)
 
 
 def _sound_of(container: Any, max_s: float) -> Generator[np.ndarray, None, float]:

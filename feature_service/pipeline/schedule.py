@@ -104,10 +104,9 @@ class _Pool:
         new = []
         while len(self.idle) + len(self.busy) < min(self.most, wanted):
             # Not the first free name: that may be of one that was ended for having nothing to do.
-            names = itertools.chain(self.lost, (f"{self.name}:{n}" for n in itertools.count()))
-            name = next(n for n in names if n not in self.idle and n not in self.busy)
-            if name in self.lost:
-                self.lost.remove(name)
+            names = (f"{self.name}:{n}" for n in itertools.count())
+            free = (n for n in names if n not in self.idle and n not in self.busy)
+            name = self.lost.pop(0) if self.lost else next(free)
             self.busy[name] = actor = self.make(name)
             new.append((actor.ready.remote(), name))
         return new

@@ -254,9 +254,9 @@ def _predict(
     if left > FEW:
         # The first would be measured with all that is slow at a start.
         middle = done + left // 2
-        utterances.rows(middle + 1, todo[middle], look(middle, decode(middle), None))
-        started = time.monotonic()
-        utterances.rows(middle + 1, todo[middle], look(middle, decode(middle), None))
+        for _ in range(2):
+            started = time.monotonic()
+            utterances.rows(middle + 1, todo[middle], look(middle, decode(middle), None))
         say(f"{name}: about {_clock(left * (time.monotonic() - started))} from now")
 
     with (
@@ -291,16 +291,16 @@ def _ahead(
         concurrent.futures.ThreadPoolExecutor(1) as looks,
     ):
 
-        def next_of(n: int, before: Future[Seen] | None, coming: Future[dict[str, Any]]) -> Seen:
-            state = before.result().tracker if before else tracker
-            return look(n, coming.result(), state)
+        def next_of(n: int, coming: Future[dict[str, Any]]) -> Seen:
+            nonlocal tracker
+            seen = look(n, coming.result(), tracker)
+            tracker = seen.tracker
+            return seen
 
-        seen: Future[Seen] | None = None
         waiting: deque[tuple[int, Future[Seen]]] = deque()
         try:
             for n in numbers:
-                seen = looks.submit(next_of, n, seen, decodes.submit(decode, n))
-                waiting.append((n, seen))
+                waiting.append((n, looks.submit(next_of, n, decodes.submit(decode, n))))
                 if len(waiting) > 2:
                     number, first = waiting.popleft()
                     yield number, first.result()

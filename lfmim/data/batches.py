@@ -52,7 +52,7 @@ class Batch:
     def share(self) -> Tensor:
         """0-d float32: these rows' share of the global batch, by the head with most labels; of a
         batch without any 0. Shares of a batch's parts add up to 1."""
-        labelled = ((self.labels != IGNORE_LABEL) * self.weight[:, None]).sum(dim=0)
+        labelled = (self.labels != IGNORE_LABEL).sum(dim=0)
         return labelled.take(self.counts.argmax()) / self.counts.amax().clamp(min=1)
 
     def split(self, size: int) -> Iterator[Batch]:

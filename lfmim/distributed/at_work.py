@@ -151,8 +151,7 @@ _STOPPED = ("KeyboardInterrupt", "SystemExit")
 # What torch's gloo and NCCL raise in those that are left when a worker of theirs dies.
 _ALONE = re.compile(
     r"RuntimeError: .*gloo.*(?:Connection (?:closed|reset) by peer|Broken pipe)"
-    r"|\S*DistBackendError: .*remote process exited",
-    re.DOTALL,
+    r"|\S*DistBackendError: .*remote process exited"
 )
 
 
