@@ -4,7 +4,8 @@
 
 All train the same small model on the same store, each in a process of its own from start to exit;
 the plain loop writes its checkpoints, too. The job logs to MLflow and registers the model; it runs
-once in its own process, as without a cluster, and once on a Ray that is running already.
+once in its own process, as without a cluster, and once on a Ray that is running already. What Ray
+Train alone costs there is a trainer whose one worker does nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SIZE, UTTERANCES = "small", 1500
 CONFIG = "train.yaml"
 PLAIN, OVER = "the plain loop, from start to exit", "over the plain loop"
 HERE, ON_RAY = "**`lfmim train` in its own process**", "**`lfmim train` on a running Ray**"
+NOTHING = "a `TorchTrainer` of Ray's own, one worker that does nothing"
 
 
 def plain(folder: Path) -> None:
@@ -50,6 +52,17 @@ def plain(folder: Path) -> None:
         *data,
         on_epoch=lambda report, save: save(folder / "plain" / f"epoch_{report.epoch:04d}"),
     )
+
+
+def nothing(folder: Path) -> None:
+    """Ray Train's own cost, as `--part nothing`."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray.init()
+    where = RunConfig(storage_path=str(folder / "nothing"))
+    TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=1), run_config=where).fit()
 
 
 def run(
@@ -82,11 +95,11 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         while len(self.seen) < 2:
             time.sleep(0.02)
-            for name in self.names:
-                if name not in self.seen and next(
-                    self.folder.glob(f"**/{name}/checkpoint.json"), None
-                ):
-                    self.seen[name] = time.perf_counter() - self.started
+            # Not Path.glob: it fails where a folder that it is in is renamed or removed.
+            for folder, _, files in os.walk(self.folder):
+                name = Path(folder).name
+                if name in self.names and "checkpoint.json" in files:
+                    self.seen.setdefault(name, time.perf_counter() - self.started)
 
 
 @contextlib.contextmanager
@@ -151,9 +164,11 @@ def job(folder: Path, epochs: int, address: str) -> tuple[float, dict[str, float
 
 
 def measure(folder: Path, epochs: int, address: str) -> dict[tuple[str, str], float]:
-    """Seconds of all three, and of the jobs' phases; keyed by (where the job ran, what)."""
-    alone, _ = run([sys.executable, __file__, "--part", "plain", "--folder", str(folder)], folder)
-    figures = {(PLAIN, ""): alone}
+    """Seconds of all, and of the jobs' phases; keyed by (where the job ran, what)."""
+    own = [sys.executable, __file__, "--folder", str(folder), "--part"]
+    alone, _ = run([*own, "plain"], folder)
+    empty, _ = run([*own, "nothing"], folder, address)
+    figures = {(PLAIN, ""): alone, (NOTHING, ""): empty}
     for where, at in ((HERE, ""), (ON_RAY, address)):
         whole, phases = job(folder, epochs, at)
         figures |= {
@@ -171,11 +186,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--write", type=report_file, help="page whose launch section is replaced")
-    parser.add_argument("--part", choices=["plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["plain", "nothing"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     o = parser.parse_args()
     if o.part:
-        plain(o.folder)
+        {"plain": plain, "nothing": nothing}[o.part](o.folder)
         return
     from corpus import SIZES
     from training import prepare
