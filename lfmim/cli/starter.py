@@ -46,10 +46,8 @@ SMALL = {
     "d_model": 64,
     "num_heads": 4,
     "num_layers": 2,
-    "standardize": True,
 }
-"""Sizes for two CPU cores. Trained encoders' features differ in scale by dimension, so they are
-standardised."""
+"""Sizes for two CPU cores."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +166,7 @@ def experiment(
     raw = read_yaml(PRESETS / "strong.yaml")
     # Of other corpora it is another store, since a store's modalities do not change.
     raw["store"] = str(work / f"features_{'_'.join(names)}")
-    raw["model"] = SMALL
+    raw["model"] |= SMALL
     raw["train"] |= {"epochs": epochs}
     config = experiment_from_dict(raw)
     return dataclasses.replace(

@@ -71,10 +71,12 @@ class InputProjection(nn.Module):
             "positions", sinusoidal_positions(max_length, d_model), persistent=False
         )
 
-    def forward(self, x_BTF: Tensor) -> Tensor:
-        if self.standardize:
-            x_BTF = (x_BTF - self.mean) * self.scale
+    def scaled(self, x: Tensor) -> Tensor:
+        """Features [..., in_dim] as the projection reads them: standardised, or as they are."""
+        return (x - self.mean) * self.scale if self.standardize else x
 
+    def forward(self, x_BTF: Tensor) -> Tensor:
+        x_BTF = self.scaled(x_BTF)
         # Features come as float16, as stored. Under autocast F.linear casts them to its own type:
         # to cast them here first would be one copy more.
         if not torch.is_autocast_enabled(x_BTF.device.type):
@@ -211,6 +213,16 @@ def attention_mask(valid_BT: Tensor) -> Tensor:
     """
     empty_B1 = ~valid_BT.any(dim=1, keepdim=True)
     return (valid_BT | empty_B1)[:, None, None, :]
+
+
+def mean_over_time(x_BTF: Tensor, valid_BT: Tensor) -> Tensor:
+    """[B, F] float32: the mean of the valid positions, zeros where there is none.
+
+    For features as they come, which 16 bits may not hold the sum of, and which may be infinite
+    beyond a mask; states of a model are for `Pooling`.
+    """
+    total_BF = x_BTF.float().masked_fill(~valid_BT[..., None], 0).sum(dim=1)
+    return total_BF / valid_BT.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class Pooling(nn.Module):

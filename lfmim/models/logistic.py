@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lfmim.config import SizedConfig
 from lfmim.models.base import Batches, EmotionNet, ModelOutput, register_model
-from lfmim.models.layers import init_weights
+from lfmim.models.layers import init_weights, mean_over_time
 from lfmim.schema import HEADS, IGNORE_LABEL, MODALITIES, MULTIMODAL, Modality
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 3))
@@ -38,11 +38,8 @@ class MeanOverTime(nn.Module):
         self.register_buffer("scale", torch.ones(dim))
 
     def forward(self, x_BTF: Tensor, mask_BT: Tensor) -> Tensor:
-        count_B1 = mask_BT.sum(dim=1, keepdim=True)
-        # Not times 0: what lies beyond a mask may be infinite. In float32, as 16 bits overflow.
-        total_BF = x_BTF.float().masked_fill(~mask_BT[..., None], 0).sum(dim=1)
-        z_BF = (total_BF / count_B1.clamp(min=1) - self.mean) * self.scale
-        return z_BF.masked_fill(count_B1 == 0, 0)
+        z_BF = (mean_over_time(x_BTF, mask_BT) - self.mean) * self.scale
+        return z_BF.masked_fill(~mask_BT.any(dim=1, keepdim=True), 0)
 
 
 @register_model("logistic")

@@ -50,7 +50,7 @@ def test_a_preset_has_its_own_recipe_at_the_common_size_and_budget():
     strong, paper = (benchmark_experiment(CONFIG, s, 2, presets) for s in presets)
     for e in (strong, paper):
         assert (e.model.d_model, e.model.num_layers, e.train.epochs, e.train.seed) == (32, 3, 7, 2)
-        assert e.model.name == "lfmim"
+    assert (strong.model.name, paper.model.name) == ("lfmim-wide", "lfmim")
     assert (strong.train.optimizer, paper.train.optimizer, paper.train.lr) == (
         "adamw",
         "sgd",
