@@ -9,8 +9,9 @@ preset choice by choice.
 
 A system is trained under the benchmark's common recipe and under it with each change (fields joined
 by +). A preset is trained as it is and with each field in which it differs from the common recipe
-put back. The test split is never read. Every run is kept in --output, so a rerun does only what is
-missing. Prints and writes a Markdown table.
+put back. With --size N, seed k trains on N utterances, the benchmark's subset k. The test split is
+never read. Every run is kept in --output, so a rerun does only what is missing. Prints and writes a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from lfmim.config import (
     to_dict,
 )
 from lfmim.data.loading import load_split
+from lfmim.data.splits import Subset
 from lfmim.distributed.trainer import data_fingerprint
 from lfmim.evaluation.page import markdown_table
 from lfmim.experiments.search import searchable, with_params
@@ -114,13 +116,18 @@ def plan(
     return rows
 
 
-def validation_score(config: ExperimentConfig, seed: int, output: Path, fingerprint: str) -> float:
-    """Best validation score of one run."""
+def validation_score(
+    config: ExperimentConfig, seed: int, size: int, output: Path, fingerprint: str
+) -> float:
+    """Best validation score of one run, on `size` training utterances (0: all)."""
     config = with_params(config, {"train.seed": seed})
-    path = output / f"{config_hash(*hash_parts(config).values(), fingerprint)}.json"
+    key = [*hash_parts(config).values(), fingerprint, *([size] if size else [])]
+    path = output / f"{config_hash(*key)}.json"
     if not path.is_file():
         store = Path(config.store)
         data = [load_split(store, split, config.model) for split in ("train", "valid")]
+        if size:
+            data[0] = data[0].take(Subset(size, seed).rows(len(data[0])))
         meta = train(config, FeatureSpec.load(store), *data)
         found = {"config": to_dict(config), "score": meta.best_score, "best_epoch": meta.best_epoch}
         write_text(path, json.dumps(found))
@@ -140,6 +147,7 @@ def main() -> None:
         help="sizes and common recipe",
     )
     parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--size", type=positive, default=0, help="training utterances of each run")
     parser.add_argument("--output", type=report_folder, default="recipes")
     parser.add_argument(
         "--jobs", type=positive, default=os.cpu_count(), help="runs at a time, a thread each"
@@ -162,7 +170,7 @@ def main() -> None:
     scores: dict[tuple[str, str], list[float]] = {name: [] for name in rows}
     with ProcessPoolExecutor(o.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         waiting = [
-            pool.submit(validation_score, rows[name], seed, o.output, fingerprint)
+            pool.submit(validation_score, rows[name], seed, o.size, o.output, fingerprint)
             for name, seed in todo
         ]
         for i, ((name, seed), score) in enumerate(zip(todo, waiting, strict=True), start=1):
@@ -187,9 +195,9 @@ def main() -> None:
                 else f"{delta.mean():+.2f} ({', '.join(f'{d:+.1f}' for d in delta)})",
             ]
         )
+    runs = f"{o.seeds} subsets of {o.size}" if o.size else f"{o.seeds} seeds"
     text = markdown_table(
-        ["system", "change", f"validation accuracy of m, {o.seeds} seeds", "difference (per seed)"],
-        table,
+        ["system", "change", f"validation accuracy of m, {runs}", "difference (per seed)"], table
     )
     print(text)
     write_text(o.output / "recipes.md", text)

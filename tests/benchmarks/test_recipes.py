@@ -19,7 +19,10 @@ from tests.support.toy import ROOT
         (["--store", "none", "--systems", "lfmin"], r"unknown system 'lfmin'"),
         (["--store", "none", "--common", "none.yaml"], r"none.yaml"),
         (["--store", "none", "--changes", "train.lr=[1"], r"--changes train.lr=\[1: '\[1' is no"),
-        (["--store", "none", "--changes", "train.lr=fast"], r"train.lr: 'fast' is no number"),
+        (
+            ["--store", "none", "--size", "9", "--changes", "train.lr=fast"],
+            r"train.lr: 'fast' is no number",
+        ),
         (["--store", "none", "--common", "typo.yaml"], r"no setting 'trian'"),
         (["--store", "none", "--common", "list.yaml"], r"no settings in it"),
         # The config itself is fine, what a benchmark alone has is left aside.
