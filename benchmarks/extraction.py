@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ from feature_service.pipeline.stages import (
 from lfmim.config import EncoderConfig, ExtractConfig, cache_folder
 from lfmim.data.demo_corpus import make_clip
 from lfmim.distributed.session import ray_session
+from lfmim.processes import process_pool
 from lfmim.schema import DURATION, ID, TEXT, VIDEO, Modality
 from lfmim.storage import write_text
 
@@ -178,9 +179,8 @@ def _face_passes(count: int) -> tuple[float, float]:
 def all_cores(path: Path, workers: int, device: str, passes: int = 3) -> float:
     """Seconds a clip takes the face stage with a process per core, as workers of the job have
     it."""
-    context = multiprocessing.get_context("spawn")
-    line = context.Barrier(workers)
-    with ProcessPoolExecutor(workers, context, _face_ready, (path, device, line)) as pool:
+    line = multiprocessing.get_context("spawn").Barrier(workers)
+    with process_pool(workers, _face_ready, path, device, line) as pool:
         times = list(pool.map(_face_passes, [passes] * workers))
     return (max(end for _, end in times) - min(start for start, _ in times)) / (workers * passes)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -23,7 +22,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from feature_service.encoders.wav2vec2 import Wav2Vec2Encoder
 from feature_service.encoders.weights import build_tiny_encoders
 from feature_service.operators.clip import SAMPLE_RATE
 from feature_service.operators.face import FaceCropper
+from lfmim.processes import process_pool
 from lfmim.schema import Modality
 from lfmim.storage import write_text
 
@@ -172,8 +171,7 @@ def faces_on_cpu(path: Path | None, frames: int, workers: int) -> dict[str, Any]
     """Clips a second with a process of one thread per core, as extraction has it."""
     if path and not path.is_file():
         raise FileNotFoundError(path)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _face_ready, (path, frames)) as pool:
+    with process_pool(workers, _face_ready, path, frames) as pool:
         list(pool.map(_face, range(workers)))
         start = time.perf_counter()
         list(pool.map(_face, range(2 * workers)))

@@ -22,8 +22,6 @@ import difflib
 import json
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +47,7 @@ from lfmim.evaluation.page import markdown_table
 from lfmim.experiments.search import searchable, with_params
 from lfmim.experiments.systems import BenchmarkConfig, benchmark_experiment, load_presets
 from lfmim.former_names import say_renamed, translate
+from lfmim.processes import process_pool
 from lfmim.schema import FeatureSpec, InputError
 from lfmim.storage import write_text
 from lfmim.text_files import read_yaml
@@ -168,7 +167,7 @@ def main() -> None:
     fingerprint = data_fingerprint(Path(o.store))
     todo = [(name, seed) for seed in range(o.seeds) for name in rows]
     scores: dict[tuple[str, str], list[float]] = {name: [] for name in rows}
-    with ProcessPoolExecutor(o.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with process_pool(o.jobs, torch.set_num_threads, 1) as pool:
         waiting = [
             pool.submit(validation_score, rows[name], seed, o.size, o.output, fingerprint)
             for name, seed in todo

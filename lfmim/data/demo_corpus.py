@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -23,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data as photographs
 
+from lfmim.processes import process_pool
 from lfmim.schema import HEADS, ID, LABEL_COLUMNS, MULTIMODAL, SPEAKER, SPLIT, TEXT, VIDEO
 from lfmim.storage import make_folder, new_file, write_text
 
@@ -133,8 +132,7 @@ def generate_demo_corpus(
         (folder / "videos" / f"{name}.mp4", dict(row), name, seed)
         for name, row in zip(ids, labels.to_dict("records"), strict=True)
     ]
-    # A child forked after torch has started its threads can hang in its first operation.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         texts = list(pool.map(_make, jobs, chunksize=8))
 
     table = labels.rename(columns=LABEL_COLUMNS)
