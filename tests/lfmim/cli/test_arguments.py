@@ -58,13 +58,13 @@ def test_each_help_opens_with_an_example_and_lists_common_options_first(command,
 
 def test_one_word_a_thing():
     config = experiment(
-        "--store=s", "--system", "mult", "--storage", "r", "--mlflow", "http://x", "--config=strong"
+        "--store=s", "--storage", "r", "--mlflow", "http://x", "--config=strong", "--system", "mult"
     )
     assert (config.store, config.model.name, config.run.storage) == ("features", "mult", "r")
     assert config.tracking.uri == "http://x"
     assert config == experiment(
-        *("--store=s", "--model.name", "mult", "--run.storage=r", "--tracking.uri", "http://x"),
-        *("--config", str(PRESETS / "strong.yaml")),
+        *("--store=s", "--run.storage=r", "--tracking.uri", "http://x"),
+        *("--config", str(PRESETS / "strong.yaml"), "--model.name", "mult"),
     )
 
 
