@@ -72,7 +72,8 @@ def _class_f1(tests: Results, order: Sequence[str]) -> dict[str, str]:
 
 
 def _frame(rows: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
-    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=name))
+    # A row without a column has nothing to say there.
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=name)).fillna("")
 
 
 def p_text(p: float) -> str:
