@@ -20,6 +20,7 @@ RANK = {
     "lfmim.text_files": 1,
     "lfmim.former_names": 2,
     "lfmim.config": 3,
+    "lfmim.processes": 2,
     "lfmim.progress": 2,
     "lfmim.logs": 2,
     "lfmim.metrics": 4,
