@@ -36,37 +36,44 @@ class LFMIMWide(LFMIM):
 
     def __init__(self, config: SizedConfig, dims: Mapping[Modality, int]) -> None:
         super().__init__(config, dims)
-        c = config
         widths = {m.value: int(dims[m]) for m in self.modalities}
         widths[MULTIMODAL] = sum(widths.values())
-        self.linear = nn.ModuleDict({h: nn.Linear(n, c.outputs) for h, n in widths.items()})
+        self.linear = nn.ModuleDict({h: nn.Linear(n, config.outputs) for h, n in widths.items()})
         for weight in self.linear.parameters():
             nn.init.zeros_(weight)
+        own = torch.eye(config.outputs).repeat(1, len(self.modalities))
         # Its bias is the linear path's.
-        self.trust = nn.Linear(len(self.modalities) * c.outputs, c.outputs, bias=False)
+        self.trust = nn.Linear(own.shape[1], config.outputs, bias=False)
         with torch.no_grad():
-            self.trust.weight.copy_(TRUST * torch.eye(c.outputs).repeat(1, len(self.modalities)))
+            self.trust.weight.copy_(TRUST * own)
 
     def forward(self, features: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> ModelOutput:
         """Shapes as LFMIM.forward."""
         out = super().forward(features, masks)
-        x: dict[str, Tensor] = {}
-        answers = []
         logits: dict[str, Tensor] = {}
+        means: list[Tensor] = []
+        answers: list[Tensor] = []
         for m in self.modalities:
             present_B1 = masks[m].any(dim=1, keepdim=True)
             # What the front end does to each vector, done to their mean.
-            x_BF = self.inputs[m].scaled(  # type: ignore[operator]
-                mean_over_time(features[m], masks[m])
+            x_BF = (
+                self.inputs[m]
+                .scaled(  # type: ignore[operator]
+                    mean_over_time(features[m], masks[m])
+                )
+                .masked_fill(~present_B1, 0)
             )
-            x[m] = x_BF.masked_fill(~present_B1, 0)
-            logits[m.value] = out.logits[m.value] + self.linear[m](x[m])
+            means.append(x_BF)
+            logits[m.value] = out.logits[m.value] + self.linear[m](x_BF)
 
             answer_BC = logits[m.value].float()
             if self.config.task == "emotion":
                 answer_BC = answer_BC.log_softmax(dim=1)
             answers.append(answer_BC.masked_fill(~present_B1, 0))
 
-        linear = self.linear[MULTIMODAL](torch.cat([x[m] for m in self.modalities], dim=1))
-        logits[MULTIMODAL] = out.logits[MULTIMODAL] + linear + self.trust(torch.cat(answers, dim=1))
+        logits[MULTIMODAL] = (
+            out.logits[MULTIMODAL]
+            + self.linear[MULTIMODAL](torch.cat(means, dim=1))
+            + self.trust(torch.cat(answers, dim=1))
+        )
         return out._replace(logits=logits)
